@@ -1,0 +1,56 @@
+"""Compile question-answering checkpoints into deployable artifacts that carry their own proof.
+
+    built = qabuild.build("targets/quickstart.toml")
+    verification = qabuild.verify("artifacts/quickstart")
+    answer = qabuild.load("artifacts/quickstart")
+
+Importing this package imports nothing heavy; each function imports what it needs when it is called.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from qabuild.builder import Built, build
+    from qabuild.errors import BadTarget, MissingEnvironment, QABuildError, UntrustedInput, VerificationFailed
+    from qabuild.loading import load
+    from qabuild.target import Target
+    from qabuild.verification import Verification, verify
+
+_HOMES = {
+    "BadTarget": "errors",
+    "Built": "builder",
+    "MissingEnvironment": "errors",
+    "QABuildError": "errors",
+    "Target": "target",
+    "UntrustedInput": "errors",
+    "Verification": "verification",
+    "VerificationFailed": "errors",
+    "build": "builder",
+    "load": "loading",
+    "verify": "verification",
+}
+
+__all__ = [
+    "BadTarget",
+    "Built",
+    "MissingEnvironment",
+    "QABuildError",
+    "Target",
+    "UntrustedInput",
+    "Verification",
+    "VerificationFailed",
+    "build",
+    "load",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

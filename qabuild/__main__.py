@@ -1,0 +1,3 @@
+from qabuild.cli import main
+
+main()

@@ -1,0 +1,77 @@
+"""The seam: what every backend offers, and the table of those there are.
+
+A backend is one module. To add one: write the module, add a line to `BACKENDS` and a sample target.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
+
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    from qabuild.checkpoint import Checkpoint
+
+Dtype = Literal["fp32", "fp16", "bf16", "int8"]
+
+
+class Frozen(BaseModel):
+    """A value that is read once: no unknown keys, no change afterwards, no silent conversion."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Runtime(Frozen):
+    """Where a compiled model runs, and in which numbers."""
+
+    device: Literal["cpu", "cuda"] = "cpu"
+    dtype: Dtype = "fp32"
+
+
+class Backend(Protocol):
+    """What a backend module offers. Importing the module imports no runtime; its functions do."""
+
+    Options: type[Frozen]
+    """The keys of the target's `[backend]` table; `name` among them, a Literal with a default."""
+
+    PACKAGES: tuple[str, ...]
+    """Distributions that take part in compiling and loading, by their PyPI names."""
+
+    def check(self, config: Mapping[str, Any], options: Any, runtime: Runtime) -> None:
+        """Refuse, before any work, what this backend cannot do.
+
+        `config` is the checkpoint's config.json; the check reads it and imports no runtime.
+
+        Raises BadTarget for a combination of keys or an architecture that is not supported. What the machine
+        lacks is the business of `qabuild.machine`.
+        """
+
+    def compile(self, checkpoint: Checkpoint, options: Any, runtime: Runtime, directory: Path) -> dict[str, Any]:
+        """Write everything that `load` needs, config and tokenizer included, into the empty `directory`.
+
+        Returns what the manifest is to record (counts of fused nodes, traced shapes), as JSON values.
+        """
+
+    def load(self, directory: Path, options: Any, runtime: Runtime) -> Any:
+        """Return the compiled model, from the files of `directory` alone, ready on its device.
+
+        It behaves like a model of `AutoModelForQuestionAnswering` at inference: called with `input_ids`,
+        `attention_mask` and, where the architecture has them, `token_type_ids` (int64, [batch, sequence]), it
+        returns a `QuestionAnsweringModelOutput` with `start_logits` and `end_logits` ([batch, sequence]).
+        """
+
+
+BACKENDS: dict[str, str] = {
+    "eager": "qabuild.backends.eager",
+    "torchscript": "qabuild.backends.torchscript",
+    "onnxruntime": "qabuild.backends.onnxruntime",
+    "deepspeed": "qabuild.backends.deepspeed",
+}
+
+
+def backend(name: str) -> Backend:
+    """The backend module of that name (a key of `BACKENDS`)."""
+    return cast(Backend, importlib.import_module(BACKENDS[name]))

@@ -1,0 +1,45 @@
+"""Writing a TorchScript archive so that the same model gives the same bytes, wherever and whenever it is traced."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+_COUNTED = re.compile(rb"___torch_mangle_\d+")
+_ORDINAL = b"___torch_mangle_0"
+_EPOCH = (1980, 1, 1, 0, 0, 0)
+
+
+def save(module: Any, path: Path) -> None:
+    """`torch.jit.save`, less what tells of the machine and the process.
+
+    Left out are the debug records, which hold the absolute paths of sources. The class name of a traced module
+    counts the modules traced before it in the process; the count is set to 0. In a frozen module, that is one class.
+    """
+    import torch
+
+    raw = path.with_suffix(".raw")
+    torch.jit.save(module, raw)
+    with zipfile.ZipFile(raw) as source, zipfile.ZipFile(path, "w") as goal:
+        digest = hashlib.sha256()
+        for entry in source.infolist():
+            folder, name = entry.filename.split("/", 1)
+            if name.endswith(".debug_pkl") or name == ".data/serialization_id":
+                continue
+            content = source.read(entry)
+            if name.startswith("code/") or name.endswith(".pkl"):
+                name = _COUNTED.sub(_ORDINAL, name.encode()).decode()
+                content = _COUNTED.sub(_ORDINAL, content)
+            digest.update(content)
+            _add(goal, name, content, entry.compress_type)
+        _add(goal, ".data/serialization_id", digest.hexdigest().encode(), zipfile.ZIP_STORED)
+    raw.unlink()
+
+
+def _add(goal: zipfile.ZipFile, name: str, content: bytes, compression: int) -> None:
+    entry = zipfile.ZipInfo(f"model/{name}", _EPOCH)
+    entry.compress_type = compression
+    goal.writestr(entry, content)

@@ -1,0 +1,76 @@
+"""Tracing a model and running the trace. Imports torch at once: import it inside functions only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from qabuild.backends import Runtime
+from qabuild.backends._archive import save
+from qabuild.backends._torch import TorchModel, device, inputs_of, named
+from qabuild.backends.comparison import TOLERANCES, probes, require_same
+
+if TYPE_CHECKING:
+    from qabuild.checkpoint import Checkpoint
+
+
+def build(checkpoint: Checkpoint, runtime: Runtime, path: Path) -> dict[str, Any]:
+    """Trace the checkpoint's model on the runtime's device and write it to `path`; return what is to be recorded."""
+    from qabuild.checkpoint import load_model, load_tokenizer
+
+    where = device(runtime)
+    tokenizer = load_tokenizer(checkpoint.directory)
+    model = load_model(checkpoint).to(where)
+    inputs = inputs_of(model, tokenizer)
+    batches = list(probes(tokenizer, inputs, model.config))
+    eager = TorchModel(model, inputs, model.config, runtime)
+    save(trace(eager, batches[0]), path)
+    compiled = load(path, inputs, model.config, runtime)
+    difference = require_same(eager, compiled, batches, TOLERANCES[runtime.dtype], "the traced module")
+    return {
+        "inputs": list(inputs),
+        "device": runtime.device,
+        "traced_shape": list(batches[0]["input_ids"].shape),
+        "largest_difference": difference,
+    }
+
+
+def trace(eager: TorchModel, example: dict[str, Any]) -> Any:
+    """Trace and freeze, with the casts of autocast as part of the graph.
+
+    Autocast must not keep its casts from one operator to the next: the trace would refer to tensors of another graph.
+    """
+    arguments = tuple(example[name].to(eager.device) for name in eager.inputs)
+    with torch.no_grad(), eager.autocast(cache_enabled=False):
+        traced = torch.jit.trace(_Positional(eager.answer, eager.inputs).eval(), arguments, check_trace=False)
+        return torch.jit.freeze(traced)
+
+
+class _Positional(torch.nn.Module):
+    """A model that takes its inputs in order and returns two tensors, which is all that a trace can hold."""
+
+    def __init__(self, model: Any, inputs: Sequence[str]) -> None:
+        super().__init__()
+        self.model = model
+        self.inputs = inputs
+
+    def forward(self, *arguments: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        output = self.model(**dict(zip(self.inputs, arguments, strict=True)))
+        return output.start_logits, output.end_logits
+
+
+def load(path: Path, inputs: Sequence[str], config: Any, runtime: Runtime) -> Any:
+    """The traced module in `path`, ready on its device."""
+    module = torch.jit.load(path, map_location=device(runtime))
+
+    def answer(**given: torch.Tensor) -> Any:
+        """A trace has no defaults: no mask means that every token counts, no token types that all are 0."""
+        ids = given["input_ids"]
+        defaults = {"attention_mask": torch.ones_like, "token_type_ids": torch.zeros_like}
+        with torch.jit.optimized_execution(False):
+            return module(*(given[name] if name in given else defaults[name](ids) for name in inputs))
+
+    return named(TorchModel(answer, inputs, config, runtime), config)

@@ -1,0 +1,55 @@
+"""Plain PyTorch: the checkpoint as it is, with autocast where the target asks for it. Every baseline is one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from qabuild.backends import Frozen, Runtime
+from qabuild.backends.architectures import check_architecture
+from qabuild.errors import BadTarget
+
+if TYPE_CHECKING:
+    from qabuild.checkpoint import Checkpoint
+
+
+class Options(Frozen):
+    """Plain PyTorch has nothing to choose; runtime.dtype decides on autocast."""
+
+    name: Literal["eager"] = Field("eager", description="plain PyTorch, under autocast for fp16 and bf16")
+
+
+PACKAGES = ("torch", "transformers")
+
+
+def check(config: Mapping[str, Any], options: Options, runtime: Runtime) -> None:
+    """Raise BadTarget for int8, and for an architecture that is not an encoder."""
+    if runtime.dtype == "int8":
+        raise BadTarget(
+            "runtime.dtype = 'int8' needs backend.name = 'onnxruntime': eager PyTorch quantises nothing",
+            "use fp32, bf16 or fp16 here",
+        )
+    check_architecture("eager", config)
+
+
+def compile(checkpoint: Checkpoint, options: Options, runtime: Runtime, directory: Path) -> dict[str, Any]:
+    """Copy config, weights and tokenizer byte for byte: `directory` is a checkpoint like any other."""
+    from qabuild.backends._torch import copy_checkpoint
+    from qabuild.checkpoint import copy_tokenizer
+
+    check(checkpoint.config, options, runtime)
+    copy_checkpoint(checkpoint.directory, directory)
+    copy_tokenizer(checkpoint, directory)
+    return {"autocast": None if runtime.dtype == "fp32" else runtime.dtype}
+
+
+def load(directory: Path, options: Options, runtime: Runtime) -> Any:
+    """The model on its device, run under autocast in fp16 and bf16. Raises MissingEnvironment without the device."""
+    from qabuild.backends._torch import TorchModel, device, inputs_of, named, stored_model
+
+    target = device(runtime)
+    model = stored_model(directory).to(target)
+    return named(TorchModel(model, inputs_of(model), model.config, runtime), model.config)

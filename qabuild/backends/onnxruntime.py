@@ -1,0 +1,112 @@
+"""ONNX Runtime: export, fuse, then half precision or 8-bit weights. The only module that imports optimum."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from qabuild.backends import Frozen, Runtime
+from qabuild.backends.architectures import check_architecture
+from qabuild.errors import BadTarget, MissingEnvironment
+
+if TYPE_CHECKING:
+    from qabuild.checkpoint import Checkpoint
+
+Provider = Literal["CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"]
+
+DEFAULT_PROVIDER: dict[str, Provider] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+DEVICE: dict[Provider, str] = {
+    "CPUExecutionProvider": "cpu",
+    "CUDAExecutionProvider": "cuda",
+    "TensorrtExecutionProvider": "cuda",
+}
+
+
+class Options(Frozen):
+    """How the graph is optimised, and what runs it."""
+
+    name: Literal["onnxruntime"] = Field("onnxruntime", description="an optimised ONNX graph, run by ONNX Runtime")
+    level: Literal[0, 1, 2, 99] = Field(
+        2, description="graph optimisation: 0 exports only, 1 basic, 2 extended, 99 all, bound to this processor"
+    )
+    provider: Provider | None = Field(None, description="execution provider; None chooses by runtime.device")
+    allow_missing_fusions: bool = Field(False, description="keep a graph in which the optimiser fused less than usual")
+    allow_fp16_on_cpu: bool = Field(False, description="build fp16 for the CPU, where it is slower than fp32")
+
+
+PACKAGES = ("torch", "transformers", "optimum", "optimum-onnx", "onnx", "onnxruntime")
+
+
+def check(config: Mapping[str, Any], options: Options, runtime: Runtime) -> None:
+    """Raise BadTarget for a dtype, provider, level or architecture that this backend cannot combine."""
+    if runtime.dtype == "bf16":
+        raise BadTarget("backend onnxruntime has no bf16", "set runtime.dtype to fp32, fp16 or int8")
+    if runtime.dtype == "fp16" and runtime.device == "cpu" and not options.allow_fp16_on_cpu:
+        raise BadTarget(
+            "runtime.dtype = 'fp16' is slower than fp32 on ONNX Runtime's CPU provider",
+            "set runtime.dtype to fp32 or int8, or insist with backend.allow_fp16_on_cpu = true",
+        )
+    if runtime.dtype == "int8" and runtime.device != "cpu":
+        raise BadTarget(
+            "runtime.dtype = 'int8' is dynamic quantisation, which runs on the CPU only",
+            "set runtime.device to cpu, or runtime.dtype to fp16",
+        )
+    if options.provider and DEVICE[options.provider] != runtime.device:
+        raise BadTarget(
+            f"backend.provider = {options.provider!r} does not run on runtime.device = {runtime.device!r}",
+            f"leave backend.provider out, or set runtime.device to {DEVICE[options.provider]}",
+        )
+    check_architecture("onnxruntime", config)
+    if options.level > 0:
+        check_architecture("onnxruntime, optimised", config)
+
+
+def compile(checkpoint: Checkpoint, options: Options, runtime: Runtime, directory: Path) -> dict[str, Any]:
+    """Write `model.onnx`, config and tokenizer; the folder also loads with ORTModelForQuestionAnswering itself.
+
+    Returns the counts of fused nodes and the largest logit difference of each stage to PyTorch. Raises
+    VerificationFailed where a graph computes something else, or was fused less than its type should be.
+    """
+    from qabuild.backends import _onnx as onnx_stages
+    from qabuild.checkpoint import copy_tokenizer
+
+    check(checkpoint.config, options, runtime)
+    with TemporaryDirectory(prefix="qabuild-onnx-") as scratch, onnx_stages.quiet():
+        record = onnx_stages.build(checkpoint, options, runtime, Path(scratch), directory)
+    shutil.copyfile(checkpoint.directory / "config.json", directory / "config.json")
+    copy_tokenizer(checkpoint, directory)
+    return record
+
+
+def load(directory: Path, options: Options, runtime: Runtime) -> Any:
+    """An ORTModelForQuestionAnswering on exactly the provider of the target.
+
+    Raises MissingEnvironment where that provider is not available, or did not start.
+    """
+    provider = options.provider or DEFAULT_PROVIDER[runtime.device]
+    _require(provider)
+    from optimum.onnxruntime import ORTModelForQuestionAnswering
+
+    model = ORTModelForQuestionAnswering.from_pretrained(directory, provider=provider, local_files_only=True)
+    if model.provider != provider:
+        raise MissingEnvironment(
+            f"ONNX Runtime could not start {provider} and fell back to {model.provider}",
+            "its message above says why; as a rule CUDA or cuDNN is missing or of another version",
+        )
+    return model
+
+
+def _require(provider: Provider) -> None:
+    import onnxruntime
+
+    if provider not in onnxruntime.get_available_providers():
+        raise MissingEnvironment(
+            f"the installed ONNX Runtime has no {provider}",
+            "install onnxruntime-gpu in place of onnxruntime (pip install 'qabuild[gpu]')",
+        )

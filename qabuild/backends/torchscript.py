@@ -1,0 +1,95 @@
+"""TorchScript: the model traced under the autocast it will run in, then frozen."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from qabuild.backends import Frozen, Runtime
+from qabuild.backends.architectures import check_architecture
+from qabuild.errors import BadTarget
+
+if TYPE_CHECKING:
+    from qabuild.checkpoint import Checkpoint
+
+MODULE = "model.pt"
+TRACE = "trace.json"
+
+
+class Options(Frozen):
+    """A trace has nothing to choose; runtime.dtype decides on autocast."""
+
+    name: Literal["torchscript"] = Field("torchscript", description="traced and frozen TorchScript")
+
+
+PACKAGES = ("torch", "transformers")
+
+
+def check(config: Mapping[str, Any], options: Options, runtime: Runtime) -> None:
+    """Raise BadTarget for int8, and for an architecture that cannot be traced."""
+    if runtime.dtype == "int8":
+        raise BadTarget(
+            "runtime.dtype = 'int8' needs backend.name = 'onnxruntime': a trace quantises nothing",
+            "use fp32, bf16 or fp16 here",
+        )
+    check_architecture("torchscript", config)
+
+
+def compile(checkpoint: Checkpoint, options: Options, runtime: Runtime, directory: Path) -> dict[str, Any]:
+    """Write `model.pt`, config and tokenizer.
+
+    Returns inputs, shape and device of the trace, and its largest logit difference to PyTorch in other shapes.
+    Raises MissingEnvironment where the runtime's device is not here: a trace is made where it will run.
+    """
+    from qabuild.backends import _tracing
+    from qabuild.checkpoint import copy_tokenizer
+
+    check(checkpoint.config, options, runtime)
+    with quiet():
+        record = _tracing.build(checkpoint, runtime, directory / MODULE)
+    (directory / TRACE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    shutil.copyfile(checkpoint.directory / "config.json", directory / "config.json")
+    copy_tokenizer(checkpoint, directory)
+    return record
+
+
+def load(directory: Path, options: Options, runtime: Runtime) -> Any:
+    """The traced module on the device it was traced on, as a model that gives a QuestionAnsweringModelOutput.
+
+    Raises BadTarget where the runtime names another device, and MissingEnvironment where that is not here.
+    """
+    from qabuild.backends import _tracing
+
+    trace = json.loads((directory / TRACE).read_text(encoding="utf-8"))
+    if trace["device"] != runtime.device:
+        raise BadTarget(
+            f"this module was traced on {trace['device']}, which is part of its graph: it cannot run on {runtime.device}",
+            f"build it anew with runtime.device = {runtime.device!r}",
+        )
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(directory, local_files_only=True)
+    with quiet():
+        return _tracing.load(directory / MODULE, trace["inputs"], config, runtime)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep TorchScript's deprecation and the tracer's remarks from the user; the comparison judges the trace."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"`torch\.jit\.\w+` is deprecated", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", category=_tracer_warning())
+        yield
+
+
+def _tracer_warning() -> type[Warning]:
+    import torch
+
+    return torch.jit.TracerWarning

@@ -1,0 +1,51 @@
+"""Everything that can go wrong in a way the user can mend.
+
+One base class; each child has an exit status of its own. `message` says what is wrong and where,
+`hint` what to do about it. The command line prints both and nothing else; any other exception is
+a defect of the program and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class QABuildError(Exception):
+    """Something else went wrong: the network, the disk, another build at work."""
+
+    exit_status: ClassVar[int] = 5
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\n  {self.hint}" if self.hint else self.message
+
+
+class VerificationFailed(QABuildError):
+    """The artifact was examined and does not do what its target promises."""
+
+    exit_status = 1
+
+
+class BadTarget(QABuildError):
+    """The target, or the command line, asks for something that cannot be."""
+
+    exit_status = 2
+
+
+class MissingEnvironment(QABuildError):
+    """The request is sound, but this machine lacks a device or a package for it."""
+
+    exit_status = 3
+
+
+class UntrustedInput(QABuildError):
+    """A checkpoint, a data set or an artifact is damaged, unsafe to load, or not what it claims to be."""
+
+    exit_status = 4
+
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells report it

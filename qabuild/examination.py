@@ -1,0 +1,251 @@
+"""What is looked at in a checkpoint's folder before anything of it is deserialised: config and tokenizer files.
+
+Nothing here imports transformers. A refusal names the file and the place in it. What only a loaded model or tokenizer
+can show (missing weights, values that are no numbers) is left to `checkpoint.load_model` and `load_tokenizer`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from qabuild.errors import BadTarget, UntrustedInput
+
+CONFIG = "config.json"
+TOKENIZER = "tokenizer.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+
+TOKENIZER_PATTERNS = (
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+)
+"""The names of the files a tokenizer may consist of."""
+
+_CODE_KEYS = ("auto_map", "_attn_implementation", "_attn_implementation_internal")
+# Given in a nested config, this one reaches the same loader as the two above.
+_ATTENTION_KEY, _PLAIN_ATTENTION = "attn_implementation", (None, "eager", "sdpa")
+
+_ENCODER_DECODERS = ("bart", "bigbird_pegasus", "led", "mbart", "mt5", "mvp", "t5", "umt5")
+_DECODERS = (
+    *("arcee", "bloom", "diffllama", "exaone4", "falcon", "gpt2", "gpt_neo", "gpt_neox", "gptj", "llama", "minimax"),
+    *("ministral", "mistral", "mixtral", "mpt", "nemotron", "opt", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe"),
+    *("qwen3_next", "seed_oss", "smollm3"),
+)
+_NOT_TEXT_ONLY = ("layoutlm", "layoutlmv2", "layoutlmv3", "lilt", "lxmert", "markuplm")
+
+_MAKE_TOKENIZER = (
+    "make one where you trust the source: AutoTokenizer.from_pretrained(SOURCE, use_fast=True).save_pretrained(FOLDER)"
+)
+
+
+def examine_config(directory: Path) -> Mapping[str, Any]:
+    """The content of config.json, once it is known to be safe to load and of an architecture that can serve.
+
+    Raises UntrustedInput for a config that is missing, damaged or leads to code; BadTarget for one that is no encoder.
+    """
+    if own_file(directory, CONFIG) is None:
+        raise UntrustedInput(
+            f"{directory}: there is no {CONFIG} in it",
+            "name the folder that `save_pretrained` wrote, with its config, weights and tokenizer",
+        )
+    config = read_object(directory, CONFIG)
+    _refuse_code(config, directory / CONFIG)
+    _refuse_architecture(config, directory)
+    return config
+
+
+def tokenizer_files(directory: Path) -> tuple[str, ...]:
+    """The names of the tokenizer's files in the folder, sorted.
+
+    Raises UntrustedInput if there are too few to make a fast tokenizer from.
+    """
+    names = sorted({path.name for pattern in TOKENIZER_PATTERNS for path in directory.glob(pattern)})
+    names = [name for name in names if own_file(directory, name) is not None]
+    # A fast tokenizer is read from tokenizer.json, or made from the files of a slow one.
+    complete = (
+        TOKENIZER in names
+        or "vocab.txt" in names
+        or {"vocab.json", "merges.txt"} <= set(names)
+        or any(name.endswith(".model") for name in names)
+    )
+    if not complete:
+        raise UntrustedInput(f"{directory}: there is no tokenizer in it ({TOKENIZER})", _MAKE_TOKENIZER)
+    return tuple(names)
+
+
+def examine_tokenizer(directory: Path, rows: int | None) -> tuple[str, ...]:
+    """The names of the tokenizer's files, once they are known to be safe and to make no ids of `rows` or beyond.
+
+    `rows`: those of the word embedding; None where they are not known. Raises UntrustedInput.
+    """
+    names = tokenizer_files(directory)
+    for name in names:
+        if name.endswith(".json"):
+            content = read_object(directory, name)
+            _refuse_code(content, directory / name)
+            if name == TOKENIZER_CONFIG:
+                _refuse_other_files(content, directory)
+    if rows is not None:
+        refuse_ids_beyond(directory, dict(_tokens(directory, names)), rows)
+    return names
+
+
+def refuse_ids_beyond(directory: Path, vocabulary: Mapping[str, int], rows: int) -> None:
+    """Raise UntrustedInput if a token of the vocabulary has an id that the embedding has no row for."""
+    beyond = {token: number for token, number in vocabulary.items() if not 0 <= number < rows}
+    if beyond:
+        token, number = min(beyond.items(), key=lambda item: item[1])
+        raise UntrustedInput(
+            f"{directory}: {len(beyond)} tokens of the tokenizer have ids outside the {rows} rows of the model's word "
+            f"embedding, {token!r} ({number}) among them",
+            "this tokenizer belongs to another checkpoint: take the one that the model was trained with",
+        )
+
+
+def own_file(directory: Path, name: str) -> Path | None:
+    """The path of a regular file in the folder, None if there is none.
+
+    A link is followed only within the folder, or, in the Hub's cache, to the blobs of the same repository: what a
+    foreign link leads to would be read here and published later. Raises UntrustedInput for any other link.
+    """
+    path = directory / name
+    if not path.is_file():
+        return None
+    home = directory.resolve()
+    target = path.resolve()
+    blobs = home.parent.parent / "blobs"
+    if target.is_relative_to(home) or (home.parent.name == "snapshots" and target.is_relative_to(blobs)):
+        return path
+    raise UntrustedInput(f"{path}: is a link that leads out of its folder", f"copy the file here: it is {target}")
+
+
+def read_object(directory: Path, name: str) -> dict[str, Any]:
+    """The JSON object in a file of the folder. Raises UntrustedInput if there is none."""
+    path = directory / name
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UntrustedInput(f"{path}: cannot be read ({error.strerror})", "fetch the checkpoint anew") from error
+    except (ValueError, RecursionError) as error:
+        raise UntrustedInput(f"{path}: not JSON ({error})", "the file is damaged: fetch the checkpoint anew") from error
+    if not isinstance(value, dict):
+        raise UntrustedInput(f"{path}: holds no JSON object", "the file is damaged: fetch the checkpoint anew")
+    return value
+
+
+def _refuse_code(content: Mapping[str, Any], path: Path) -> None:
+    """Refuse keys that make transformers fetch and run code, wherever they stand in the file."""
+    found = [
+        place
+        for place, key, value in _members(content)
+        if key in _CODE_KEYS or (key == _ATTENTION_KEY and not _is_plain_attention(value))
+    ]
+    if found:
+        raise UntrustedInput(
+            f"{path}: {', '.join(found[:5])} can make transformers run code of others",
+            "take a checkpoint without it; if you trust this one, save it from its own class and remove the key",
+        )
+
+
+def _is_plain_attention(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and value in _PLAIN_ATTENTION)
+
+
+def _members(root: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
+    """Every member of every object in a JSON value: its place, key and value."""
+    rest: list[tuple[str, Any]] = [("", root)]
+    while rest:
+        at, value = rest.pop()
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                place = f"{at}.{key}" if at else key
+                yield place, key, inner
+                rest.append((place, inner))
+        elif isinstance(value, list):
+            rest += [(f"{at}[{index}]", inner) for index, inner in enumerate(value) if isinstance(inner, dict | list)]
+
+
+def _refuse_architecture(config: Mapping[str, Any], directory: Path) -> None:
+    """Refuse what cannot be an encoder for extractive answers; types unknown here are left to transformers."""
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str):
+        raise UntrustedInput(
+            f"{directory / CONFIG}: names no model_type", "fetch the checkpoint anew, or save it with transformers"
+        )
+    for problem, holds in (
+        ("is an encoder-decoder", config.get("is_encoder_decoder") or model_type in _ENCODER_DECODERS),
+        ("is a decoder", config.get("is_decoder") or model_type in _DECODERS),
+        ("reads more than text", model_type in _NOT_TEXT_ONLY),
+        ("is quantised", config.get("quantization_config")),
+        ("is a PEFT adapter, not a whole model", (directory / "adapter_config.json").exists()),
+    ):
+        if holds:
+            raise BadTarget(
+                f"{directory}: this checkpoint ({model_type}) {problem}",
+                "name a plain text encoder fine-tuned for extractive question answering, such as a BERT or RoBERTa",
+            )
+
+
+def _refuse_other_files(config: Mapping[str, Any], directory: Path) -> None:
+    """Refuse a tokenizer config that leads to files beside those examined and hashed."""
+    foreign = [
+        key
+        for key, value in config.items()
+        if key.endswith("_file") and isinstance(value, str) and _is_elsewhere(value, directory)
+    ]
+    versioned = [name for name in config.get("fast_tokenizer_files") or () if name != TOKENIZER]
+    if foreign or versioned:
+        raise UntrustedInput(
+            f"{directory / TOKENIZER_CONFIG}: {', '.join(foreign or ['fast_tokenizer_files'])} leads to a tokenizer "
+            f"file other than those of this folder",
+            "remove the key, and keep the tokenizer in the folder itself",
+        )
+
+
+def _is_elsewhere(name: str, directory: Path) -> bool:
+    """Whether it names a file that is there and outside the folder.
+
+    Paths of the author's machine are often left behind in these files, and do nothing where they lead nowhere.
+    """
+    try:
+        path = Path(name).expanduser()
+        return path.is_file() and not path.resolve().is_relative_to(directory.resolve())
+    except (OSError, ValueError, RuntimeError):
+        return False
+
+
+def _tokens(directory: Path, names: Sequence[str]) -> Iterator[tuple[str, int]]:
+    """Tokens and their ids, as far as they can be read without a tokenizer library."""
+    if TOKENIZER in names:
+        yield from _tokens_of(read_object(directory, TOKENIZER), directory / TOKENIZER)
+    elif "vocab.json" in names:
+        yield from _integers(read_object(directory, "vocab.json"))
+    elif "vocab.txt" in names:
+        lines = (directory / "vocab.txt").read_bytes().splitlines()
+        yield from ((line.decode(errors="replace"), number) for number, line in enumerate(lines))
+    if "added_tokens.json" in names:
+        yield from _integers(read_object(directory, "added_tokens.json"))
+
+
+def _tokens_of(content: Mapping[str, Any], path: Path) -> Iterator[tuple[str, int]]:
+    """The vocabulary of a tokenizer.json: an object with ids (BPE, WordPiece) or a list of pieces (Unigram)."""
+    model, added = content.get("model"), content.get("added_tokens") or []
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    if isinstance(vocabulary, dict):
+        yield from _integers(vocabulary)
+    elif isinstance(vocabulary, list):
+        yield from ((str(piece), number) for number, piece in enumerate(vocabulary))
+    else:
+        raise UntrustedInput(f"{path}: holds no vocabulary", _MAKE_TOKENIZER)
+    yield from _integers({str(token.get("content")): token.get("id") for token in added if isinstance(token, dict)})
+
+
+def _integers(vocabulary: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    return ((token, number) for token, number in vocabulary.items() if type(number) is int)

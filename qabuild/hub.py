@@ -1,0 +1,164 @@
+"""What checkpoints and data sets from the Hub have in common: revisions, and mistakes explained."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal, NoReturn
+
+from qabuild.errors import BadTarget, QABuildError
+
+RepoType = Literal["model", "dataset"]
+
+_FULL_SHA = re.compile(r"[0-9a-f]{40}")
+_REVISION = re.compile(r"(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9._/+-]*")
+_KIND = {"model": "checkpoint", "dataset": "data set"}
+
+
+def is_path(source: str | os.PathLike[str]) -> bool:
+    """Whether `source` names a file or folder: a path object, or text that begins with '/', '.' or '~'."""
+    return not isinstance(source, str) or source.startswith(("/", ".", "~"))
+
+
+def commit(repo_id: str, revision: str | None, repo_type: RepoType, *, offline: bool = False) -> str:
+    """The full commit sha that `revision` (a branch, tag or sha; None: the main branch) of a repository stands for.
+
+    A full sha is taken as it is, without a look at the Hub. Any other is asked of the Hub, and the answer kept in the
+    cache's `refs`, from where it is read with `offline` or `HF_HUB_OFFLINE=1`.
+
+    Raises BadTarget for a malformed id, an unknown repository or revision; QABuildError without a network.
+    """
+    _check_names(repo_id, revision, repo_type)
+    if revision and _FULL_SHA.fullmatch(revision):
+        return revision
+    if is_offline(offline):
+        return _remembered(repo_id, revision, repo_type)
+    sha = _asked(repo_id, revision, repo_type)
+    _remember(repo_id, revision, repo_type, sha)
+    return sha
+
+
+def is_offline(offline: bool) -> bool:
+    """Whether the network is out of bounds, by argument or by the environment (`HF_HUB_OFFLINE=1`)."""
+    from huggingface_hub import constants
+
+    return offline or bool(constants.HF_HUB_OFFLINE)
+
+
+@contextmanager
+def explained(repo_id: str, revision: str | None, repo_type: RepoType) -> Iterator[None]:
+    """Turn what huggingface_hub raises inside the block into errors of this program, which say what to do."""
+    from huggingface_hub import errors
+    from requests import RequestException
+
+    try:
+        yield
+    except errors.HfHubHTTPError as error:
+        _explain_answer(error, repo_id, revision, repo_type)
+    except errors.FileMetadataError as error:
+        raise QABuildError(
+            f"the Hub's answer about the {_KIND[repo_type]} '{repo_id}' makes no sense: {error}", _AGAIN
+        ) from error
+    except (RequestException, ConnectionError, TimeoutError) as error:
+        raise unreachable(repo_id, repo_type, error) from error
+
+
+def unreachable(repo_id: str, repo_type: RepoType, error: Exception) -> QABuildError:
+    """The error to raise when the Hub does not answer."""
+    from huggingface_hub import constants
+
+    return QABuildError(
+        f"no answer from {constants.ENDPOINT} about the {_KIND[repo_type]} '{repo_id}' ({type(error).__name__})",
+        "check the network and try again; with HF_HUB_OFFLINE=1 only what is in the cache is used",
+    )
+
+
+_AGAIN = "try again later; if it stays so, look at https://status.huggingface.co"
+
+
+def _explain_answer(error: Exception, repo_id: str, revision: str | None, repo_type: RepoType) -> NoReturn:
+    """`error`: an HfHubHTTPError or one of its children."""
+    from huggingface_hub import errors
+
+    kind = _KIND[repo_type]
+    if isinstance(error, errors.GatedRepoError):
+        raise BadTarget(
+            f"the {kind} '{repo_id}' is gated",
+            "ask for access on its page on the Hub, then log in with `hf auth login`, or set HF_TOKEN",
+        ) from error
+    if isinstance(error, errors.RepositoryNotFoundError):
+        raise BadTarget(
+            f"there is no {kind} '{repo_id}' on the Hub, or it is private",
+            "check the spelling; for a private one log in with `hf auth login`; a local one is written './...'",
+        ) from error
+    if isinstance(error, errors.RevisionNotFoundError):
+        raise BadTarget(
+            f"the {kind} '{repo_id}' has no revision '{revision or 'main'}'",
+            "name a branch, a tag or a commit sha from its history on the Hub",
+        ) from error
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        raise QABuildError(
+            f"parts of the {kind} '{repo_id}' ({revision or 'main'}) could not be fetched and are not in the cache",
+            "check the network; run once without HF_HUB_OFFLINE and offline options",
+        ) from error
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    raise QABuildError(f"the Hub refused the {kind} '{repo_id}' (HTTP status {status})", _AGAIN) from error
+
+
+def _check_names(repo_id: str, revision: str | None, repo_type: RepoType) -> None:
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    kind = _KIND[repo_type]
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise BadTarget(
+            f"'{repo_id}' is no id of a {kind} on the Hub",
+            "an id looks like 'owner/name'; a local path begins with './', '../', '/' or '~'",
+        ) from error
+    if Path(repo_id).exists():
+        raise BadTarget(
+            f"'{repo_id}' is taken as the id of a {kind} on the Hub, but something of that name is here",
+            f"write './{repo_id}' for the local one, or run elsewhere",
+        )
+    if revision is not None and not _REVISION.fullmatch(revision):
+        raise BadTarget(f"'{revision}' is no revision of a repository", "name a branch, a tag or a commit sha")
+
+
+def _asked(repo_id: str, revision: str | None, repo_type: RepoType) -> str:
+    from huggingface_hub import HfApi
+
+    with explained(repo_id, revision, repo_type):
+        sha = HfApi().repo_info(repo_id, revision=revision, repo_type=repo_type, timeout=30).sha
+    if not isinstance(sha, str) or not _FULL_SHA.fullmatch(sha):
+        raise QABuildError(f"the Hub named no commit of the {_KIND[repo_type]} '{repo_id}'", _AGAIN)
+    return sha
+
+
+def _ref(repo_id: str, revision: str | None, repo_type: RepoType) -> Path:
+    """Where huggingface_hub's cache keeps which commit a branch or tag stood for when last asked."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    folder = repo_folder_name(repo_id=repo_id, repo_type=repo_type)
+    return Path(constants.HF_HUB_CACHE, folder, "refs", revision or "main")
+
+
+def _remember(repo_id: str, revision: str | None, repo_type: RepoType, sha: str) -> None:
+    ref = _ref(repo_id, revision, repo_type)
+    ref.parent.mkdir(parents=True, exist_ok=True)
+    ref.write_text(sha)
+
+
+def _remembered(repo_id: str, revision: str | None, repo_type: RepoType) -> str:
+    ref = _ref(repo_id, revision, repo_type)
+    sha = ref.read_text().strip() if ref.is_file() else ""
+    if not _FULL_SHA.fullmatch(sha):
+        raise QABuildError(
+            f"the {_KIND[repo_type]} '{repo_id}' ({revision or 'main'}) is not in the cache, and this run is offline",
+            "run once with a network (without HF_HUB_OFFLINE and offline options), or name a local path",
+        )
+    return sha

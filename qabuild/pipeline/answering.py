@@ -1,0 +1,201 @@
+"""The question-answering pipeline: calls in, results out."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from qabuild.pipeline import inputs
+from qabuild.pipeline.decode import Decoder
+from qabuild.pipeline.inputs import Pair
+from qabuild.pipeline.parameters import Parameters
+from qabuild.pipeline.results import Result, results
+from qabuild.pipeline.windows import Cut, WindowMaker, Windows
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Integers = NDArray[np.int64]
+
+Item = TypeVar("Item")
+
+AT_ONCE_CHARACTERS = 1 << 22
+"""Characters of contexts, counted for each question, that are tokenised and answered together."""
+LENGTH_STEP = 16
+"""Windows are padded to multiples of so many tokens: few shapes, and lengths that attention kernels like."""
+CPU_TOKENS, GPU_TOKENS = 1024, 16384
+"""Tokens of a batch. On a CPU a batch must stay in the cache: some were slower with 8,000 tokens than with one window
+at a time, and those that gain from more than 1,000 gain little."""
+
+
+class QuestionAnsweringPipeline:
+    """Answers questions from their contexts with any extractive model; a drop-in for transformers' pipeline.
+
+    `model` is called with those of `input_ids`, `attention_mask` and `token_type_ids` that the tokenizer names (int64
+    [batch, sequence], on the model's device), and returns `start_logits` and `end_logits` [batch, sequence]. The
+    tokenizer is a fast one.
+
+    Every parameter can be set here for all calls or in a call:
+
+    - `top_k` (1): answers to return, best first. One answer comes as a dictionary, several as a list of them.
+    - `doc_stride` (half of `max_seq_len`, 128 at most): tokens that two windows of a long context share.
+    - `max_answer_len` (15): tokens of an answer, at most.
+    - `max_seq_len` (what the model reads, 384 at most): tokens of a window: question, context and special tokens.
+    - `max_question_len` (64): tokens of the question that are read.
+    - `handle_impossible_answer` (False): let the empty answer compete, with the score of the CLS token in the window
+      where it is lowest.
+    - `align_to_words` (True): let answers begin and end with a word.
+    - `batch_size`: windows of a batch; without it, as many as make up `batch_tokens` tokens. With 1, no window is
+      padded and a stream is not read ahead.
+    - `normalize` ("window"): "window" makes the scores of each window sum up to 1, as the stock pipeline does, so
+      that a window without the answer can win; "context" does so over all windows of a context, so that the highest
+      logits win, and counts an answer that several windows find once.
+    - `padding`: "max_length" pads every window to `max_seq_len`.
+
+    A call takes `question=` and `context=` (strings, or lists of the same length, or a list of questions and one
+    context), a dictionary with these keys, a list of such dictionaries, or a generator or torch Dataset of them. The
+    latter two give an iterator that holds some thousand questions at a time. A result is a dictionary:
+    `score`, `start` and `end` (characters of the context), and `answer`.
+    """
+
+    task = "question-answering"
+
+    def __init__(self, model: Any, tokenizer: Any, **parameters: Any) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self._parameters = Parameters().given(parameters)
+        self._make_windows = WindowMaker(tokenizer)
+        self._names = [
+            name
+            for name in ("input_ids", "attention_mask", "token_type_ids")
+            if name in tokenizer.model_input_names or name == "attention_mask"
+        ]
+        self._extra = {"use_cache": False} if _takes(model, "use_cache") else {}
+
+    def __call__(self, *args: Any, **named: Any) -> Result | list[Result] | list[Any] | Iterator[Any]:
+        """Answer; the class describes the forms.
+
+        Raises ValueError, KeyError or TypeError where the call cannot be understood, or a parameter cannot be.
+        """
+        asked = inputs.read(args, named)
+        parameters = self._parameters.given({key: value for key, value in named.items() if key not in inputs.FORMS})
+        cut = parameters.cut(self.tokenizer)
+        if asked.shape == "stream":
+            at_once = 1 if parameters.batch_size == 1 else parameters.questions_at_once
+            return self._answer(asked.pairs, parameters, cut, at_once)
+        answers = self._answer(asked.pairs, parameters, cut, parameters.questions_at_once)
+        return next(answers) if asked.shape == "one" else list(answers)
+
+    @property
+    def device(self) -> Any:
+        """The model's device."""
+        import torch
+
+        device = getattr(self.model, "device", None)
+        if device is None and hasattr(self.model, "parameters"):
+            device = next((weight.device for weight in self.model.parameters()), None)
+        return torch.device("cpu" if device is None else device)
+
+    def _answer(
+        self, pairs: Iterable[Pair], parameters: Parameters, cut: Cut, at_once: int
+    ) -> Iterator[Result | list[Result]]:
+        """The results in order. For a GPU, the next questions are tokenised and sent before the last come back."""
+        device = self.device
+        chunks = _chunks(pairs, at_once)
+        if device.type != "cuda" or at_once == 1:
+            for chunk in chunks:
+                windows = self._make_windows(chunk, cut)
+                yield from results(chunk, windows, self._run(windows, parameters, cut, device).finish(), parameters)
+            return
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            made = _one_behind((chunk, pool.submit(self._make_windows, chunk, cut)) for chunk in chunks)
+            windowed = ((chunk, windows.result()) for chunk, windows in made)
+            sent = ((chunk, windows, self._run(windows, parameters, cut, device)) for chunk, windows in windowed)
+            for chunk, windows, running in _one_behind(sent):
+                yield from results(chunk, windows, running.finish(), parameters)
+
+    def _run(self, windows: Windows, parameters: Parameters, cut: Cut, device: Any) -> Decoder:
+        """Put all windows through the model, long ones first."""
+        decoder = Decoder(windows, parameters.n_best, parameters.max_answer_len)
+        for rows, length in _batches(windows.length, parameters, cut, device):
+            start, end = self._logits(windows.arrays(rows, length, self._names), device)
+            decoder.add(rows, start, end)
+        return decoder
+
+    def _logits(self, arrays: Mapping[str, Integers], device: Any) -> tuple[Any, Any]:
+        import torch
+
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        if device.type == "cuda":
+            tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
+        if device.type != "cpu":
+            tensors = {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
+        with torch.inference_mode():
+            output = self.model(**tensors, **self._extra)
+        if hasattr(output, "start_logits"):
+            return output.start_logits, output.end_logits
+        return (output["start_logits"], output["end_logits"]) if isinstance(output, Mapping) else output[:2]
+
+
+def _takes(model: Any, name: str) -> bool:
+    try:
+        return name in inspect.signature(getattr(model, "forward", model)).parameters
+    except (TypeError, ValueError):  # compiled: has no signature
+        return False
+
+
+def _chunks(pairs: Iterable[Pair], at_once: int) -> Iterator[list[Pair]]:
+    """Pairs in lists that are worth sorting by length, and that memory can hold.
+
+    What was read before the source failed is still handed on.
+    """
+    chunk: list[Pair] = []
+    characters = 0
+    try:
+        for pair in pairs:
+            chunk.append(pair)
+            characters += len(pair[1])
+            if len(chunk) >= at_once or characters >= AT_ONCE_CHARACTERS:
+                yield chunk
+                chunk, characters = [], 0
+    except Exception:
+        if chunk:
+            yield chunk
+        raise
+    if chunk:
+        yield chunk
+
+
+def _one_behind(items: Iterable[Item]) -> Iterator[Item]:
+    """Each item after the next one was made, so that the two overlap."""
+    source = iter(items)
+    waiting = list(itertools.islice(source, 1))
+    try:
+        for item in source:
+            yield waiting.pop()
+            waiting.append(item)
+    except Exception:
+        yield from waiting
+        raise
+    yield from waiting
+
+
+def _batches(lengths: Integers, parameters: Parameters, cut: Cut, device: Any) -> Iterator[tuple[Integers, int]]:
+    """The windows of each batch and the length to pad them to; long ones first, so that few shapes occur."""
+    import numpy as np
+
+    tokens = parameters.batch_tokens or (CPU_TOKENS if device.type == "cpu" else GPU_TOKENS)
+    step = 1 if parameters.batch_size == 1 else LENGTH_STEP
+    order = np.argsort(-lengths, kind="stable")
+    descending = lengths[order].tolist()
+    at = 0
+    while at < len(order):
+        length = cut.max_seq_len if parameters.padding == "max_length" else descending[at]
+        length = min(-(-length // step) * step, cut.max_seq_len)
+        count = parameters.batch_size or max(1, tokens // length)
+        yield order[at : at + count], length
+        at += count

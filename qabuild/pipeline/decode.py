@@ -1,0 +1,235 @@
+"""The best spans of windows, from their logits.
+
+A span's score is the probability of its first token times that of its last, each a softmax over the window's
+context tokens and the CLS token. Only spans of up to `max_answer_len` tokens are looked at: for every first token
+the best last one is a running maximum, and the n best spans begin at the n best first tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from qabuild.pipeline.windows import Windows
+
+    Integers = NDArray[np.int64]
+    Floats = NDArray[np.floating[Any]]
+
+MASKED = -10000.0
+"""The logit of what cannot be an answer; its probability is 0 in fp32."""
+TOGETHER = 128
+"""Windows whose spans are searched in one go, where the logits are on the CPU."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spans:
+    """The best spans of windows, best first; arrays are [windows, n_best] where nothing else is said."""
+
+    first: Integers
+    """First token, counted from the window's first context token."""
+    last: Integers
+    """Last token, inclusive."""
+    score: Floats
+    """fp32; below 0 where a window has no more spans."""
+    null: Floats
+    """[windows]: the score of no answer, that is of the CLS token."""
+    mass: Floats
+    """[windows, 2]: logarithm of the softmax's denominator, for first and last tokens (fp64)."""
+
+
+def best_spans(start: Floats, end: Floats, size: Integers, n_best: int, max_answer_len: int) -> Spans:
+    """The best spans of windows, ties by the earlier first token, then by the shorter span.
+
+    `start` and `end` are logits [windows, 1 + tokens] in fp32: the CLS token, then the window's `size` context
+    tokens; the rest is MASKED.
+    """
+    import numpy as np
+
+    start, start_mass = _softmax(start)
+    end, end_mass = _softmax(end)
+    first, last, score = _search(start[:, 1:], end[:, 1:], size, n_best, max_answer_len)
+    return Spans(
+        first=first,
+        last=last,
+        score=score,
+        null=start[:, 0] * end[:, 0],
+        mass=np.stack([start_mass, end_mass], axis=1),
+    )
+
+
+def _softmax(logits: Floats) -> tuple[Floats, Floats]:
+    import numpy as np
+
+    top = logits.max(axis=1, keepdims=True)
+    exp = np.exp(logits - top)
+    total = exp.sum(axis=1, keepdims=True)
+    return exp / total, (top + np.log(total.astype(np.float64)))[:, 0]
+
+
+def _search(
+    start: Floats, end: Floats, size: Integers, n_best: int, max_answer_len: int
+) -> tuple[Integers, Integers, Floats]:
+    """First tokens, last tokens and scores of the best spans; `start` and `end` are probabilities [rows, tokens]."""
+    import numpy as np
+
+    rows, tokens = start.shape
+    reach = min(max_answer_len, tokens)
+    best = np.where(np.arange(tokens) < size[:, None], start * _running_maximum(end, reach), -1.0)
+    firsts = np.sort(_top(best, n_best), axis=1)
+    lasts = firsts[:, :, None] + np.arange(reach)
+    inside = lasts < size[:, None, None]
+    row = np.arange(rows)[:, None]
+    ends = end[row[:, :, None], np.minimum(lasts, tokens - 1)]
+    scores = np.where(inside, start[row, firsts][:, :, None] * ends, -1.0).reshape(rows, -1)
+    places = np.sort(_top(scores, n_best), axis=1)
+    order = np.argsort(-scores[row, places], axis=1, kind="stable")
+    places = places[row, order]
+    first = firsts[row, places // reach]
+    return first, first + places % reach, scores[row, places]
+
+
+def _running_maximum(values: Floats, reach: int) -> Floats:
+    """[rows, tokens]: the largest of each value and the reach - 1 values behind it."""
+    import numpy as np
+
+    maximum = values.copy()
+    width = 1
+    while width < reach:
+        step = min(width, reach - width)
+        maximum[:, :-step] = np.maximum(maximum[:, :-step], maximum[:, step:])
+        width += step
+    return maximum
+
+
+def _top(values: Floats, count: int) -> Integers:
+    """[rows, up to count]: the columns of each row's largest values, in no order; of one only, the first such."""
+    import numpy as np
+
+    if count == 1:
+        return values.argmax(axis=1, keepdims=True)
+    columns = values.shape[1]
+    if count >= columns:
+        return np.broadcast_to(np.arange(columns), values.shape)
+    return np.argpartition(values, columns - count, axis=1)[:, columns - count :]
+
+
+def best_spans_on_device(start: Any, end: Any, place: Any, tokens: int, n_best: int, max_answer_len: int) -> Any:
+    """`best_spans` in torch, for logits on a device, where any order among ties will do.
+
+    `start` and `end` are a batch's logits [rows, columns], `place` int64 [3, rows] on the same device: each row's
+    first context column, number of context tokens and CLS column (-1 for none); `tokens` is the largest number of
+    context tokens. Returns (span, score, null, mass), where a span is its first token times the reach plus the
+    tokens that follow it, and the reach is min(max_answer_len, tokens).
+    """
+    import torch
+
+    first, size, cls = place[:, :, None]
+    count = torch.arange(tokens, device=start.device)
+    inside = count < size
+    columns = torch.cat([cls.clamp(min=0), (first + count).clamp(max=start.shape[1] - 1)], dim=1)
+    allowed = torch.cat([cls >= 0, inside], dim=1)
+    logits = torch.stack([start, end]).float().gather(2, columns.expand(2, -1, -1)).masked_fill(~allowed, MASKED)
+    mass = logits.logsumexp(dim=2).T
+    start, end = torch.softmax(logits, dim=2)
+    reach = min(max_answer_len, tokens)
+    ends = torch.nn.functional.pad(end[:, 1:], (0, reach - 1), value=-1.0).unfold(1, reach, 1)
+    lasts_inside = torch.nn.functional.pad(inside, (0, reach - 1)).unfold(1, reach, 1)
+    scores = (start[:, 1:, None] * ends).masked_fill(~lasts_inside, -1.0).flatten(1)
+    score, span = scores.topk(min(n_best, scores.shape[1]), dim=1)
+    return span, score, start[:, 0] * end[:, 0], mass
+
+
+class Decoder:
+    """Takes the logits of windows, batch by batch in any order, and gives the spans of all of them.
+
+    Logits on a GPU are searched there, and nothing waits for the GPU before `finish`.
+    """
+
+    def __init__(self, windows: Windows, n_best: int, max_answer_len: int) -> None:
+        self._windows, self._n_best, self._max_answer_len = windows, n_best, max_answer_len
+        self._waiting: list[tuple[Integers, Integers, Floats, Floats]] = []
+        self._sent: list[tuple[Integers, int, Any, Any]] = []
+        self._spans = _no_spans(len(windows), n_best)
+
+    def add(self, rows: Integers, start: Any, end: Any) -> None:
+        """The logits of the windows `rows`: torch tensors [rows, columns] of any float type, on any device."""
+        place = self._windows.place(rows, start.shape[1])
+        if start.is_cuda:
+            self._send(rows, start, end, place)
+            return
+        self._waiting.append((rows, place, start.float().cpu().numpy(), end.float().cpu().numpy()))
+        if sum(len(batch[0]) for batch in self._waiting) >= TOGETHER:
+            self._search_waiting()
+
+    def finish(self) -> Spans:
+        """The spans of all windows, in the windows' order."""
+        if self._waiting:
+            self._search_waiting()
+        for rows, reach, done, found in self._sent:
+            done.synchronize()
+            span, score, null, mass = (tensor.numpy() for tensor in found)
+            first = span // reach
+            self._put(rows, Spans(first=first, last=first + span % reach, score=score, null=null, mass=mass))
+        self._sent.clear()
+        return self._spans
+
+    def _search_waiting(self) -> None:
+        import numpy as np
+
+        rows = np.concatenate([batch[0] for batch in self._waiting])
+        size = self._windows.size[rows]
+        logits = np.full((2, len(rows), 1 + max(1, int(size.max()))), MASKED, dtype=np.float32)
+        _gather(self._waiting, logits)
+        self._waiting.clear()
+        self._put(rows, best_spans(logits[0], logits[1], size, self._n_best, self._max_answer_len))
+
+    def _send(self, rows: Integers, start: Any, end: Any, place: Integers) -> None:
+        """Search a batch on its GPU, and have the spans copied here when it gets there."""
+        import torch
+
+        tokens = max(1, int(place[1].max()))
+        there = torch.from_numpy(place).pin_memory().to(start.device, non_blocking=True)
+        with torch.inference_mode():
+            found = best_spans_on_device(start, end, there, tokens, self._n_best, self._max_answer_len)
+            here = [torch.empty(part.shape, dtype=part.dtype, pin_memory=True) for part in found]
+            for to, part in zip(here, found, strict=True):
+                to.copy_(part, non_blocking=True)
+        done = torch.cuda.Event()
+        done.record(torch.cuda.current_stream(start.device))
+        self._sent.append((rows, min(self._max_answer_len, tokens), done, here))
+
+    def _put(self, rows: Integers, found: Spans) -> None:
+        count = found.score.shape[1]
+        for name in ("first", "last", "score"):
+            getattr(self._spans, name)[rows, :count] = getattr(found, name)
+        self._spans.null[rows], self._spans.mass[rows] = found.null, found.mass
+
+
+def _no_spans(windows: int, n_best: int) -> Spans:
+    import numpy as np
+
+    return Spans(
+        first=np.zeros((windows, n_best), dtype=np.int64),
+        last=np.zeros((windows, n_best), dtype=np.int64),
+        score=np.full((windows, n_best), -1.0, dtype=np.float32),
+        null=np.zeros(windows, dtype=np.float32),
+        mass=np.zeros((windows, 2)),
+    )
+
+
+def _gather(batches: list[tuple[Integers, Integers, Floats, Floats]], logits: Floats) -> None:
+    """Copy the CLS and context logits of all batches, whatever their lengths and padding sides, to where
+    `best_spans` wants them."""
+    start, end = logits
+    row = 0
+    for _, place, batch_start, batch_end in batches:
+        for window, (first, size, cls) in enumerate(place.T.tolist()):
+            if cls >= 0:
+                start[row, 0], end[row, 0] = batch_start[window, cls], batch_end[window, cls]
+            start[row, 1 : 1 + size] = batch_start[window, first : first + size]
+            end[row, 1 : 1 + size] = batch_end[window, first : first + size]
+            row += 1

@@ -1,0 +1,130 @@
+"""The forms a call can take, as pairs of question and context.
+
+Forms and errors are those of transformers' question-answering pipeline, version 4.57.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Pair = tuple[str, str]
+
+FORMS = frozenset({"question", "context", "X", "data"})
+"""The keywords of a call that hold examples; `X` and `data` are old names for a list of examples."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What a call asks, and whether it is answered by one result, a list of results, or a stream of them."""
+
+    pairs: Iterable[Pair]
+    shape: Literal["one", "list", "stream"]
+
+
+def read(args: Sequence[Any], named: Mapping[str, Any]) -> Inputs:
+    """Make out what a call asks.
+
+    Raises ValueError where arguments cannot be understood or a question or context is empty or None; KeyError where
+    an example lacks one of the two; TypeError where it has other keys. A generator or a torch Dataset is a stream:
+    its examples are read one by one, and may have other keys.
+    """
+    given = _given(args, named)
+    if _is_stream(given):
+        return Inputs(map(_streamed, _items(given)), "stream")
+    if isinstance(given, Mapping):
+        given = [given]
+    elif not isinstance(given, Iterable):
+        raise ValueError(f"Invalid arguments {dict(named)}")
+    examples = [_example(item) for item in given]
+    if len(examples) != 1:
+        return Inputs([_one(example) for example in examples], "list")
+    return Inputs(examples[0], "list") if isinstance(examples[0], list) else Inputs(examples, "one")  # type: ignore
+
+
+def _given(args: Sequence[Any], named: Mapping[str, Any]) -> Any:
+    """The examples, from wherever the caller put them."""
+    if len(args) == 1:
+        return args[0]
+    if len(args) == 2 and all(type(arg) is str for arg in args):
+        return {"question": args[0], "context": args[1]}
+    if args:
+        return list(args)
+    for old in ("X", "data"):
+        if old in named:
+            return named[old]
+    if "question" in named and "context" in named:
+        return _paired(named["question"], named["context"])
+    raise ValueError(f"Unknown arguments {dict(named)}")
+
+
+def _paired(question: Any, context: Any) -> list[dict[str, Any]]:
+    if isinstance(question, str) and isinstance(context, str):
+        return [{"question": question, "context": context}]
+    if isinstance(question, list) and isinstance(context, str):
+        return [{"question": each, "context": context} for each in question]
+    if not (isinstance(question, list) and isinstance(context, list)):
+        raise ValueError("Arguments can't be understood")
+    if len(question) != len(context):
+        raise ValueError("Questions and contexts don't have the same lengths")
+    return [{"question": each, "context": its} for each, its in zip(question, context, strict=True)]
+
+
+def _example(item: Any) -> Pair | list[Pair]:
+    """The pair of an example, or the pairs of one that holds lists."""
+    if not isinstance(item, Mapping):
+        if hasattr(item, "question_text") and hasattr(item, "context_text"):  # transformers' SquadExample
+            return item.question_text, item.context_text
+        raise ValueError(f"{item} argument needs to be of type (SquadExample, dict)")
+    for key in ("question", "context"):
+        if key not in item:
+            raise KeyError("You need to provide a dictionary with keys {question:..., context:...}")
+        _check(key, item[key])
+    if len(item) > 2:
+        others = ", ".join(repr(key) for key in item if key not in FORMS)
+        raise TypeError(f"unexpected keys in an example: {others}; it holds `question` and `context` and nothing else")
+    question, context = item["question"], item["context"]
+    if not isinstance(question, list):
+        return _text("question", question), _text("context", context)
+    return [_one(_example(pair)) for pair in _paired(question, context)]
+
+
+def _one(example: Pair | list[Pair]) -> Pair:
+    if isinstance(example, list):
+        raise ValueError("An example among others holds one question, not a list of them")
+    return example
+
+
+def _check(key: str, value: Any) -> None:
+    if value is None:
+        raise ValueError(f"`{key}` cannot be None")
+    if isinstance(value, str) and not value:
+        raise ValueError(f"`{key}` cannot be empty")
+
+
+def _text(key: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"`{key}` must be a string, not {type(value).__name__}")
+    return value
+
+
+def _is_stream(given: Any) -> bool:
+    from torch.utils.data import Dataset
+
+    return isinstance(given, types.GeneratorType | Dataset)
+
+
+def _items(stream: Any) -> Iterator[Any]:
+    """The items of a generator or a Dataset; one that has a length and no iterator of its own is indexed."""
+    if hasattr(stream, "__iter__") or not hasattr(stream, "__len__"):
+        return iter(stream)
+    return (stream[index] for index in range(len(stream)))
+
+
+def _streamed(item: Any) -> Pair:
+    """The pair of a stream's item, which is trusted to be one: no key too many or empty text stops a long run."""
+    if isinstance(item, Mapping):
+        return _text("question", item["question"]), _text("context", item["context"])
+    return item.question_text, item.context_text

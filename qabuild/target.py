@@ -1,0 +1,366 @@
+"""Targets: what a user declares, read once into frozen values.
+
+Reading does nothing else: no network, no environment, no device is touched, and no path is looked at but those of
+the TOML files themselves.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Union
+
+from pydantic import BaseModel, Field, ValidationError, field_validator
+
+from qabuild.backends import BACKENDS, Dtype, Frozen, Runtime, backend
+from qabuild.errors import BadTarget
+
+if TYPE_CHECKING:
+    BackendOptions = Any  # the Options of the backend that `name` chooses
+else:
+    BackendOptions = Annotated[
+        Union[tuple(backend(name).Options for name in BACKENDS)],  # noqa: UP007 - the members come from the table
+        Field(discriminator="name"),
+    ]
+
+Toml = dict[str, Any]
+KeyPath = tuple[str, ...]
+
+# Keys that may name a path. A relative one is relative to the file that states it, so it is made absolute before
+# `extends` merges files of different folders.
+SOURCES: tuple[KeyPath, ...] = (("checkpoint", "model"), ("verify", "dataset"))
+
+
+class CheckpointSource(Frozen):
+    """Where the weights come from."""
+
+    model: str = Field(
+        min_length=1,
+        description="a Hub id (owner/name), a path that begins with ./, ../, / or ~, or 'sample', the embedded one",
+    )
+    revision: str | None = Field(
+        None, description="branch, tag or commit of a Hub id; its commit sha is recorded either way"
+    )
+
+
+class Gates(Frozen):
+    """What the artifact must keep of the checkpoint's answers; a gate that fails fails the build."""
+
+    min_f1_retention: float = Field(
+        0.99, ge=0, le=1, description="least F1 of the artifact over F1 of the checkpoint, 0 to 1"
+    )
+    min_agreement: float | None = Field(
+        None, ge=0, le=1, description="least share of questions with the same answer, 0 to 1; the default is by dtype"
+    )
+    max_logit_difference: float | None = Field(
+        None,
+        ge=0,
+        description="largest difference of a logit on the sealed probe inputs; the default is by dtype",
+    )
+    min_speedup: float | None = Field(
+        None, gt=0, description="least samples/s of the artifact over that of the checkpoint, in the same run"
+    )
+
+    def by_dtype(self, dtype: Dtype) -> Gates:
+        """These gates, with what is left open filled in by what the numbers of `dtype` can be expected to keep."""
+        agreement, difference = GATES_BY_DTYPE[dtype]
+        return self.model_copy(
+            update={
+                "min_agreement": agreement if self.min_agreement is None else self.min_agreement,
+                "max_logit_difference": difference if self.max_logit_difference is None else self.max_logit_difference,
+            }
+        )
+
+
+# Least agreement and largest logit difference. fp32 differs by the order of sums only; fp16 keeps 11 bits and bf16 8
+# of a logit of about 10; int8 is judged by its F1 alone.
+GATES_BY_DTYPE: dict[Dtype, tuple[float | None, float | None]] = {
+    "fp32": (0.995, 1e-3),
+    "fp16": (0.99, 0.1),
+    "bf16": (0.97, 1.0),
+    "int8": (None, None),
+}
+
+
+class Verify(Frozen):
+    """Which questions prove the artifact, and how."""
+
+    dataset: str = Field(
+        "rajpurkar/squad",
+        min_length=1,
+        description="a Hub id, a SQuAD-layout .json or .json.gz that begins with ./, ../, / or ~, or 'sample'",
+    )
+    revision: str | None = Field(None, description="branch, tag or commit of a Hub data set")
+    split: str = Field("validation", min_length=1, description="split of the data set; of 'sample': train, validation")
+    samples: int | None = Field(None, ge=1, description="how many questions, drawn by `seed`; all where it is absent")
+    seed: int = Field(0, ge=0, description="seed of that draw, a whole number from 0")
+    batch_size: int = Field(8, ge=1, description="windows that the pipeline puts through the model at once")
+    gates: Gates = Field(default_factory=Gates, description="what must hold")
+
+
+class Publish(Frozen):
+    """Where `qabuild publish` pushes the artifact."""
+
+    repo: str | None = Field(None, pattern=r"^[\w.-]+/[\w.-]+$", description="a Hub repository, owner/name")
+
+
+class Target(Frozen):
+    """One artifact to be built. Fields are the tables of the TOML file; `name` is the file's own."""
+
+    name: str
+    description: str = Field("", description="one line for tables")
+    checkpoint: CheckpointSource
+    backend: BackendOptions
+    runtime: Runtime = Field(default_factory=Runtime, description="device and dtype")
+    verify: Verify = Field(default_factory=Verify, description="the round trip that proves the artifact")
+    publish: Publish = Field(default_factory=Publish, description="where to publish")
+
+    @field_validator("name")
+    @classmethod
+    def _is_a_folder_name(cls, name: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or name.endswith(".failed"):
+            raise ValueError("the file's name becomes a folder's: letters, digits, '.', '_' and '-', not '.failed'")
+        return name
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Target:
+    """Read the target at `path`; each override is `dotted.key=value`, its value in TOML or a bare string.
+
+    Raises BadTarget with every mistake of the file, and of those it extends, in one message.
+    """
+    path = Path(path)
+    files = _read_chain(path)
+    merged: Toml = {}
+    for file in reversed(files):
+        merged = _merge(merged, file.content)
+    for override in overrides:
+        merged = _merge(merged, _parse_override(override))
+    try:
+        target = Target.model_validate({**merged, "name": path.stem})
+    except ValidationError as error:
+        raise BadTarget(_explain(error, files, overrides)) from None
+    backend(target.backend.name).check({}, target.backend, target.runtime)
+    return target
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema of a target file, for editors that complete and check TOML."""
+    schema = Target.model_json_schema()
+    del schema["properties"]["name"]
+    schema["required"].remove("name")
+    schema["properties"] = {
+        "extends": {"type": "string", "description": "a target that this one starts from, relative to this file"},
+        **schema["properties"],
+    }
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "qabuild target", **schema}
+
+
+# --- reading --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _File:
+    """One TOML file of a chain of `extends`."""
+
+    path: Path
+    text: str
+    content: Toml
+
+    @cached_property
+    def lines(self) -> Mapping[KeyPath, int]:
+        """Line number of every table header and key, found by scanning: tomllib keeps no places."""
+        found: dict[KeyPath, int] = {}
+        table: KeyPath = ()
+        for number, line in enumerate(self.text.splitlines(), start=1):
+            if header := re.match(r"\s*\[\s*([^\[\]]+?)\s*\]", line):
+                table = tuple(part.strip().strip("\"'") for part in header[1].split("."))
+                found.setdefault(table, number)
+            elif key := re.match(r"\s*([\w\"'.-]+(?:\s*\.\s*[\w\"'-]+)*)\s*=", line):
+                parts = tuple(part.strip().strip("\"'") for part in key[1].split("."))
+                found.setdefault(table + parts, number)
+        return found
+
+
+def _read_chain(path: Path) -> list[_File]:
+    """The target's file, the one it extends, and so on."""
+    chain: list[_File] = []
+    while True:
+        seen = [file.path.resolve() for file in chain]
+        if path.resolve() in seen:
+            raise BadTarget(
+                "targets extend each other in a circle: " + " -> ".join(str(p) for p in [f.path for f in chain] + [path]),
+                "let one of them state its own tables",
+            )
+        file = _read(path, extended_by=chain[-1].path if chain else None)
+        chain.append(file)
+        base = file.content.pop("extends", None)
+        if base is None:
+            return chain
+        if not isinstance(base, str):
+            raise BadTarget(f"{path}: extends: given {base!r}", 'write the path of one TOML file: extends = "base.toml"')
+        path = path.parent / base
+
+
+def _read(path: Path, extended_by: Path | None) -> _File:
+    because = f" (extended by {extended_by})" if extended_by else ""
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except FileNotFoundError:
+        raise BadTarget(f"{path}: no such target{because}", _offer_neighbours(path)) from None
+    except IsADirectoryError:
+        raise BadTarget(f"{path} is a folder{because}", "name a .toml file in it") from None
+    except UnicodeDecodeError as error:
+        raise BadTarget(f"{path}: not UTF-8 at byte {error.start}{because}", "save the file as UTF-8") from None
+    except OSError as error:
+        raise BadTarget(f"{path}: cannot be read: {error.strerror}{because}") from None
+    if not text.strip():
+        raise BadTarget(f"{path}: is empty{because}", "see `qabuild schema`, or copy one of targets/")
+    try:
+        content = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise BadTarget(f"{path}: not TOML: {error}{because}", "strings stand in quotes, tables in [brackets]") from None
+    return _File(path, text, _with_absolute_sources(content, path.parent))
+
+
+def _offer_neighbours(path: Path) -> str:
+    names = sorted(p.name for p in path.parent.glob("*.toml")) if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, names, n=1)
+    return f"perhaps you meant {path.parent / near[0]}" if near else "`qabuild targets` lists those that are here"
+
+
+def _with_absolute_sources(content: Toml, folder: Path) -> Toml:
+    for section, key in SOURCES:
+        table = content.get(section)
+        if isinstance(table, dict) and isinstance(table.get(key), str):
+            table[key] = absolute_source(table[key], folder)
+    return content
+
+
+def absolute_source(source: str, folder: Path) -> str:
+    """`source` itself unless it is a relative path (begins with ./ or ../), which is taken from `folder`."""
+    if source.startswith("~"):
+        return str(Path(source).expanduser())
+    if source in (".", "..") or source.startswith(("./", "../")):
+        return str(Path(folder, source).absolute())
+    return source
+
+
+def _merge(base: Toml, over: Toml) -> Toml:
+    """`over` on top of `base`, table by table.
+
+    What belongs to one value is not inherited by another: a backend's options, the revision of a Hub id.
+    """
+    merged = dict(base)
+    if any(over.get(key, base.get(key)) != base.get(key) for _, key in SOURCES):
+        merged.pop("revision", None)
+    for key, value in over.items():
+        old = merged.get(key)
+        if isinstance(value, dict) and isinstance(old, dict):
+            other_backend = key == "backend" and value.get("name", old.get("name")) != old.get("name")
+            merged[key] = value if other_backend else _merge(old, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _parse_override(override: str) -> Toml:
+    key, equals, text = override.partition("=")
+    path = [part.strip() for part in key.split(".")]
+    if not equals or not all(path):
+        raise BadTarget(f"--set {override}: not of the form key=value", "for example --set verify.samples=200")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text  # a bare word is a string, so that no quotes within quotes are needed
+    nested: Toml = {path[-1]: value}
+    for part in reversed(path[:-1]):
+        nested = {part: nested}
+    return _with_absolute_sources(nested, Path.cwd())
+
+
+# --- explaining -----------------------------------------------------------------------------------------------------
+
+
+def _explain(error: ValidationError, files: list[_File], overrides: Sequence[str]) -> str:
+    """All mistakes, one a line, each with its place, its key path, what was given and what would be accepted."""
+    messages = {}
+    for mistake in error.errors():
+        path = _key_path(mistake["loc"])
+        messages.setdefault(path, f"{_place(path, files, overrides)}: {'.'.join(path)}: {_wrong(mistake, path)}")
+    count = "one mistake" if len(messages) == 1 else f"{len(messages)} mistakes"
+    return f"{files[0].path}: {count}\n" + "\n".join(f"  {message}" for message in messages.values())
+
+
+def _key_path(location: Iterable[int | str]) -> KeyPath:
+    """Where the mistake stands in the file: pydantic's location without the name of the union's member."""
+    path = tuple(str(part) for part in location)
+    return ("backend", *path[2:]) if path[:1] == ("backend",) and len(path) > 2 else path[: 1 if path[0] == "backend" else None]
+
+
+def _place(path: KeyPath, files: list[_File], overrides: Sequence[str]) -> str:
+    if any(override.split("=")[0].strip() == ".".join(path) for override in overrides):
+        return "--set"
+    for length in range(len(path), 0, -1):  # a missing key is placed at its table
+        for file in files:
+            if line := file.lines.get(path[:length]):
+                return f"{file.path}:{line}"
+    return str(files[0].path)
+
+
+def _wrong(mistake: Any, path: KeyPath) -> str:
+    kind, given = mistake["type"], mistake["input"]
+    if kind == "extra_forbidden":
+        return f"unknown key{_offer(path)}"
+    if kind == "missing":
+        return f"is missing; accepted: {_accepted(path)}"
+    if kind.startswith("union_tag"):
+        name = given.get("name") if isinstance(given, dict) else given
+        near = difflib.get_close_matches(str(name), BACKENDS, n=1)
+        perhaps = f"; perhaps you meant {near[0]!r}" if near else ""
+        return f"backend.name is {name!r}; accepted: {', '.join(BACKENDS)}{perhaps}"
+    return f"given {given!r}; accepted: {_accepted(path) or mistake['msg']} ({mistake['msg']})"
+
+
+def _offer(path: KeyPath) -> str:
+    """Which key was probably meant: the nearest name in the same table, or the same name in another."""
+    siblings = _fields(path[:-1])
+    if near := difflib.get_close_matches(path[-1], siblings, n=1):
+        return f"; perhaps you meant {near[0]!r}"
+    for other in _all_keys():
+        if other[-1] == path[-1]:
+            return f"; it belongs to [{'.'.join(other[:-1])}]" if len(other) > 1 else "; it belongs to the top"
+    return f"; known here: {', '.join(siblings)}" if siblings else ""
+
+
+def _accepted(path: KeyPath) -> str:
+    field = _fields(path[:-1]).get(path[-1])
+    return (field.description or "") if field else ""
+
+
+def _fields(table: KeyPath) -> dict[str, Any]:
+    """The fields of a table of the target; of `[backend]`, those of every backend."""
+    if table == ("backend",):
+        return {key: field for name in BACKENDS for key, field in backend(name).Options.model_fields.items()}
+    model: type[BaseModel] = Target
+    for part in table:
+        field = model.model_fields.get(part)
+        inner = field.annotation if field else None
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            return {}
+        model = inner
+    return {key: field for key, field in model.model_fields.items() if (model, key) != (Target, "name")}
+
+
+def _all_keys(table: KeyPath = ()) -> Iterator[KeyPath]:
+    for key, field in _fields(table).items():
+        yield (*table, key)
+        annotation = field.annotation
+        if (*table, key) == ("backend",) or (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            yield from _all_keys((*table, key))
+
+

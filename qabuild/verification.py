@@ -1,0 +1,424 @@
+"""Does the artifact on disk answer like the checkpoint it came from?
+
+`measure` finds out and judges nothing; `judge` holds what was found against the gates and is pure. Both together are
+a Verification, the evidence that lies beside the manifest.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from qabuild import artifact as artifacts
+from qabuild import data, machine, reference, roundtrip, squad
+from qabuild.artifact import Artifact
+from qabuild.backends import backend
+from qabuild.console import SILENT, Reporter
+from qabuild.data import Question, QuestionSet
+from qabuild.errors import BadTarget, UntrustedInput
+from qabuild.loading import load_model
+from qabuild.target import Gates
+
+SPEED_QUESTIONS = 512  # how many of the questions artifact and checkpoint answer by turns
+RESAMPLES = 2000  # of the bootstrap: the interval's ends then move by less than a tenth of its width
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flip:
+    """A question that artifact and checkpoint answer differently."""
+
+    id: str
+    question: str
+    checkpoint: str
+    artifact: str
+    gold: Sequence[str]
+    f1_difference: float
+    """F1 of the artifact's answer less that of the checkpoint's, in points; negative where it lost."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """Samples/s of both, on the same questions, taking turns within one run."""
+
+    artifact: float
+    checkpoint: float
+    speedup: float
+    speedup_interval: tuple[float, float]
+    """95 %, bootstrap over the rounds."""
+    questions: int
+    rounds: int
+    batch_size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """What was found; no judgement."""
+
+    data: Mapping[str, Any]
+    questions: int
+    checkpoint_exact_match: float
+    checkpoint_f1: float
+    exact_match: float
+    f1: float
+    f1_difference: float
+    f1_difference_interval: tuple[float, float]
+    """95 %, paired bootstrap over the questions, in points."""
+    agreement: float
+    """Share of questions with the same answer text."""
+    flips: Sequence[Flip]
+    samples_per_second: float
+    """Of the artifact alone, over all questions."""
+    speed: Speed | None
+    """None where the checkpoint was not there to take turns with."""
+    same_tokens: bool
+    """Whether the artifact's tokenizer makes the sealed input ids of the probes."""
+    finite_logits: bool
+    logit_difference: float
+    """Largest on the probes, where attention_mask is 1."""
+    probes: Sequence[Mapping[str, Any]]
+    """batch, sequence and largest difference of each."""
+    versions: Mapping[str, str]
+    machine: Mapping[str, Any]
+
+    @property
+    def f1_retention(self) -> float:
+        """F1 of the artifact over F1 of the checkpoint; 0 where the checkpoint answers nothing right."""
+        return self.f1 / self.checkpoint_f1 if self.checkpoint_f1 else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "f1_retention": self.f1_retention}
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> Measurement:
+        fields = {name: value for name, value in document.items() if name != "f1_retention"}
+        speed = fields["speed"]
+        return cls(
+            **{
+                **fields,
+                "flips": [Flip(**flip) for flip in fields["flips"]],
+                "speed": Speed(**{**speed, "speedup_interval": tuple(speed["speedup_interval"])}) if speed else None,
+                "f1_difference_interval": tuple(fields["f1_difference_interval"]),
+            }
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """One thing that must hold."""
+
+    name: str
+    limit: float | bool
+    value: float | bool | None
+    passed: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verification:
+    """The evidence: what was found of which artifact, and whether that is enough."""
+
+    artifact: str
+    manifest: str
+    """Digest of the manifest: the evidence speaks of these bytes only."""
+    passed: bool
+    gates: Sequence[Gate]
+    measurement: Measurement
+    verified_at: str
+    """UTC, ISO 8601."""
+    key: str | None = None
+    """Key of the plan's step that measured it, where a build did."""
+
+    @property
+    def failed_gates(self) -> list[Gate]:
+        return [gate for gate in self.gates if not gate.passed]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The evidence as JSON values, as it stands in verification.json."""
+        return {**asdict(self), "measurement": self.measurement.to_dict()}
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> Verification:
+        gates = [Gate(**gate) for gate in document["gates"]]
+        return cls(**{**document, "gates": gates, "measurement": Measurement.from_dict(document["measurement"])})
+
+
+def verify(
+    path: str | Path,
+    *,
+    dataset: str | None = None,
+    checkpoint: str | None = None,
+    digest: str | None = None,
+    offline: bool = False,
+    reporter: Reporter = SILENT,
+) -> Verification:
+    """Verify the artifact at `path` again, and put the evidence beside its manifest.
+
+    `dataset` is where the questions are, where not where the artifact says: a SQuAD-layout file, a Hub id or
+    'sample'. `checkpoint`, a path or Hub id of the very checkpoint it was built from, lets a speedup be measured.
+    `digest` pins the manifest. Raises BadTarget, UntrustedInput or MissingEnvironment; an artifact that fails its
+    gates is a Verification whose `passed` is false.
+    """
+    artifact = artifacts.open_artifact(Path(path), digest)
+    gates = Gates.model_validate(dict(artifact.manifest.verify["gates"]))
+    if gates.min_speedup is not None and checkpoint is None:
+        raise BadTarget(
+            f"{path}: its gate min_speedup needs the checkpoint to measure against",
+            f"give it with --checkpoint ({artifact.manifest.checkpoint['name']})",
+        )
+    questions = find_questions(artifact, dataset, offline=offline)
+    baseline = _load_baseline(artifact, checkpoint, offline) if checkpoint else None
+    found = judge(artifact, measure(artifact, questions, baseline, reporter), gates)
+    write(found, artifact.directory)
+    return found
+
+
+def find_questions(artifact: Artifact, source: str | None = None, *, offline: bool = False) -> QuestionSet:
+    """The questions that the sealed reference answers, from `source` or from where the artifact says they are."""
+    sealed = reference.read(artifact.directory / reference.FOLDER)
+    if source is None and sealed.data["file"]:
+        raise BadTarget(
+            f"{artifact.directory}: its questions come from a file, {sealed.data['dataset']}, which it does not hold",
+            "give the file with --data",
+        )
+    everything = data.load(
+        source or sealed.data["dataset"],
+        revision=sealed.data["revision"] if source in (None, sealed.data["dataset"]) else None,
+        split=sealed.data["split"] or "validation",
+        offline=offline,
+    )
+    return data.select(everything, list(sealed.answers))
+
+
+def measure(
+    artifact: Artifact,
+    questions: QuestionSet,
+    baseline: Any | None = None,
+    reporter: Reporter = SILENT,
+) -> Measurement:
+    """Reload the artifact and put every question through it.
+
+    `baseline` is the checkpoint's own eager fp32 model on the artifact's device, or None: then no speedup is
+    measured. Raises MissingEnvironment where the artifact cannot be loaded on this machine, UntrustedInput where
+    `questions` are not those of the sealed reference.
+    """
+    sealed = reference.read(artifact.directory / reference.FOLDER)
+    _require_same_questions(questions, sealed)
+    manifest = artifact.manifest
+    model, tokenizer = load_model(artifact)
+    batch_size = int(manifest.verify["batch_size"])
+    squad_v2 = questions.has_unanswerable
+    trip = roundtrip.RoundTrip(model, tokenizer, batch_size=batch_size, squad_v2=squad_v2)
+    base = None
+    if baseline is not None:
+        base = roundtrip.RoundTrip(baseline, tokenizer, batch_size=batch_size, squad_v2=squad_v2)
+    answers, seconds, rounds = _answer(trip, base, questions.questions, batch_size, reporter)
+    return Measurement(
+        data=sealed.data,
+        questions=len(questions),
+        **_compare_answers(questions.questions, answers, sealed.answers),
+        samples_per_second=len(questions) / seconds,
+        speed=_speed(rounds, batch_size) if rounds else None,
+        **_compare_logits(artifact.directory, model, tokenizer, questions, sealed),
+        versions=machine.versions({*roundtrip.PACKAGES, *backend(manifest.backend["name"]).PACKAGES}),
+        machine=machine.describe(),
+    )
+
+
+def judge(artifact: Artifact, measurement: Measurement, gates: Gates, key: str | None = None) -> Verification:
+    """Hold what was found against the gates. Pure but for the time of day."""
+    limits = gates.by_dtype(artifact.manifest.runtime["dtype"])
+    found: list[tuple[str, float | bool | None, float | bool | None, bool]] = [
+        ("same_tokens", True, measurement.same_tokens, measurement.same_tokens),
+        ("finite_logits", True, measurement.finite_logits, measurement.finite_logits),
+        _at_least("min_f1_retention", limits.min_f1_retention, measurement.f1_retention),
+        _at_least("min_agreement", limits.min_agreement, measurement.agreement),
+        _at_most("max_logit_difference", limits.max_logit_difference, measurement.logit_difference),
+        _at_least("min_speedup", limits.min_speedup, measurement.speed.speedup if measurement.speed else None),
+    ]
+    judged = [Gate(name=n, limit=lim, value=v, passed=ok) for n, lim, v, ok in found if lim is not None]
+    return Verification(
+        artifact=artifact.manifest.name,
+        manifest=artifact.digest,
+        passed=all(gate.passed for gate in judged),
+        gates=judged,
+        measurement=measurement,
+        verified_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        key=key,
+    )
+
+
+def explain_failure(verification: Verification, directory: Path) -> tuple[str, str]:
+    """Message and hint for an artifact that did not pass: which gates, and which questions to look at."""
+    lines = [f"{directory}: verification failed"]
+    for gate in verification.failed_gates:
+        lines.append(f"  {gate.name}: {_figure(gate.value)}, must be {_figure(gate.limit)}")
+    lost = [flip for flip in verification.measurement.flips if flip.f1_difference < 0]
+    for flip in lost[:3]:
+        lines.append(f"  {flip.id}: {flip.checkpoint!r} became {flip.artifact!r}, gold {flip.gold[0] if flip.gold else ''!r}")
+    flipped = len(verification.measurement.flips)
+    hint = f"{flipped} answers changed, {len(lost)} for the worse: see `flips` in {directory / artifacts.EVIDENCE}"
+    return "\n".join(lines), hint
+
+
+def _figure(value: float | bool | None) -> str:
+    return "not measured" if value is None else str(value) if isinstance(value, bool) else f"{value:.4g}"
+
+
+def write(verification: Verification, directory: Path) -> None:
+    """Put the evidence beside the manifest, whole or not at all."""
+    partial = directory / f".{artifacts.EVIDENCE}.partial"
+    text = json.dumps(verification.to_dict(), indent=1, ensure_ascii=False, allow_nan=False, default=str)
+    partial.write_text(text + "\n", encoding="utf-8")
+    os.replace(partial, directory / artifacts.EVIDENCE)
+
+
+def _load_baseline(artifact: Artifact, source: str, offline: bool) -> Any:
+    from qabuild.checkpoint import load_model as load_checkpoint
+    from qabuild.checkpoint import resolve
+
+    found = resolve(source, artifact.manifest.checkpoint["revision"], offline=offline)
+    if found.digest != artifact.manifest.checkpoint["digest"]:
+        raise UntrustedInput(
+            f"{source}: not the checkpoint that the artifact was built from "
+            f"(digest {found.digest[:16]}, built from {artifact.manifest.checkpoint['digest'][:16]})",
+            f"give {artifact.manifest.checkpoint['name']} as it was then, or leave --checkpoint out",
+        )
+    return load_checkpoint(found).to(artifact.manifest.runtime["device"])
+
+
+def _require_same_questions(questions: QuestionSet, sealed: reference.Reference) -> None:
+    if questions.fingerprint != sealed.data["fingerprint"]:
+        raise UntrustedInput(
+            f"{questions.name}: these are not the questions that the artifact was built with "
+            f"(fingerprint {questions.fingerprint[:16]}, sealed {sealed.data['fingerprint'][:16]})",
+            "give the same data set at the same revision with --data, or build the artifact on this one",
+        )
+
+
+def _answer(
+    trip: roundtrip.RoundTrip,
+    base: roundtrip.RoundTrip | None,
+    questions: Sequence[Question],
+    batch_size: int,
+    reporter: Reporter,
+) -> tuple[dict[str, str], float, list[tuple[int, float, float]]]:
+    """Answers, the artifact's seconds, and per round: questions, seconds of the artifact, seconds of the checkpoint.
+
+    In the first rounds artifact and checkpoint take turns, and take turns at going first, so that a machine that
+    slows down or speeds up does so for both.
+    """
+    chunks = reference.chunks(questions, batch_size)
+    warm_up = chunks[0][:batch_size]
+    for each in (trip, base):
+        if each is not None:
+            each.answer(warm_up)
+    answers: dict[str, str] = {}
+    seconds, rounds, paired = 0.0, [], 0
+    with reporter.progress("artifact answers", len(questions)) as advance:
+        for number, chunk in enumerate(chunks):
+            slower = None
+            with_base = base is not None and paired < SPEED_QUESTIONS
+            if base is not None and with_base and number % 2:
+                slower = base.answer(chunk)
+            answered = trip.answer(chunk)
+            if base is not None and with_base and not number % 2:
+                slower = base.answer(chunk)
+            if slower is not None:
+                rounds.append((len(chunk), answered.seconds, slower.seconds))
+                paired += len(chunk)
+            answers.update(answered.answers)
+            seconds += answered.seconds
+            advance(len(chunk))
+    return answers, seconds, rounds
+
+
+def _speed(rounds: Sequence[tuple[int, float, float]], batch_size: int) -> Speed:
+    import numpy as np
+
+    count, own, other = (np.array(column, dtype=float) for column in zip(*rounds, strict=True))
+    drawn = np.random.default_rng(0).integers(0, len(rounds), (RESAMPLES, len(rounds)))
+    low, high = np.percentile(other[drawn].sum(1) / own[drawn].sum(1), (2.5, 97.5))
+    return Speed(
+        artifact=float(count.sum() / own.sum()),
+        checkpoint=float(count.sum() / other.sum()),
+        speedup=float(other.sum() / own.sum()),
+        speedup_interval=(float(low), float(high)),
+        questions=int(count.sum()),
+        rounds=len(rounds),
+        batch_size=batch_size,
+    )
+
+
+def _compare_answers(
+    questions: Sequence[Question], answers: Mapping[str, str], expected: Mapping[str, str]
+) -> dict[str, Any]:
+    gold = {question.id: question.answers for question in questions}
+    own, base = squad.score(answers, gold), squad.score(expected, gold)
+    differences = [100 * (squad.f1(answers[i], gold[i]) - squad.f1(expected[i], gold[i])) for i in gold]
+    flips = [
+        Flip(
+            id=question.id,
+            question=question.question,
+            checkpoint=expected[question.id],
+            artifact=answers[question.id],
+            gold=question.answers,
+            f1_difference=difference,
+        )
+        for question, difference in zip(questions, differences, strict=True)
+        if answers[question.id] != expected[question.id]
+    ]
+    return {
+        "checkpoint_exact_match": base.exact_match,
+        "checkpoint_f1": base.f1,
+        "exact_match": own.exact_match,
+        "f1": own.f1,
+        "f1_difference": own.f1 - base.f1,
+        "f1_difference_interval": paired_bootstrap(differences),
+        "agreement": 1 - len(flips) / len(questions),
+        "flips": sorted(flips, key=lambda flip: flip.f1_difference),
+    }
+
+
+def paired_bootstrap(differences: Sequence[float]) -> tuple[float, float]:
+    """95 % percentile interval of the mean of paired differences (Efron 1979); the questions are drawn again."""
+    import numpy as np
+
+    values = np.asarray(differences)
+    generator = np.random.default_rng(0)
+    means = [values[generator.integers(0, len(values), len(values))].mean() for _ in range(RESAMPLES)]
+    low, high = np.percentile(means, (2.5, 97.5))
+    return float(low), float(high)
+
+
+def _compare_logits(
+    directory: Path, model: Any, tokenizer: Any, questions: QuestionSet, sealed: reference.Reference
+) -> dict[str, Any]:
+    import torch
+
+    by_id = {question.id: question for question in questions.questions}
+    probes, largest, finite, same_tokens = [], 0.0, True, True
+    stored = reference.read_probes(directory / reference.FOLDER)
+    for ids, shape, probe in zip(sealed.probes, reference.PROBE_SHAPES, stored, strict=True):
+        expected = probe.pop("start_logits"), probe.pop("end_logits")
+        own_inputs = reference.encode_probe(tokenizer, [by_id[i] for i in ids], shape)
+        same_tokens &= own_inputs.keys() == probe.keys() and all(torch.equal(own_inputs[n], probe[n]) for n in probe)
+        real = probe["attention_mask"] == 1
+        found = reference.logits(model, probe)
+        finite &= all(bool(f[real].isfinite().all()) for f in found)
+        difference = max(float((f - e)[real].abs().nan_to_num(nan=3e38, posinf=3e38).max()) for f, e in zip(found, expected, strict=True))
+        largest = max(largest, difference)
+        batch, sequence = probe["input_ids"].shape
+        probes.append({"batch": batch, "sequence": sequence, "logit_difference": difference})
+    return {"same_tokens": same_tokens, "finite_logits": finite, "logit_difference": largest, "probes": probes}
+
+
+def _at_least(name: str, limit: float | None, value: float | None) -> tuple[str, float | None, float | None, bool]:
+    return name, limit, value, limit is None or (value is not None and value >= limit)
+
+
+def _at_most(name: str, limit: float | None, value: float) -> tuple[str, float | None, float | None, bool]:
+    return name, limit, value, limit is None or value <= limit
