@@ -49,9 +49,7 @@ class Checkpoint:
     config: Mapping[str, Any]
 
 
-def resolve(
-    source: str | os.PathLike[str], revision: str | None = None, *, offline: bool = False
-) -> Checkpoint:
+def resolve(source: str | os.PathLike[str], revision: str | None = None, *, offline: bool = False) -> Checkpoint:
     """Find the checkpoint `source`: "sample", a folder (begins with '/', '.' or '~', or is a path object) or a Hub id.
 
     `revision` is for a Hub id: a branch, tag or sha; a missing one means the main branch. With `offline`, or
@@ -82,6 +80,9 @@ def load_model(checkpoint: Checkpoint, *, attention: Literal["eager", "sdpa"] | 
     import torch
     from transformers import AutoModelForQuestionAnswering
 
+    # Again, since what was examined may be long ago, and what is loaded now is what counts.
+    examine_config(checkpoint.directory)
+    examine_weights(checkpoint.directory)
     _refuse_unmapped(checkpoint)
     with _quiet(), _explained(checkpoint.directory, "model"):
         model, report = AutoModelForQuestionAnswering.from_pretrained(
@@ -186,13 +187,19 @@ def _fetched(name: str, sha: str, offline: bool) -> Path:
     """The folder in the Hub's cache that holds this commit: config, safetensors and tokenizer, and nothing else."""
     from huggingface_hub import snapshot_download
 
-    with hub.explained(name, sha, "model"):
-        folder = snapshot_download(
-            name,
-            revision=sha,
-            allow_patterns=[CONFIG, *WEIGHT_PATTERNS, *TOKENIZER_PATTERNS],
-            local_files_only=hub.is_offline(offline),
-        )
+    try:
+        with hub.explained(name, sha, "model"), hub.bars_on_terminals_only():
+            folder = snapshot_download(
+                name,
+                revision=sha,
+                allow_patterns=[CONFIG, *WEIGHT_PATTERNS, *TOKENIZER_PATTERNS],
+                local_files_only=hub.is_offline(offline),
+            )
+    except RuntimeError as error:  # of hf_xet, the library that fetches large files
+        raise QABuildError(
+            f"the checkpoint '{name}' could not be fetched: {hub.first_line(error)}",
+            "check the network and the free space on the disk, or set HF_HUB_DISABLE_XET=1, and try again",
+        ) from error
     return Path(folder)
 
 
@@ -215,24 +222,22 @@ def _refuse_unmapped(checkpoint: Checkpoint) -> None:
     model_type = checkpoint.config["model_type"]
     if model_type not in KNOWN:
         raise BadTarget(
-            f"{checkpoint.name}: transformers has no question-answering model of type '{model_type}'",
+            f"{checkpoint.name}: transformers has no question-answering model of type {model_type!r}",
             "name a plain text encoder fine-tuned for extractive question answering, such as a BERT or RoBERTa",
         )
 
 
 def _refuse_fresh_weights(report: Mapping[str, Any], directory: Path) -> None:
     """Refuse a model some of whose weights were not in the checkpoint and are therefore random."""
-    missing = [f"'{name}'" for name in sorted(report["missing_keys"])]
-    misshapen = [
-        f"'{name}' ({list(stored)}, not {list(wanted)})" for name, stored, wanted in sorted(report["mismatched_keys"])
-    ]
-    if fresh := missing + misshapen:
-        raise UntrustedInput(
-            f"{directory}: {len(fresh)} weights of the model are missing or of another shape: "
-            + ", ".join(fresh[:_SHOWN])
-            + (", ..." if len(fresh) > _SHOWN else ""),
-            "fresh random weights would take their place: name a checkpoint fine-tuned for question answering, whole",
-        )
+    # Names, or tuples that begin with one: transformers 4.57 reports the former, others the latter.
+    misshapen = [item if isinstance(item, str) else item[0] for item in report["mismatched_keys"]]
+    for fresh, problem in ((report["missing_keys"], "missing"), (misshapen, "of another shape than config.json says")):
+        if fresh:
+            shown = ", ".join(map(repr, sorted(fresh)[:_SHOWN])) + (", ..." if len(fresh) > _SHOWN else "")
+            raise UntrustedInput(
+                f"{directory}: {len(fresh)} weights of the model are {problem}: {shown}",
+                "random ones would take their place: name a checkpoint fine-tuned for question answering, whole",
+            )
 
 
 def _refuse_non_finite_weights(model: Any, directory: Path) -> None:
@@ -245,7 +250,7 @@ def _refuse_non_finite_weights(model: Any, directory: Path) -> None:
     ]
     if broken:
         raise UntrustedInput(
-            f"{directory}: {len(broken)} tensors hold NaN or infinite values, '{broken[0]}' among them",
+            f"{directory}: {len(broken)} tensors hold NaN or infinite values, {broken[0]!r} among them",
             "the training that made it has diverged, or the file is damaged: take another checkpoint",
         )
 
@@ -268,7 +273,7 @@ def _refuse_slow_class(directory: Path) -> None:
 
 def _slow(directory: Path, class_name: str) -> UntrustedInput:
     return UntrustedInput(
-        f"{directory}: its tokenizer ({class_name}) has no fast version in transformers",
+        f"{directory}: its tokenizer ({class_name!r}) has no fast version in transformers",
         "answers are cut from the context by the character offsets of a fast tokenizer: take such a checkpoint",
     )
 
@@ -282,18 +287,14 @@ def _explained(directory: Path, part: str) -> Iterator[None]:
         raise
     except ImportError as error:
         raise MissingEnvironment(
-            f"{directory}: the {part} needs a package that is not installed: {_first_line(error)}",
+            f"{directory}: the {part} needs a package that is not installed: {hub.first_line(error)}",
             "install it, or take a checkpoint without that need (a tokenizer.json needs no further package)",
         ) from error
     except Exception as error:
         raise UntrustedInput(
-            f"{directory}: the {part} cannot be loaded: {_first_line(error)}",
+            f"{directory}: the {part} cannot be loaded: {hub.first_line(error)}",
             "the files are damaged or do not belong together: fetch the checkpoint anew",
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 @contextmanager

@@ -165,7 +165,8 @@ def _members(root: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
         at, value = rest.pop()
         if isinstance(value, dict):
             for key, inner in value.items():
-                place = f"{at}.{key}" if at else key
+                shown = key if key.isidentifier() else repr(key)
+                place = f"{at}.{shown}" if at else shown
                 yield place, key, inner
                 rest.append((place, inner))
         elif isinstance(value, list):
@@ -188,7 +189,7 @@ def _refuse_architecture(config: Mapping[str, Any], directory: Path) -> None:
     ):
         if holds:
             raise BadTarget(
-                f"{directory}: this checkpoint ({model_type}) {problem}",
+                f"{directory}: this checkpoint ({model_type!r}) {problem}",
                 "name a plain text encoder fine-tuned for extractive question answering, such as a BERT or RoBERTa",
             )
 
@@ -200,7 +201,7 @@ def _refuse_other_files(config: Mapping[str, Any], directory: Path) -> None:
         for key, value in config.items()
         if key.endswith("_file") and isinstance(value, str) and _is_elsewhere(value, directory)
     ]
-    versioned = [name for name in config.get("fast_tokenizer_files") or () if name != TOKENIZER]
+    versioned = config.get("fast_tokenizer_files") not in (None, [], [TOKENIZER])
     if foreign or versioned:
         raise UntrustedInput(
             f"{directory / TOKENIZER_CONFIG}: {', '.join(foreign or ['fast_tokenizer_files'])} leads to a tokenizer "
@@ -236,7 +237,7 @@ def _tokens(directory: Path, names: Sequence[str]) -> Iterator[tuple[str, int]]:
 
 def _tokens_of(content: Mapping[str, Any], path: Path) -> Iterator[tuple[str, int]]:
     """The vocabulary of a tokenizer.json: an object with ids (BPE, WordPiece) or a list of pieces (Unigram)."""
-    model, added = content.get("model"), content.get("added_tokens") or []
+    model, added = content.get("model"), content.get("added_tokens")
     vocabulary = model.get("vocab") if isinstance(model, dict) else None
     if isinstance(vocabulary, dict):
         yield from _integers(vocabulary)
@@ -244,7 +245,8 @@ def _tokens_of(content: Mapping[str, Any], path: Path) -> Iterator[tuple[str, in
         yield from ((str(piece), number) for number, piece in enumerate(vocabulary))
     else:
         raise UntrustedInput(f"{path}: holds no vocabulary", _MAKE_TOKENIZER)
-    yield from _integers({str(token.get("content")): token.get("id") for token in added if isinstance(token, dict)})
+    if isinstance(added, list):
+        yield from _integers({str(token.get("content")): token.get("id") for token in added if isinstance(token, dict)})
 
 
 def _integers(vocabulary: Mapping[str, Any]) -> Iterator[tuple[str, int]]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal, NoReturn
 
@@ -41,11 +42,31 @@ def commit(repo_id: str, revision: str | None, repo_type: RepoType, *, offline: 
     return sha
 
 
+def confirm(repo_id: str, sha: str, repo_type: RepoType) -> None:
+    """Ask the Hub whether the repository has this commit. Raises as `commit` does."""
+    _asked(repo_id, sha, repo_type)
+
+
 def is_offline(offline: bool) -> bool:
     """Whether the network is out of bounds, by argument or by the environment (`HF_HUB_OFFLINE=1`)."""
     from huggingface_hub import constants
 
     return offline or bool(constants.HF_HUB_OFFLINE)
+
+
+@contextmanager
+def bars_on_terminals_only() -> Iterator[None]:
+    """Hide huggingface_hub's progress bars where stderr is no terminal, for as long as the block lasts."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    if sys.stderr.isatty() or are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
 
 
 @contextmanager
@@ -58,12 +79,21 @@ def explained(repo_id: str, revision: str | None, repo_type: RepoType) -> Iterat
         yield
     except errors.HfHubHTTPError as error:
         _explain_answer(error, repo_id, revision, repo_type)
-    except errors.FileMetadataError as error:
-        raise QABuildError(
-            f"the Hub's answer about the {_KIND[repo_type]} '{repo_id}' makes no sense: {error}", _AGAIN
-        ) from error
     except (RequestException, ConnectionError, TimeoutError) as error:
         raise unreachable(repo_id, repo_type, error) from error
+    except OSError as error:
+        # With a number it comes from the system (a full disk, say), and a missing file is the caller's business. The
+        # rest is huggingface_hub's way to say that an answer or a download makes no sense.
+        if error.errno is not None or isinstance(error, FileNotFoundError):
+            raise
+        raise QABuildError(
+            f"the {_KIND[repo_type]} '{repo_id}' could not be fetched: {first_line(error)}", _AGAIN
+        ) from error
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's error says, as far as it fits into a message."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def unreachable(repo_id: str, repo_type: RepoType, error: Exception) -> QABuildError:
@@ -149,8 +179,9 @@ def _ref(repo_id: str, revision: str | None, repo_type: RepoType) -> Path:
 
 def _remember(repo_id: str, revision: str | None, repo_type: RepoType, sha: str) -> None:
     ref = _ref(repo_id, revision, repo_type)
-    ref.parent.mkdir(parents=True, exist_ok=True)
-    ref.write_text(sha)
+    with suppress(OSError):  # a cache that cannot be written to serves no later run, but this one goes on
+        ref.parent.mkdir(parents=True, exist_ok=True)
+        ref.write_text(sha)
 
 
 def _remembered(repo_id: str, revision: str | None, repo_type: RepoType) -> str:

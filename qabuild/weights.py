@@ -60,10 +60,11 @@ def refuse_headless(weights: Weights, config: Mapping[str, Any], directory: Path
     """Raise UntrustedInput if no tensor can belong to the architecture's question-answering head."""
     head = _HEADS.get(config["model_type"], _HEAD)
     if not any(name.startswith(head) or f".{head}" in name for name in weights.shapes):
-        made_as = ", ".join(map(str, config.get("architectures") or ())) or "a model without a head"
+        architectures = config.get("architectures")
+        made_as = ", ".join(map(repr, architectures)) if isinstance(architectures, list) else ""
         raise UntrustedInput(
             f"{directory}: this checkpoint has no question-answering head: no weights '{head}*' (it was saved as "
-            f"{made_as})",
+            f"{made_as or 'a model without a head'})",
             "a fresh head would answer at random: name a checkpoint fine-tuned on SQuAD or the like",
         )
 
@@ -93,13 +94,13 @@ def _sharded(directory: Path) -> Weights:
     shards = sorted(set(where.values()))
     for shard in shards:
         if shard != PurePosixPath(shard).name or "\\" in shard or not shard.endswith(".safetensors"):
-            raise UntrustedInput(f"{index}: '{shard}' is no plain name of a safetensors file", _FETCH)
+            raise UntrustedInput(f"{index}: {shard!r} is no plain name of a safetensors file", _FETCH)
         if own_file(directory, shard) is None:
-            raise UntrustedInput(f"{directory}: the shard {shard} that {INDEX} names is missing", _FETCH)
+            raise UntrustedInput(f"{directory}: the shard {shard!r} that {INDEX} names is missing", _FETCH)
         shapes |= _header(directory, shard)
     if missing := sorted(set(where) - set(shapes)):
         raise UntrustedInput(
-            f"{index}: names {len(missing)} tensors that are in no shard, '{missing[0]}' among them", _FETCH
+            f"{index}: names {len(missing)} tensors that are in no shard, {missing[0]!r} among them", _FETCH
         )
     return Weights(files=(INDEX, *shards), shapes=shapes)
 

@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any, Literal, Self
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -179,7 +179,7 @@ def _info(handler: _Handler, kind: str, repo_id: str, revision: str | None = Non
         )
 
 
-def _tree(handler: _Handler, kind: str, repo_id: str, revision: str, folder: str | None = None) -> None:
+def _tree(handler: _Handler, kind: str, repo_id: str, revision: str, folder: str) -> None:
     if found := _found(handler, kind, repo_id, revision):
         _, _, files = found
         within = f"{folder}/" if folder else ""
@@ -200,9 +200,10 @@ def _paths_info(handler: _Handler, kind: str, repo_id: str, revision: str) -> No
 def _entries(files: Files, within: str) -> list[dict[str, Any]]:
     """The files and folders below a folder ('' or 'name/'), as the Hub lists them."""
     below = sorted(name for name in files if name.startswith(within))
-    folders = {"/".join(parts[:depth]) for name in below for parts in [name.split("/")] for depth in range(1, len(parts))}
+    above = {f"{folder}/" for name in below for folder in PurePosixPath(name).parents}
+    folders = sorted(folder[:-1] for folder in above if folder.startswith(within) and folder not in (within, "./"))
     return [
-        *({"type": "directory", "path": path, "size": 0, "oid": "0" * 40} for path in sorted(folders) if path + "/" != within),
+        *({"type": "directory", "path": folder, "size": 0, "oid": "0" * 40} for folder in folders),
         *({"type": "file", "path": name, "size": len(files[name]), "oid": _etag(files[name])} for name in below),
     ]
 
@@ -239,7 +240,7 @@ _API = rf"/api/(?P<kind>models|datasets)/{_REPO}"
 
 ROUTES: list[tuple[str, str, Callable[..., None]]] = [
     ("GET", rf"{_API}/revision/(?P<revision>.+)", _info),
-    ("GET", rf"{_API}/tree/(?P<revision>[^/]+)(?:/(?P<folder>.+))?", _tree),
+    ("GET", rf"{_API}/tree/(?P<revision>[^/]+)/?(?P<folder>.*)", _tree),
     ("POST", rf"{_API}/paths-info/(?P<revision>[^/]+)", _paths_info),
     ("GET", _API, _info),
     ("GET HEAD", rf"/(?:(?P<kind>datasets)/)?{_REPO}/resolve/(?P<revision>[^/]+)/(?P<name>.+)", _resolve),

@@ -26,7 +26,7 @@ def save(module: Any, path: Path) -> None:
     with zipfile.ZipFile(raw) as source, zipfile.ZipFile(path, "w") as goal:
         digest = hashlib.sha256()
         for entry in source.infolist():
-            folder, name = entry.filename.split("/", 1)
+            name = entry.filename.split("/", 1)[1]
             if name.endswith(".debug_pkl") or name == ".data/serialization_id":
                 continue
             content = source.read(entry)

@@ -10,7 +10,7 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from transformers.modeling_outputs import QuestionAnsweringModelOutput
@@ -27,19 +27,28 @@ Answer = Callable[..., Any]
 """Takes some of `INPUTS` by name and returns start and end logits, [batch, sequence] each, as its first two items."""
 
 
-class TorchModel(torch.nn.Module):
+class TorchModel(torch.nn.Module):  # type: ignore[misc]  # torch is not type-checked here
     """A compiled model that behaves like one of `AutoModelForQuestionAnswering`, for inference only.
 
     It stays on the device and in the numbers it was built for: `to` refuses any other.
     """
 
-    def __init__(self, answer: Answer, inputs: Sequence[str], config: Any, runtime: Runtime) -> None:
+    def __init__(
+        self,
+        answer: Answer,
+        inputs: Sequence[str],
+        config: Any,
+        device: torch.device,
+        autocast: torch.dtype | None = None,
+        refused: Sequence[str] = (),
+    ) -> None:
         super().__init__()
         self.answer = answer
         self.inputs = tuple(inputs)
+        self.refused = tuple(refused)
         self.config = config
-        self._device = device(runtime)
-        self._autocast_dtype = AUTOCAST[runtime.dtype]
+        self._device = device
+        self._autocast_dtype = autocast
         self.eval()
 
     @property
@@ -66,10 +75,11 @@ class TorchModel(torch.nn.Module):
     ) -> QuestionAnsweringModelOutput:
         """Start and end logits, float32 [batch, sequence], on the model's device.
 
-        The inputs are int64 [batch, sequence], on any device. Raises ValueError for token types that this model was not compiled to take.
+        The inputs are int64 [batch, sequence], on any device; what the architecture has no use for is ignored. Raises
+        ValueError for token types, other than 0, that it has a use for but was not compiled to take.
         """
-        if "token_type_ids" not in self.inputs and token_type_ids is not None and bool(token_type_ids.any()):
-            raise ValueError("this model takes no token_type_ids: its tokenizer gives none, or only zeros")
+        if "token_type_ids" in self.refused and token_type_ids is not None and bool(token_type_ids.any()):
+            raise ValueError("this model was compiled without token_type_ids: its own tokenizer gives none")
         given = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
         taken = {name: given[name].to(self._device) for name in self.inputs if given[name] is not None}
         with torch.inference_mode(), self.autocast():
@@ -116,14 +126,13 @@ def inputs_of(model: Any, tokenizer: Any = None) -> tuple[str, ...]:
     )
 
 
-def stored_model(directory: Path) -> Any:
+def stored_model(directory: Path, attention: Literal["eager", "sdpa"] | None = None) -> Any:
     """The eager fp32 model in `directory`, on the CPU."""
     from qabuild.checkpoint import Checkpoint, load_model
 
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    return load_model(
-        Checkpoint(directory=directory, name=directory.name, revision=None, digest="", config=config)
-    )
+    checkpoint = Checkpoint(directory=directory, name=directory.name, revision=None, digest="", config=config)
+    return load_model(checkpoint, attention=attention)
 
 
 def copy_checkpoint(source: Path, directory: Path) -> None:

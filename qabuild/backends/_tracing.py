@@ -10,7 +10,7 @@ import torch
 
 from qabuild.backends import Runtime
 from qabuild.backends._archive import save
-from qabuild.backends._torch import TorchModel, device, inputs_of, named
+from qabuild.backends._torch import AUTOCAST, TorchModel, device, inputs_of, named
 from qabuild.backends.comparison import TOLERANCES, probes, require_same
 
 if TYPE_CHECKING:
@@ -26,12 +26,14 @@ def build(checkpoint: Checkpoint, runtime: Runtime, path: Path) -> dict[str, Any
     model = load_model(checkpoint).to(where)
     inputs = inputs_of(model, tokenizer)
     batches = list(probes(tokenizer, inputs, model.config))
-    eager = TorchModel(model, inputs, model.config, runtime)
+    eager = TorchModel(model, inputs, model.config, where, AUTOCAST[runtime.dtype])
     save(trace(eager, batches[0]), path)
-    compiled = load(path, inputs, model.config, runtime)
+    refused = [name for name in inputs_of(model) if name not in inputs]
+    compiled = load(path, inputs, refused, model.config, runtime)
     difference = require_same(eager, compiled, batches, TOLERANCES[runtime.dtype], "the traced module")
     return {
         "inputs": list(inputs),
+        "refused": refused,
         "device": runtime.device,
         "traced_shape": list(batches[0]["input_ids"].shape),
         "largest_difference": difference,
@@ -49,7 +51,7 @@ def trace(eager: TorchModel, example: dict[str, Any]) -> Any:
         return torch.jit.freeze(traced)
 
 
-class _Positional(torch.nn.Module):
+class _Positional(torch.nn.Module):  # type: ignore[misc]  # torch is not type-checked here
     """A model that takes its inputs in order and returns two tensors, which is all that a trace can hold."""
 
     def __init__(self, model: Any, inputs: Sequence[str]) -> None:
@@ -62,9 +64,13 @@ class _Positional(torch.nn.Module):
         return output.start_logits, output.end_logits
 
 
-def load(path: Path, inputs: Sequence[str], config: Any, runtime: Runtime) -> Any:
-    """The traced module in `path`, ready on its device."""
-    module = torch.jit.load(path, map_location=device(runtime))
+def load(path: Path, inputs: Sequence[str], refused: Sequence[str], config: Any, runtime: Runtime) -> Any:
+    """The traced module in `path`, ready on its device.
+
+    `inputs` are those that were traced, `refused` those that the architecture would take besides.
+    """
+    where = device(runtime)
+    module = torch.jit.load(path, map_location=where)
 
     def answer(**given: torch.Tensor) -> Any:
         """A trace has no defaults: no mask means that every token counts, no token types that all are 0."""
@@ -73,4 +79,4 @@ def load(path: Path, inputs: Sequence[str], config: Any, runtime: Runtime) -> An
         with torch.jit.optimized_execution(False):
             return module(*(given[name] if name in given else defaults[name](ids) for name in inputs))
 
-    return named(TorchModel(answer, inputs, config, runtime), config)
+    return named(TorchModel(answer, inputs, config, where, AUTOCAST[runtime.dtype], refused), config)

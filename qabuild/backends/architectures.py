@@ -1,6 +1,6 @@
-"""Which encoder architectures each backend supports, in one literal table; measured, not guessed.
+"""Which encoder architectures each backend supports: one literal table, measured, not guessed.
 
-`tests/test_backends.py` holds every line of it against the eager model.
+`tests/test_backends.py` builds every cell of it and holds the result against the eager model.
 """
 
 from __future__ import annotations
@@ -10,45 +10,76 @@ from typing import Any
 
 from qabuild.errors import BadTarget
 
-_NOT_OPTIMISED = "the graph optimiser does not implement it; backend.level = 0 exports it as it is"
+ORT, OPTIMISED, FP16, TRACED = "onnxruntime", "onnxruntime with level > 0", "onnxruntime in fp16", "torchscript"
+WAYS = ("eager", TRACED, ORT, OPTIMISED, FP16, "deepspeed")
+"""The ways of running that the table tells apart."""
+
+_FULL: dict[str, str] = {}
+_NOT_EXPORTED = {ORT: "optimum cannot export it for question answering"}
+_NOT_OPTIMISED = {OPTIMISED: "the graph optimiser does not know it; backend.level = 0 exports it as it is"}
 
 ARCHITECTURES: dict[str, dict[str, str]] = {
-    "albert": {},
-    "bert": {},
-    "big_bird": {},
-    "camembert": {},
-    "convbert": {"onnxruntime, optimised": _NOT_OPTIMISED},
-    "deberta-v2": {},
-    "distilbert": {},
-    "electra": {},
-    "longformer": {
-        "onnxruntime": "the exporter cannot trace it",
-        "torchscript": "its sliding windows cannot be traced",
-    },
-    "mobilebert": {"onnxruntime, optimised": _NOT_OPTIMISED},
-    "mpnet": {},
-    "roberta": {},
-    "xlm-roberta": {},
+    "albert": _FULL,
+    "bert": _FULL,
+    "big_bird": {FP16: "it sets logits of the question to -1e6, which half precision cannot hold"},
+    "camembert": _FULL,
+    "convbert": _NOT_OPTIMISED,
+    "data2vec-text": _NOT_OPTIMISED,
+    "deberta": _FULL,
+    "deberta-v2": _FULL,
+    "distilbert": _FULL,
+    "electra": _FULL,
+    "ernie": _NOT_EXPORTED,
+    "ibert": _NOT_OPTIMISED,
+    "longformer": {TRACED: "a trace cannot hold its sliding windows", ORT: "the exporter cannot trace it"},
+    "megatron-bert": _NOT_OPTIMISED,
+    "mobilebert": _NOT_OPTIMISED,
+    "modernbert": _NOT_EXPORTED,
+    "mpnet": _FULL,
+    "nystromformer": _FULL,
+    "rembert": _NOT_OPTIMISED,
+    "roberta": _FULL,
+    "roberta-prelayernorm": _NOT_EXPORTED,
+    "roformer": _NOT_OPTIMISED,
+    "splinter": _NOT_OPTIMISED,
+    "squeezebert": _NOT_OPTIMISED,
+    "xlm-roberta": _FULL,
+    "xlm-roberta-xl": _NOT_EXPORTED,
 }
-"""Model type (as config.json states it) to what does not work with it and why; empty where all of it works."""
+"""Model type, as config.json states it, to the ways that do not work with it and why. What it lacks is refused."""
+
+KERNEL_INJECTION = ("bert", "distilbert", "roberta")
+"""Model types that DeepSpeed has CUDA kernels for."""
 
 
 def check_architecture(way: str, config: Mapping[str, Any]) -> None:
-    """Raise BadTarget where the table says that this way of running does not support the config's model type.
+    """Raise BadTarget where the table says that this one of `WAYS` does not support the config's model type.
 
-    `way` is a backend's name, or one of its modes as the table names it. An empty config, of a checkpoint that is
-    not known yet, passes.
+    An empty config, of a checkpoint that is not looked at yet, passes.
     """
-    model_type = config.get("model_type")
     if not config:
         return
+    model_type = config.get("model_type")
     if model_type not in ARCHITECTURES:
         raise BadTarget(
-            f"the checkpoint's model type {model_type!r} is not an encoder that qabuild supports",
+            f"the checkpoint's model_type {model_type!r} is not one of the encoders that qabuild supports",
             f"supported are {', '.join(ARCHITECTURES)}",
         )
     if reason := ARCHITECTURES[model_type].get(way):
         raise BadTarget(
-            f"backend {way} does not support model type {model_type!r}: {reason}",
-            "backend.name = 'eager' runs every supported architecture",
+            f"the backend {way} does not support model_type {model_type!r}: {reason}",
+            f"these do: {', '.join(other for other in WAYS if supports(other, model_type))}",
         )
+
+
+def supports(way: str, model_type: str) -> bool:
+    """Whether that one of `WAYS` supports the model type; without export, no graph in any form."""
+    reasons = ARCHITECTURES[model_type]
+    return way not in reasons and not (way in (OPTIMISED, FP16) and ORT in reasons)
+
+
+def markdown() -> str:
+    """The table for people, in Markdown."""
+    rows = [("model type", *WAYS), ("---", *(":-:" for _ in WAYS))]
+    rows += [(name, *("yes" if supports(way, name) else "no" for way in WAYS)) for name in ARCHITECTURES]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
-from collections.abc import Mapping
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from qabuild.backends import Frozen, Runtime
-from qabuild.backends.architectures import check_architecture
-from qabuild.errors import BadTarget
+from qabuild.backends._quiet import quiet_logging
+from qabuild.backends.architectures import KERNEL_INJECTION, check_architecture
+from qabuild.errors import BadTarget, MissingEnvironment, QABuildError
 
 if TYPE_CHECKING:
     from qabuild.checkpoint import Checkpoint
@@ -40,12 +45,26 @@ def check(config: Mapping[str, Any], options: Options, runtime: Runtime) -> None
         raise BadTarget(
             "runtime.dtype = 'int8' needs backend.name = 'onnxruntime'", "use fp32, bf16 or fp16 with deepspeed"
         )
+    if runtime.device == "cpu" and runtime.dtype == "fp16":
+        raise BadTarget(
+            "runtime.dtype = 'fp16' is not supported by DeepSpeed on the CPU", "set it to fp32 or bf16"
+        )
+    if runtime.device == "cpu" and options.tensor_parallel > 1:
+        raise BadTarget(
+            "backend.tensor_parallel shares a model among GPUs, and runtime.device is cpu",
+            "leave backend.tensor_parallel out, or set runtime.device = 'cuda'",
+        )
     if runtime.device == "cpu" and options.replace_with_kernel_inject:
         raise BadTarget(
             "backend.replace_with_kernel_inject = true needs a GPU: DeepSpeed has no such kernels for the CPU",
             "set backend.replace_with_kernel_inject = false, or runtime.device = 'cuda'",
         )
     check_architecture("deepspeed", config)
+    if options.replace_with_kernel_inject and config and config.get("model_type") not in KERNEL_INJECTION:
+        raise BadTarget(
+            f"DeepSpeed has kernels for {', '.join(KERNEL_INJECTION)}, not for {config.get('model_type')!r}",
+            "set backend.replace_with_kernel_inject = false",
+        )
 
 
 def compile(checkpoint: Checkpoint, options: Options, runtime: Runtime, directory: Path) -> dict[str, Any]:
@@ -58,6 +77,7 @@ def compile(checkpoint: Checkpoint, options: Options, runtime: Runtime, director
         "dtype": DTYPES[runtime.dtype],
         "replace_with_kernel_inject": options.replace_with_kernel_inject,
         "tensor_parallel": {"tp_size": options.tensor_parallel},
+        "keep_module_on_host": runtime.device == "cpu",
     }
     copy_checkpoint(checkpoint.directory, directory)
     copy_tokenizer(checkpoint, directory)
@@ -66,5 +86,67 @@ def compile(checkpoint: Checkpoint, options: Options, runtime: Runtime, director
 
 
 def load(directory: Path, options: Options, runtime: Runtime) -> Any:
-    """The model inside DeepSpeed's inference engine. Raises MissingEnvironment without the device."""
-    raise NotImplementedError
+    """The model inside DeepSpeed's inference engine, its weights cast to the runtime's dtype.
+
+    Raises MissingEnvironment without the device, without one process for each part of the tensors, or without what
+    DeepSpeed needs to build its kernels.
+    """
+    import torch
+
+    from qabuild.backends._torch import TorchModel, device, inputs_of, named, stored_model
+
+    target = device(runtime)
+    _require_processes(options.tensor_parallel)
+    settings = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
+    settings["dtype"] = getattr(torch, settings["dtype"])
+    # The kernels take a mask of one row for each sequence, which is what eager attention is given.
+    model = stored_model(directory, attention="eager" if options.replace_with_kernel_inject else None)
+    inputs = inputs_of(model)
+    engine = _engine(model, settings, options.replace_with_kernel_inject)
+    return named(TorchModel(engine, inputs, model.config, target), model.config)
+
+
+def _engine(model: Any, settings: Mapping[str, Any], injected: bool) -> Any:
+    with _quiet():
+        import deepspeed
+
+        try:
+            engine = deepspeed.init_inference(model, config=dict(settings))
+        except (RuntimeError, ValueError, AssertionError, ImportError, OSError) as error:
+            if not injected:
+                raise
+            raise MissingEnvironment(
+                f"DeepSpeed could not build or load its kernels: {str(error).strip().splitlines()[0]}",
+                "install the CUDA toolkit that torch was built with (`ds_report` shows what is missing), "
+                "or set backend.replace_with_kernel_inject = false",
+            ) from error
+    if injected and not any(type(module).__name__.startswith("DeepSpeed") for module in engine.module.modules()):
+        raise QABuildError(
+            "DeepSpeed replaced no layer by its kernels", "set backend.replace_with_kernel_inject = false"
+        )
+    return engine
+
+
+def _require_processes(count: int) -> None:
+    if count != int(os.environ.get("WORLD_SIZE", "1")):
+        raise MissingEnvironment(
+            f"backend.tensor_parallel = {count} needs {count} processes at once, one for each GPU",
+            f"start it as `deepspeed --num_gpus {count} --module qabuild verify ...`, or set it to 1",
+        )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep DeepSpeed from stdout and from the environment: it logs and prints there, and sets variables for itself."""
+    environment = dict(os.environ)
+    try:
+        with quiet_logging(), redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        for name in set(os.environ) - set(environment):
+            del os.environ[name]
+        # Its own handler writes to what stdout was when it was imported; errors shall go where others go.
+        logger = logging.getLogger("DeepSpeed")
+        logger.handlers.clear()
+        logger.propagate = True
+        logger.setLevel(logging.ERROR)

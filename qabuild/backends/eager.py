@@ -48,8 +48,9 @@ def compile(checkpoint: Checkpoint, options: Options, runtime: Runtime, director
 
 def load(directory: Path, options: Options, runtime: Runtime) -> Any:
     """The model on its device, run under autocast in fp16 and bf16. Raises MissingEnvironment without the device."""
-    from qabuild.backends._torch import TorchModel, device, inputs_of, named, stored_model
+    from qabuild.backends._torch import AUTOCAST, TorchModel, device, inputs_of, named, stored_model
 
     target = device(runtime)
     model = stored_model(directory).to(target)
-    return named(TorchModel(model, inputs_of(model), model.config, runtime), model.config)
+    wrapped = TorchModel(model, inputs_of(model), model.config, target, AUTOCAST[runtime.dtype])
+    return named(wrapped, model.config)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from qabuild.backends import Frozen, Runtime
-from qabuild.backends.architectures import check_architecture
-from qabuild.errors import BadTarget, MissingEnvironment
+from qabuild.backends.architectures import FP16, OPTIMISED, ORT, check_architecture
+from qabuild.errors import BadTarget, MissingEnvironment, UntrustedInput
 
 if TYPE_CHECKING:
     from qabuild.checkpoint import Checkpoint
@@ -62,9 +62,11 @@ def check(config: Mapping[str, Any], options: Options, runtime: Runtime) -> None
             f"backend.provider = {options.provider!r} does not run on runtime.device = {runtime.device!r}",
             f"leave backend.provider out, or set runtime.device to {DEVICE[options.provider]}",
         )
-    check_architecture("onnxruntime", config)
+    check_architecture(ORT, config)
     if options.level > 0:
-        check_architecture("onnxruntime, optimised", config)
+        check_architecture(OPTIMISED, config)
+    if runtime.dtype == "fp16":
+        check_architecture(FP16, config)
 
 
 def compile(checkpoint: Checkpoint, options: Options, runtime: Runtime, directory: Path) -> dict[str, Any]:
@@ -91,9 +93,16 @@ def load(directory: Path, options: Options, runtime: Runtime) -> Any:
     """
     provider = options.provider or DEFAULT_PROVIDER[runtime.device]
     _require(provider)
+    from onnxruntime import SessionOptions
     from optimum.onnxruntime import ORTModelForQuestionAnswering
 
-    model = ORTModelForQuestionAnswering.from_pretrained(directory, provider=provider, local_files_only=True)
+    if not (directory / "model.onnx").is_file():
+        raise UntrustedInput(f"{directory}: there is no model.onnx in it", "build the artifact anew")
+    settings = SessionOptions()
+    settings.log_severity_level = 3  # errors only: with CUDA, every session warns of nodes that stay on the CPU
+    model = ORTModelForQuestionAnswering.from_pretrained(
+        directory, provider=provider, session_options=settings, local_files_only=True
+    )
     if model.provider != provider:
         raise MissingEnvironment(
             f"ONNX Runtime could not start {provider} and fell back to {model.provider}",

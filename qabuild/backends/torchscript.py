@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from qabuild.backends import Frozen, Runtime
-from qabuild.backends.architectures import check_architecture
+from qabuild.backends._quiet import quiet_logging
+from qabuild.backends.architectures import TRACED, check_architecture
 from qabuild.errors import BadTarget
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def check(config: Mapping[str, Any], options: Options, runtime: Runtime) -> None
             "runtime.dtype = 'int8' needs backend.name = 'onnxruntime': a trace quantises nothing",
             "use fp32, bf16 or fp16 here",
         )
-    check_architecture("torchscript", config)
+    check_architecture(TRACED, config)
 
 
 def compile(checkpoint: Checkpoint, options: Options, runtime: Runtime, directory: Path) -> dict[str, Any]:
@@ -70,26 +71,22 @@ def load(directory: Path, options: Options, runtime: Runtime) -> Any:
     trace = json.loads((directory / TRACE).read_text(encoding="utf-8"))
     if trace["device"] != runtime.device:
         raise BadTarget(
-            f"this module was traced on {trace['device']}, which is part of its graph: it cannot run on {runtime.device}",
+            f"this module was traced on {trace['device']}, which is now part of it; it cannot run on {runtime.device}",
             f"build it anew with runtime.device = {runtime.device!r}",
         )
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(directory, local_files_only=True)
     with quiet():
-        return _tracing.load(directory / MODULE, trace["inputs"], config, runtime)
+        return _tracing.load(directory / MODULE, trace["inputs"], trace["refused"], config, runtime)
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keep TorchScript's deprecation and the tracer's remarks from the user; the comparison judges the trace."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=r"`torch\.jit\.\w+` is deprecated", category=DeprecationWarning)
-        warnings.filterwarnings("ignore", category=_tracer_warning())
+    from torch.jit import TracerWarning
+
+    with quiet_logging(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"`?torch\.jit\.\w+`? is ", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", category=TracerWarning)
         yield
-
-
-def _tracer_warning() -> type[Warning]:
-    import torch
-
-    return torch.jit.TracerWarning

@@ -25,11 +25,13 @@ Item = TypeVar("Item")
 
 AT_ONCE_CHARACTERS = 1 << 22
 """Characters of contexts, counted for each question, that are tokenised and answered together."""
+WINDOWS_TOGETHER = 128
+"""Windows of like length whose arrays are made together, where a batch is smaller."""
 LENGTH_STEP = 16
 """Windows are padded to multiples of so many tokens: few shapes, and lengths that attention kernels like."""
-CPU_TOKENS, GPU_TOKENS = 1024, 16384
-"""Tokens of a batch. On a CPU a batch must stay in the cache: some were slower with 8,000 tokens than with one window
-at a time, and those that gain from more than 1,000 gain little."""
+CPU_TOKENS, GPU_TOKENS = 1536, 16384
+"""Tokens of a batch. On a CPU as many as eight windows of SQuAD's usual length, so no more than what the stock
+pipeline works on at batch 8: a batch of 8,000 outgrows the cache of some CPUs, and is slower there than one of 1,000."""
 
 
 class QuestionAnsweringPipeline:
@@ -121,17 +123,25 @@ class QuestionAnsweringPipeline:
     def _run(self, windows: Windows, parameters: Parameters, cut: Cut, device: Any) -> Decoder:
         """Put all windows through the model, long ones first."""
         decoder = Decoder(windows, parameters.n_best, parameters.max_answer_len)
-        for rows, length in _batches(windows.length, parameters, cut, device):
-            start, end = self._logits(windows.arrays(rows, length, self._names), device)
-            decoder.add(rows, start, end)
+        for rows, length, count in _groups(windows.length, parameters, cut, device):
+            tensors = self._tensors(windows.arrays(rows, length, self._names), device)
+            batches = zip(*(tensor.split(count) for tensor in tensors.values()), strict=True)
+            place = windows.place(rows, length)
+            for at, batch in zip(range(0, len(rows), count), batches, strict=True):
+                start, end = self._logits(dict(zip(tensors, batch, strict=True)), device)
+                decoder.add(rows[at : at + count], place[:, at : at + count], start, end)
         return decoder
 
-    def _logits(self, arrays: Mapping[str, Integers], device: Any) -> tuple[Any, Any]:
+    def _tensors(self, arrays: Mapping[str, Integers], device: Any) -> dict[str, Any]:
+        """The arrays as tensors; for a GPU in memory that it can fetch them from while the CPU goes on."""
         import torch
 
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        if device.type == "cuda":
-            tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
+        return {name: tensor.pin_memory() for name, tensor in tensors.items()} if device.type == "cuda" else tensors
+
+    def _logits(self, tensors: Mapping[str, Any], device: Any) -> tuple[Any, Any]:
+        import torch
+
         if device.type != "cpu":
             tensors = {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
         with torch.inference_mode():
@@ -184,18 +194,25 @@ def _one_behind(items: Iterable[Item]) -> Iterator[Item]:
     yield from waiting
 
 
-def _batches(lengths: Integers, parameters: Parameters, cut: Cut, device: Any) -> Iterator[tuple[Integers, int]]:
-    """The windows of each batch and the length to pad them to; long ones first, so that few shapes occur."""
+def _groups(lengths: Integers, parameters: Parameters, cut: Cut, device: Any) -> Iterator[tuple[Integers, int, int]]:
+    """The windows whose arrays are made together, the length to pad them to, and how many of them are a batch.
+
+    Long windows come first, and a batch that they do not fill goes on with shorter ones: so every batch of a length
+    but the very last has the same shape.
+    """
     import numpy as np
 
     tokens = parameters.batch_tokens or (CPU_TOKENS if device.type == "cpu" else GPU_TOKENS)
     step = 1 if parameters.batch_size == 1 else LENGTH_STEP
     order = np.argsort(-lengths, kind="stable")
-    descending = lengths[order].tolist()
+    padded = np.minimum(-(-lengths[order] // step) * step, cut.max_seq_len)
+    if parameters.padding == "max_length":
+        padded[:] = cut.max_seq_len
     at = 0
     while at < len(order):
-        length = cut.max_seq_len if parameters.padding == "max_length" else descending[at]
-        length = min(-(-length // step) * step, cut.max_seq_len)
+        length = int(padded[at])
         count = parameters.batch_size or max(1, tokens // length)
-        yield order[at : at + count], length
-        at += count
+        alike = int(np.searchsorted(-padded, -length, side="right")) - at
+        together = at + count * min(-(-alike // count), max(1, WINDOWS_TOGETHER // count))
+        yield order[at:together], length, count
+        at = together

@@ -62,12 +62,14 @@ def best_spans(start: Floats, end: Floats, size: Integers, n_best: int, max_answ
 
 
 def _softmax(logits: Floats) -> tuple[Floats, Floats]:
+    """The softmax of each row, and the logarithm of its denominator."""
     import numpy as np
 
     top = logits.max(axis=1, keepdims=True)
     exp = np.exp(logits - top)
     total = exp.sum(axis=1, keepdims=True)
-    return exp / total, (top + np.log(total.astype(np.float64)))[:, 0]
+    exp /= total
+    return exp, (top + np.log(total.astype(np.float64)))[:, 0]
 
 
 def _search(
@@ -78,43 +80,47 @@ def _search(
 
     rows, tokens = start.shape
     reach = min(max_answer_len, tokens)
-    best = np.where(np.arange(tokens) < size[:, None], start * _running_maximum(end, reach), -1.0)
-    firsts = np.sort(_top(best, n_best), axis=1)
-    lasts = firsts[:, :, None] + np.arange(reach)
-    inside = lasts < size[:, None, None]
+    ends = np.full((rows, tokens + reach - 1), -1.0, dtype=np.float32)  # no span ends behind its window's context
+    np.copyto(ends[:, :tokens], end, where=np.arange(tokens) < size[:, None])
     row = np.arange(rows)[:, None]
-    ends = end[row[:, :, None], np.minimum(lasts, tokens - 1)]
-    scores = np.where(inside, start[row, firsts][:, :, None] * ends, -1.0).reshape(rows, -1)
-    places = np.sort(_top(scores, n_best), axis=1)
-    order = np.argsort(-scores[row, places], axis=1, kind="stable")
-    places = places[row, order]
+    firsts = np.sort(_top(start * _running_maximum(ends, reach)[:, :tokens], n_best), axis=1)
+    products = start[row, firsts][:, :, None] * np.lib.stride_tricks.sliding_window_view(ends, reach, 1)[row, firsts]
+    scores = products.reshape(rows, -1)
+    places = _top(scores, n_best)
     first = firsts[row, places // reach]
-    return first, first + places % reach, scores[row, places]
+    last = first + places % reach
+    return first, last, np.where(last < size[:, None], scores[row, places], np.float32(-1))
 
 
 def _running_maximum(values: Floats, reach: int) -> Floats:
-    """[rows, tokens]: the largest of each value and the reach - 1 values behind it."""
+    """[rows, columns]: the largest of each value and the reach - 1 values behind it."""
     import numpy as np
 
     maximum = values.copy()
     width = 1
     while width < reach:
         step = min(width, reach - width)
-        maximum[:, :-step] = np.maximum(maximum[:, :-step], maximum[:, step:])
+        np.maximum(maximum[:, :-step], maximum[:, step:], out=maximum[:, :-step])
         width += step
     return maximum
 
 
 def _top(values: Floats, count: int) -> Integers:
-    """[rows, up to count]: the columns of each row's largest values, in no order; of one only, the first such."""
+    """[rows, up to count]: the columns of each row's largest fp32 values, in falling order, equal ones from the left.
+
+    fp32 numbers that are not negative are ordered like the integers of the same bits (and negative ones are less), so
+    that value and column make one integer, for which numpy has vectorised sorting, as it does not for indices.
+    """
     import numpy as np
 
-    if count == 1:
-        return values.argmax(axis=1, keepdims=True)
     columns = values.shape[1]
-    if count >= columns:
-        return np.broadcast_to(np.arange(columns), values.shape)
-    return np.argpartition(values, columns - count, axis=1)[:, columns - count :]
+    count = min(count, columns)
+    keys = values.view(np.int32).astype(np.int64) << 32
+    keys |= np.arange(columns)[::-1]
+    keys.partition(columns - count, axis=1)
+    top = np.sort(keys[:, columns - count :], axis=1)[:, ::-1]
+    places: Integers = columns - 1 - (top & 0xFFFFFFFF)
+    return places
 
 
 def best_spans_on_device(start: Any, end: Any, place: Any, tokens: int, n_best: int, max_answer_len: int) -> Any:
@@ -155,11 +161,13 @@ class Decoder:
         self._sent: list[tuple[Integers, int, Any, Any]] = []
         self._spans = _no_spans(len(windows), n_best)
 
-    def add(self, rows: Integers, start: Any, end: Any) -> None:
-        """The logits of the windows `rows`: torch tensors [rows, columns] of any float type, on any device."""
-        place = self._windows.place(rows, start.shape[1])
+    def add(self, rows: Integers, place: Integers, start: Any, end: Any) -> None:
+        """The logits of the windows `rows`: torch tensors [rows, columns] of any float type, on any device.
+
+        `place` is where windows of that many columns have their context (`Windows.place`).
+        """
         if start.is_cuda:
-            self._send(rows, start, end, place)
+            self._send(rows, place, start, end)
             return
         self._waiting.append((rows, place, start.float().cpu().numpy(), end.float().cpu().numpy()))
         if sum(len(batch[0]) for batch in self._waiting) >= TOGETHER:
@@ -187,12 +195,12 @@ class Decoder:
         self._waiting.clear()
         self._put(rows, best_spans(logits[0], logits[1], size, self._n_best, self._max_answer_len))
 
-    def _send(self, rows: Integers, start: Any, end: Any, place: Integers) -> None:
+    def _send(self, rows: Integers, place: Integers, start: Any, end: Any) -> None:
         """Search a batch on its GPU, and have the spans copied here when it gets there."""
         import torch
 
         tokens = max(1, int(place[1].max()))
-        there = torch.from_numpy(place).pin_memory().to(start.device, non_blocking=True)
+        there = torch.from_numpy(place.copy()).pin_memory().to(start.device, non_blocking=True)
         with torch.inference_mode():
             found = best_spans_on_device(start, end, there, tokens, self._n_best, self._max_answer_len)
             here = [torch.empty(part.shape, dtype=part.dtype, pin_memory=True) for part in found]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -14,6 +15,13 @@ if TYPE_CHECKING:
 
 Result = dict[str, Any]
 """`score`, `start` and `end` (characters of the context), `answer`."""
+
+
+Found = tuple[int, int, int, float]
+"""A span's window, begin and end (characters), and score."""
+Answer = list[Any]
+"""The values of a Result."""
+NO_ANSWER: Answer = [0.0, 0, 0, ""]
 
 
 def results(
@@ -43,49 +51,37 @@ def results(
         answers = merge(context, found[at : stops[index]])
         at = stops[index]
         if parameters.handle_impossible_answer:
-            answers.append(_empty(null[index]))
-        answers = sorted(answers, key=_score, reverse=True)[: parameters.top_k] or [_empty(0.0)]
-        yield answers[0] if len(answers) == 1 else answers
+            answers.append([null[index], 0, 0, ""])
+        answers.sort(key=itemgetter(0), reverse=True)
+        ranked = [
+            {"score": score, "start": start, "end": end, "answer": answer}
+            for score, start, end, answer in answers[: parameters.top_k] or [NO_ANSWER]
+        ]
+        yield ranked[0] if len(ranked) == 1 else ranked
 
 
-Found = tuple[int, int, int, float]
-"""A span's window, begin and end (characters), and score."""
-
-
-def _sum_over_windows(context: str, found: Iterable[Found]) -> list[Result]:
+def _sum_over_windows(context: str, found: Iterable[Found]) -> list[Answer]:
     """The answers of one context; those that differ in case at most are one, the first, with all their scores."""
-    answers: dict[str, Result] = {}
+    answers: dict[str, Answer] = {}
     for _, begin, end, score in found:
         text = context[begin:end]
-        same = text.lower()
-        if same in answers:
-            answers[same]["score"] += score
-        else:
-            answers[same] = {"score": score, "start": begin, "end": end, "answer": text}
+        answer = answers.setdefault(text.lower(), [0.0, begin, end, text])
+        answer[0] += score
     return list(answers.values())
 
 
-def _best_of_windows(context: str, found: Iterable[Found]) -> list[Result]:
+def _best_of_windows(context: str, found: Iterable[Found]) -> list[Answer]:
     """The same, but an answer of several windows has the score of the window where it is highest.
 
     Windows overlap: what lies in two of them is not twice as likely.
     """
-    best: dict[str, Result] = {}
-    for _, group in groupby(found, key=lambda span: span[0]):
+    best: dict[str, Answer] = {}
+    for _, group in groupby(found, key=itemgetter(0)):
         for answer in _sum_over_windows(context, group):
-            same = answer["answer"].lower()
-            if same not in best or answer["score"] > best[same]["score"]:
+            same = answer[3].lower()
+            if same not in best or answer[0] > best[same][0]:
                 best[same] = answer
     return list(best.values())
-
-
-def _empty(score: float) -> Result:
-    return {"score": score, "start": 0, "end": 0, "answer": ""}
-
-
-def _score(answer: Result) -> float:
-    score: float = answer["score"]
-    return score
 
 
 def _first_rows(windows: Windows) -> Integers:

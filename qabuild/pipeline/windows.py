@@ -7,8 +7,9 @@ training cuts its examples with the same code.
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -103,11 +104,12 @@ class Memo(Generic[Value]):
         """The values of distinct `texts`, in their order; those not kept are made in one go."""
         texts = list(texts)
         new = [text for text in texts if text not in self._kept]
+        for text in texts if len(new) < len(texts) else ():
+            if text in self._kept:
+                self._kept.move_to_end(text)
         for text, value in zip(new, self._make(new) if new else (), strict=True):
             self._kept[text] = value
             self._total += self._cost(value)
-        for text in texts:
-            self._kept.move_to_end(text)
         values = [self._kept[text] for text in texts]
         while self._total > self._limit:
             self._total -= self._cost(self._kept.popitem(last=False)[1])
@@ -160,11 +162,8 @@ class WindowMaker:
         contexts, context_of = _distinct(context for _, context in pairs)
         return _cut(layout, cut, self._questions(questions), question_of, self._contexts(contexts), context_of)
 
-    def _ids(self, texts: list[str]) -> list[Integers]:
-        import numpy as np
-
-        encodings = self._backend.encode_batch(texts, add_special_tokens=False)
-        return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        return [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
 
     def _tokenise(self, texts: list[str]) -> list[Tokens]:
         return [_tokens(encoding) for encoding in self._backend.encode_batch(texts, add_special_tokens=False)]
@@ -297,10 +296,10 @@ class Windows:
     def _token_types(self, bounds: Integers, length: int) -> Integers:
         import numpy as np
 
-        types = np.zeros((len(bounds), length), dtype=np.int64)
+        types = np.zeros((len(bounds), length), dtype=np.int8)
         for type_, begin, end in self.layout.type_runs:
-            types += type_ * _between(bounds, begin, end, length)
-        return types
+            types += _between(bounds, begin, end, length).view(np.int8) * np.int8(type_)
+        return types.astype(np.int64)
 
 
 def _own_backend(tokenizer: Any) -> Any:
@@ -318,7 +317,7 @@ def _own_backend(tokenizer: Any) -> Any:
 
 def _layout(tokenizer: Any, backend: Any, question_first: bool) -> Layout:
     """Read the layout off the encoding of one pair of words."""
-    word = next(word for word in ("a", "0", *backend.get_vocab()) if backend.encode(word, add_special_tokens=False).ids)
+    word = next(word for word in _words(backend) if backend.encode(word, add_special_tokens=False).ids)
     encoding = backend.encode(word, word)
     specials: list[list[int]] = [[], [], []]
     types: list[list[int]] = [[], [], [], [], []]
@@ -340,14 +339,22 @@ def _layout(tokenizer: Any, backend: Any, question_first: bool) -> Layout:
     )
 
 
+def _words(backend: Any) -> Iterator[str]:
+    """Words of which a tokenizer should know one; a large vocabulary is fetched only if need be."""
+    yield "a"
+    yield "0"
+    yield from backend.get_vocab()
+
+
 def _tokens(encoding: Any) -> Tokens:
     import numpy as np
 
     words = encoding.word_ids
+    count = len(words)
     if None in words:  # part of no word: a word by itself
         words = [i if word is None else word for i, word in enumerate(words)]
-    offsets = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
-    return Tokens(np.array(encoding.ids, dtype=np.int64), offsets[:, 0], offsets[:, 1], np.array(words, dtype=np.int64))
+    offsets = np.fromiter(itertools.chain.from_iterable(encoding.offsets), dtype=np.int64, count=2 * count)
+    return Tokens(np.array(encoding.ids, dtype=np.int64), offsets[::2], offsets[1::2], np.array(words, dtype=np.int64))
 
 
 def _distinct(texts: Iterable[str]) -> tuple[list[str], list[int]]:
@@ -360,7 +367,7 @@ def _distinct(texts: Iterable[str]) -> tuple[list[str], list[int]]:
 def _cut(
     layout: Layout,
     cut: Cut,
-    questions: list[Integers],
+    questions: list[list[int]],
     question_of: list[int],
     contexts: list[Tokens],
     context_of: list[int],
@@ -380,7 +387,7 @@ def _cut(
         bounds=_bounds(layout, question_size[pair], end - begin),
         question_at=question_at[pair],
         context_at=context_at[pair] + begin,
-        question_ids=np.concatenate(questions),
+        question_ids=np.fromiter(itertools.chain.from_iterable(questions), dtype=np.int64),
         context_ids=np.concatenate([tokens.ids for tokens in contexts]),
         begins=np.concatenate([tokens.begins for tokens in contexts]),
         ends=np.concatenate([tokens.ends for tokens in contexts]),

@@ -14,11 +14,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qabuild.sample.relations import COMMON, RELATIONS, Relation
+from qabuild.sample.relations import COMMON, FILLERS, RELATIONS, Relation
 
 SEED = 20240
-PARAGRAPHS = {"train": 1000, "heldout": 28}
-LONG_EVERY = {"train": 25, "heldout": 9}  # every so manieth paragraph is longer than 384 tokens
+PARAGRAPHS = {"train": 900, "heldout": 28}
+LONG_EVERY = {"train": 30, "heldout": 9}  # every so manieth paragraph is longer than 384 tokens
+LONG = 22  # facts in such a paragraph
 QUESTIONS_PER_PARAGRAPH = 5
 HELDOUT_SHARE = 0.2
 
@@ -78,12 +79,14 @@ class Author:
 
     def article(self, number: int) -> dict[str, Any]:
         is_long = number % LONG_EVERY[self.split] == LONG_EVERY[self.split] - 1
-        facts = self.facts(subjects=10 if is_long else self.draw.randint(1, 3), each=4 if is_long else 3)
-        context = " ".join(fact.sentence for fact in facts)
-        starts = itertools.accumulate((len(fact.sentence) + 1 for fact in facts), initial=0)
-        placed = self.draw.sample(list(zip(facts, starts, strict=False)), min(QUESTIONS_PER_PARAGRAPH, len(facts)))
-        qas = [self.question(number, index, fact, start) for index, (fact, start) in enumerate(placed)]
-        return {"title": facts[0].subject, "paragraphs": [{"context": context, "qas": qas}]}
+        facts = self.facts(LONG if is_long else self.draw.randint(4, 8))
+        sentences = [fact.sentence for fact in facts]
+        if is_long:
+            sentences = [f"{sentence} {self.draw.choice(FILLERS)}" for sentence in sentences]
+        starts = itertools.accumulate((len(sentence) + 1 for sentence in sentences), initial=0)
+        asked = self.draw.sample(list(zip(facts, starts, strict=False)), min(QUESTIONS_PER_PARAGRAPH, len(facts)))
+        qas = [self.question(number, index, fact, start) for index, (fact, start) in enumerate(asked)]
+        return {"title": facts[0].subject, "paragraphs": [{"context": " ".join(sentences), "qas": qas}]}
 
     def question(self, number: int, index: int, fact: Fact, sentence_start: int) -> dict[str, Any]:
         start = sentence_start + fact.start
@@ -94,18 +97,15 @@ class Author:
             "answers": answers,
         }
 
-    def facts(self, *, subjects: int, each: int) -> list[Fact]:
-        """About `each` facts on every one of several subjects, subject by subject or mixed."""
-        kinds = list(RELATIONS)
+    def facts(self, count: int) -> list[Fact]:
+        """Facts in random order or subject by subject, each relation once, spread over one or two subjects of a kind."""
+        kinds = self.draw.sample(list(RELATIONS), self.draw.randint(2, 4) if count < LONG else len(RELATIONS))
+        cast = {kind: [self.subject(kind) for _ in range(2)] for kind in kinds}
+        relations = [(kind, relation) for kind in kinds for relation in RELATIONS[kind]]
+        drawn = self.draw.sample(relations, min(count, len(relations)))
+        facts = [self.fact(self.draw.choice(cast[kind]), relation) for kind, relation in drawn]
         if self.draw.random() < 0.5:
-            kinds = [self.draw.choice(kinds)]
-        facts = []
-        for _ in range(subjects):
-            kind = self.draw.choice(kinds)
-            subject = self.subject(kind)
-            facts += [self.fact(subject, relation) for relation in self.draw.sample(RELATIONS[kind], each)]
-        if self.draw.random() < 0.5:
-            self.draw.shuffle(facts)
+            facts.sort(key=lambda fact: fact.subject)
         return facts
 
     def fact(self, subject: str, relation: Relation) -> Fact:

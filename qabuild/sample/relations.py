@@ -16,9 +16,7 @@ class Relation:
 COMMON = {
     "month": "January February March April May June July August September October November December".split(),
     "company": "Works Press Society Mills Glassworks Archive".split(),
-    "profession": "baker potter surveyor clockmaker gardener librarian weaver cartographer glazier piano tuner".replace(
-        "piano tuner", "tuner"
-    ).split(),
+    "profession": "baker potter surveyor clockmaker gardener librarian weaver cartographer glazier tailor".split(),
     "instrument": "cello oboe zither trumpet harp accordion bassoon mandolin flute tuba".split(),
     "product": "kettles lanterns almanacs ropes buttons compasses umbrellas bricks violins jam".split(),
     "speciality": "smoked cheese|plum cake|blue pottery|rye bread|felt hats|pear cider|amber rings".split("|"),
@@ -167,3 +165,13 @@ RELATIONS: dict[str, tuple[Relation, ...]] = {
         ),
     ),
 }
+
+# Sentences that answer nothing; they make a long paragraph long.
+FILLERS = (
+    "Nobody remembers why.",
+    "The records do not say more about it.",
+    "This is still told at the inn.",
+    "A letter in the archive confirms it.",
+    "Some doubted it at first, but not for long.",
+    "There is a small exhibition about it.",
+)

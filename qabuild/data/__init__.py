@@ -1,0 +1,63 @@
+"""Questions with their contexts and gold answers, from the Hub, a SQuAD-layout file or the embedded sample.
+
+Whatever the source, the same checks hold: ids are unique, texts are not blank, and every gold answer stands in its
+context where it says. What passes them can be answered and scored without further looks.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from qabuild import hub
+from qabuild.data.files import read_squad
+from qabuild.data.questions import Question, QuestionSet, check, fingerprint, question_set, select, subset
+from qabuild.data.tables import load_table
+from qabuild.errors import BadTarget
+
+__all__ = ["SAMPLE", "Question", "QuestionSet", "check", "fingerprint", "load", "read_squad", "select", "subset"]
+
+SAMPLE = "sample"
+
+
+def load(
+    source: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    split: str = "validation",
+    samples: int | None = None,
+    seed: int = 0,
+    offline: bool = False,
+) -> QuestionSet:
+    """Read the questions of `source`: "sample", a path (begins with '/', '.' or '~', or is a path object) or a Hub id.
+
+    `revision` is for a Hub id: a branch, tag or sha. `split` is for a Hub id and the sample ("train", or "validation"
+    for its held-out questions); a file is one split. `samples` draws a subset by `seed`. `offline` uses the cache only.
+
+    Raises BadTarget for what is not there, UntrustedInput for questions that are damaged, QABuildError where the Hub
+    or the disk fails.
+    """
+    if not hub.is_path(source) and source != SAMPLE:
+        found = load_table(str(source), revision, split, offline)
+    elif revision is not None:
+        raise BadTarget(
+            f"revision '{revision}' is given for the data '{source}', which is not on the Hub",
+            "leave out the revision, or name a Hub id",
+        )
+    else:
+        found = _sample(split) if source == SAMPLE else _from_file(Path(source))
+    return found if samples is None else subset(found, samples, seed)
+
+
+def _sample(split: str) -> QuestionSet:
+    from qabuild import sample
+
+    files = {"train": sample.TRAIN, "validation": sample.HELDOUT}
+    if split not in files:
+        raise BadTarget(f"the sample has no split '{split}'", "ask for 'train' or 'validation'")
+    return question_set(read_squad(Path(files[split])), SAMPLE, None, split)
+
+
+def _from_file(path: Path) -> QuestionSet:
+    path = path.expanduser()
+    return question_set(read_squad(path), path.name, None, None)
