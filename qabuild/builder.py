@@ -74,7 +74,7 @@ def build(
             artifact = _assemble(made, results, stage, offline, reporter)
             found = None if compile_only else _verify(artifact, made, results, offline, reporter)
             landed = _name(stage, goal, passed=found is None or found.passed)
-        results.remember(name, {step.name: step.key for step in made.steps if step.key})
+            results.remember(name, {step.name: step.key for step in made.steps if step.key})
     return Built(directory=landed, plan=made, manifest=artifact.digest, verification=found, kept=False)
 
 
@@ -214,7 +214,11 @@ def _kept(goal: Path, made: Plan, compile_only: bool) -> tuple[Artifact, Verific
         return None
     wanted = _manifest_of_target(made)
     manifest = artifact.manifest
-    if dict(manifest.steps) != steps or None in steps.values() or any(getattr(manifest, k) != v for k, v in wanted.items()):
+    if (
+        dict(manifest.steps) != steps
+        or None in steps.values()
+        or any(getattr(manifest, k) != v for k, v in wanted.items())
+    ):
         return None
     evidence = artifact.evidence
     if compile_only and evidence is None:

@@ -126,16 +126,16 @@ def build(
         if len(read) > 1:
             console.say(f"== {target.name}")
         try:
-            outcomes.append(
-                build_target(target, output, compile_only=compile_only, offline=offline, reporter=console)
-            )
+            outcomes.append(build_target(target, output, compile_only=compile_only, offline=offline, reporter=console))
         except QABuildError as error:
             if len(read) == 1:
                 raise
             outcomes.append(error)
             console.say(str(error))
     rows = [_build_row(target.name, outcome) for target, outcome in zip(read, outcomes, strict=True)]
-    console.result([_build_document(t.name, o) for t, o in zip(read, outcomes, strict=True)], lambda: table(BUILD, rows))
+    console.result(
+        [_build_document(t.name, o) for t, o in zip(read, outcomes, strict=True)], lambda: table(BUILD, rows)
+    )
     _exit_for(outcomes)
 
 
@@ -289,7 +289,9 @@ def _require_distinct(targets: Sequence[Any]) -> None:
 
     names = [target.name for target in targets]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise BadTarget(f"two targets are named {', '.join(twice)}", "their artifacts would have one folder; rename one")
+        raise BadTarget(
+            f"two targets are named {', '.join(twice)}", "their artifacts would have one folder; rename one"
+        )
 
 
 def _build_row(name: str, outcome: Built | QABuildError) -> list[str]:

@@ -63,7 +63,12 @@ def slow(target: Target) -> str | None:
 
 def _instruction_sets() -> list[Finding]:
     sets = machine.instruction_sets()
-    gains = {"AVX512-VNNI": "fast int8", "AMX-BF16": "fast bf16", "AMX-INT8": "fastest int8", "AVX512-BF16": "fast bf16"}
+    gains = {
+        "AVX512-VNNI": "fast int8",
+        "AMX-BF16": "fast bf16",
+        "AMX-INT8": "fastest int8",
+        "AVX512-BF16": "fast bf16",
+    }
     return [
         Finding(subject=name, found="yes" if name in sets else "no", note=gain if name in sets else f"no {gain}")
         for name, gain in gains.items()
@@ -73,7 +78,9 @@ def _instruction_sets() -> list[Finding]:
 def _gpu() -> Finding:
     gpus = machine.gpus()
     if not gpus:
-        return Finding(subject="GPU", found="none", note="targets with runtime.device = 'cuda' can be built with --compile-only")
+        return Finding(
+            subject="GPU", found="none", note="targets with runtime.device = 'cuda' can be built with --compile-only"
+        )
     return Finding(
         subject="GPU", found=", ".join(gpus), note=f"{machine.gpu_architecture()}, driver {machine.driver_version()}"
     )
@@ -85,7 +92,9 @@ def _torch() -> Finding:
     if not torch.version.cuda:
         note = "a build without CUDA" + (", though a GPU is here: install torch's CUDA build" if machine.gpus() else "")
     else:
-        note = f"built for CUDA {torch.version.cuda}" + ("" if torch.cuda.is_available() else ", which does not work here")
+        note = f"built for CUDA {torch.version.cuda}" + (
+            "" if torch.cuda.is_available() else ", which does not work here"
+        )
     return Finding(subject="torch", found=torch.__version__, note=note)
 
 
@@ -116,7 +125,9 @@ def _deepspeed() -> Finding:
         builders: Any = importlib.import_module("deepspeed.ops.op_builder.all_ops").ALL_OPS
         kernel = builders.get("transformer_inference")
         works = bool(kernel and kernel.is_compatible())
-    note = "inference kernels can be built" if works else "no inference kernels here: replace_with_kernel_inject = false"
+    note = (
+        "inference kernels can be built" if works else "no inference kernels here: replace_with_kernel_inject = false"
+    )
     return Finding(subject="DeepSpeed", found=_version("deepspeed"), note=note)
 
 

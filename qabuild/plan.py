@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 STEPS = ("compile", "reference", "verify")
 
-# Modules whose code decides a step's result, beside the backend's own.
+# Modules and packages whose code decides a step's result, beside the backend's own.
 CODE: dict[str, tuple[str, ...]] = {
-    "compile": ("checkpoint", "backends/__init__", "compiling"),
+    "compile": ("checkpoint", "compiling", "examination", "weights"),
     "reference": ("checkpoint", "data", "reference", "roundtrip"),
-    "verify": ("data", "reference", "roundtrip", "squad", "verification"),
+    "verify": ("data", "loading", "reference", "roundtrip", "squad", "verification"),
 }
 
 
@@ -162,10 +162,7 @@ def _data(target: Target, *, fetch: bool, offline: bool) -> str | None:
 def _code() -> dict[str, str]:
     """The version of a step's own code is the code: no number that someone could forget to raise."""
     here = Path(__file__).parent
-    return {
-        path.relative_to(here).with_suffix("").as_posix(): artifacts.sha256(path)
-        for path in [*here.glob("*.py"), *here.glob("backends/*.py")]
-    }
+    return {path.relative_to(here).with_suffix("").as_posix(): artifacts.sha256(path) for path in here.rglob("*.py")}
 
 
 # --- keys -----------------------------------------------------------------------------------------------------------
@@ -174,7 +171,6 @@ def _code() -> dict[str, str]:
 def _inputs(target: Target, facts: Facts) -> tuple[Inputs, Inputs, Inputs]:
     """What decides compiling, the reference and the verification, as flat names and values."""
     checkpoint = facts.checkpoint.digest if facts.checkpoint else None
-    own_modules = (BACKENDS[target.backend.name].removeprefix("qabuild.").replace(".", "/"), "backends/_torch")
     backend_packages = backend(target.backend.name).PACKAGES
     compiling = {
         "checkpoint": checkpoint,
@@ -182,7 +178,7 @@ def _inputs(target: Target, facts: Facts) -> tuple[Inputs, Inputs, Inputs]:
         **_flat("runtime", target.runtime.model_dump(mode="json")),
         **_packages(facts, {"torch", "transformers", *backend_packages}),
         **_kernels(target, facts),
-        "code": _code_of(facts, CODE["compile"] + own_modules),
+        "code": _code_of(facts, CODE["compile"], target.backend.name),
     }
     verify = target.verify.model_dump(mode="json", exclude={"gates"})
     asking = {
@@ -197,7 +193,7 @@ def _inputs(target: Target, facts: Facts) -> tuple[Inputs, Inputs, Inputs]:
         "reference": key_of(asking) if checkpoint and facts.data else None,
         **_flat("machine", {k: v for k, v in facts.machine.items() if k in ("cpu", "cores", "gpus", "driver")}),
         **_packages(facts, facts.versions),
-        "code": _code_of(facts, CODE["verify"] + own_modules),
+        "code": _code_of(facts, CODE["verify"], target.backend.name),
     }
     return compiling, asking, verifying
 
@@ -220,8 +216,17 @@ def _packages(facts: Facts, names: Any) -> dict[str, str]:
     return {f"package {name}": facts.versions[name] for name in sorted(names) if name in facts.versions}
 
 
-def _code_of(facts: Facts, modules: tuple[str, ...]) -> str:
-    return key_of({module: facts.code[module] for module in modules if module in facts.code})
+def _code_of(facts: Facts, rooms: tuple[str, ...], own_backend: str | None = None) -> str:
+    """One digest over the modules of `rooms`, and over those of the backend: what no other backend owns."""
+    others = {f"backends/{name}" for name in BACKENDS if name != own_backend}
+    wanted = (*rooms, "backends") if own_backend else rooms
+    return key_of(
+        {
+            module: digest
+            for module, digest in facts.code.items()
+            if module not in others and any(module == room or module.startswith(f"{room}/") for room in wanted)
+        }
+    )
 
 
 def _flat(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -253,7 +258,7 @@ def _reason(inputs: Inputs, previous: Entry | None, unknown: bool, kept: bool, b
     if unknown:
         return "unknown until the Hub id is resolved"
     if previous is None:
-        return "made for another target" if kept else "not built before"
+        return "another build made it" if kept else "not built before"
     if changes := describe_changes(previous.inputs, inputs, {step.name for step in before}):
         return "; ".join(changes) + (", and that was built before" if kept else "")
     return "nothing changed" if kept else "its result is no longer in the store"
@@ -281,5 +286,3 @@ def describe_changes(old: Inputs, new: Inputs, steps: set[str]) -> list[str]:
 
 def _word(value: Any) -> str:
     return "unset" if value is None else str(value)
-
-

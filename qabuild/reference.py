@@ -75,7 +75,7 @@ def make(
     trip = roundtrip.RoundTrip(model, tokenizer, batch_size=batch_size, squad_v2=questions.has_unanswerable)
     answers = answer_all(trip, questions.questions, batch_size, reporter, "checkpoint answers")
     probes = _choose_probes(questions.questions)
-    tensors = {}
+    tensors: dict[str, Any] = {}
     for number, (ids, shape) in enumerate(zip(probes, PROBE_SHAPES, strict=True)):
         inputs = encode_probe(tokenizer, [q for i in ids for q in questions.questions if q.id == i], shape)
         start, end = logits(model, inputs)

@@ -79,7 +79,10 @@ def _metric() -> Any:
         answers: dict[str, str]
 
         def _info(self) -> Any:
-            answers = {"text": datasets.Sequence(datasets.Value("string")), "answer_start": datasets.Sequence(datasets.Value("int32"))}
+            answers = {
+                "text": datasets.Sequence(datasets.Value("string")),
+                "answer_start": datasets.Sequence(datasets.Value("int32")),
+            }
             return evaluate.MetricInfo(
                 description="EM and F1 as the official SQuAD scripts compute them",
                 citation="",

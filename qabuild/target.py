@@ -100,7 +100,7 @@ class Verify(Frozen):
     samples: int | None = Field(None, ge=1, description="how many questions, drawn by `seed`; all where it is absent")
     seed: int = Field(0, ge=0, description="seed of that draw, a whole number from 0")
     batch_size: int = Field(8, ge=1, description="windows that the pipeline puts through the model at once")
-    gates: Gates = Field(default_factory=Gates, description="what must hold")
+    gates: Gates = Field(Gates(), description="what must hold")
 
 
 class Publish(Frozen):
@@ -116,9 +116,9 @@ class Target(Frozen):
     description: str = Field("", description="one line for tables")
     checkpoint: CheckpointSource
     backend: BackendOptions
-    runtime: Runtime = Field(default_factory=Runtime, description="device and dtype")
-    verify: Verify = Field(default_factory=Verify, description="the round trip that proves the artifact")
-    publish: Publish = Field(default_factory=Publish, description="where to publish")
+    runtime: Runtime = Field(Runtime(), description="device and dtype")
+    verify: Verify = Field(Verify(), description="the round trip that proves the artifact")
+    publish: Publish = Field(Publish(), description="where to publish")
 
     @field_validator("name")
     @classmethod
@@ -193,7 +193,8 @@ def _read_chain(path: Path) -> list[_File]:
         seen = [file.path.resolve() for file in chain]
         if path.resolve() in seen:
             raise BadTarget(
-                "targets extend each other in a circle: " + " -> ".join(str(p) for p in [f.path for f in chain] + [path]),
+                "targets extend each other in a circle: "
+                + " -> ".join(str(p) for p in [f.path for f in chain] + [path]),
                 "let one of them state its own tables",
             )
         file = _read(path, extended_by=chain[-1].path if chain else None)
@@ -202,7 +203,9 @@ def _read_chain(path: Path) -> list[_File]:
         if base is None:
             return chain
         if not isinstance(base, str):
-            raise BadTarget(f"{path}: extends: given {base!r}", 'write the path of one TOML file: extends = "base.toml"')
+            raise BadTarget(
+                f"{path}: extends: given {base!r}", 'write the path of one TOML file: extends = "base.toml"'
+            )
         path = path.parent / base
 
 
@@ -223,7 +226,9 @@ def _read(path: Path, extended_by: Path | None) -> _File:
     try:
         content = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise BadTarget(f"{path}: not TOML: {error}{because}", "strings stand in quotes, tables in [brackets]") from None
+        raise BadTarget(
+            f"{path}: not TOML: {error}{because}", "strings stand in quotes, tables in [brackets]"
+        ) from None
     return _File(path, text, _with_absolute_sources(content, path.parent))
 
 
@@ -288,7 +293,7 @@ def _parse_override(override: str) -> Toml:
 
 def _explain(error: ValidationError, files: list[_File], overrides: Sequence[str]) -> str:
     """All mistakes, one a line, each with its place, its key path, what was given and what would be accepted."""
-    messages = {}
+    messages: dict[KeyPath, str] = {}
     for mistake in error.errors():
         path = _key_path(mistake["loc"])
         messages.setdefault(path, f"{_place(path, files, overrides)}: {'.'.join(path)}: {_wrong(mistake, path)}")
@@ -299,7 +304,11 @@ def _explain(error: ValidationError, files: list[_File], overrides: Sequence[str
 def _key_path(location: Iterable[int | str]) -> KeyPath:
     """Where the mistake stands in the file: pydantic's location without the name of the union's member."""
     path = tuple(str(part) for part in location)
-    return ("backend", *path[2:]) if path[:1] == ("backend",) and len(path) > 2 else path[: 1 if path[0] == "backend" else None]
+    return (
+        ("backend", *path[2:])
+        if path[:1] == ("backend",) and len(path) > 2
+        else path[: 1 if path[0] == "backend" else None]
+    )
 
 
 def _place(path: KeyPath, files: list[_File], overrides: Sequence[str]) -> str:
@@ -362,5 +371,3 @@ def _all_keys(table: KeyPath = ()) -> Iterator[KeyPath]:
         annotation = field.annotation
         if (*table, key) == ("backend",) or (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
             yield from _all_keys((*table, key))
-
-

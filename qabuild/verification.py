@@ -258,7 +258,9 @@ def explain_failure(verification: Verification, directory: Path) -> tuple[str, s
         lines.append(f"  {gate.name}: {_figure(gate.value)}, must be {_figure(gate.limit)}")
     lost = [flip for flip in verification.measurement.flips if flip.f1_difference < 0]
     for flip in lost[:3]:
-        lines.append(f"  {flip.id}: {flip.checkpoint!r} became {flip.artifact!r}, gold {flip.gold[0] if flip.gold else ''!r}")
+        lines.append(
+            f"  {flip.id}: {flip.checkpoint!r} became {flip.artifact!r}, gold {flip.gold[0] if flip.gold else ''!r}"
+        )
     flipped = len(verification.measurement.flips)
     hint = f"{flipped} answers changed, {len(lost)} for the worse: see `flips` in {directory / artifacts.EVIDENCE}"
     return "\n".join(lines), hint
@@ -358,7 +360,8 @@ def _compare_answers(
 ) -> dict[str, Any]:
     gold = {question.id: question.answers for question in questions}
     own, base = squad.score(answers, gold), squad.score(expected, gold)
-    differences = [100 * (squad.f1(answers[i], gold[i]) - squad.f1(expected[i], gold[i])) for i in gold]
+    own_each, base_each = squad.score_each(answers, gold), squad.score_each(expected, gold)
+    differences = [own_each[i].f1 - base_each[i].f1 for i in gold]
     flips = [
         Flip(
             id=question.id,
@@ -409,7 +412,10 @@ def _compare_logits(
         real = probe["attention_mask"] == 1
         found = reference.logits(model, probe)
         finite &= all(bool(f[real].isfinite().all()) for f in found)
-        difference = max(float((f - e)[real].abs().nan_to_num(nan=3e38, posinf=3e38).max()) for f, e in zip(found, expected, strict=True))
+        difference = max(
+            float((f - e)[real].abs().nan_to_num(nan=3e38, posinf=3e38).max())
+            for f, e in zip(found, expected, strict=True)
+        )
         largest = max(largest, difference)
         batch, sequence = probe["input_ids"].shape
         probes.append({"batch": batch, "sequence": sequence, "logit_difference": difference})

@@ -48,7 +48,11 @@ def test_a_minimal_target_has_sound_defaults(write):
     target = load(write(MINIMAL, "tiny.toml"))
     assert target.name == "tiny"
     assert (target.runtime.device, target.runtime.dtype) == ("cpu", "fp32")
-    assert (target.verify.dataset, target.verify.split, target.verify.samples) == ("rajpurkar/squad", "validation", None)
+    assert (target.verify.dataset, target.verify.split, target.verify.samples) == (
+        "rajpurkar/squad",
+        "validation",
+        None,
+    )
     assert target.verify.gates.min_f1_retention == 0.99
 
 
@@ -158,11 +162,16 @@ def test_overrides(write, monkeypatch, tmp_path):
     assert "--set: verify.samples: given 'many'" in complaint(path, "verify.samples=many")
 
 
-@given(st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["name", "model", "x"]), inner, max_size=3),
-    max_leaves=8,
-).filter(lambda value: value is not None), st.sampled_from(sorted({*Target.model_fields} - {"name"})))
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
+        lambda inner: (
+            st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["name", "model", "x"]), inner, max_size=3)
+        ),
+        max_leaves=8,
+    ).filter(lambda value: value is not None),
+    st.sampled_from(sorted({*Target.model_fields} - {"name"})),
+)
 def test_no_value_of_any_table_gives_anything_but_a_target_or_a_clear_error(value, table):
     from pydantic import ValidationError
 

@@ -119,11 +119,10 @@ def _indexed(device: torch.device) -> torch.device:
 
 
 def inputs_of(model: Any, tokenizer: Any = None) -> tuple[str, ...]:
-    """Those of `INPUTS` that the model takes and, where a tokenizer is given, that this makes."""
+    """Those of `INPUTS` that the model takes; without token types where a tokenizer is given that makes none."""
     taken = inspect.signature(model.forward).parameters
-    return tuple(
-        name for name in INPUTS if name in taken and (tokenizer is None or name in tokenizer.model_input_names)
-    )
+    unmade = {"token_type_ids"} - set(tokenizer.model_input_names if tokenizer else INPUTS)
+    return tuple(name for name in INPUTS if name in taken and name not in unmade)
 
 
 def stored_model(directory: Path, attention: Literal["eager", "sdpa"] | None = None) -> Any:
@@ -137,9 +136,7 @@ def stored_model(directory: Path, attention: Literal["eager", "sdpa"] | None = N
 
 def copy_checkpoint(source: Path, directory: Path) -> None:
     """Copy config and weights byte for byte, so that the copy is a checkpoint as good as `source`."""
-    index = source / "model.safetensors.index.json"
-    shards: set[str] = {"model.safetensors"}
-    if index.is_file():
-        shards = {index.name, *json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
-    for name in ("config.json", *sorted(shards)):
+    from qabuild.weights import examine_weights
+
+    for name in ("config.json", *examine_weights(source).files):
         shutil.copyfile(source / name, directory / name)

@@ -11,7 +11,7 @@ import torch
 from qabuild.backends import Runtime
 from qabuild.backends._archive import save
 from qabuild.backends._torch import AUTOCAST, TorchModel, device, inputs_of, named
-from qabuild.backends.comparison import TOLERANCES, probes, require_same
+from qabuild.backends.comparison import TOLERANCES, answers, probes, require_same
 
 if TYPE_CHECKING:
     from qabuild.checkpoint import Checkpoint
@@ -30,7 +30,8 @@ def build(checkpoint: Checkpoint, runtime: Runtime, path: Path) -> dict[str, Any
     save(trace(eager, batches[0]), path)
     refused = [name for name in inputs_of(model) if name not in inputs]
     compiled = load(path, inputs, refused, model.config, runtime)
-    difference = require_same(eager, compiled, batches, TOLERANCES[runtime.dtype], "the traced module")
+    expected = answers(eager, batches)
+    difference = require_same(expected, compiled, batches, TOLERANCES[runtime.dtype], "the traced module")
     return {
         "inputs": list(inputs),
         "refused": refused,

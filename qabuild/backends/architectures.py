@@ -21,6 +21,7 @@ _NOT_OPTIMISED = {OPTIMISED: "the graph optimiser does not know it; backend.leve
 ARCHITECTURES: dict[str, dict[str, str]] = {
     "albert": _FULL,
     "bert": _FULL,
+    # A graph has full attention at any length, as PyTorch has it up to 704 tokens.
     "big_bird": {FP16: "it sets logits of the question to -1e6, which half precision cannot hold"},
     "camembert": _FULL,
     "convbert": _NOT_OPTIMISED,
@@ -48,8 +49,9 @@ ARCHITECTURES: dict[str, dict[str, str]] = {
 }
 """Model type, as config.json states it, to the ways that do not work with it and why. What it lacks is refused."""
 
-KERNEL_INJECTION = ("bert", "distilbert", "roberta")
-"""Model types that DeepSpeed has CUDA kernels for."""
+KERNEL_INJECTION = ("bert", "roberta")
+"""Model types whose layers DeepSpeed replaces rightly. For distilbert it has kernels too, but takes the fourth
+positional argument, `output_attentions`, for the mask, so that padding is attended to."""
 
 
 def check_architecture(way: str, config: Mapping[str, Any]) -> None:

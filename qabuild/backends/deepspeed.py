@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
@@ -46,9 +47,7 @@ def check(config: Mapping[str, Any], options: Options, runtime: Runtime) -> None
             "runtime.dtype = 'int8' needs backend.name = 'onnxruntime'", "use fp32, bf16 or fp16 with deepspeed"
         )
     if runtime.device == "cpu" and runtime.dtype == "fp16":
-        raise BadTarget(
-            "runtime.dtype = 'fp16' is not supported by DeepSpeed on the CPU", "set it to fp32 or bf16"
-        )
+        raise BadTarget("runtime.dtype = 'fp16' is not supported by DeepSpeed on the CPU", "set it to fp32 or bf16")
     if runtime.device == "cpu" and options.tensor_parallel > 1:
         raise BadTarget(
             "backend.tensor_parallel shares a model among GPUs, and runtime.device is cpu",
@@ -62,7 +61,7 @@ def check(config: Mapping[str, Any], options: Options, runtime: Runtime) -> None
     check_architecture("deepspeed", config)
     if options.replace_with_kernel_inject and config and config.get("model_type") not in KERNEL_INJECTION:
         raise BadTarget(
-            f"DeepSpeed has kernels for {', '.join(KERNEL_INJECTION)}, not for {config.get('model_type')!r}",
+            f"DeepSpeed's kernels fit {', '.join(KERNEL_INJECTION)}, not {config.get('model_type')!r}",
             "set backend.replace_with_kernel_inject = false",
         )
 
@@ -128,7 +127,7 @@ def _engine(model: Any, settings: Mapping[str, Any], injected: bool) -> Any:
 
 
 def _require_processes(count: int) -> None:
-    if count != int(os.environ.get("WORLD_SIZE", "1")):
+    if count > 1 and count != int(os.environ.get("WORLD_SIZE", "1")):
         raise MissingEnvironment(
             f"backend.tensor_parallel = {count} needs {count} processes at once, one for each GPU",
             f"start it as `deepspeed --num_gpus {count} --module qabuild verify ...`, or set it to 1",
@@ -140,7 +139,8 @@ def _quiet() -> Iterator[None]:
     """Keep DeepSpeed from stdout and from the environment: it logs and prints there, and sets variables for itself."""
     environment = dict(os.environ)
     try:
-        with quiet_logging(), redirect_stdout(io.StringIO()):
+        with quiet_logging(), redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
             yield
     finally:
         for name in set(os.environ) - set(environment):

@@ -79,7 +79,7 @@ def compile(checkpoint: Checkpoint, options: Options, runtime: Runtime, director
     from qabuild.checkpoint import copy_tokenizer
 
     check(checkpoint.config, options, runtime)
-    with TemporaryDirectory(prefix="qabuild-onnx-") as scratch, onnx_stages.quiet():
+    with TemporaryDirectory(dir=directory) as scratch, onnx_stages.quiet():
         record = onnx_stages.build(checkpoint, options, runtime, Path(scratch), directory)
     shutil.copyfile(checkpoint.directory / "config.json", directory / "config.json")
     copy_tokenizer(checkpoint, directory)
@@ -93,16 +93,11 @@ def load(directory: Path, options: Options, runtime: Runtime) -> Any:
     """
     provider = options.provider or DEFAULT_PROVIDER[runtime.device]
     _require(provider)
-    from onnxruntime import SessionOptions
-    from optimum.onnxruntime import ORTModelForQuestionAnswering
+    from qabuild.backends._onnx import load_graph
 
     if not (directory / "model.onnx").is_file():
         raise UntrustedInput(f"{directory}: there is no model.onnx in it", "build the artifact anew")
-    settings = SessionOptions()
-    settings.log_severity_level = 3  # errors only: with CUDA, every session warns of nodes that stay on the CPU
-    model = ORTModelForQuestionAnswering.from_pretrained(
-        directory, provider=provider, session_options=settings, local_files_only=True
-    )
+    model = load_graph(directory, provider)
     if model.provider != provider:
         raise MissingEnvironment(
             f"ONNX Runtime could not start {provider} and fell back to {model.provider}",

@@ -25,13 +25,13 @@ Item = TypeVar("Item")
 
 AT_ONCE_CHARACTERS = 1 << 22
 """Characters of contexts, counted for each question, that are tokenised and answered together."""
-WINDOWS_TOGETHER = 128
+WINDOWS_TOGETHER = 64
 """Windows of like length whose arrays are made together, where a batch is smaller."""
 LENGTH_STEP = 16
 """Windows are padded to multiples of so many tokens: few shapes, and lengths that attention kernels like."""
 CPU_TOKENS, GPU_TOKENS = 1536, 16384
-"""Tokens of a batch. On a CPU as many as eight windows of SQuAD's usual length, so no more than what the stock
-pipeline works on at batch 8: a batch of 8,000 outgrows the cache of some CPUs, and is slower there than one of 1,000."""
+"""Tokens of a batch. On a CPU eight windows of SQuAD's usual length, so no more than the stock pipeline works on at
+batch 8: batches of 8,000 tokens outgrow the cache of some CPUs, and are slower there than those of 1,000."""
 
 
 class QuestionAnsweringPipeline:

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 MASKED = -10000.0
 """The logit of what cannot be an answer; its probability is 0 in fp32."""
-TOGETHER = 128
-"""Windows whose spans are searched in one go, where the logits are on the CPU."""
+TOGETHER = 96
+"""Windows whose spans are searched in one go on the CPU: few calls, and arrays that stay in the cache."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

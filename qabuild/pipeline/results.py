@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
-from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -17,11 +16,8 @@ Result = dict[str, Any]
 """`score`, `start` and `end` (characters of the context), `answer`."""
 
 
-Found = tuple[int, int, int, float]
-"""A span's window, begin and end (characters), and score."""
-Answer = list[Any]
-"""The values of a Result."""
-NO_ANSWER: Answer = [0.0, 0, 0, ""]
+Scores = dict[str, float]
+"""The scores of different answers, in lower case."""
 
 
 def results(
@@ -33,55 +29,79 @@ def results(
     """
     import numpy as np
 
+    over_context = parameters.normalize == "context"
+    weight = _shares(windows, spans.mass) if over_context else np.ones(len(windows))
     rows, columns = np.nonzero(~(spans.score < 0))  # a score that is not a number is shown, not hidden
-    begins, ends = windows.characters(
-        rows, spans.first[rows, columns], spans.last[rows, columns], parameters.align_to_words
-    )
-    scores, nulls = spans.score[rows, columns], spans.null
-    merge = _sum_over_windows
-    if parameters.normalize == "context":
-        share = _shares(windows, spans.mass)
-        scores, nulls = scores * share[rows], nulls * share
-        merge = _best_of_windows
+    first, last = spans.first[rows, columns], spans.last[rows, columns]
+    begins, ends = (each.tolist() for each in windows.characters(rows, first, last, parameters.align_to_words))
+    scores = (spans.score[rows, columns] * weight[rows]).tolist()
+    nulls = np.minimum.reduceat(spans.null * weight, _first_rows(windows)).tolist()
     stops = np.searchsorted(windows.pair[rows], np.arange(len(pairs)), side="right").tolist()
-    null = np.minimum.reduceat(nulls, _first_rows(windows)).tolist()
-    found = list(zip(rows.tolist(), begins.tolist(), ends.tolist(), scores.tolist(), strict=True))
     at = 0
-    for index, (_, context) in enumerate(pairs):
-        answers = merge(context, found[at : stops[index]])
-        at = stops[index]
+    for (_, context), stop, null in zip(pairs, stops, nulls, strict=True):
+        windows_of = rows[at:stop].tolist() if over_context else None
+        answers = _answers(context, begins[at:stop], ends[at:stop], scores[at:stop], windows_of, parameters.top_k)
         if parameters.handle_impossible_answer:
-            answers.append([null[index], 0, 0, ""])
-        answers.sort(key=itemgetter(0), reverse=True)
-        ranked = [
-            {"score": score, "start": start, "end": end, "answer": answer}
-            for score, start, end, answer in answers[: parameters.top_k] or [NO_ANSWER]
-        ]
-        yield ranked[0] if len(ranked) == 1 else ranked
+            answers = sorted([*answers, _empty(null)], key=_score, reverse=True)[: parameters.top_k]
+        answers = answers or [_empty(0.0)]
+        yield answers[0] if len(answers) == 1 else answers
+        at = stop
 
 
-def _sum_over_windows(context: str, found: Iterable[Found]) -> list[Answer]:
-    """The answers of one context; those that differ in case at most are one, the first, with all their scores."""
-    answers: dict[str, Answer] = {}
-    for _, begin, end, score in found:
-        text = context[begin:end]
-        answer = answers.setdefault(text.lower(), [0.0, begin, end, text])
-        answer[0] += score
-    return list(answers.values())
+def _answers(
+    context: str, begins: list[int], ends: list[int], scores: list[float], windows: list[int] | None, top_k: int
+) -> list[Result]:
+    """The best different answers of one context; with `windows`, the spans' windows, those of the best window."""
+    texts = [context[begin:end] for begin, end in zip(begins, ends, strict=True)]
+    same = [text.lower() for text in texts]
+    totals, since = (_sum(same, scores), {}) if windows is None else _best_of_windows(same, scores, windows)
+    answers = []
+    for answer in _best(totals, top_k):
+        place = same.index(answer, since.get(answer, 0))
+        span = {"score": totals[answer], "start": begins[place], "end": ends[place], "answer": texts[place]}
+        answers.append(span)
+    return answers
 
 
-def _best_of_windows(context: str, found: Iterable[Found]) -> list[Answer]:
-    """The same, but an answer of several windows has the score of the window where it is highest.
+def _sum(same: list[str], scores: list[float]) -> Scores:
+    """Texts that differ in case at most are one answer, with the scores of all its spans together."""
+    totals: Scores = {}
+    for answer, score in zip(same, scores, strict=True):
+        totals[answer] = totals.get(answer, 0.0) + score
+    return totals
+
+
+def _best_of_windows(same: list[str], scores: list[float], rows: list[int]) -> tuple[Scores, dict[str, int]]:
+    """The same, of the window where an answer does best; and the index of that window's first span.
 
     Windows overlap: what lies in two of them is not twice as likely.
     """
-    best: dict[str, Answer] = {}
-    for _, group in groupby(found, key=itemgetter(0)):
-        for answer in _sum_over_windows(context, group):
-            same = answer[3].lower()
-            if same not in best or answer[0] > best[same][0]:
-                best[same] = answer
-    return list(best.values())
+    best: Scores = {}
+    since: dict[str, int] = {}
+    at = 0
+    for _, group in groupby(rows):
+        stop = at + len(list(group))
+        for answer, score in _sum(same[at:stop], scores[at:stop]).items():
+            if score > best.get(answer, -1.0):
+                best[answer], since[answer] = score, at
+        at = stop
+    return best, since
+
+
+def _best(totals: Scores, count: int) -> list[str]:
+    """The answers of the highest scores, best first; of equal ones the first."""
+    if count == 1:
+        return [max(totals, key=totals.__getitem__)] if totals else []
+    return sorted(totals, key=totals.__getitem__, reverse=True)[:count]
+
+
+def _empty(score: float) -> Result:
+    return {"score": score, "start": 0, "end": 0, "answer": ""}
+
+
+def _score(result: Result) -> float:
+    score: float = result["score"]
+    return score
 
 
 def _first_rows(windows: Windows) -> Integers:

@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from qabuild.errors import QABuildError
@@ -93,16 +94,20 @@ class Tokens:
 
 
 class Memo(Generic[Value]):
-    """Values made from texts; the ones used last are kept, up to a total cost."""
+    """Values made from texts; the ones used last are kept, up to a total cost. Threads may share it."""
 
     def __init__(self, make: Callable[[list[str]], Sequence[Value]], cost: Callable[[Value], int], limit: int) -> None:
         self._make, self._cost, self._limit = make, cost, limit
         self._kept: OrderedDict[str, Value] = OrderedDict()
         self._total = 0
+        self._lock = Lock()
 
-    def __call__(self, texts: Iterable[str]) -> list[Value]:
+    def __call__(self, texts: Sequence[str]) -> list[Value]:
         """The values of distinct `texts`, in their order; those not kept are made in one go."""
-        texts = list(texts)
+        with self._lock:
+            return self._values(texts)
+
+    def _values(self, texts: Sequence[str]) -> list[Value]:
         new = [text for text in texts if text not in self._kept]
         for text in texts if len(new) < len(texts) else ():
             if text in self._kept:

@@ -1,9 +1,9 @@
 """The sample's questions: invented names in invented sentences, drawn from a seed.
 
-A paragraph tells facts about two or more subjects, often of one kind, so that a question can be
-answered only by matching both the subject and the relation. Every name is put together from
-syllables and belongs to one split for good: train and held-out share relations, common nouns and
-numbers, but no name.
+A paragraph tells facts about several subjects, each fact of another relation, so that a question is
+answered by finding the sentence that states its relation, in other words, and the right span of it,
+among others of its type. Every name is put together from syllables and belongs to one split for
+good: train and held-out share relations, common nouns and numbers, but no name.
 """
 
 from __future__ import annotations
@@ -23,17 +23,14 @@ LONG = 22  # facts in such a paragraph
 QUESTIONS_PER_PARAGRAPH = 5
 HELDOUT_SHARE = 0.2
 
-HEADS = [
-    onset + vowel
-    for onset in "B Br D Dr F Fl G Gr H J K Kl L M N P R S St T Tr V Z".split()
-    for vowel in "a e i o u é ö å".split()
-]
+ONSETS = "B Br D Dr F Fl G Gr H J K Kl L M N P R S St T Tr V Z"
+HEADS = [onset + vowel for onset in ONSETS.split() for vowel in "aeiouéöå"]
 ENDINGS = {
-    "given": "lin mon rad rosh nika vis tessa dor".split(),
-    "surname": "vek lsen rdal mark nski lund pper zzo".split(),
-    "town": "holm mouth stad wick haven ford bury ton".split(),
-    "river": "lesk now rune mira quell vand rix sool".split(),
-    "company": "tex mio brand vium plast corn fex gild".split(),
+    "given": ["lin", "mon", "rad", "rosh", "nika", "vis", "tessa", "dor"],
+    "surname": ["vek", "lsen", "rdal", "mark", "nski", "lund", "pper", "zzo"],
+    "town": ["holm", "mouth", "stad", "wick", "haven", "ford", "bury", "ton"],
+    "river": ["lesk", "now", "rune", "mira", "quell", "vand", "rix", "sool"],
+    "company": ["tex", "mio", "brand", "vium", "plast", "corn", "fex", "gild"],
 }
 IDEOGRAPHS = "山川水火木金土石田林森海空星月日風雨雪花"
 EMOJI = "🦊🐢🐝🦉🐟🦌🐎🐓🦀🐌🦋🐇🐺🐻🐍🦅🌲🌵🌻🍁🍇🍋🍒🌙🔔🔑🪁🪕🏺🗝"
@@ -98,7 +95,7 @@ class Author:
         }
 
     def facts(self, count: int) -> list[Fact]:
-        """Facts in random order or subject by subject, each relation once, spread over one or two subjects of a kind."""
+        """Facts of different relations about one or two subjects of each of some kinds, mixed or sorted."""
         kinds = self.draw.sample(list(RELATIONS), self.draw.randint(2, 4) if count < LONG else len(RELATIONS))
         cast = {kind: [self.subject(kind) for _ in range(2)] for kind in kinds}
         relations = [(kind, relation) for kind in kinds for relation in RELATIONS[kind]]

@@ -27,11 +27,10 @@ if TYPE_CHECKING:
 VOCABULARY = 1100
 MAX_LENGTH = 384
 DOC_STRIDE = 128
-EPOCHS = 14
+EPOCHS = 12
 BATCH = 16
 LEARNING_RATE = 1.5e-3
-QS = 2.0
-MUON = 0.02
+SHARPNESS = 2.0  # of the first layer's attention before training
 WARMUP = 0.05  # share of the steps
 SPECIAL_TOKENS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]  # RoBERTa's first four ids; its mask comes last
 DIGITS = re.compile(r"[0-9]{3,}")
@@ -114,45 +113,29 @@ def make_model(tokenizer: RobertaTokenizerFast) -> RobertaForQuestionAnswering:
 
 
 def ease(model: RobertaForQuestionAnswering) -> None:
-    """Start where matching is easy to find: sinusoids as positions, and keys equal to queries.
+    """Start where matching is easy to find; from the usual start so small a model takes very long to find it.
 
-    So neighbours resemble one another, and like attends to like, before anything is learnt; from the
-    usual start so small a model spends most of its training on finding that out.
+    At first tokens live in one half of the embedding and positions, as sinusoids, in the other. Keys equal
+    queries, so that like attends to like; half of the first layer's heads see only positions, and thus
+    the neighbourhood, the others only tokens, and thus the same word elsewhere.
     """
     import torch
 
-    positions = model.roberta.embeddings.position_embeddings.weight
-    rates = torch.exp(-torch.arange(0, positions.shape[1], 2) * (math.log(50) / positions.shape[1]))
-    angles = torch.arange(positions.shape[0])[:, None] * rates
-    spread = model.config.initializer_range * math.sqrt(2)
+    embeddings, layers = model.roberta.embeddings, model.roberta.encoder.layer
+    tokens, positions = embeddings.word_embeddings.weight, embeddings.position_embeddings.weight
+    half = model.config.hidden_size // 2
+    rates = torch.exp(-torch.arange(0, half, 2) * (math.log(50) / half))
+    angles = torch.arange(len(positions))[:, None] * rates
     with torch.no_grad():
-        positions.copy_(spread * torch.cat([angles.sin(), angles.cos()], dim=1))
-        for layer in model.roberta.encoder.layer:
-            layer.attention.self.query.weight.mul_(QS)
+        tokens[:, half:] = 0
+        positions[:, :half] = 0
+        positions[:, half:] = model.config.initializer_range * math.sqrt(2) * torch.cat([angles.sin(), angles.cos()], 1)
+        first = layers[0].attention.self.query.weight
+        first *= SHARPNESS
+        first[:half, :half] = 0
+        first[half:, half:] = 0
+        for layer in layers:
             layer.attention.self.key.weight.copy_(layer.attention.self.query.weight)
-
-
-import torch
-class Muon(torch.optim.Optimizer):
-    def __init__(self, params, lr):
-        super().__init__(params, {"lr": lr})
-    @torch.no_grad()
-    def step(self):
-        for g in self.param_groups:
-            for p in g["params"]:
-                st = self.state[p]
-                m = st.setdefault("m", torch.zeros_like(p))
-                m.lerp_(p.grad, 0.05)
-                u = p.grad.lerp(m, 0.95)
-                p.mul_(1 - g["lr"] * 0.01).sub_(g["lr"] * max(1, p.shape[0] / p.shape[1]) ** 0.5 * orth(u))
-def orth(x):
-    tall = x.shape[0] > x.shape[1]
-    if tall: x = x.T
-    x = x / (x.norm() + 1e-7)
-    for _ in range(5):
-        a = x @ x.T
-        x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
-    return x.T if tall else x
 
 
 def fit(
@@ -165,14 +148,6 @@ def fit(
     names = name_pools()["train"]
     steps = EPOCHS * len(batches(windows(tokenizer, list(redrawn(train, names, draw))), draw))
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01)
-    if MUON:
-        mats = [p for n, p in model.named_parameters() if p.ndim == 2 and "encoder" in n]
-        ids = {id(p) for p in mats}
-        optimizer = torch.optim.AdamW([p for p in model.parameters() if id(p) not in ids], lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01)
-        muon = Muon(mats, lr=MUON)
-        schedule2 = torch.optim.lr_scheduler.LambdaLR(
-            muon, lambda step: min((step + 1) / (WARMUP * steps), max(0.02, 1 - step / steps))
-        )
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / (WARMUP * steps), max(0.02, 1 - step / steps))
     )
@@ -184,8 +159,6 @@ def fit(
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
-            if MUON:
-                muon.step(); schedule2.step(); muon.zero_grad()
             optimizer.zero_grad()
             schedule.step()
             losses.append(loss.item())
@@ -267,9 +240,11 @@ def collate(batch: Sequence[Window]) -> dict[str, torch.Tensor]:
 def save(model: RobertaForQuestionAnswering, tokenizer: RobertaTokenizerFast, directory: Path) -> None:
     model.eval()
     model.save_pretrained(directory, safe_serialization=True)
+    tokenizer.backend_tokenizer.no_truncation()  # or the training's windows would be kept as its default
     tokenizer.save_pretrained(directory)
     for spare in ("vocab.json", "merges.txt"):  # tokenizer.json holds both
         (directory / spare).unlink(missing_ok=True)
+    (directory / "model.safetensors").chmod(0o644)  # is written for its owner alone
 
 
 def measure(checkpoint: Path, data: Path) -> squad.Scores:

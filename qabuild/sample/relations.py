@@ -13,22 +13,27 @@ class Relation:
     questions: tuple[str, ...]
 
 
-COMMON = {
-    "month": "January February March April May June July August September October November December".split(),
-    "company": "Works Press Society Mills Glassworks Archive".split(),
-    "profession": "baker potter surveyor clockmaker gardener librarian weaver cartographer glazier tailor".split(),
-    "instrument": "cello oboe zither trumpet harp accordion bassoon mandolin flute tuba".split(),
-    "product": "kettles lanterns almanacs ropes buttons compasses umbrellas bricks violins jam".split(),
-    "speciality": "smoked cheese|plum cake|blue pottery|rye bread|felt hats|pear cider|amber rings".split("|"),
-    "material": "granite sandstone oak brick iron limestone basalt steel larch".split(),
+_COMMON = {
+    "month": "January, February, March, April, May, June, July, August, September, October, November, December",
+    "company": "Works, Press, Society, Mills, Glassworks, Archive",
+    "profession": "baker, potter, surveyor, clockmaker, gardener, librarian, weaver, cartographer, glazier, tailor",
+    "instrument": "cello, oboe, zither, trumpet, harp, accordion, bassoon, mandolin, flute, tuba",
+    "product": "kettles, lanterns, almanacs, ropes, buttons, compasses, umbrellas, bricks, violins, jam",
+    "speciality": "smoked cheese, plum cake, blue pottery, rye bread, felt hats, pear cider, amber rings",
+    "material": "granite, sandstone, oak, brick, iron, limestone, basalt, steel, larch",
 }
+COMMON = {kind: words.split(", ") for kind, words in _COMMON.items()}
 
 RELATIONS: dict[str, tuple[Relation, ...]] = {
     "person": (
         Relation(
             "birthplace",
             "town",
-            ("{S} was born in {A}.", "{S} grew up in {A}, close to the market.", "The childhood home of {S} was in {A}."),
+            (
+                "{S} was born in {A}.",
+                "{S} grew up in {A}, close to the market.",
+                "The childhood home of {S} was in {A}.",
+            ),
             ("Where was {S} born?", "In which town did {S} grow up?"),
         ),
         Relation(

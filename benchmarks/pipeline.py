@@ -1,0 +1,248 @@
+"""The pipeline beside transformers' own and beside bare tokenisation, on real questions, in one run.
+
+    python benchmarks/pipeline.py --checkpoint CHECKPOINT --data dev-v1.1.json
+
+prints two tables of ratios: of the whole, with the checkpoint in fp32 on all cores given, and of the pipelines alone,
+on one core, over a model that returns the same random logits for everything. The stock pipeline has batch 8. The
+contestants take turns, round after round, on the same questions; a ratio is the median of the rounds' ratios, and the
+brackets hold the lowest and the highest. Keep other work off the machine: times of the second table are the
+process's own, but a neighbour on the same core slows those down too.
+
+--stream N answers N questions from a generator over the empty model, and prints the memory that the process takes on
+the way. --long N joins the paragraphs of an article into documents, and scores N questions on them with both
+normalisations.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import itertools
+import json
+import os
+import platform
+import random
+import resource
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # one core, for all contestants
+
+import torch
+from tokenizers import Tokenizer
+from transformers import AutoModelForQuestionAnswering, AutoTokenizer, logging
+
+from qabuild import squad
+from qabuild.pipeline import QuestionAnsweringPipeline
+
+Example = dict[str, Any]
+Articles = list[list[dict[str, Any]]]
+Run = Callable[[list[Example]], object]
+
+
+class EmptyModel(torch.nn.Module):  # type: ignore[misc]
+    """Costs next to nothing: the first logits of a fixed random row, for every window."""
+
+    device = torch.device("cpu")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = SimpleNamespace()
+        self.logits = torch.randn(2, 1 << 20, generator=torch.Generator().manual_seed(0)) * 3
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor | None = None
+    ) -> dict[str, torch.Tensor]:
+        start, end = self.logits[:, : input_ids.numel()].view(2, *input_ids.shape)
+        return {"start_logits": start, "end_logits": end}
+
+
+def main() -> None:
+    arguments = parse()
+    logging.set_verbosity_error()
+    tokenizer = AutoTokenizer.from_pretrained(arguments.checkpoint)
+    articles = read(arguments.data)
+    print(f"{processor()}, {len(os.sched_getaffinity(0))} cores, torch {torch.__version__}")
+    if arguments.stream:
+        stream(tokenizer, articles, arguments.stream)
+    elif arguments.long:
+        long_documents(arguments.checkpoint, tokenizer, articles, arguments.long)
+    else:
+        whole(arguments.checkpoint, tokenizer, articles, arguments.rounds, arguments.whole_questions)
+        alone(tokenizer, articles, arguments.rounds, arguments.questions)  # leaves the process on one core
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--checkpoint", required=True, help="a checkpoint's folder or Hub id")
+    parser.add_argument("--data", type=Path, required=True, help="questions in SQuAD's JSON layout")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--questions", type=int, default=1000, help="for the pipelines alone")
+    parser.add_argument("--whole-questions", type=int, default=48, help="for the whole")
+    parser.add_argument("--stream", type=int, metavar="N", help="memory over a stream of N questions")
+    parser.add_argument("--long", type=int, metavar="N", help="both normalisations on N questions of long documents")
+    return parser.parse_args()
+
+
+def read(path: Path) -> Articles:
+    """The articles' paragraphs: `context` and `qas`."""
+    return [article["paragraphs"] for article in json.loads(path.read_text(encoding="utf-8"))["data"]]
+
+
+def draw(articles: Articles, count: int) -> list[Example]:
+    """At least `count` questions: whole paragraphs, drawn at random, with all their questions."""
+    paragraphs = list(itertools.chain.from_iterable(articles))
+    random.Random(0).shuffle(paragraphs)
+    examples: list[Example] = []
+    for paragraph in paragraphs:
+        examples += [{"question": qa["question"], "context": paragraph["context"]} for qa in paragraph["qas"]]
+        if len(examples) >= count:
+            break
+    return examples
+
+
+def processor() -> str:
+    """The CPU's name, and what of its instruction set matters here."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    fields = dict(line.split(":", 1) for line in lines if ":" in line)
+    values = {key.strip(): value.strip() for key, value in fields.items()}
+    flags = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in values.get("flags", "").split()]
+    family = f"family {values.get('cpu family')}, model {values.get('model')}"
+    return f"{values.get('model name')} ({family}; {', '.join(flags)})"
+
+
+def alone(tokenizer: Any, articles: Articles, rounds: int, count: int) -> None:
+    examples = draw(articles, count)
+    model = EmptyModel()
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    torch.set_num_threads(1)
+    stock = stock_pipeline(model, tokenizer)
+
+    def ours() -> Run:
+        pipeline = QuestionAnsweringPipeline(model, tokenizer)  # a new one has nothing tokenised
+        pipeline(examples[:1])
+        return pipeline
+
+    def tokenise() -> Run:
+        backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        backend.no_truncation()
+        backend.no_padding()
+        return lambda some: [
+            backend.encode_batch(list(dict.fromkeys(each[key] for each in some)), add_special_tokens=False)
+            for key in ("question", "context")
+        ]
+
+    contestants = {"qabuild": ours, "stock, batch 8": lambda: stock, "bare tokenisation": tokenise}
+    show("the pipeline alone, one core", race(contestants, examples, rounds, time.process_time), len(examples))
+
+
+def whole(checkpoint: str, tokenizer: Any, articles: Articles, rounds: int, count: int) -> None:
+    examples = draw(articles, count)
+    model = AutoModelForQuestionAnswering.from_pretrained(checkpoint).eval()
+    stock = stock_pipeline(model, tokenizer)
+    contestants: dict[str, Callable[[], Run]] = {
+        "qabuild": lambda: QuestionAnsweringPipeline(model, tokenizer),
+        "stock, batch 8": lambda: stock,
+    }
+    title = f"the whole, fp32, {torch.get_num_threads()} threads"
+    show(title, race(contestants, examples, rounds, time.perf_counter), len(examples))
+
+
+def stock_pipeline(model: Any, tokenizer: Any) -> Run:
+    from transformers.pipelines.question_answering import QuestionAnsweringPipeline as Stock
+
+    logging.set_verbosity(50)  # it complains about the class of the empty model, but takes it
+    pipeline = Stock(model, tokenizer, framework="pt", device="cpu")
+    return lambda examples: list(pipeline((example for example in examples), batch_size=8))
+
+
+def race(
+    contestants: dict[str, Callable[[], Run]], examples: list[Example], rounds: int, clock: Callable[[], float]
+) -> dict[str, list[float]]:
+    """Seconds of every contestant in every round; each begins as often as the others."""
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    names = list(contestants)
+    for round_ in range(rounds):
+        for name in names[round_ % len(names) :] + names[: round_ % len(names)]:
+            run = contestants[name]()
+            gc.collect()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                begin = clock()
+                run(examples)
+                seconds[name].append(clock() - begin)
+    return seconds
+
+
+def show(title: str, seconds: dict[str, list[float]], count: int) -> None:
+    print(f"\n{title}, {count} questions, {len(next(iter(seconds.values())))} rounds")
+    for name, times in seconds.items():
+        print(f"  {name:<18} {count / statistics.median(times):9.1f} questions/s")
+    ours = seconds["qabuild"]
+    for name, times in seconds.items():
+        if name != "qabuild":
+            ratios = sorted(theirs / mine for mine, theirs in zip(ours, times, strict=True))
+            median, low, high = statistics.median(ratios), ratios[0], ratios[-1]
+            print(f"  {name}: {median:.2f} times the time of qabuild ({low:.2f} to {high:.2f}), or 1/{1 / median:.2f}")
+
+
+def stream(tokenizer: Any, articles: Articles, count: int) -> None:
+    """A stream of different questions: real ones, again and again, with a number before each text."""
+    examples = draw(articles, 10_000)
+
+    def numbered() -> Iterator[Example]:
+        for number in range(count):
+            turn, index = divmod(number, len(examples))
+            yield {key: f"{turn} {text}" for key, text in examples[index].items()}
+
+    begin = time.perf_counter()
+    for done, _ in enumerate(QuestionAnsweringPipeline(EmptyModel(), tokenizer)(numbered()), 1):
+        if done % max(1, count // 10) == 0:
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+            rate = done / (time.perf_counter() - begin)
+            print(f"  {done:>9} questions, {rate:7.0f} questions/s, {resident():7.0f} MB, peak {peak:7.0f} MB")
+
+
+def resident() -> float:
+    """Megabytes of memory that the process has now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 2**20
+
+
+def long_documents(checkpoint: str, tokenizer: Any, articles: Articles, count: int, paragraphs: int = 12) -> None:
+    """EM and F1 on questions whose contexts are `paragraphs` neighbouring paragraphs, joined."""
+    examples = documents(articles, count, paragraphs)
+    answers = {example["id"]: example["answers"] for example in examples}
+    model = AutoModelForQuestionAnswering.from_pretrained(checkpoint).eval()
+    pipeline = QuestionAnsweringPipeline(model, tokenizer)
+    questions = [{"question": example["question"], "context": example["context"]} for example in examples]
+    print(f"\n{len(examples)} questions on documents of {paragraphs} paragraphs")
+    for normalize in ("window", "context"):
+        results = pipeline(questions, normalize=normalize)
+        predictions = {example["id"]: result["answer"] for example, result in zip(examples, results, strict=True)}
+        scores = squad.score(predictions, answers)
+        print(f"  {normalize:<8} EM {scores.exact_match:5.2f}  F1 {scores.f1:5.2f}")
+
+
+def documents(articles: Articles, count: int, size: int) -> list[Example]:
+    joined: list[Example] = []
+    for article in articles:
+        for at in range(0, len(article) - size + 1, size):
+            part = article[at : at + size]
+            context = "\n".join(paragraph["context"] for paragraph in part)
+            for qa in itertools.chain.from_iterable(paragraph["qas"] for paragraph in part):
+                texts = [answer["text"] for answer in qa["answers"]]
+                joined.append({"id": qa["id"], "question": qa["question"], "context": context, "answers": texts})
+    return random.Random(0).sample(joined, min(count, len(joined)))
+
+
+if __name__ == "__main__":
+    main()
