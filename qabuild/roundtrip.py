@@ -105,7 +105,7 @@ def _metric() -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what transformers and torch say of wrapped models, deprecations and devices: nothing the user can mend."""
+    """Without what transformers and torch say of wrapped models, deprecations and devices: no user can mend those."""
     import warnings
 
     from transformers.utils import logging
