@@ -38,12 +38,10 @@ class RoundTrip:
     """
 
     def __init__(self, model: Any, tokenizer: Any, *, batch_size: int, squad_v2: bool) -> None:
-        from transformers import pipeline
-
         self._squad_v2 = squad_v2
         with _quiet():
-            self._pipeline = pipeline(
-                "question-answering", model=model, tokenizer=tokenizer, device=model.device, batch_size=batch_size
+            self._pipeline = _stock_pipeline()(
+                model=model, tokenizer=tokenizer, device=model.device, batch_size=batch_size, task="question-answering"
             )
 
     def answer(self, questions: Sequence[Question]) -> Answered:
@@ -63,6 +61,18 @@ class RoundTrip:
                 squad_v2_format=self._squad_v2,
             )
         return Answered(answers=metric.answers, seconds=float(result["total_time_in_seconds"]))
+
+
+def _stock_pipeline() -> Any:
+    """transformers' pipeline, made to say that it found nothing in a way that the evaluator can read."""
+    from transformers import QuestionAnsweringPipeline
+
+    class Stock(QuestionAnsweringPipeline):  # type: ignore[misc]
+        def postprocess(self, *args: Any, **kwargs: Any) -> Any:
+            """Where no span is left, as with logits that are not numbers, the stock result is an empty list."""
+            return super().postprocess(*args, **kwargs) or {"score": 0.0, "start": 0, "end": 0, "answer": ""}
+
+    return Stock
 
 
 def _row(question: Question) -> dict[str, Any]:
