@@ -8,6 +8,10 @@ contestants take turns, round after round, on the same questions; a ratio is the
 brackets hold the lowest and the highest. Keep other work off the machine: times of the second table are the
 process's own, but a neighbour on the same core slows those down too.
 
+--differential N gives both pipelines the same logits, on N questions from all over the data (10570: all of SQuAD's
+development set) and many parameters, and counts their differences by kind; it ends with status 1 where one is of no
+known kind.
+
 --stream N answers N questions from a generator over the empty model, and prints the memory that the process takes on
 the way. --long N joins the paragraphs of an article into documents, and scores N questions on them with both
 normalisations.
@@ -24,8 +28,10 @@ import platform
 import random
 import resource
 import statistics
+import sys
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -41,6 +47,7 @@ from qabuild import squad
 from qabuild.pipeline import QuestionAnsweringPipeline
 
 Example = dict[str, Any]
+Parameters = dict[str, Any]
 Articles = list[list[dict[str, Any]]]
 Run = Callable[[list[Example]], object]
 
@@ -62,13 +69,31 @@ class EmptyModel(torch.nn.Module):  # type: ignore[misc]
         return {"start_logits": start, "end_logits": end}
 
 
+class HashingModel(EmptyModel):
+    """Pseudo-random logits that depend on nothing but the window: its tokens and their places, without padding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logits = torch.randn(2, 1 << 23, generator=torch.Generator().manual_seed(0)) * 3
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor | None = None
+    ) -> dict[str, torch.Tensor]:
+        place = attention_mask.cumsum(1)
+        window = (input_ids * attention_mask * place).sum(1, keepdim=True)
+        entry = (input_ids * 2654435761 + place * 40503 + window * 7919) % self.logits.shape[1]
+        return {"start_logits": self.logits[0][entry], "end_logits": self.logits[1][entry]}
+
+
 def main() -> None:
     arguments = parse()
     logging.set_verbosity_error()
     tokenizer = AutoTokenizer.from_pretrained(arguments.checkpoint)
     articles = read(arguments.data)
     print(f"{processor()}, {len(os.sched_getaffinity(0))} cores, torch {torch.__version__}")
-    if arguments.stream:
+    if arguments.differential:
+        sys.exit(1 if differential(tokenizer, articles, arguments.differential)[UNKNOWN] else 0)
+    elif arguments.stream:
         stream(tokenizer, articles, arguments.stream)
     elif arguments.long:
         long_documents(arguments.checkpoint, tokenizer, articles, arguments.long)
@@ -84,6 +109,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--questions", type=int, default=1000, help="for the pipelines alone")
     parser.add_argument("--whole-questions", type=int, default=48, help="for the whole")
+    parser.add_argument("--differential", type=int, metavar="N", help="both pipelines' answers on N questions")
     parser.add_argument("--stream", type=int, metavar="N", help="memory over a stream of N questions")
     parser.add_argument("--long", type=int, metavar="N", help="both normalisations on N questions of long documents")
     return parser.parse_args()
@@ -157,11 +183,15 @@ def whole(checkpoint: str, tokenizer: Any, articles: Articles, rounds: int, coun
 
 
 def stock_pipeline(model: Any, tokenizer: Any) -> Run:
+    pipeline = stock(model, tokenizer)
+    return lambda examples: list(pipeline((example for example in examples), batch_size=8))
+
+
+def stock(model: Any, tokenizer: Any) -> Any:
     from transformers.pipelines.question_answering import QuestionAnsweringPipeline as Stock
 
     logging.set_verbosity(50)  # it complains about the class of the empty model, but takes it
-    pipeline = Stock(model, tokenizer, framework="pt", device="cpu")
-    return lambda examples: list(pipeline((example for example in examples), batch_size=8))
+    return Stock(model, tokenizer, framework="pt", device="cpu")
 
 
 def race(
@@ -192,6 +222,81 @@ def show(title: str, seconds: dict[str, list[float]], count: int) -> None:
             ratios = sorted(theirs / mine for mine, theirs in zip(ours, times, strict=True))
             median, low, high = statistics.median(ratios), ratios[0], ratios[-1]
             print(f"  {name}: {median:.2f} times the time of qabuild ({low:.2f} to {high:.2f}), or 1/{1 / median:.2f}")
+
+
+CUTS: tuple[Parameters, ...] = ({}, {"max_seq_len": 128, "doc_stride": 40}, {"max_seq_len": 96, "doc_stride": 0})
+
+
+def searches(full: bool) -> Iterator[Parameters]:
+    """What to look for in the windows of one cut."""
+    for impossible, align in itertools.product((False, True), (True, False)):
+        for top_k in range(1, 21) if full else (1, 3, 20):
+            yield {"top_k": top_k, "handle_impossible_answer": impossible, "align_to_words": align}
+        for longest in (1, 3, 60):
+            yield {"top_k": 4, "max_answer_len": longest, "handle_impossible_answer": impossible}
+
+
+def differential(tokenizer: Any, articles: Articles, count: int) -> Counter[str]:
+    """Both pipelines over the same logits: how often they differ, by kind."""
+    examples = spread(articles, count)
+    model = HashingModel()
+    theirs, ours = stock(model, tokenizer), QuestionAnsweringPipeline(model, tokenizer)
+    kinds: Counter[str] = Counter()
+    for cut in CUTS:
+        wanted = list(searches(full=not cut))
+        found: Counter[str] = Counter()
+        windows = 0
+        for at in range(0, len(examples), 500):
+            some = examples[at : at + 500]
+            outputs = [[theirs.forward(each) for each in theirs.preprocess(example, **cut)] for example in some]
+            windows += sum(map(len, outputs))
+            for search in wanted:
+                for example, output, result in zip(some, outputs, ours(some, **cut, **search), strict=True):
+                    kind = difference(result, theirs.postprocess(output, **search))
+                    found[kind] += 1
+                    if kind == UNKNOWN:
+                        print(f"  {cut | search}\n  {example}\n  {result}\n  {theirs.postprocess(output, **search)}")
+        print(f"\n{cut or 'defaults'}: {len(examples)} questions, {windows} windows, {found.total()} cases")
+        for kind, number in found.most_common():
+            print(f"  {number:>8} {kind}")
+        kinds += found
+    return kinds
+
+
+def spread(articles: Articles, count: int) -> list[Example]:
+    """`count` questions from all over the data."""
+    paragraphs = itertools.chain.from_iterable(articles)
+    examples = [{"question": qa["question"], "context": each["context"]} for each in paragraphs for qa in each["qas"]]
+    return examples[:: max(1, len(examples) // count)][:count]
+
+
+SAME, TIED = "the same", "the same, but answers with equal scores in another order"
+IMPOSSIBLE = "the same, but for impossible spans with score 0 in the stock pipeline's list"
+UNKNOWN = "different"
+
+
+def difference(ours: Any, theirs: Any) -> str:
+    """How two results differ; scores that are within 1e-6 of each other are the same."""
+    ours, theirs = (each if isinstance(each, list) else [each] for each in (ours, theirs))
+    if alike(ours, theirs):
+        return SAME
+    ours, theirs = ([answer for answer in each if answer["score"] > 0] for each in (ours, theirs))
+    if alike(ours, theirs):
+        return IMPOSSIBLE
+    tied = len(ours) == len(theirs) and close(ours, theirs)
+    return TIED if tied and alike(*(sorted(each, key=place) for each in (ours, theirs))) else UNKNOWN
+
+
+def alike(ours: list[Example], theirs: list[Example]) -> bool:
+    return [*map(place, ours)] == [*map(place, theirs)] and close(ours, theirs)
+
+
+def close(ours: list[Example], theirs: list[Example]) -> bool:
+    return all(abs(one["score"] - other["score"]) <= 1e-6 for one, other in zip(ours, theirs, strict=True))
+
+
+def place(answer: Example) -> tuple[int, int, str]:
+    return answer["start"], answer["end"], answer["answer"]
 
 
 def stream(tokenizer: Any, articles: Articles, count: int) -> None:

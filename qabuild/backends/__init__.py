@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 if TYPE_CHECKING:
     from qabuild.checkpoint import Checkpoint
@@ -27,8 +27,8 @@ class Frozen(BaseModel):
 class Runtime(Frozen):
     """Where a compiled model runs, and in which numbers."""
 
-    device: Literal["cpu", "cuda"] = "cpu"
-    dtype: Dtype = "fp32"
+    device: Literal["cpu", "cuda"] = Field("cpu", description="where the compiled model runs: cpu, cuda")
+    dtype: Dtype = Field("fp32", description="numbers it computes in: fp32, fp16, bf16, int8; see the backends")
 
 
 class Backend(Protocol):
