@@ -49,15 +49,31 @@ class Checkpoint:
     config: Mapping[str, Any]
 
 
-def resolve(source: str | os.PathLike[str], revision: str | None = None, *, offline: bool = False) -> Checkpoint:
+def resolve(
+    source: str | os.PathLike[str],
+    revision: str | None = None,
+    *,
+    digest: str | None = None,
+    offline: bool = False,
+) -> Checkpoint:
     """Find the checkpoint `source`: "sample", a folder (begins with '/', '.' or '~', or is a path object) or a Hub id.
 
-    `revision` is for a Hub id: a branch, tag or sha; a missing one means the main branch. With `offline`, or
-    HF_HUB_OFFLINE=1, a Hub id is looked for in the cache only.
+    `revision` is for a Hub id: a branch, tag or sha; a missing one means the main branch. `digest` is what
+    the checkpoint's own must be. With `offline`, or HF_HUB_OFFLINE=1, a Hub id is looked for in the cache only.
 
-    Raises BadTarget for what is not there or cannot serve, UntrustedInput for what is damaged or unsafe to load,
-    QABuildError where the Hub fails.
+    Raises BadTarget for what is not there or cannot serve, UntrustedInput for what is damaged, unsafe to load or of
+    another digest, QABuildError where the Hub fails.
     """
+    found = _resolved(source, revision, offline)
+    if digest not in (None, found.digest):
+        raise UntrustedInput(
+            f"{source}: its digest is {found.digest}, pinned is {digest}",
+            "give the checkpoint that was pinned; if the change is wanted, lock the target again",
+        )
+    return found
+
+
+def _resolved(source: str | os.PathLike[str], revision: str | None, offline: bool) -> Checkpoint:
     if hub.is_path(source) or source == SAMPLE:
         if revision is not None:
             raise BadTarget(

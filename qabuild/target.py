@@ -13,9 +13,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Union
+from typing import TYPE_CHECKING, Annotated, Any, Self, Union
 
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from qabuild.backends import BACKENDS, Dtype, Frozen, Runtime, backend
 from qabuild.errors import BadTarget
@@ -33,19 +33,32 @@ KeyPath = tuple[str, ...]
 
 # Keys that may name a path. A relative one is relative to the file that states it, so it is made absolute before
 # `extends` merges files of different folders.
-SOURCES: tuple[KeyPath, ...] = (("checkpoint", "model"), ("verify", "dataset"))
+SOURCES: tuple[KeyPath, ...] = (("checkpoint", "model"), ("checkpoint", "target"), ("verify", "dataset"))
 
 
 class CheckpointSource(Frozen):
-    """Where the weights come from."""
+    """Where the weights come from. Of a target that was read, `model` is always known."""
 
     model: str = Field(
-        min_length=1,
-        description="a Hub id (owner/name), a path that begins with ./, ../, / or ~, or 'sample', the embedded one",
+        "",
+        description="a Hub id (owner/name), a path that begins with ./, ../, / or ~, or 'sample', the embedded one; "
+        "this or `target` is required",
     )
     revision: str | None = Field(
         None, description="branch, tag or commit of a Hub id; its commit sha is recorded either way"
     )
+    digest: str | None = Field(
+        None, pattern="^[0-9a-f]{64}$", description="what the checkpoint's digest must be, as its manifest states it"
+    )
+    target: str | None = Field(
+        None, min_length=1, description="name or path of another target, whose checkpoint this one builds on"
+    )
+
+    @model_validator(mode="after")
+    def _has_one_source(self) -> Self:
+        if bool(self.model) == bool(self.target):
+            raise ValueError("name one of `model` and `target`")
+        return self
 
 
 class Gates(Frozen):
@@ -96,6 +109,9 @@ class Verify(Frozen):
         description="a Hub id, a SQuAD-layout .json or .json.gz that begins with ./, ../, / or ~, or 'sample'",
     )
     revision: str | None = Field(None, description="branch, tag or commit of a Hub data set")
+    fingerprint: str | None = Field(
+        None, pattern="^[0-9a-f]{64}$", description="what the fingerprint of the whole split must be"
+    )
     split: str = Field("validation", min_length=1, description="split of the data set; of 'sample': train, validation")
     samples: int | None = Field(None, ge=1, description="how many questions, drawn by `seed`; all where it is absent")
     seed: int = Field(0, ge=0, description="seed of that draw, a whole number from 0")
@@ -133,8 +149,12 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Target:
 
     Raises BadTarget with every mistake of the file, and of those it extends, in one message.
     """
-    path = Path(path)
-    files = _read_chain(path)
+    return _load(Path(path), overrides, ())
+
+
+def _load(path: Path, overrides: Sequence[str], built_on_by: tuple[Path, ...]) -> Target:
+    """`load`; `built_on_by` are the targets that led to this one by [checkpoint] target, outermost first."""
+    files = _read_chain(path, built_on_by)
     merged: Toml = {}
     for file in reversed(files):
         merged = _merge(merged, file.content)
@@ -145,7 +165,11 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Target:
     except ValidationError as error:
         raise BadTarget(_explain(error, files, overrides)) from None
     backend(target.backend.name).check({}, target.backend, target.runtime)
-    return target
+    if target.checkpoint.target is None:
+        return target
+    base = _load(Path(target.checkpoint.target), (), (*built_on_by, path))
+    # What is built on a target is its checkpoint, not its artifact.
+    return target.model_copy(update={"checkpoint": base.checkpoint})
 
 
 def json_schema() -> dict[str, Any]:
@@ -186,18 +210,13 @@ class _File:
         return found
 
 
-def _read_chain(path: Path) -> list[_File]:
+def _read_chain(path: Path, built_on_by: tuple[Path, ...]) -> list[_File]:
     """The target's file, the one it extends, and so on."""
+    _refuse_circle(path, built_on_by, "build on each other's checkpoint", "give one of them a model of its own")
     chain: list[_File] = []
     while True:
-        seen = [file.path.resolve() for file in chain]
-        if path.resolve() in seen:
-            raise BadTarget(
-                "targets extend each other in a circle: "
-                + " -> ".join(str(p) for p in [f.path for f in chain] + [path]),
-                "let one of them state its own tables",
-            )
-        file = _read(path, extended_by=chain[-1].path if chain else None)
+        _refuse_circle(path, [f.path for f in chain], "extend each other", "let one of them state its own tables")
+        file = _read(path, f"extended by {chain[-1].path}" if chain else _because(built_on_by))
         chain.append(file)
         base = file.content.pop("extends", None)
         if base is None:
@@ -209,8 +228,17 @@ def _read_chain(path: Path) -> list[_File]:
         path = path.parent / base
 
 
-def _read(path: Path, extended_by: Path | None) -> _File:
-    because = f" (extended by {extended_by})" if extended_by else ""
+def _refuse_circle(path: Path, before: Sequence[Path], how: str, hint: str) -> None:
+    if path.resolve() in [earlier.resolve() for earlier in before]:
+        raise BadTarget(f"targets {how} in a circle: {' -> '.join(map(str, [*before, path]))}", hint)
+
+
+def _because(built_on_by: tuple[Path, ...]) -> str:
+    return f"built on by {' -> '.join(map(str, built_on_by))}" if built_on_by else ""
+
+
+def _read(path: Path, why: str) -> _File:
+    because = f" ({why})" if why else ""
     try:
         text = path.read_bytes().decode("utf-8")
     except FileNotFoundError:
@@ -241,9 +269,14 @@ def _offer_neighbours(path: Path) -> str:
 def _with_absolute_sources(content: Toml, folder: Path) -> Toml:
     for section, key in SOURCES:
         table = content.get(section)
-        if isinstance(table, dict) and isinstance(table.get(key), str):
-            table[key] = absolute_source(table[key], folder)
+        if isinstance(table, dict) and isinstance(source := table.get(key), str):
+            table[key] = _target_path(source, folder) if key == "target" else absolute_source(source, folder)
     return content
+
+
+def _target_path(source: str, folder: Path) -> str:
+    """The file of a target that is given by name, as those beside this file are, or by path."""
+    return str(Path(folder, source if source.endswith(".toml") else f"{source}.toml").expanduser().absolute())
 
 
 def absolute_source(source: str, folder: Path) -> str:
@@ -258,11 +291,12 @@ def absolute_source(source: str, folder: Path) -> str:
 def _merge(base: Toml, over: Toml) -> Toml:
     """`over` on top of `base`, table by table.
 
-    What belongs to one value is not inherited by another: a backend's options, the revision of a Hub id.
+    What belongs to one value is not inherited by another: a backend's options, the revision and sums of a Hub id.
     """
     merged = dict(base)
     if any(over.get(key, base.get(key)) != base.get(key) for _, key in SOURCES):
-        merged.pop("revision", None)
+        for key in ("revision", "digest", "fingerprint", "model", "target"):
+            merged.pop(key, None)
     for key, value in over.items():
         old = merged.get(key)
         if isinstance(value, dict) and isinstance(old, dict):
@@ -327,6 +361,8 @@ def _wrong(mistake: Any, path: KeyPath) -> str:
         return f"unknown key{_offer(path)}"
     if kind == "missing":
         return f"is missing; accepted: {_accepted(path)}"
+    if kind == "value_error":
+        return str(mistake["ctx"]["error"])
     if kind.startswith("union_tag"):
         name = given.get("name") if isinstance(given, dict) else given
         near = difflib.get_close_matches(str(name), BACKENDS, n=1)

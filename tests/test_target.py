@@ -107,6 +107,52 @@ def test_what_is_wrong_is_said(write, text, expected):
     assert expected in complaint(write(text))
 
 
+def test_a_target_builds_on_the_checkpoint_of_another(write):
+    write(MINIMAL.replace("sample", "./weights"), "base/first.toml")
+    write("[checkpoint]\ntarget = 'first'\n[backend]\nname = 'torchscript'\n", "base/second.toml")
+    path = write("[checkpoint]\ntarget = 'base/second.toml'\n[backend]\nname = 'onnxruntime'\n")
+    assert load(path).checkpoint.model == str(path.parent / "base" / "weights")
+    assert load(path).backend.name == "onnxruntime"
+
+
+def test_a_target_that_names_another_drops_the_model_it_would_inherit_and_the_other_way_round(write):
+    write(MINIMAL.replace('"sample"', '"me/base"\nrevision = "v1"'), "base.toml")
+    write(MINIMAL, "first.toml")
+    path = write("extends = 'base.toml'\n[checkpoint]\ntarget = 'first'\n")
+    assert (load(path).checkpoint.model, load(path).checkpoint.revision) == ("sample", None)
+    again = write("extends = 'x.toml'\n[checkpoint]\nmodel = 'me/other'\n", "y.toml")
+    assert (load(again).checkpoint.model, load(again).checkpoint.target) == ("me/other", None)
+
+
+def test_targets_that_build_on_each_other_in_a_circle_are_shown_the_path(write):
+    for name, other in (("a", "b"), ("b", "c"), ("c", "a")):
+        write(f"[checkpoint]\ntarget = '{other}'\n[backend]\nname = 'eager'\n", f"{name}.toml")
+    message = complaint(write("[checkpoint]\ntarget = 'a'\n[backend]\nname = 'eager'\n"))
+    assert "build on each other's checkpoint in a circle" in message
+    assert [part.rsplit("/", 1)[-1] for part in message.split("\n")[0].split(" -> ")] == [
+        "x.toml",
+        "a.toml",
+        "b.toml",
+        "c.toml",
+        "a.toml",
+    ]
+
+
+def test_a_target_that_is_built_on_and_missing_is_shown_the_path(write):
+    write("[checkpoint]\ntarget = 'gone'\n[backend]\nname = 'eager'\n", "first.toml")
+    path = write("[checkpoint]\ntarget = 'first'\n[backend]\nname = 'eager'\n")
+    message = complaint(path)
+    assert "gone.toml: no such target (built on by" in message
+    assert f"{path} -> {path.parent / 'first.toml'}" in message
+
+
+@pytest.mark.parametrize("table", ["", "model = 'sample'\ntarget = 'first'\n"])
+def test_a_checkpoint_has_one_source(write, table):
+    assert "checkpoint: name one of `model` and `target`" in complaint(
+        write(f"[checkpoint]\n{table}[backend]\nname = 'eager'\n")
+    )
+
+
 def test_a_missing_target_offers_its_neighbour(write):
     path = write(MINIMAL, "ort-fp16.toml")
     assert "perhaps you meant" in complaint(path.with_name("ort-fp61.toml"))

@@ -13,7 +13,7 @@ from qabuild import hub
 from qabuild.data.files import read_squad
 from qabuild.data.questions import Question, QuestionSet, check, fingerprint, question_set, select, subset
 from qabuild.data.tables import load_table
-from qabuild.errors import BadTarget
+from qabuild.errors import BadTarget, UntrustedInput
 
 __all__ = ["SAMPLE", "Question", "QuestionSet", "check", "fingerprint", "load", "read_squad", "select", "subset"]
 
@@ -27,15 +27,17 @@ def load(
     split: str = "validation",
     samples: int | None = None,
     seed: int = 0,
+    fingerprint: str | None = None,
     offline: bool = False,
 ) -> QuestionSet:
     """Read the questions of `source`: "sample", a path (begins with '/', '.' or '~', or is a path object) or a Hub id.
 
     `revision` is for a Hub id: a branch, tag or sha. `split` is for a Hub id and the sample ("train", or "validation"
-    for its held-out questions); a file is one split. `samples` draws a subset by `seed`. `offline` uses the cache only.
+    for its held-out questions); a file is one split. `samples` draws a subset by `seed`. `fingerprint` is what that
+    of the whole split must be. `offline` uses the cache only.
 
-    Raises BadTarget for what is not there, UntrustedInput for questions that are damaged, QABuildError where the Hub
-    or the disk fails.
+    Raises BadTarget for what is not there, UntrustedInput for questions that are damaged or of another fingerprint,
+    QABuildError where the Hub or the disk fails.
     """
     if not hub.is_path(source) and source != SAMPLE:
         found = load_table(str(source), revision, split, offline)
@@ -46,6 +48,11 @@ def load(
         )
     else:
         found = _sample(split) if source == SAMPLE else _from_file(Path(source))
+    if fingerprint not in (None, found.fingerprint):
+        raise UntrustedInput(
+            f"{source}: the questions' fingerprint is {found.fingerprint}, pinned is {fingerprint}",
+            "give the data set that was pinned; if the change is wanted, lock the target again",
+        )
     return found if samples is None else subset(found, samples, seed)
 
 

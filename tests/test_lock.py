@@ -1,0 +1,135 @@
+"""Locks: the same target means the same bytes, or says that it does not."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hub import Hub
+
+from qabuild import data, lock, sample
+from qabuild.checkpoint import resolve
+from qabuild.errors import BadTarget, UntrustedInput
+from qabuild.target import load as load_target
+
+TARGET = """\
+[checkpoint]
+model = "./weights"
+
+[backend]
+name = "eager"
+
+[verify]
+dataset = "./questions.json"
+samples = 8
+"""
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    """A target on a folder and a file of its own, locked."""
+    shutil.copytree(sample.CHECKPOINT, tmp_path / "weights")
+    shutil.copyfile(sample.HELDOUT, tmp_path / "questions.json")
+    path = tmp_path / "x.toml"
+    path.write_text(TARGET, encoding="utf-8")
+    assert lock.write(lock.make(load_target(path)), lock.path_of(path))
+    return path
+
+
+def test_a_locked_target_is_read_with_what_it_was(target):
+    read = lock.load(target, locked=True)
+    assert read.checkpoint.digest == resolve(sample.CHECKPOINT).digest
+    assert read.verify.fingerprint == data.load("sample").fingerprint, "that of the whole split, not of the 8"
+    assert lock.load(target) == read, "a lock counts without being asked for"
+
+
+def test_locking_again_changes_nothing_and_says_so(target):
+    before = lock.path_of(target).read_bytes()
+    assert not lock.write(lock.make(load_target(target)), lock.path_of(target))
+    assert lock.path_of(target).read_bytes() == before
+
+
+def test_a_lock_holds_no_path_of_this_machine(target):
+    assert str(target.parent) not in lock.path_of(target).read_text(encoding="utf-8")
+
+
+def test_a_lock_moves_with_its_target(target, tmp_path_factory):
+    moved = shutil.copytree(target.parent, tmp_path_factory.mktemp("moved") / "there")
+    assert lock.load(moved / "x.toml", locked=True).checkpoint.digest
+
+
+def test_changed_weights_are_refused(target):
+    read = lock.load(target)
+    config = json.loads((target.parent / "weights" / "config.json").read_text())
+    (target.parent / "weights" / "config.json").write_text(json.dumps({**config, "note": "changed"}))
+    with pytest.raises(UntrustedInput, match="lock the target again"):
+        resolve(read.checkpoint.model, digest=read.checkpoint.digest)
+
+
+def test_changed_questions_are_refused_though_those_asked_are_the_same(target):
+    read = lock.load(target)
+    questions = json.loads((target.parent / "questions.json").read_text())
+    questions["data"].append({"title": "x", "paragraphs": [{"context": "It is red.", "qas": []}]})
+    questions["data"][-1]["paragraphs"][0]["qas"] = [
+        {"id": "new", "question": "What is it?", "answers": [{"text": "red", "answer_start": 6}]}
+    ]
+    (target.parent / "questions.json").write_text(json.dumps(questions))
+    with pytest.raises(UntrustedInput, match="lock the target again"):
+        data.load(read.verify.dataset, samples=8, fingerprint=read.verify.fingerprint)
+
+
+def test_what_the_target_no_longer_asks_for_is_not_pinned(target):
+    target.write_text(TARGET.replace("./weights", "sample"), encoding="utf-8")
+    read = lock.load(target)
+    assert (read.checkpoint.model, read.checkpoint.digest) == ("sample", None)
+    assert read.verify.fingerprint
+    with pytest.raises(BadTarget, match="model weights became sample"):
+        lock.load(target, locked=True)
+
+
+def test_without_a_lock_nothing_is_built_locked(target):
+    lock.path_of(target).unlink()
+    assert lock.load(target).checkpoint.digest is None
+    with pytest.raises(BadTarget, match="qabuild lock"):
+        lock.load(target, locked=True)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff", b"checkpoint = 3", b"[checkpoint", b"[checkpoint]\nmodel = 'sample'\n"]
+)
+def test_a_damaged_lock_is_not_passed_over(target, content):
+    lock.path_of(target).write_bytes(content)
+    with pytest.raises(BadTarget, match=r"x\.lock: damaged"):
+        lock.load(target)
+
+
+@pytest.mark.hub
+def test_a_hub_id_is_pinned_to_its_commit_though_the_branch_moves(tmp_path):
+    """With the real client, in processes of its own: HF_ENDPOINT is read when it is imported."""
+    files = {path.name: path.read_bytes() for path in sample.CHECKPOINT.iterdir()}
+    path = tmp_path / "x.toml"
+    path.write_text(TARGET.replace("./weights", "qa/tiny"), encoding="utf-8")
+    shutil.copyfile(sample.HELDOUT, tmp_path / "questions.json")
+    with Hub() as hub:
+        first = hub.commit("model", "qa/tiny", files)
+
+        def run(code: str) -> str:
+            environment = {**os.environ, **hub.environment(tmp_path)}
+            setup = (
+                f"from pathlib import Path\nfrom qabuild import checkpoint, lock, target\npath = Path({str(path)!r})\n"
+            )
+            command = [sys.executable, "-c", setup + code]
+            return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip()
+
+        make = "made = lock.make(target.load(path)); print(made.checkpoint.commit)"
+        assert run(f"{make}; lock.write(made, lock.path_of(path))") == first
+        second = hub.commit("model", "qa/tiny", {**files, "config.json": files["config.json"] + b"\n"})
+        assert run(make) == second
+        source = "source = lock.load(path, locked=True).checkpoint\n"
+        resolve = "checkpoint.resolve(source.model, source.revision, digest=source.digest).revision"
+        assert run(f"{source}print({resolve})") == first
