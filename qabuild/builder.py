@@ -7,21 +7,22 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import qabuild
 from qabuild import artifact as artifacts
-from qabuild import data, hub, machine, plan, reference, verification
+from qabuild import data, doctor, hub, machine, plan, reference, verification
 from qabuild.artifact import Artifact
+from qabuild.backends import backend
 from qabuild.checkpoint import Checkpoint, load_model, load_tokenizer
 from qabuild.compiling import compile_apart
 from qabuild.console import SILENT, Reporter
-from qabuild.errors import QABuildError, VerificationFailed
+from qabuild.errors import BadTarget, QABuildError
 from qabuild.plan import Plan, Step
-from qabuild.store import Entry, Store, place
+from qabuild.store import Entry, Store, explained, place
 from qabuild.target import Target
 from qabuild.target import load as load_target
 from qabuild.verification import Measurement, Verification
@@ -46,7 +47,7 @@ class Built:
 
 def build(
     target: Target | str | Path,
-    output: Path = Path("artifacts"),
+    output: str | Path = "artifacts",
     *,
     compile_only: bool = False,
     offline: bool = False,
@@ -61,37 +62,43 @@ def build(
     """
     target = target if isinstance(target, Target) else load_target(target)
     results = results or Store()
+    goal = Path(output) / target.name
     _require_machine(target, compile_only)
-    name = plan.history_name(target, output)
-    with results.lock(name, wait=False):
+    _require_ours(goal)
+    name = plan.history_name(target, goal.parent)
+    with results.lock(name, wait=False, what=str(goal)), _explained(goal.parent):
+        _clean_up(goal)
         facts = plan.gather(target, results, name, fetch=True, offline=offline)
         made = plan.make(target, facts)
-        goal = output / target.name
         if kept := _kept(goal, made, compile_only):
             reporter.say(f"{goal}: nothing to do")
-            return Built(directory=goal, plan=made, manifest=kept[0].digest, verification=kept[1], kept=True)
+            return kept
         with _staged(goal) as stage:
             artifact = _assemble(made, results, stage, offline, reporter)
             found = None if compile_only else _verify(artifact, made, results, offline, reporter)
-            landed = _name(stage, goal, passed=found is None or found.passed)
             results.remember(name, {step.name: step.key for step in made.steps if step.key})
+            landed = _name(stage, goal, passed=found is None or found.passed)
     return Built(directory=landed, plan=made, manifest=artifact.digest, verification=found, kept=False)
-
-
-def require_passed(built: Built) -> None:
-    """Raise VerificationFailed where the build's verification did not pass, saying which questions to look at."""
-    if built.verification and not built.verification.passed:
-        raise VerificationFailed(*verification.explain_failure(built.verification, built.directory))
 
 
 # --- steps ----------------------------------------------------------------------------------------------------------
 
 
 def _require_machine(target: Target, compile_only: bool) -> None:
-    from qabuild.backends import backend
+    if compile_only:
+        machine.require(backend(target.backend.name).PACKAGES, "cpu")
+    else:
+        machine.refuse(doctor.missing(target))
 
-    device = "cpu" if compile_only else target.runtime.device
-    machine.require(backend(target.backend.name).PACKAGES, device)
+
+def _require_ours(goal: Path) -> None:
+    """Refuse to put an artifact in the place of anything else: what had the name is deleted."""
+    for path in (goal, _failed(goal)):
+        if os.path.lexists(path) and not (path / artifacts.MANIFEST).is_file():
+            raise BadTarget(
+                f"{path}: is not an artifact, and would be replaced by one",
+                "move it away, or name another folder with --output",
+            )
 
 
 def _assemble(made: Plan, results: Store, stage: Path, offline: bool, reporter: Reporter) -> Artifact:
@@ -108,17 +115,18 @@ def _assemble(made: Plan, results: Store, stage: Path, offline: bool, reporter: 
     )
     place(compiled, stage)
     place(answered, stage / reference.FOLDER)
-    artifact = artifacts.seal(stage, **_manifest(made, compiled))
-    _hold_against_store(artifact, results, compiled, answered)
-    return artifact
+    return artifacts.seal(stage, **_manifest(made, compiled))
 
 
 def _carry_out(step: Step, results: Store, reporter: Reporter, produce: Any) -> Entry:
-    if step.kept and step.key and (entry := results.find(step.key)):
-        reporter.say(f"{step.name}: kept ({step.reason})")
-        return entry
+    reason = step.reason
+    if step.kept and step.key:
+        if entry := results.find_whole(step.key):
+            reporter.say(f"{step.name}: kept ({reason})")
+            return entry
+        reason = "its result in the store was damaged"
     expected = f", took {step.seconds:.0f} s last time" if step.seconds else ""
-    reporter.say(f"{step.name}: {step.reason}{expected}")
+    reporter.say(f"{step.name}: {reason}{expected}")
     return results.make(step.name, step.inputs, produce)
 
 
@@ -172,7 +180,7 @@ def _verify(artifact: Artifact, made: Plan, results: Store, offline: bool, repor
 def _manifest(made: Plan, compiled: Entry) -> dict[str, Any]:
     checkpoint, target = _known(made.checkpoint), made.target
     return {
-        "name": target.name,
+        **_manifest_of_target(made),
         "qabuild": qabuild.__version__,
         "checkpoint": {
             "name": checkpoint.name,
@@ -182,57 +190,48 @@ def _manifest(made: Plan, compiled: Entry) -> dict[str, Any]:
         },
         "backend": target.backend.model_dump(mode="json"),
         "runtime": target.runtime.model_dump(mode="json"),
-        "verify": target.verify.model_dump(mode="json", exclude={"dataset"}),
-        "publish": target.publish.model_dump(mode="json"),
         "record": compiled.record,
         "versions": {n.removeprefix("package "): v for n, v in compiled.inputs.items() if n.startswith("package ")},
-        "steps": {step.name: step.key for step in made.steps if step.name != "verify"},
+        "steps": _keys(made),
     }
-
-
-def _hold_against_store(artifact: Artifact, results: Store, compiled: Entry, answered: Entry) -> None:
-    """A result whose bytes changed in the store is dropped, so that the next build makes it anew."""
-    sealed = artifact.manifest.files
-    for entry, prefix in ((compiled, ""), (answered, f"{reference.FOLDER}/")):
-        if any(sealed.get(prefix + name) != file for name, file in entry.files.items()):
-            results.drop(entry.key)
-            raise QABuildError(
-                f"the store's result of {entry.step} ({entry.key[:16]}) was changed after it was made; it is dropped",
-                "build again: that step will be done anew",
-            )
 
 
 # --- the artifact's name --------------------------------------------------------------------------------------------
 
 
-def _kept(goal: Path, made: Plan, compile_only: bool) -> tuple[Artifact, Verification | None] | None:
+def _kept(goal: Path, made: Plan, compile_only: bool) -> Built | None:
     """The artifact under its final name, if it is whole, is what the plan would make, and was proved as it would be."""
-    steps = {step.name: step.key for step in made.steps if step.name != "verify"}
     try:
         artifact = artifacts.open_artifact(goal)
-    except QABuildError:
+    except (QABuildError, OSError):
         return None
-    wanted = _manifest_of_target(made)
-    manifest = artifact.manifest
-    if (
-        dict(manifest.steps) != steps
-        or None in steps.values()
-        or any(getattr(manifest, k) != v for k, v in wanted.items())
-    ):
+    wanted = {**_manifest_of_target(made), "steps": _keys(made)}
+    if None in wanted["steps"].values() or any(getattr(artifact.manifest, k) != v for k, v in wanted.items()):
         return None
-    evidence = artifact.evidence
-    if compile_only and evidence is None:
-        return artifact, None
-    verify_key = made.step("verify").key
-    if evidence is None or not evidence.get("passed") or evidence.get("key") != verify_key:
+    found = _evidence(artifact)
+    proof = found if found and found.passed and found.key == made.step("verify").key else None
+    if proof is None and not compile_only:
         return None
-    return artifact, Verification.from_dict(evidence)
+    return Built(directory=goal, plan=made, manifest=artifact.digest, verification=proof, kept=True)
+
+
+def _evidence(artifact: Artifact) -> Verification | None:
+    try:
+        return Verification.from_dict(artifact.evidence) if artifact.evidence else None
+    except (KeyError, TypeError, AttributeError):  # written by another version, or by hand
+        return None
+
+
+def _keys(made: Plan) -> dict[str, str | None]:
+    """Keys of the steps that decide an artifact's files."""
+    return {step.name: step.key for step in made.steps if step.name != "verify"}
 
 
 def _manifest_of_target(made: Plan) -> dict[str, Any]:
-    """What a changed target changes in the manifest without changing a step: gates, and where to publish."""
+    """What a changed target changes in the manifest without changing a step: name, gates, and where to publish."""
     target = made.target
     return {
+        "name": target.name,
         "verify": target.verify.model_dump(mode="json", exclude={"dataset"}),
         "publish": target.publish.model_dump(mode="json"),
     }
@@ -240,26 +239,58 @@ def _manifest_of_target(made: Plan) -> dict[str, Any]:
 
 @contextmanager
 def _staged(goal: Path) -> Iterator[Path]:
-    """An empty folder beside `goal`, gone afterwards; what a killed build left there is removed first."""
-    stage = goal.with_name(f".{goal.name}.partial")
+    """An empty folder beside `goal`, gone afterwards."""
+    stage = _stage(goal)
     try:
-        shutil.rmtree(stage, ignore_errors=True)
         stage.mkdir(parents=True)
         yield stage
     finally:
-        shutil.rmtree(stage, ignore_errors=True)
+        with suppress(OSError):  # the next build tries again, and says so
+            _remove(stage)
+
+
+def _clean_up(goal: Path) -> None:
+    """Remove what a killed build left, and give back the name that it may have taken away, see `_exchange`."""
+    _remove(_stage(goal))
+    if os.path.lexists(goal):
+        _remove(_aside(goal))
+    elif _aside(goal).exists():
+        os.rename(_aside(goal), goal)
+
+
+def _explained(output: Path) -> AbstractContextManager[None]:
+    return explained(output, "the output folder", "make room or make it writable, or name another with --output")
 
 
 def _name(stage: Path, goal: Path, *, passed: bool) -> Path:
     """Give what was staged its name: NAME where it passed, NAME.failed where it did not."""
-    landed = goal if passed else goal.with_name(f"{goal.name}.failed")
-    if landed.exists():
+    landed = goal if passed else _failed(goal)
+    _remove(_failed(goal))
+    if os.path.lexists(landed):
         _exchange(stage, landed)  # what had the name is now at `stage`, and goes with it
     else:
         os.rename(stage, landed)
-    if passed:
-        shutil.rmtree(goal.with_name(f"{goal.name}.failed"), ignore_errors=True)
     return landed
+
+
+def _failed(goal: Path) -> Path:
+    return goal.with_name(f"{goal.name}.failed")
+
+
+def _stage(goal: Path) -> Path:
+    return goal.with_name(f".{goal.name}.partial")
+
+
+def _aside(goal: Path) -> Path:
+    return goal.with_name(f".{goal.name}.old")
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder, or the link that stands for it; that there is none is well."""
+    if path.is_symlink():
+        path.unlink()
+    elif path.exists():
+        shutil.rmtree(path)
 
 
 def _exchange(one: Path, other: Path) -> None:
@@ -271,11 +302,9 @@ def _exchange(one: Path, other: Path) -> None:
     except AttributeError:
         done = False
     if not done:  # another system or file system: the name is free for a moment
-        aside = other.with_name(f".{other.name}.old")
-        shutil.rmtree(aside, ignore_errors=True)
-        os.rename(other, aside)
+        os.rename(other, _aside(other))
         os.rename(one, other)
-        shutil.rmtree(aside, ignore_errors=True)
+        os.rename(_aside(other), one)
 
 
 def _known(checkpoint: Checkpoint | None) -> Checkpoint:

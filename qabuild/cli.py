@@ -8,22 +8,29 @@ from __future__ import annotations
 import difflib
 import functools
 import json
+import re
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 from qabuild import __version__
-from qabuild.console import Console, table
-from qabuild.errors import INTERRUPTED, QABuildError, VerificationFailed
+from qabuild.console import Console, emit, table
+from qabuild.errors import INTERRUPTED, BadTarget, QABuildError, VerificationFailed
 
 if TYPE_CHECKING:
     from qabuild.builder import Built
+    from qabuild.plan import Step
+    from qabuild.target import Target
     from qabuild.verification import Verification
+
+T = TypeVar("T")
 
 EPILOG = """\b
 Exit status:
@@ -42,14 +49,19 @@ class _Commands(click.Group):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if args and args[0] not in {*self.commands, "-h", "--help", "--version"}:
-            self._refuse_mistyped_command(ctx, args[0])
+            if not ctx.resilient_parsing:  # as when a shell completes what is half typed
+                self._refuse_mistyped_command(ctx, args[0])
             args = ["build", *args]
         return super().parse_args(ctx, args)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        return super().shell_complete(ctx, incomplete) or [CompletionItem(incomplete, type="file")]
 
     def _refuse_mistyped_command(self, ctx: click.Context, word: str) -> None:
         if "." in word or "/" in word or word.startswith("-") or Path(word).exists():
             return
-        near = difflib.get_close_matches(word, self.commands, n=1)
+        targets = [path for path in (f"{word}.toml", f"targets/{word}.toml") if Path(path).exists()]
+        near = targets or difflib.get_close_matches(word, self.commands, n=1)
         perhaps = f"perhaps you meant {near[0]!r}" if near else f"commands are {', '.join(self.commands)}"
         raise click.UsageError(f"{word!r} is neither a command nor a target (a .toml file); {perhaps}", ctx)
 
@@ -72,8 +84,7 @@ def common(command: Callable[..., Any]) -> Callable[..., Any]:
     @click.option("--json", "as_json", is_flag=True, help="The result as one JSON document on stdout.")
     @functools.wraps(command)
     def wrapped(*args: Any, quiet: bool, verbose: bool, as_json: bool, **kwargs: Any) -> Any:
-        click.get_current_context().obj = {"verbose": verbose, "json": as_json}
-        return command(*args, console=Console(quiet=quiet, json=as_json), **kwargs)
+        return command(*args, console=Console(quiet=quiet, verbose=verbose, json=as_json), **kwargs)
 
     return wrapped
 
@@ -121,22 +132,22 @@ def build(
     _require_distinct(read)
     from qabuild.builder import build as build_target
 
-    outcomes: list[Built | QABuildError] = []
-    for target in read:
+    def attempt(target: Target) -> _Outcome:
         if len(read) > 1:
             console.say(f"== {target.name}")
-        try:
-            outcomes.append(build_target(target, output, compile_only=compile_only, offline=offline, reporter=console))
-        except QABuildError as error:
-            if len(read) == 1:
-                raise
-            outcomes.append(error)
-            console.say(str(error))
-    rows = [_build_row(target.name, outcome) for target, outcome in zip(read, outcomes, strict=True)]
-    console.result(
-        [_build_document(t.name, o) for t, o in zip(read, outcomes, strict=True)], lambda: table(BUILD, rows)
-    )
-    _exit_for(outcomes)
+        built = _attempt(
+            lambda: build_target(target, output, compile_only=compile_only, offline=offline, reporter=console), console
+        )
+        if isinstance(built, QABuildError):
+            return _Outcome(shown=target.name, document={"target": target.name}, error=built)
+        return _Outcome(
+            shown=str(built.directory),
+            document=_build_document(built),
+            error=_failure(built.verification, built.directory),
+            verification=built.verification,
+        )
+
+    _conclude([attempt(target) for target in read], console)
 
 
 @cli.command()
@@ -163,32 +174,25 @@ def verify(
     from qabuild.verification import verify as verify_artifact
 
     here = Path.cwd()
-    outcomes: list[tuple[Path, Verification | QABuildError]] = []
-    for path in artifacts:
-        try:
-            found = verify_artifact(
+
+    def attempt(path: Path) -> _Outcome:
+        found = _attempt(
+            lambda: verify_artifact(
                 path,
                 dataset=dataset and absolute_source(dataset, here),
                 checkpoint=checkpoint and absolute_source(checkpoint, here),
                 digest=digest,
                 offline=offline,
                 reporter=console,
-            )
-            outcomes.append((path, found))
-        except QABuildError as error:
-            if len(artifacts) == 1:
-                raise
-            outcomes.append((path, error))
-            console.say(str(error))
-    rows = [_verification_row(str(p), None if isinstance(o, QABuildError) else o, o) for p, o in outcomes]
-    console.result([_document(str(p), o) for p, o in outcomes], lambda: table(BUILD, rows))
-    for path, outcome in outcomes:
-        if not isinstance(outcome, QABuildError) and not outcome.passed:
-            from qabuild.verification import explain_failure
+            ),
+            console,
+        )
+        if isinstance(found, QABuildError):
+            return _Outcome(shown=str(path), document={"artifact": str(path)}, error=found)
+        document = {"artifact": str(path), "verification": found.to_dict()}
+        return _Outcome(shown=str(path), document=document, error=_failure(found, path), verification=found)
 
-            raise VerificationFailed(*explain_failure(outcome, path))
-        if isinstance(outcome, QABuildError):
-            sys.exit(outcome.exit_status)
+    _conclude([attempt(path) for path in artifacts], console)
 
 
 @cli.command()
@@ -212,14 +216,14 @@ def plan(targets: Sequence[Path], output: Path, overrides: Sequence[str], consol
 
     def show() -> None:
         rows = [
-            [p.target.name, s.name, "kept" if s.kept else "to do", s.reason, f"{s.seconds:.1f} s" if s.seconds else "-"]
+            [p.target.name, s.name, _state(s), s.reason, f"{s.seconds:.1f} s" if s.seconds else "-"]
             for p in plans
             for s in p.steps
         ]
         table(["target", "step", "", "why", "last time"], rows)
         for made in plans:
             for lack in made.missing:
-                click.echo(f"{made.target.name}: {lack}", err=True)
+                emit(f"{made.target.name}: {lack}")
 
     console.result([made.to_dict() for made in plans], show)
 
@@ -229,7 +233,6 @@ def plan(targets: Sequence[Path], output: Path, overrides: Sequence[str], consol
 @common
 def targets(folder: Path | None, console: Console) -> None:
     """List the targets in FOLDER (./targets, or here), with what each makes."""
-    from qabuild.errors import BadTarget
     from qabuild.target import load
 
     folder = folder or (Path("targets") if Path("targets").is_dir() else Path())
@@ -241,7 +244,8 @@ def targets(folder: Path | None, console: Console) -> None:
         try:
             target = load(file)
         except BadTarget as error:
-            rows.append([str(file), "-", "-", "-", str(error).splitlines()[0]])
+            first = " ".join(error.message.split("\n")[:2])  # of several mistakes, how many and the first
+            rows.append([str(file), "-", "-", "-", f"error: {first.removeprefix(f'{file}: ')}"])
             documents.append({"target": str(file), "error": error.message})
             continue
         made = f"{target.runtime.device} {target.runtime.dtype}"
@@ -264,6 +268,7 @@ def doctor(targets: Sequence[Path], console: Console) -> None:
 
     def show() -> None:
         table(["", "found", ""], [[f["subject"], f["found"], f["note"]] for f in found["machine"]])
+        table(["backend", "here"], [[name, "; ".join(lacks) or "ready"] for name, lacks in found["backends"].items()])
         rows = [[t["target"], "; ".join(t["missing"]) or t["slow"] or "ready"] for t in found["targets"]]
         if rows:
             table(["target", "here"], rows)
@@ -272,43 +277,75 @@ def doctor(targets: Sequence[Path], console: Console) -> None:
 
 
 @cli.command()
-def schema() -> None:
+@common
+def schema(console: Console) -> None:
     """Print the JSON Schema of a target, for editors."""
     from qabuild.target import json_schema
 
-    click.echo(json.dumps(json_schema(), indent=2))
+    document = json_schema()
+    console.result(document, lambda: emit(json.dumps(document, indent=2)))
 
 
 # --- results --------------------------------------------------------------------------------------------------------
 
-BUILD = ["artifact", "EM", "F1", "F1 kept", "same answers", "samples/s", "speedup", "result"]
+COLUMNS = ["artifact", "EM", "F1", "F1 kept", "same answers", "samples/s", "speedup", "result"]
 
 
-def _require_distinct(targets: Sequence[Any]) -> None:
-    from qabuild.errors import BadTarget
+@dataclass(frozen=True, kw_only=True)
+class _Outcome:
+    """What became of one target or artifact."""
 
-    names = [target.name for target in targets]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise BadTarget(
-            f"two targets are named {', '.join(twice)}", "their artifacts would have one folder; rename one"
-        )
-
-
-def _build_row(name: str, outcome: Built | QABuildError) -> list[str]:
-    if isinstance(outcome, QABuildError):
-        return _verification_row(name, None, outcome)
-    return _verification_row(str(outcome.directory), outcome.verification, outcome)
+    shown: str
+    """What the table calls it."""
+    document: dict[str, Any]
+    error: QABuildError | None
+    verification: Verification | None = None
 
 
-def _verification_row(name: str, found: Verification | None, outcome: object) -> list[str]:
-    if isinstance(outcome, QABuildError):
-        return [name, *["-"] * 6, f"error: {outcome.message.splitlines()[0]}"]
+def _attempt(work: Callable[[], T], console: Console) -> T | QABuildError:
+    """What `work` gives, or what kept it from giving anything, which is told at once."""
+    _require_uninterrupted()
+    try:
+        return work()
+    except (QABuildError, OSError, MemoryError) as error:
+        _require_uninterrupted(error)
+        told = _as_told(error)
+        _complain(told, verbose=console.verbose)
+        return told
+
+
+def _failure(found: Verification | None, directory: Path) -> VerificationFailed | None:
+    from qabuild.verification import explain_failure
+
+    return VerificationFailed(*explain_failure(found, directory)) if found and not found.passed else None
+
+
+def _conclude(outcomes: Sequence[_Outcome], console: Console) -> None:
+    """Show what became of each, tell which verifications failed, and leave with the status of the first failure."""
+
+    def show() -> None:
+        told = len(outcomes) == 1 and outcomes[0].error and not outcomes[0].verification
+        if not told:
+            table(COLUMNS, [_row(outcome) for outcome in outcomes])
+
+    console.result([_with_status(outcome) for outcome in outcomes], show)
+    errors = [outcome.error for outcome in outcomes if outcome.error]
+    for error in errors:
+        if isinstance(error, VerificationFailed):
+            _complain(error)
+    if errors:
+        sys.exit(errors[0].exit_status)
+
+
+def _row(outcome: _Outcome) -> list[str]:
+    found = outcome.verification
     if found is None:
-        return [name, *["-"] * 6, "compiled, unverified"]
+        result = f"error: {outcome.error.message.splitlines()[0]}" if outcome.error else "compiled, unverified"
+        return [outcome.shown, *["-"] * 6, result]
     m, speed = found.measurement, found.measurement.speed
     failed = ", ".join(gate.name for gate in found.failed_gates)
     return [
-        name,
+        outcome.shown,
         f"{m.exact_match:.2f}",
         f"{m.f1:.2f}",
         f"{100 * m.f1_retention:.2f} %",
@@ -319,34 +356,37 @@ def _verification_row(name: str, found: Verification | None, outcome: object) ->
     ]
 
 
-def _build_document(name: str, outcome: Built | QABuildError) -> dict[str, Any]:
-    if isinstance(outcome, QABuildError):
-        return _document(name, outcome)
-    found = outcome.verification
+def _build_document(built: Built) -> dict[str, Any]:
     return {
-        "target": name,
-        "artifact": str(outcome.directory),
-        "manifest": outcome.manifest,
-        "kept": outcome.kept,
-        "plan": outcome.plan.to_dict()["steps"],
-        "verification": found.to_dict() if found else None,
+        "target": built.plan.target.name,
+        "artifact": str(built.directory),
+        "manifest": built.manifest,
+        "kept": built.kept,
+        "plan": built.plan.to_dict()["steps"],
+        "verification": built.verification.to_dict() if built.verification else None,
     }
 
 
-def _document(name: str, outcome: Verification | QABuildError) -> dict[str, Any]:
-    if isinstance(outcome, QABuildError):
-        return {"artifact": name, "error": outcome.message, "hint": outcome.hint, "status": outcome.exit_status}
-    return {"artifact": name, "verification": outcome.to_dict()}
+def _with_status(outcome: _Outcome) -> dict[str, Any]:
+    if outcome.error is None:
+        return {**outcome.document, "status": 0}
+    return {**outcome.document, **_error_document(outcome.error)}
 
 
-def _exit_for(outcomes: Sequence[Built | QABuildError]) -> None:
-    """The status of the first target that went wrong."""
-    from qabuild.builder import require_passed
+def _error_document(error: QABuildError) -> dict[str, Any]:
+    return {"error": error.message, "hint": error.hint, "status": error.exit_status}
 
-    for outcome in outcomes:
-        if isinstance(outcome, QABuildError):
-            sys.exit(outcome.exit_status)
-        require_passed(outcome)
+
+def _state(step: Step) -> str:
+    return "kept" if step.kept else "to do" if step.key else "unknown"
+
+
+def _require_distinct(targets: Sequence[Target]) -> None:
+    names = [target.name for target in targets]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise BadTarget(
+            f"two targets are named {', '.join(twice)}", "their artifacts would have one folder; rename one"
+        )
 
 
 # --- the boundary ---------------------------------------------------------------------------------------------------
@@ -354,38 +394,80 @@ def _exit_for(outcomes: Sequence[Built | QABuildError]) -> None:
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Run the command line; every way out has its exit status."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that cleaning up still happens
+    _heed_signals()
     arguments = list(sys.argv[1:] if args is None else args)
-    verbose, as_json = "-v" in arguments or "--verbose" in arguments, "--json" in arguments
+    # Looked for by hand, since a mistake in the command line is told before the command line is understood.
+    verbose = any(re.fullmatch(r"--verbose|-\w*v\w*", argument) for argument in arguments)
+    as_json = "--json" in arguments
     try:
-        cli.main(arguments, prog_name="qabuild", standalone_mode=False)
+        try:
+            cli.main(arguments, prog_name="qabuild", standalone_mode=False)
+        except Exception as error:
+            _require_uninterrupted(error)
+            raise
     except click.ClickException as error:
         error.show()
-        sys.exit(2)
+        _complain_in_json(BadTarget(error.format_message(), "see `qabuild --help`"), as_json)
+        sys.exit(BadTarget.exit_status)
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted", err=True)
-        sys.exit(INTERRUPTED)
-    except QABuildError as error:
-        _complain(error, verbose=verbose, as_json=as_json)
-        sys.exit(error.exit_status)
-    except OSError as error:
-        at = f"{error.filename}: " if error.filename else ""
-        _complain(QABuildError(f"{at}{error.strerror or error}"), verbose=verbose, as_json=as_json)
-        sys.exit(QABuildError.exit_status)
-    except Exception:
+        sys.exit(128 + _received[-1] if _received else INTERRUPTED)
+    except (QABuildError, OSError, MemoryError) as error:
+        told = _as_told(error)
+        _complain(told, verbose=verbose)
+        _complain_in_json(told, as_json)
+        sys.exit(told.exit_status)
+    except Exception as error:
         traceback.print_exc()
         click.echo("this is a defect of qabuild; please report it with the lines above", err=True)
+        _complain_in_json(QABuildError(f"{type(error).__name__}: {error}"), as_json)
         sys.exit(QABuildError.exit_status)
     sys.exit(0)
 
 
-def _complain(error: QABuildError, *, verbose: bool, as_json: bool) -> None:
+_received: list[int] = []
+"""Signals that asked this process to stop."""
+
+
+def _heed_signals() -> None:
+    """SIGTERM interrupts as SIGINT does, so that cleaning up still happens."""
+
+    def stop(number: int, _: object) -> NoReturn:
+        _received.append(number)
+        raise KeyboardInterrupt
+
+    _received.clear()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as of a command that was started in the background
+            signal.signal(number, stop)
+
+
+def _require_uninterrupted(error: BaseException | None = None) -> None:
+    """Raise KeyboardInterrupt where a signal came: libraries make errors of their own of one that hits an import."""
+    if _received:
+        raise KeyboardInterrupt from error
+
+
+def _as_told(error: QABuildError | OSError | MemoryError) -> QABuildError:
+    """The error to tell; what the system refuses in a place where no one explained it keeps its own words."""
+    if isinstance(error, QABuildError):
+        return error
+    if isinstance(error, MemoryError):
+        return QABuildError("the memory does not suffice", "close other programs, or use a machine with more")
+    at = f"{error.filename2 or error.filename}: " if error.filename else ""
+    return QABuildError(f"{at}{error.strerror or error}", "-v shows where it came from")
+
+
+def _complain(error: QABuildError, *, verbose: bool = False) -> None:
     if verbose:
         traceback.print_exc()
     click.echo(f"error: {error}", err=True)
-    # A verification that failed has printed its document already.
-    if as_json and not isinstance(error, VerificationFailed):
-        click.echo(json.dumps({"error": error.message, "hint": error.hint, "status": error.exit_status}))
+
+
+def _complain_in_json(error: QABuildError, as_json: bool) -> None:
+    """The one document on stdout of a command that came to no result."""
+    if as_json:
+        emit(json.dumps(_error_document(error), indent=2))
 
 
 if __name__ == "__main__":

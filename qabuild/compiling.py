@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from qabuild import errors
 from qabuild.backends import Frozen, Runtime, backend
+from qabuild.store import disk_error
 
 if TYPE_CHECKING:
     from qabuild.checkpoint import Checkpoint
@@ -33,18 +34,22 @@ def compile_apart(checkpoint: Checkpoint, options: Frozen, runtime: Runtime, dir
         "runtime": runtime.model_dump(mode="json"),
         "directory": str(directory),
     }
+    # -P and PYTHONPATH: it imports what this process would, and nothing that lies about in the current folder.
     done = subprocess.run(
-        [sys.executable, "-m", "qabuild.compiling"],
+        [sys.executable, "-P", "-m", "qabuild.compiling"],
         input=json.dumps(request),
         capture_output=True,
-        text=True,
         encoding="utf-8",
+        errors="backslashreplace",
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         check=False,
     )
     try:
         answer = json.loads(done.stdout)
     except ValueError:
-        raise errors.QABuildError(_died(done.returncode, done.stderr)) from None
+        raise _died(done.returncode, done.stderr) from None
+    if "errno" in answer:
+        raise OSError(answer["errno"], os.strerror(answer["errno"]), answer["file"])
     if "error" in answer:
         raise getattr(errors, answer["error"])(answer["message"], answer["hint"])
     return dict(answer["record"])
@@ -72,6 +77,10 @@ def _answer(request: Mapping[str, Any]) -> dict[str, Any]:
         return {"record": module.compile(checkpoint, options, runtime, Path(request["directory"]))}
     except errors.QABuildError as error:
         return {"error": type(error).__name__, "message": error.message, "hint": error.hint}
+    except Exception as error:
+        if found := disk_error(error, Path(request["directory"])):
+            return {"errno": found.errno, "file": found.filename2 or found.filename}
+        raise
 
 
 def _die_with_parent() -> None:
@@ -80,9 +89,18 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
-def _died(status: int, stderr: str) -> str:
-    how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
-    return f"the compiler {how}\n" + "\n".join(f"  {line}" for line in stderr.strip().splitlines()[-25:])
+def _died(status: int, stderr: str) -> errors.QABuildError:
+    """What to say of a compiler that gave no answer; the end of what it printed is shown with the traceback."""
+    lines = stderr.strip().splitlines()
+    how = f"ended with status {status}: {lines[-1] if lines else 'nothing said'}"
+    hint = "-v shows all that it printed"
+    if status < 0:
+        how = f"was killed by signal {-status} ({signal.strsignal(-status)})"
+    if status == -signal.SIGKILL:
+        hint = "as a rule the memory did not suffice: close other programs, or build on a machine with more"
+    error = errors.QABuildError(f"the compiler {how}", hint)
+    error.add_note("\n".join(["What the compiler printed last:", *lines[-50:]]))
+    return error
 
 
 if __name__ == "__main__":

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
+
+from qabuild.errors import QABuildError
 
 Advance = Callable[[int], None]
 
@@ -38,23 +42,18 @@ SILENT = Silent()
 class Console:
     """The reporter of the command line. Progress bars only on a terminal; nothing but results on stdout."""
 
-    def __init__(self, *, quiet: bool = False, json: bool = False) -> None:
+    def __init__(self, *, quiet: bool = False, verbose: bool = False, json: bool = False) -> None:
         self.quiet = quiet
+        self.verbose = verbose
         self.json = json
-
-    @property
-    def _stderr(self) -> Any:
-        from rich.console import Console as Rich
-
-        return Rich(stderr=True, highlight=False, soft_wrap=True)
 
     def say(self, message: str) -> None:
         if not self.quiet:
-            self._stderr.print(message, markup=False)
+            print(message, file=sys.stderr, flush=True)
 
     @contextmanager
     def progress(self, label: str, total: int) -> Iterator[Advance]:
-        if self.quiet or not sys.stderr.isatty():
+        if self.quiet or not _takes_escapes(sys.stderr):
             yield lambda count: None
             return
         from rich import progress as bars
@@ -66,7 +65,7 @@ class Console:
             bars.TextColumn("{task.fields[rate]}"),
             bars.TimeRemainingColumn(),
         )
-        with bars.Progress(*columns, console=self._stderr, transient=True) as shown:
+        with bars.Progress(*columns, console=_rich(sys.stderr, sys.stderr), transient=True) as shown:
             task = shown.add_task(label, total=total, rate="")
 
             def advance(count: int) -> None:
@@ -79,7 +78,7 @@ class Console:
     def result(self, document: Any, show: Callable[[], None]) -> None:
         """The command's result: as one JSON document, or as `show` prints it."""
         if self.json:
-            print(json.dumps(document, indent=2, ensure_ascii=False, default=_plain))
+            emit(json.dumps(document, indent=2, default=_plain))
         else:
             show()
 
@@ -88,26 +87,52 @@ def _plain(value: Any) -> Any:
     return dict(value) if hasattr(value, "keys") else list(value) if isinstance(value, (set, tuple)) else str(value)
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> None:
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table on stdout; columns whose every cell is a number stand flush right."""
     from rich import box
-    from rich.console import Console as Rich
     from rich.table import Table
     from rich.text import Text
 
-    shown = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
+    unicode = (sys.stdout.encoding or "utf-8").lower().startswith("utf")
+    shown = Table(box=box.SIMPLE_HEAD if unicode else box.ASCII, pad_edge=False)
     for index, column in enumerate(columns):
         cells = [row[index] for row in rows if row[index] not in ("", "-")]
         numeric = bool(cells) and all(cell[:1].isdigit() or cell[:1] in "+-" for cell in cells)
         shown.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         shown.add_row(*(Text(cell) for cell in row))
-    if sys.stdout.isatty():
-        Rich(highlight=False).print(shown)
-        return
-    plain = Rich(highlight=False, width=400)  # a pipe has no width: no column is cut there
-    with plain.capture() as captured:
-        plain.print(shown)
-    for line in captured.get().splitlines():
-        if line.strip():
-            print(line.rstrip())
+    drawn = io.StringIO()
+    _rich(sys.stdout, drawn).print(shown)
+    emit("\n".join(line.rstrip() for line in drawn.getvalue().splitlines() if line.strip()))
+
+
+def emit(text: str) -> None:
+    """Print a result on stdout, whatever characters that takes. That its reader has gone (`| head`) is no failure.
+
+    Raises QABuildError where it cannot be written.
+    """
+    encoding = sys.stdout.encoding or "utf-8"
+    try:
+        print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter tries, and fails, again
+        if not isinstance(error, BrokenPipeError):
+            raise QABuildError(f"the result cannot be written: {error.strerror}", "look at where stdout goes") from None
+
+
+def _takes_escapes(stream: TextIO) -> bool:
+    """Whether colours and moves of the cursor are wanted there. See https://no-color.org."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def _rich(shown_on: TextIO, file: TextIO) -> Any:
+    """A rich console that writes into `file` what is to be seen on `shown_on`."""
+    from rich.console import Console as Rich
+
+    return Rich(
+        file=file,
+        highlight=False,
+        force_terminal=shown_on.isatty(),
+        color_system="auto" if _takes_escapes(shown_on) else None,
+        width=None if shown_on.isatty() else 10_000,  # a pipe has no width: no column is cut there
+    )

@@ -7,7 +7,7 @@ import importlib
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,24 +26,30 @@ class Finding:
     """What follows from it, or what to do about it."""
 
 
+FAST: dict[str, tuple[str, ...]] = {
+    "bf16": ("AVX512-BF16", "AMX-BF16"),
+    "int8": ("AVX512-VNNI", "AVX-VNNI", "AMX-INT8"),
+}
+"""Instruction sets without any of which a dtype gains little on a CPU."""
+
+
 def examine() -> list[Finding]:
     """Look at processor, devices and packages. Imports the runtimes it asks, so it takes some seconds."""
     return [
         Finding(subject="processor", found=f"{machine.cpu()}, {machine.cores()} cores"),
-        *_instruction_sets(),
+        *(_kernels(dtype) for dtype in FAST),
         _gpu(),
-        _torch(),
-        Finding(subject="transformers", found=_version("transformers")),
-        _onnxruntime(),
-        _deepspeed(),
+        _package("torch", "torch", _torch),
+        _package("transformers", "transformers", lambda: ""),
+        _package("ONNX Runtime", "onnxruntime", lambda: ", ".join(_providers())),
+        _package("DeepSpeed", "deepspeed", _deepspeed),
     ]
 
 
 def missing(target: Target) -> list[str]:
     """What this machine lacks for `target`; empty where nothing is missing."""
     options = target.backend
-    module = backend(options.name)
-    lacks = machine.missing(module.PACKAGES, target.runtime.device)
+    lacks = machine.missing(backend(options.name).PACKAGES, target.runtime.device)
     if not lacks and target.runtime.device == "cuda":
         lacks += _cuda_runtime(options)
     return lacks
@@ -51,28 +57,19 @@ def missing(target: Target) -> list[str]:
 
 def slow(target: Target) -> str | None:
     """Why `target` runs here, but slowly; None where nothing speaks against it."""
-    sets = machine.instruction_sets()
-    if target.runtime.device != "cpu":
+    dtype = target.runtime.dtype
+    if target.runtime.device != "cpu" or dtype not in FAST or set(FAST[dtype]) & set(machine.instruction_sets()):
         return None
-    if target.runtime.dtype == "bf16" and not {"AVX512-BF16", "AMX-BF16"} & set(sets):
-        return "runs, but this processor has no bf16 instructions: slower than fp32"
-    if target.runtime.dtype == "int8" and not {"AVX512-VNNI", "AVX-VNNI", "AMX-INT8"} & set(sets):
-        return "runs, but this processor has no VNNI: int8 gains less"
-    return None
+    return f"runs, but gains little: this processor has none of {', '.join(FAST[dtype])}"
 
 
-def _instruction_sets() -> list[Finding]:
-    sets = machine.instruction_sets()
-    gains = {
-        "AVX512-VNNI": "fast int8",
-        "AMX-BF16": "fast bf16",
-        "AMX-INT8": "fastest int8",
-        "AVX512-BF16": "fast bf16",
-    }
-    return [
-        Finding(subject=name, found="yes" if name in sets else "no", note=gain if name in sets else f"no {gain}")
-        for name, gain in gains.items()
-    ]
+def _kernels(dtype: str) -> Finding:
+    here = [name for name in FAST[dtype] if name in machine.instruction_sets()]
+    return Finding(
+        subject=f"{dtype} on the CPU",
+        found=", ".join(here) or "slow",
+        note="" if here else f"would need {' or '.join(FAST[dtype])}",
+    )
 
 
 def _gpu() -> Finding:
@@ -86,70 +83,62 @@ def _gpu() -> Finding:
     )
 
 
-def _torch() -> Finding:
+def _package(subject: str, package: str, look: Callable[[], str]) -> Finding:
+    """Which version is installed, and what `look` makes of it; a package that is broken is a finding too."""
+    installed = machine.versions([package])
+    if not installed:
+        return Finding(
+            subject=subject, found="not installed", note=machine.INSTALL.get(package, f"pip install {package}")
+        )
+    found = " and ".join(f"{name} {version}" for name, version in installed.items())
+    if len(installed) > 1:
+        note = "they overwrite each other: uninstall both, then install one of qabuild[cpu] and qabuild[gpu]"
+        return Finding(subject=subject, found=found, note=note)
+    try:
+        note = look()
+    except Exception as error:  # whatever a native library or a package of another age raises when it is imported
+        note = f"does not load: {(str(error).strip() or type(error).__name__).splitlines()[0]}"
+    return Finding(subject=subject, found=found, note=note)
+
+
+def _torch() -> str:
     import torch
 
-    if not torch.version.cuda:
-        note = "a build without CUDA" + (", though a GPU is here: install torch's CUDA build" if machine.gpus() else "")
-    else:
-        note = f"built for CUDA {torch.version.cuda}" + (
-            "" if torch.cuda.is_available() else ", which does not work here"
-        )
-    return Finding(subject="torch", found=torch.__version__, note=note)
-
-
-def _onnxruntime() -> Finding:
-    if not (found := machine.versions(["onnxruntime"])):
-        return Finding(subject="ONNX Runtime", found="not installed", note=machine.INSTALL["onnxruntime"])
-    name, version = next(iter(found.items()))
-    if len(found) > 1:
-        return Finding(
-            subject="ONNX Runtime",
-            found=" and ".join(found),
-            note="they overwrite each other: pip uninstall both, then install one of qabuild[cpu] and qabuild[gpu]",
-        )
-    return Finding(subject="ONNX Runtime", found=f"{name} {version}", note=", ".join(_providers()))
+    if torch.version.cuda:
+        return f"for CUDA {torch.version.cuda}" + ("" if torch.cuda.is_available() else ", which does not work here")
+    return "without CUDA" + (", though a GPU is here: install torch's CUDA build" if machine.gpus() else "")
 
 
 def _providers() -> list[str]:
-    try:
-        return list(importlib.import_module("onnxruntime").get_available_providers())
-    except ImportError as error:
-        return [f"does not load: {error}"]
+    return list(importlib.import_module("onnxruntime").get_available_providers())
 
 
-def _deepspeed() -> Finding:
-    if not machine.versions(["deepspeed"]):
-        return Finding(subject="DeepSpeed", found="not installed", note=machine.INSTALL["deepspeed"])
+def _deepspeed() -> str:
     with _silent():
         builders: Any = importlib.import_module("deepspeed.ops.op_builder.all_ops").ALL_OPS
         kernel = builders.get("transformer_inference")
         works = bool(kernel and kernel.is_compatible())
-    note = (
+    return (
         "inference kernels can be built" if works else "no inference kernels here: replace_with_kernel_inject = false"
     )
-    return Finding(subject="DeepSpeed", found=_version("deepspeed"), note=note)
 
 
 def _cuda_runtime(options: Any) -> list[str]:
     """What a GPU target lacks although there is a GPU and the packages are installed."""
     import torch
 
+    lacks = []
+    if not torch.cuda.is_available():  # the checkpoint itself answers in torch, whatever the backend
+        lacks.append("torch finds no CUDA device: install torch's CUDA build for this driver")
     if options.name == "onnxruntime":
         wanted = options.provider or "CUDAExecutionProvider"
         if wanted not in _providers():
-            return [f"ONNX Runtime has no {wanted}: pip uninstall onnxruntime, then pip install 'qabuild[gpu]'"]
-    elif not torch.cuda.is_available():
-        return ["torch finds no CUDA device: install torch's CUDA build for this driver"]
-    return []
-
-
-def _version(package: str) -> str:
-    return machine.versions([package]).get(package, "not installed")
+            lacks.append(f"ONNX Runtime has no {wanted}: pip uninstall onnxruntime, then pip install 'qabuild[gpu]'")
+    return lacks
 
 
 @contextlib.contextmanager
-def _silent() -> Any:
+def _silent() -> Iterator[None]:
     """Without what DeepSpeed prints and logs when it is imported."""
     import logging
 

@@ -6,7 +6,8 @@ import ctypes
 import functools
 import os
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
@@ -34,10 +35,17 @@ INSTALL: dict[str, str] = {
 }
 
 
+CPUINFO = Path("/proc/cpuinfo")
+
+# Distributions that offer the same package, of which one is installed.
+ALTERNATIVES: dict[str, tuple[str, ...]] = {"onnxruntime": ("onnxruntime", "onnxruntime-gpu")}
+
+
 @functools.cache
-def _cpuinfo() -> Mapping[str, str]:
+def _processor(cpuinfo: Path) -> Mapping[str, str]:
+    """What the system says of the first processor; empty where it says nothing."""
     try:
-        first = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0]
+        first = cpuinfo.read_text(encoding="utf-8", errors="replace").partition("\n\n")[0]
     except OSError:
         return {}
     pairs = (line.partition(":") for line in first.splitlines())
@@ -45,11 +53,11 @@ def _cpuinfo() -> Mapping[str, str]:
 
 
 def cpu() -> str:
-    """Model name of the processor, with family and model where the name says little, as under some hypervisors."""
-    info = _cpuinfo()
+    """Model name of the processor, and family and model, since under some hypervisors the name says little."""
+    info = _processor(CPUINFO)
     name = info.get("model name") or platform.processor() or platform.machine()
-    numbers = f" (family {info['cpu family']}, model {info['model']})" if "cpu family" in info else ""
-    return name + numbers
+    numbers = [f"{word} {info[key]}" for word, key in (("family", "cpu family"), ("model", "model")) if key in info]
+    return f"{name} ({', '.join(numbers)})" if numbers else name
 
 
 def cores() -> int:
@@ -59,7 +67,7 @@ def cores() -> int:
 
 def instruction_sets() -> tuple[str, ...]:
     """Those of `INSTRUCTION_SETS` that the processor has, by their usual names."""
-    flags = set(_cpuinfo().get("flags", "").split())
+    flags = set(_processor(CPUINFO).get("flags", "").split())
     return tuple(name for flag, name in INSTRUCTION_SETS.items() if flag in flags)
 
 
@@ -101,37 +109,41 @@ def driver_version() -> str | None:
         return None
 
 
-def versions(packages: Iterable[str]) -> dict[str, str]:
-    """Installed version of each package; those that are not installed are left out.
+def distributions(package: str) -> tuple[str, ...]:
+    """The names under which `package` may be installed: `onnxruntime` is also that of onnxruntime-gpu."""
+    return ALTERNATIVES.get(package, (package,))
 
-    `onnxruntime` stands for whichever of onnxruntime and onnxruntime-gpu is there, under its own name.
-    """
+
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """Installed version of each package, by the name it is installed under; what is not installed is left out."""
     found = {}
-    for package in packages:
-        for name in (package, "onnxruntime-gpu") if package == "onnxruntime" else (package,):
-            try:
-                found[name] = metadata.version(name)
-            except metadata.PackageNotFoundError:
-                continue
-    return dict(sorted(found.items()))
+    for name in sorted({name for package in packages for name in distributions(package)}):
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def remedy(package: str) -> str:
+    """How to install the package."""
+    return INSTALL.get(package, f"pip install {package}")
 
 
 def require(packages: Iterable[str], device: str) -> None:
     """Raise MissingEnvironment unless the packages are installed and the device is there."""
-    if lacks := missing(packages, device):
+    refuse(missing(packages, device))
+
+
+def refuse(lacks: Sequence[str]) -> None:
+    """Raise MissingEnvironment where anything is lacking."""
+    if lacks:
         raise MissingEnvironment("; ".join(lacks), "`qabuild doctor` shows what this machine can build and run")
 
 
 def missing(packages: Iterable[str], device: str) -> list[str]:
     """What this machine lacks, each in a few words with its remedy; empty where nothing is missing."""
-    packages = list(packages)
-    installed = versions(packages)
-    lacks = []
-    for package in packages:
-        if package not in installed and not (package == "onnxruntime" and "onnxruntime-gpu" in installed):
-            lacks.append(f"{package} is not installed: {INSTALL.get(package, f'pip install {package}')}")
+    lacks = [f"{package} is not installed: {remedy(package)}" for package in packages if not versions([package])]
     if device == "cuda" and not gpus():
-        lacks.append("no CUDA device here: build with --compile-only and verify where there is one")
+        lacks.append("no CUDA device here: `qabuild build --compile-only` needs none, `qabuild verify` does")
     return lacks
 
 

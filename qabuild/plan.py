@@ -7,7 +7,8 @@ pure: from a target and those facts it makes the steps, each with the key of all
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from qabuild import artifact as artifacts
 from qabuild import machine, reference, roundtrip
 from qabuild.backends import BACKENDS, backend
-from qabuild.errors import BadTarget, QABuildError
+from qabuild.errors import BadTarget, QABuildError, UntrustedInput
 from qabuild.hub import commit, is_path
 from qabuild.sample import HELDOUT, TRAIN
 from qabuild.store import Entry, Inputs, Store, key_of
@@ -123,7 +124,7 @@ def make(target: Target, facts: Facts) -> Plan:
 
 def history_name(target: Target, output: Path) -> str:
     """Under which name the store remembers what `target` was last built from into `output`."""
-    return f"{target.name}-{hashlib.sha256(str(output.absolute()).encode()).hexdigest()[:16]}"
+    return f"{target.name}-{hashlib.sha256(os.fsencode(output.resolve())).hexdigest()[:16]}"
 
 
 # --- facts ----------------------------------------------------------------------------------------------------------
@@ -137,7 +138,8 @@ def _checkpoint(target: Target, *, fetch: bool, offline: bool) -> Checkpoint | N
         return resolve(model, revision, offline=offline)
     try:
         return resolve(model, revision, offline=True)
-    except QABuildError:
+    except QABuildError as error:
+        _require_unknown(error)
         return None
 
 
@@ -150,13 +152,20 @@ def _data(target: Target, *, fetch: bool, offline: bool) -> str | None:
         try:
             return artifacts.sha256(Path(source))
         except OSError as error:
-            raise BadTarget(f"{source}: {error.strerror}", "verify.dataset names a SQuAD-layout file") from None
+            raise BadTarget(f"{source}: {error.strerror}", "let verify.dataset name a SQuAD-layout file") from None
     try:
         return commit(source, target.verify.revision, "dataset", offline=offline or not fetch)
-    except QABuildError:
+    except QABuildError as error:
         if fetch:
             raise
+        _require_unknown(error)
         return None
+
+
+def _require_unknown(error: QABuildError) -> None:
+    """Pass only what a network would mend; an id that is none, or a damaged checkpoint, is wrong now."""
+    if isinstance(error, (BadTarget, UntrustedInput)):
+        raise error
 
 
 def _code() -> dict[str, str]:
@@ -180,10 +189,9 @@ def _inputs(target: Target, facts: Facts) -> tuple[Inputs, Inputs, Inputs]:
         **_kernels(target, facts),
         "code": _code_of(facts, CODE["compile"], target.backend.name),
     }
-    verify = target.verify.model_dump(mode="json", exclude={"gates"})
     asking = {
         "checkpoint": checkpoint,
-        **_flat("verify", {**verify, "dataset": facts.data, "revision": None}),
+        **_flat("verify", _questions(target, facts)),
         "reference.device": _reference_device(target, facts),
         **_packages(facts, reference.PACKAGES),
         "code": _code_of(facts, CODE["reference"]),
@@ -196,6 +204,19 @@ def _inputs(target: Target, facts: Facts) -> tuple[Inputs, Inputs, Inputs]:
         "code": _code_of(facts, CODE["verify"], target.backend.name),
     }
     return compiling, asking, verifying
+
+
+def _questions(target: Target, facts: Facts) -> dict[str, Any]:
+    """Which questions, in what batches, and all that the sealed answers say of where the questions are."""
+    verify = target.verify
+    return {
+        "dataset": facts.data,
+        "source": f"the file {Path(verify.dataset).name}" if is_path(verify.dataset) else verify.dataset,
+        "split": verify.split,
+        "samples": verify.samples,
+        "seed": verify.seed if verify.samples else None,  # it draws nothing where all are asked
+        "batch_size": verify.batch_size,
+    }
 
 
 def _reference_device(target: Target, facts: Facts) -> str:
@@ -212,7 +233,8 @@ def _kernels(target: Target, facts: Facts) -> dict[str, Any]:
     return {}
 
 
-def _packages(facts: Facts, names: Any) -> dict[str, str]:
+def _packages(facts: Facts, packages: Iterable[str]) -> dict[str, str]:
+    names = {name for package in packages for name in machine.distributions(package)}
     return {f"package {name}": facts.versions[name] for name in sorted(names) if name in facts.versions}
 
 
@@ -256,7 +278,7 @@ def _step(name: str, inputs: Inputs, facts: Facts, before: list[Step]) -> Step:
 
 def _reason(inputs: Inputs, previous: Entry | None, unknown: bool, kept: bool, before: list[Step]) -> str:
     if unknown:
-        return "unknown until the Hub id is resolved"
+        return "its Hub id is not resolved yet"
     if previous is None:
         return "another build made it" if kept else "not built before"
     if changes := describe_changes(previous.inputs, inputs, {step.name for step in before}):
@@ -285,4 +307,6 @@ def describe_changes(old: Inputs, new: Inputs, steps: set[str]) -> list[str]:
 
 
 def _word(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value)) or "none"
     return "unset" if value is None else str(value)

@@ -2,34 +2,38 @@
 
     <store>/v1/results/<key>/entry.json     what the step was, what decided it, the files with size and SHA-256
     <store>/v1/results/<key>/files/         what it made
-    <store>/v1/staging/                     what is being made; a killed build leaves its folder here
+    <store>/v1/staging/<key>/               what is being made; what a killed build left is removed by the next
     <store>/v1/locks/                       one per key and per artifact
     <store>/v1/history/                     which keys a target was last built from, to tell what changed
 
 A result is staged, hashed and renamed, so a key either has all of its files or does not exist. Files leave the store
-as hard links, or copies where the file system has none, and are held against their sums by whoever takes them.
+as hard links, or copies where the file system has none; `find_whole` holds them against their sums before.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from qabuild.artifact import SealedFile, measure_files
-from qabuild.errors import QABuildError
+from qabuild.errors import QABuildError, UntrustedInput
 
 LAYOUT = "v1"
 ENTRY = "entry.json"
 FILES = "files"
+SUM = "sha256"
+
+# What the system says of a disk that takes no more; these errors come without a file's name when a write fails.
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 Inputs = Mapping[str, Any]
 """Everything that decides a step's result, as flat `name: JSON value` pairs."""
@@ -72,14 +76,27 @@ class Store:
             return frozenset()
 
     def find(self, key: str) -> Entry | None:
-        """The result with that key, its entry read and nothing hashed; None where there is none that can be read."""
+        """The result with that key, its entry read and no file hashed; None where there is none that can be read."""
         folder = self._base / "results" / key
         try:
             document = json.loads((folder / ENTRY).read_text(encoding="utf-8"))
+            if document.pop(SUM) != key_of(document):
+                return None
             files = {name: SealedFile(**file) for name, file in document.pop("files").items()}
             return Entry(directory=folder / FILES, files=files, **document)
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             return None
+
+    def find_whole(self, key: str) -> Entry | None:
+        """The result with that key, every file hashed; a damaged one is dropped, and None returned."""
+        entry = self.find(key)
+        try:
+            if entry and measure_files(entry.directory) == entry.files:
+                return entry
+        except (OSError, UntrustedInput):
+            pass  # unreadable, or no longer plain files
+        self.drop(key)
+        return None
 
     def make(self, step: str, inputs: Inputs, produce: Callable[[Path], Mapping[str, Any]]) -> Entry:
         """The result of `inputs`: the kept one, or what `produce` writes into the empty folder it is given.
@@ -88,11 +105,11 @@ class Store:
         process is killed, nothing is kept.
         """
         key = key_of(inputs)
-        with self.lock(key), _explained(self.root):
+        with self.lock(key), self._explained():
             if entry := self.find(key):
                 return entry
-            self.drop(key)  # an entry that cannot be read
-            with self._staging() as stage:
+            self._drop(key)  # an entry that cannot be read
+            with self._staging(key) as stage:
                 started = time.monotonic()
                 (stage / FILES).mkdir()
                 record = produce(stage / FILES)
@@ -105,33 +122,39 @@ class Store:
                     seconds=round(time.monotonic() - started, 3),
                     record=record,
                 )
-                document = {k: v for k, v in asdict(entry).items() if k != "directory"}
-                (stage / ENTRY).write_text(json.dumps(document, indent=1, ensure_ascii=False), encoding="utf-8")
+                (stage / ENTRY).write_text(_document(entry), encoding="utf-8")
                 entry.directory.parent.parent.mkdir(parents=True, exist_ok=True)
                 os.rename(stage, entry.directory.parent)
         return entry
 
     def drop(self, key: str) -> None:
-        """Forget a result: renamed away first, so that no one sees half of it."""
+        """Forget a result."""
+        with self.lock(key), self._explained():
+            self._drop(key)
+
+    def _drop(self, key: str) -> None:
         folder = self._base / "results" / key
         if folder.exists():
-            with self._staging() as stage:
-                os.rename(folder, stage / key)
+            with self._staging(f"{key}.dropped") as stage:
+                os.rename(folder, stage / key)  # away first, so that no one sees half of it
 
     @contextmanager
-    def lock(self, name: str, *, wait: bool = True) -> Iterator[None]:
-        """Hold the lock of that name. With `wait` false, QABuildError where another process holds it."""
+    def lock(self, name: str, *, wait: bool = True, what: str = "this artifact") -> Iterator[None]:
+        """Hold the lock of that name. With `wait` false, QABuildError where another process holds it.
+
+        `what` is what the message says that another build is at work on.
+        """
         from filelock import FileLock, Timeout
 
         folder = self._base / "locks"
-        with _explained(self.root):
+        with self._explained():
             folder.mkdir(parents=True, exist_ok=True)
             lock = FileLock(folder / f"{name}.lock", timeout=-1 if wait else 0)
             try:
                 lock.acquire()
             except Timeout:
                 raise QABuildError(
-                    "another build of this artifact is running", "wait for it, or build to another --output"
+                    f"another build of {what} is running", "wait for it, or build to another --output"
                 ) from None
         try:
             yield
@@ -141,30 +164,42 @@ class Store:
     def remember(self, name: str, keys: Mapping[str, str]) -> None:
         """Note from which results `name` was last built."""
         path = self._base / "history" / f"{name}.json"
-        with _explained(self.root):
+        with self._explained(), self._staging(f"{name}.{os.getpid()}") as stage:
+            (stage / path.name).write_text(json.dumps(dict(keys)), encoding="utf-8")
             path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_suffix(f".{os.getpid()}.partial")
-            partial.write_text(json.dumps(dict(keys)), encoding="utf-8")
-            os.replace(partial, path)
+            os.replace(stage / path.name, path)
 
     def recall(self, name: str) -> dict[str, Entry]:
         """The results that `name` was last built from, by step; those that are gone are left out."""
         try:
             keys = json.loads((self._base / "history" / f"{name}.json").read_text(encoding="utf-8"))
             entries = {step: self.find(key) for step, key in keys.items()}
-        except (OSError, ValueError, AttributeError):
+        except (OSError, ValueError, AttributeError, TypeError):
             return {}
         return {step: entry for step, entry in entries.items() if entry}
 
     @contextmanager
-    def _staging(self) -> Iterator[Path]:
-        folder = self._base / "staging"
-        folder.mkdir(parents=True, exist_ok=True)
-        stage = Path(tempfile.mkdtemp(dir=folder))
+    def _staging(self, name: str) -> Iterator[Path]:
+        """An empty folder, gone afterwards. The lock of `name` is held, so what is there was left by a killed build."""
+        stage = self._base / "staging" / name
+        shutil.rmtree(stage, ignore_errors=True)
+        stage.mkdir(parents=True)
         try:
             yield stage
         finally:
             shutil.rmtree(stage, ignore_errors=True)
+
+    def _explained(self) -> AbstractContextManager[None]:
+        return explained(
+            self.root, "the store", "make room or make it writable, or point QABUILD_CACHE at another folder"
+        )
+
+
+def _document(entry: Entry) -> str:
+    """What entry.json holds: all of the entry but its folder, and a sum over that, so that damage is noticed."""
+    fields = {name: value for name, value in asdict(entry).items() if name != "directory"}
+    document = json.loads(json.dumps(fields))  # as it will be read: the sum must not know a tuple from a list
+    return json.dumps({**document, SUM: key_of(document)}, indent=1, ensure_ascii=False)
 
 
 def default_root() -> Path:
@@ -188,13 +223,39 @@ def place(entry: Entry, directory: Path) -> None:
 
 
 @contextmanager
-def _explained(root: Path) -> Iterator[None]:
+def explained(folder: Path, what: str, hint: str) -> Iterator[None]:
+    """Inside the block, a disk that is full or not writable is a QABuildError that names `folder`, which is `what`.
+
+    Errors that name files elsewhere pass.
+    """
     try:
         yield
-    except OSError as error:
-        if error.filename is None or Path(str(error.filename)).is_relative_to(root):
-            raise QABuildError(
-                f"the store {root}: {error.strerror or error}",
-                "make room or make it writable, or point QABUILD_CACHE at another folder",
-            ) from error
+    except QABuildError:
         raise
+    except Exception as error:
+        found = error if isinstance(error, OSError) else disk_error(error, folder)
+        if found is None:
+            raise
+        names = [Path(os.fsdecode(n)) for n in (found.filename, found.filename2) if isinstance(n, (str, bytes))]
+        # A failed write names no file.
+        if not any(name.is_relative_to(folder) for name in names) if names else found.errno not in _DISK:
+            raise
+        at = f" ({names[-1]})" if names else ""
+        raise QABuildError(f"{what} {folder}: {found.strerror or found}{at}", hint) from error
+
+
+def disk_error(error: Exception, folder: Path) -> OSError | None:
+    """The system's refusal to write that is behind `error`, None where it has another cause.
+
+    `folder` is where was written: safetensors, ONNX and torch write files themselves and hide the system's error in
+    one of their own.
+    """
+    if isinstance(error, OSError):
+        return error if error.errno in _DISK else None
+    for number in _DISK:
+        if os.strerror(number) in str(error):
+            return OSError(number, os.strerror(number))
+    with suppress(OSError):
+        if shutil.disk_usage(folder).free < 1 << 20:  # torch names no reason at all
+            return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    return None

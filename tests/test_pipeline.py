@@ -1,14 +1,14 @@
 """The pipeline beside transformers' own: given the same logits, the same answers.
 
 The model of these tests gives every token a logit made from its id, its position and its window, so that a window
-has the same logits whoever shares its batch. PIPELINE_QUESTIONS=10570 in the environment holds the two against each
-other on all real questions instead of a sample, PIPELINE_CASES=2000 on more made-up ones.
+has the same logits whoever shares its batch. PIPELINE_CASES=2000 in the environment holds the two against each other
+on more made-up cases; `benchmarks/pipeline.py --differential 10570` does so on all real questions.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
-import json
 import os
 import random
 import warnings
@@ -34,9 +34,18 @@ from qabuild.pipeline.decode import MASKED, best_spans, best_spans_on_device
 from qabuild.pipeline.windows import Cut, WindowMaker
 
 CASES = int(os.environ.get("PIPELINE_CASES", "100"))
-QUESTIONS = int(os.environ.get("PIPELINE_QUESTIONS", "200"))
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+def _script(name: str) -> Any:
+    """A script of the benchmarks, as a module."""
+    path = Path(__file__).resolve().parents[1] / "benchmarks" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+benchmark = _script("pipeline")
 
 TEXT = """The Norman dynasty had a major political, cultural and military impact on medieval Europe. Normans were famed
 for their martial spirit: they founded the Kingdom of Sicily in 1091, and an expedition on behalf of their duke led
@@ -134,6 +143,12 @@ def xlnet() -> PreTrainedTokenizerFast:
     return fast(tokenizer, pad_token="<pad>", cls_token="<cls>", sep_token="<sep>", padding_side="left")
 
 
+def padding_left() -> PreTrainedTokenizerFast:
+    tokenizer = bert()
+    tokenizer.padding_side = "left"
+    return tokenizer
+
+
 def truncating_left() -> PreTrainedTokenizerFast:
     tokenizer = bert()
     tokenizer.truncation_side = "left"
@@ -159,6 +174,7 @@ TOKENIZERS: dict[str, Callable[[], PreTrainedTokenizerFast]] = {
         xlm_roberta,
         albert,
         xlnet,
+        padding_left,
         truncating_left,
         with_settings_of_its_own,
     )
@@ -236,7 +252,7 @@ def quietly(function: Callable[..., Any], *args: Any, **named: Any) -> Any:
 
 def both(kind: str, **named: Any) -> tuple[Any, QuestionAnsweringPipeline]:
     tokenizer = TOKENIZERS[kind]()
-    model = Hashing(silent=kind == "xlnet", **named)
+    model = Hashing(silent=kind in ("xlnet", "padding_left"), **named)
     return stock_pipeline(model, tokenizer), QuestionAnsweringPipeline(model, tokenizer)
 
 
@@ -373,20 +389,28 @@ def question_tokens(kind: str, question: str) -> int:
     return int(windows.length[0] - windows.size[0] - windows.layout.special_count)
 
 
-@pytest.mark.shared
+@pytest.mark.parametrize("kind", ["bert", "roberta", "xlm_roberta", "xlnet"])
+@pytest.mark.parametrize("words", [1, 2, 2600])
+@pytest.mark.usefixtures("without_impossible_spans")
+def test_answers_like_the_stock_pipeline_on_contexts_of_any_length(kind: str, words: int) -> None:
+    context = " ".join(["Wolfgang", "lives"][:words]) if words < 3 else long_text(words)
+    assert words < 3 or question_tokens(kind, context) > 5000
+    stock, ours = both(kind)
+    for parameters in ({}, {"top_k": 20, "handle_impossible_answer": True}, {"top_k": 20, "align_to_words": False}):
+        example = {"question": QUESTION, "context": context}
+        assert_same(ours(**example, **parameters), stock(**example, **parameters))
+
+
 @pytest.mark.parametrize(
     "parameters",
-    [
-        {},
-        {"top_k": 20},
-        {"top_k": 3, "handle_impossible_answer": True, "align_to_words": False},
-        {"max_seq_len": 128, "doc_stride": 40, "top_k": 5, "handle_impossible_answer": True},
-    ],
+    [{}, {"max_seq_len": 128, "doc_stride": 40, "top_k": 5, "handle_impossible_answer": True}],
     ids=str,
 )
-def test_answers_like_the_stock_pipeline_on_squad(parameters: dict[str, Any]) -> None:
-    examples = squad(QUESTIONS // (1 if QUESTIONS > 1000 else 4))
-    tokenizer = BertTokenizerFast.from_pretrained(SHARED / "checkpoints" / "minilm-l6-squad")
+def test_a_stream_of_real_questions_is_answered_like_by_the_stock_pipeline(
+    parameters: dict[str, Any], squad_dev: Path
+) -> None:
+    examples = benchmark.spread(benchmark.read(squad_dev), 50)
+    tokenizer = BertTokenizerFast.from_pretrained(squad_dev.parents[1] / "checkpoints" / "minilm-l6-squad")
     model = Hashing()
     stock = stock_pipeline(model, tokenizer)((example for example in examples), batch_size=8, **parameters)
     ours = QuestionAnsweringPipeline(model, tokenizer)((example for example in examples), **parameters)
@@ -394,18 +418,11 @@ def test_answers_like_the_stock_pipeline_on_squad(parameters: dict[str, Any]) ->
         assert_same(one, other)
 
 
-def squad(count: int) -> list[dict[str, str]]:
-    """`count` questions from all over the dev set."""
-    path = SHARED / "squad" / "dev-v1.1.json"
-    if not path.exists():
-        pytest.skip(f"no {path}")
-    paragraphs = [paragraph for article in json.loads(path.read_text())["data"] for paragraph in article["paragraphs"]]
-    examples = [
-        {"question": qa["question"], "context": paragraph["context"]}
-        for paragraph in paragraphs
-        for qa in paragraph["qas"]
-    ]
-    return examples[:: max(1, len(examples) // count)][:count]
+def test_real_questions_are_answered_like_by_the_stock_pipeline_whatever_the_parameters(squad_dev: Path) -> None:
+    tokenizer = BertTokenizerFast.from_pretrained(squad_dev.parents[1] / "checkpoints" / "minilm-l6-squad")
+    found = quietly(benchmark.differential, tokenizer, benchmark.read(squad_dev), 10)
+    assert found.total() > 1000
+    assert not found.keys() - {benchmark.SAME, benchmark.TIED, benchmark.IMPOSSIBLE}
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

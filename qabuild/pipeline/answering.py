@@ -122,14 +122,17 @@ class QuestionAnsweringPipeline:
 
     def _run(self, windows: Windows, parameters: Parameters, cut: Cut, device: Any) -> Decoder:
         """Put all windows through the model, long ones first."""
+        import torch
+
         decoder = Decoder(windows, parameters.n_best, parameters.max_answer_len)
-        for rows, length, count in _groups(windows.length, parameters, cut, device):
-            tensors = self._tensors(windows.arrays(rows, length, self._names), device)
-            batches = zip(*(tensor.split(count) for tensor in tensors.values()), strict=True)
-            place = windows.place(rows, length)
-            for at, batch in zip(range(0, len(rows), count), batches, strict=True):
-                start, end = self._logits(dict(zip(tensors, batch, strict=True)), device)
-                decoder.add(rows[at : at + count], place[:, at : at + count], start, end)
+        with torch.inference_mode():
+            for rows, length, count in _groups(windows.length, parameters, cut, device):
+                tensors = self._tensors(windows.arrays(rows, length, self._names), device)
+                batches = zip(*(tensor.split(count) for tensor in tensors.values()), strict=True)
+                place = windows.place(rows, length)
+                for at, batch in zip(range(0, len(rows), count), batches, strict=True):
+                    start, end = self._logits(dict(zip(tensors, batch, strict=True)), device)
+                    decoder.add(rows[at : at + count], place[:, at : at + count], start, end)
         return decoder
 
     def _tensors(self, arrays: Mapping[str, Integers], device: Any) -> dict[str, Any]:
@@ -140,12 +143,9 @@ class QuestionAnsweringPipeline:
         return {name: tensor.pin_memory() for name, tensor in tensors.items()} if device.type == "cuda" else tensors
 
     def _logits(self, tensors: Mapping[str, Any], device: Any) -> tuple[Any, Any]:
-        import torch
-
         if device.type != "cpu":
             tensors = {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
-        with torch.inference_mode():
-            output = self.model(**tensors, **self._extra)
+        output = self.model(**tensors, **self._extra)
         if hasattr(output, "start_logits"):
             return output.start_logits, output.end_logits
         return (output["start_logits"], output["end_logits"]) if isinstance(output, Mapping) else output[:2]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import groupby
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby, islice
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,9 +16,10 @@ if TYPE_CHECKING:
 Result = dict[str, Any]
 """`score`, `start` and `end` (characters of the context), `answer`."""
 
+Span = tuple[int, int, float]
+"""Begin and end in characters, and score."""
 
-Scores = dict[str, float]
-"""The scores of different answers, in lower case."""
+_score = itemgetter("score")
 
 
 def results(
@@ -33,75 +35,60 @@ def results(
     weight = _shares(windows, spans.mass) if over_context else np.ones(len(windows))
     rows, columns = np.nonzero(~(spans.score < 0))  # a score that is not a number is shown, not hidden
     first, last = spans.first[rows, columns], spans.last[rows, columns]
-    begins, ends = (each.tolist() for each in windows.characters(rows, first, last, parameters.align_to_words))
-    scores = (spans.score[rows, columns] * weight[rows]).tolist()
+    begins, ends = windows.characters(rows, first, last, parameters.align_to_words)
+    scores = spans.score[rows, columns] * weight[rows]
+    found = zip(begins.tolist(), ends.tolist(), scores.tolist(), strict=True)
     nulls = np.minimum.reduceat(spans.null * weight, _first_rows(windows)).tolist()
     stops = np.searchsorted(windows.pair[rows], np.arange(len(pairs)), side="right").tolist()
     at = 0
     for (_, context), stop, null in zip(pairs, stops, nulls, strict=True):
-        windows_of = rows[at:stop].tolist() if over_context else None
-        answers = _answers(context, begins[at:stop], ends[at:stop], scores[at:stop], windows_of, parameters.top_k)
-        if parameters.handle_impossible_answer:
-            answers = sorted([*answers, _empty(null)], key=_score, reverse=True)[: parameters.top_k]
-        answers = answers or [_empty(0.0)]
-        yield answers[0] if len(answers) == 1 else answers
+        own = islice(found, stop - at)
+        different = _best_of_windows(context, own, rows[at:stop].tolist()) if over_context else _different(context, own)
+        answers = [*different.values(), _empty(null)] if parameters.handle_impossible_answer else different.values()
+        best = _best(answers, parameters.top_k) or [_empty(0.0)]
+        yield best[0] if len(best) == 1 else best
         at = stop
 
 
-def _answers(
-    context: str, begins: list[int], ends: list[int], scores: list[float], windows: list[int] | None, top_k: int
-) -> list[Result]:
-    """The best different answers of one context; with `windows`, the spans' windows, those of the best window."""
-    texts = [context[begin:end] for begin, end in zip(begins, ends, strict=True)]
-    same = [text.lower() for text in texts]
-    totals, since = (_sum(same, scores), {}) if windows is None else _best_of_windows(same, scores, windows)
-    answers = []
-    for answer in _best(totals, top_k):
-        place = same.index(answer, since.get(answer, 0))
-        span = {"score": totals[answer], "start": begins[place], "end": ends[place], "answer": texts[place]}
-        answers.append(span)
+def _different(context: str, spans: Iterable[Span]) -> dict[str, Result]:
+    """The different answers, by their text in lower case.
+
+    Texts that differ in case at most are one answer: the first of them, with the scores of all spans together.
+    """
+    answers: dict[str, Result] = {}
+    for begin, end, score in spans:
+        text = context[begin:end]
+        key = text.lower()
+        if key in answers:
+            answers[key]["score"] += score
+        else:
+            answers[key] = {"score": score, "start": begin, "end": end, "answer": text}
     return answers
 
 
-def _sum(same: list[str], scores: list[float]) -> Scores:
-    """Texts that differ in case at most are one answer, with the scores of all its spans together."""
-    totals: Scores = {}
-    for answer, score in zip(same, scores, strict=True):
-        totals[answer] = totals.get(answer, 0.0) + score
-    return totals
-
-
-def _best_of_windows(same: list[str], scores: list[float], rows: list[int]) -> tuple[Scores, dict[str, int]]:
-    """The same, of the window where an answer does best; and the index of that window's first span.
+def _best_of_windows(context: str, spans: Iterable[Span], rows: Sequence[int]) -> dict[str, Result]:
+    """The different answers, each of the window where it does best; `rows` are the spans' windows.
 
     Windows overlap: what lies in two of them is not twice as likely.
     """
-    best: Scores = {}
-    since: dict[str, int] = {}
-    at = 0
-    for _, group in groupby(rows):
-        stop = at + len(list(group))
-        for answer, score in _sum(same[at:stop], scores[at:stop]).items():
-            if score > best.get(answer, -1.0):
-                best[answer], since[answer] = score, at
-        at = stop
-    return best, since
+    best: dict[str, Result] = {}
+    for _, group in groupby(zip(rows, spans, strict=True), key=itemgetter(0)):
+        for key, answer in _different(context, (span for _, span in group)).items():
+            if key not in best or answer["score"] > best[key]["score"]:
+                best[key] = answer
+    return best
 
 
-def _best(totals: Scores, count: int) -> list[str]:
+def _best(answers: Iterable[Result], count: int) -> list[Result]:
     """The answers of the highest scores, best first; of equal ones the first."""
     if count == 1:
-        return [max(totals, key=totals.__getitem__)] if totals else []
-    return sorted(totals, key=totals.__getitem__, reverse=True)[:count]
+        one = max(answers, key=_score, default=None)
+        return [] if one is None else [one]
+    return sorted(answers, key=_score, reverse=True)[:count]
 
 
 def _empty(score: float) -> Result:
     return {"score": score, "start": 0, "end": 0, "answer": ""}
-
-
-def _score(result: Result) -> float:
-    score: float = result["score"]
-    return score
 
 
 def _first_rows(windows: Windows) -> Integers:

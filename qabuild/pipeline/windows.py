@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from operator import itemgetter
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -67,8 +68,9 @@ class Layout:
     def type_runs(self) -> tuple[tuple[int, tuple[int, int], tuple[int, int]], ...]:
         """The stretches of a window whose token type is not 0, as (type, place of begin, place of end)."""
         steps = [(type_, (bound, k)) for bound, types in enumerate(self.types) for k, type_ in enumerate(types)]
-        ends = [place for _, place in steps[1:]] + [(5, 0)]
-        return tuple((type_, begin, end) for (type_, begin), end in zip(steps, ends, strict=True) if type_)
+        runs = [next(run) for _, run in itertools.groupby(steps, key=itemgetter(0))]
+        ends = [place for _, place in runs[1:]] + [(5, 0)]
+        return tuple((type_, begin, end) for (type_, begin), end in zip(runs, ends, strict=True) if type_)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,538 @@
+"""Bulk answering: a file of questions in, a file of answers out, whatever happens in between.
+
+Questions are JSON Lines (one object with id, question and context a line) or a SQuAD document (v1.1 or v2.0), plain
+or gzip. Answers are JSON Lines, one line a row in the questions' order, or the `{id: text}` of SQuAD's evaluation
+scripts. Either side can be a pipe, written "-".
+
+Answers are collected in `ANSWERS.<digest>.partial`, where the digest stands for the questions' bytes, the parameters
+and what answers them: a run that was killed goes on where it stopped, and never on those of another. When all are
+there the file gets its name.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import math
+import os
+import stat
+import sys
+import time
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from qabuild.console import SILENT, Reporter
+from qabuild.data.layout import field, items
+from qabuild.errors import BadTarget, QABuildError, UntrustedInput
+
+QuestionsFormat = Literal["jsonl", "squad"]
+AnswersFormat = Literal["jsonl", "predictions"]
+Record = dict[str, Any]
+"""A line of answers: `id` and `answer`, `score`, `start`, `end`; or `id`, `at` and `error` of a row without."""
+
+PIPE = "-"
+READ_CHARACTERS = 1 << 16
+PROGRESS_SECONDS = 0.1
+FAILED_IN_A_ROW = 50
+"""Rows that fail one after another before the fault is sought elsewhere; questions of one paragraph are fewer."""
+BAD_WAITING = 1000
+"""Bad rows that are held until the answers to the rows before them are there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """What came of a file of questions."""
+
+    rows: int
+    answered: int
+    bad: int
+    """Rows that were reported and have no answer."""
+    resumed: int
+    """Rows, of either kind, that an earlier run had done."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One question of a file, or what is wrong with it."""
+
+    at: str
+    """Its place: "line 7", or "data[0].paragraphs[1].qas[2]"."""
+    id: str | int | None = None
+    question: str = ""
+    context: str = ""
+    problem: str | None = None
+
+
+def answer_file(
+    pipeline: Callable[..., Any],
+    questions: str | os.PathLike[str],
+    answers: str | os.PathLike[str],
+    *,
+    questions_format: QuestionsFormat | None = None,
+    answers_format: AnswersFormat | None = None,
+    answered_by: str = "",
+    parameters: Mapping[str, Any] | None = None,
+    reporter: Reporter = SILENT,
+) -> Summary:
+    """Answer the questions of one file into another.
+
+    `pipeline` is a QuestionAnsweringPipeline, called with `parameters`; with a `top_k` above 1 a line of answers has
+    a list `answers`. Without formats the names decide: questions are SQuAD's in `.json` and `.json.gz`, answers are
+    predictions in `.json`; all else is JSON Lines. `answered_by` names the model, best by a digest, so that only a
+    run with the same one is resumed. A pipe is not resumed.
+
+    A bad row is reported with its place, becomes a line with `error` (predictions have no entry for it), and does not
+    end the run. Memory does not grow with the number of rows, but for SQuAD's layouts: of questions one article is
+    held at a time, of predictions all.
+
+    Raises BadTarget for a file that is not there, UntrustedInput where the questions cannot be read as a whole,
+    QABuildError where another run is at work on the same answers, and what the pipeline raises where it answers
+    nothing.
+    """
+    source, target = str(questions), str(answers)
+    run = _Run(
+        pipeline=pipeline,
+        source=source,
+        questions_format=questions_format or ("squad" if source.removesuffix(".gz").endswith(".json") else "jsonl"),
+        parameters=dict(parameters or {}),
+        reporter=reporter,
+    )
+    form = answers_format or ("predictions" if target.endswith(".json") else "jsonl")
+    if target == PIPE:
+        return run.to_stream(sys.stdout.buffer, form)
+    if _is_pipe(target):
+        with open(target, "wb") as stream:
+            return run.to_stream(stream, form)
+    _refuse_same(source, target)
+    return run.to_file(Path(target), form, answered_by)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    pipeline: Callable[..., Any]
+    source: str
+    questions_format: QuestionsFormat
+    parameters: Mapping[str, Any]
+    reporter: Reporter
+
+    def to_stream(self, stream: IO[bytes], form: AnswersFormat) -> Summary:
+        tally = _Tally()
+        records = self._records(0, tally)
+        try:
+            if form == "predictions":
+                _write_predictions(stream, records, tally, self.reporter)
+            else:
+                for record in records:
+                    stream.write(_line(record))
+                    stream.flush()
+        except BrokenPipeError:  # the reader has enough; else the interpreter tries, and fails, again
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return tally.summary()
+
+    def to_file(self, path: Path, form: AnswersFormat, answered_by: str) -> Summary:
+        tally = _Tally()
+        with _partial(path, self._digest(answered_by)) as (partial, name):
+            for record in _kept(partial):
+                tally.add(record, resumed=True)
+            if tally.rows:
+                self.reporter.say(f"going on after {tally.rows} rows that an earlier run has done")
+            for record in self._records(tally.rows, tally):
+                partial.write(_line(record))
+                partial.flush()
+            if form == "predictions":
+                partial.seek(0)
+                whole = name.with_suffix(".whole")
+                with open(whole, "wb") as file:
+                    _write_predictions(file, map(json.loads, partial), tally, self.reporter)
+                    _sync(file)
+                os.replace(whole, path)
+                name.unlink()
+            else:
+                _sync(partial)
+                os.replace(name, path)
+        return tally.summary()
+
+    def _records(self, done: int, tally: _Tally) -> Iterator[Record]:
+        """The records of all rows but the first `done`, counted and reported."""
+        total = 0 if _is_pipe(self.source) else sum(1 for _ in self._rows())
+        rows = islice(self._rows(), done, None)
+        with self.reporter.progress("answering", total) as advance:
+            told, when = 0, 0.0
+            for count, (row, result) in enumerate(_answered(self.pipeline, rows, self.parameters), done + 1):
+                record = _record(row, result, self.parameters)
+                if "error" in record:
+                    self.reporter.say(f"{self.source}: {record['error']}")
+                tally.add(record)
+                if time.monotonic() - when > PROGRESS_SECONDS:
+                    advance(count - told)
+                    told, when = count, time.monotonic()
+                yield record
+            advance(tally.rows - told)
+
+    def _rows(self) -> Iterator[Row]:
+        with _opened(self.source) as stream:
+            try:
+                yield from (_jsonl if self.questions_format == "jsonl" else _squad)(stream, self.source)
+            except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+                raise UntrustedInput(f"{self.source}: damaged gzip file ({error})", "fetch or pack it anew") from error
+
+    def _digest(self, answered_by: str) -> str | None:
+        """What makes two runs the same; None where there can be no second."""
+        if _is_pipe(self.source):
+            return None
+        with _opened(self.source, unpack=False) as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+        decided = [content, self.questions_format, answered_by, self.parameters]
+        return hashlib.sha256(json.dumps(decided, sort_keys=True, default=repr).encode()).hexdigest()[:12]
+
+
+@dataclass
+class _Tally:
+    """What was done so far."""
+
+    rows: int = 0
+    bad: int = 0
+    resumed: int = 0
+
+    def add(self, record: Record, resumed: bool = False) -> None:
+        self.rows += 1
+        self.bad += "error" in record
+        self.resumed += resumed
+
+    def summary(self) -> Summary:
+        return Summary(rows=self.rows, answered=self.rows - self.bad, bad=self.bad, resumed=self.resumed)
+
+
+# --- answering ------------------------------------------------------------------------------------------------------
+
+
+def _answered(
+    pipeline: Callable[..., Any], rows: Iterator[Row], parameters: Mapping[str, Any]
+) -> Iterator[tuple[Row, Any]]:
+    """Every row with its result, in order; bad ones with None.
+
+    The pipeline is given a stream. Where that breaks, the rows that it had read are answered one by one, to find the
+    one that broke it, and the others go on in a new stream.
+    """
+    waiting: deque[Row] = deque()
+    more = True
+
+    def asked() -> Iterator[dict[str, str]]:
+        nonlocal more
+        bad = 0
+        for row in rows:
+            waiting.append(row)
+            if row.problem is None:
+                yield {"question": row.question, "context": row.context}
+            elif (bad := bad + 1) == BAD_WAITING:
+                return
+        more = False
+
+    while more:
+        try:
+            for result in pipeline(asked(), **parameters):
+                while waiting[0].problem is not None:
+                    yield waiting.popleft(), None
+                yield waiting.popleft(), result
+        except QABuildError:  # of the file as a whole: no row's fault
+            raise
+        except Exception as error:
+            yield from _one_by_one(pipeline, waiting, parameters, error)
+        else:
+            yield from ((row, None) for row in waiting)
+        waiting.clear()
+
+
+def _one_by_one(
+    pipeline: Callable[..., Any], rows: Iterable[Row], parameters: Mapping[str, Any], error: Exception
+) -> list[tuple[Row, Any]]:
+    """Raises `error` where none of the rows, or none of many in a row, can be answered: then it is no row's fault."""
+    done = []
+    failed = 0
+    for row in rows:
+        result = None
+        if row.problem is None:
+            try:
+                result = pipeline(question=row.question, context=row.context, **parameters)
+                failed = 0
+            except Exception as problem:
+                row = _bad(row.at, f"{row.at} cannot be answered ({type(problem).__name__}: {problem})", row.id)
+                failed += 1
+        done.append((row, result))
+        if failed == FAILED_IN_A_ROW:
+            raise error
+    if all(result is None for _, result in done):
+        raise error
+    return done
+
+
+def _record(row: Row, result: Any, parameters: Mapping[str, Any]) -> Record:
+    if row.problem is not None:
+        return {"id": row.id, "at": row.at, "error": row.problem}
+    found = [_ordered(answer) for answer in (result if isinstance(result, list) else [result])]
+    if not all(math.isfinite(answer["score"]) for answer in found):
+        return {"id": row.id, "at": row.at, "error": f"{row.at}: the model's scores are not numbers"}
+    several = isinstance(result, list) or parameters.get("top_k", 1) > 1
+    return {"id": row.id, "answers": found} if several else {"id": row.id, **found[0]}
+
+
+def _ordered(answer: Mapping[str, Any]) -> Record:
+    return {name: answer[name] for name in ("answer", "score", "start", "end")}
+
+
+# --- reading --------------------------------------------------------------------------------------------------------
+
+
+def _is_pipe(name: str) -> bool:
+    """Whether that is a pipe, a device or the like: to be read once, and never to be replaced by a file."""
+    return name == PIPE or not stat.S_ISREG(_mode(name))
+
+
+def _mode(name: str) -> int:
+    """The file's mode; that of a plain file where there is none."""
+    try:
+        return os.stat(name).st_mode
+    except OSError:
+        return stat.S_IFREG
+
+
+def _refuse_same(source: str, target: str) -> None:
+    if os.path.exists(target) and source != PIPE and os.path.exists(source) and os.path.samefile(source, target):
+        raise BadTarget(f"{target}: the answers would replace the questions", "name another file of answers")
+
+
+@contextmanager
+def _opened(source: str, unpack: bool = True) -> Iterator[IO[bytes]]:
+    """The questions' bytes, unpacked if they begin as gzip files do."""
+    try:
+        raw: Any = sys.stdin.buffer if source == PIPE else open(source, "rb")  # noqa: SIM115 - closed below
+    except FileNotFoundError as error:
+        raise BadTarget(f"{source}: there is no such file", "check the path; '-' reads from a pipe") from error
+    except OSError as error:
+        raise BadTarget(f"{source}: cannot be read ({error.strerror})", "give a .jsonl or SQuAD .json file") from error
+    try:
+        packed = unpack and raw.peek(2)[:2] == b"\x1f\x8b"
+        stream: Any = gzip.GzipFile(fileobj=raw) if packed else raw
+        yield stream
+    finally:
+        if source != PIPE:
+            raw.close()
+
+
+def _jsonl(stream: IO[bytes], where: str) -> Iterator[Row]:
+    for number, line in enumerate(stream, 1):
+        at = f"line {number}"
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            yield _bad(at, f"{at} is not JSON ({error})")
+        else:
+            yield _row(entry, entry, where, at)
+
+
+def _squad(stream: IO[bytes], where: str) -> Iterator[Row]:
+    """A context belongs to all questions of its paragraph; what is wrong higher up is one bad row."""
+    for index, article in enumerate(_articles(io.TextIOWrapper(stream, encoding="utf-8-sig"), where)):
+        try:
+            paragraphs = list(items(article, "paragraphs", where, f"data[{index}]"))
+        except UntrustedInput as error:
+            yield _bad(f"data[{index}]", _problem(error, where))
+            continue
+        for paragraph, at in paragraphs:
+            try:
+                entries = list(items(paragraph, "qas", where, at))
+            except UntrustedInput as error:
+                yield _bad(at, _problem(error, where))
+                continue
+            yield from (_row(entry, paragraph, where, at_entry) for entry, at_entry in entries)
+
+
+def _row(entry: Any, holder: Any, where: str, at: str) -> Row:
+    """The row of `entry`; `holder` has its context."""
+    name = entry.get("id") if isinstance(entry, dict) else None
+    known = name if isinstance(name, str | int) else None
+    try:
+        if type(name) is not int:
+            field(entry, "id", str, where, at)
+        question = field(entry, "question", str, where, at)
+        context = field(holder, "context", str, where, at)
+    except UntrustedInput as error:
+        return _bad(at, _problem(error, where), known)
+    blank = [key for key, text in (("id", str(name)), ("question", question), ("context", context)) if not text.strip()]
+    if blank:
+        return _bad(at, f"{at}.{blank[0]} is blank", known)
+    try:
+        f"{name}{question}{context}".encode()
+    except UnicodeEncodeError:
+        return _bad(at, f"{at} holds characters that are no text (lone surrogates)")
+    return Row(at=at, id=known, question=question, context=context)
+
+
+def _problem(error: UntrustedInput, where: str) -> str:
+    """What is wrong, without the file's name, which is reported beside it."""
+    return error.message.removeprefix(f"{where}: ").removeprefix("not in the layout of SQuAD: ")
+
+
+def _bad(at: str, problem: str, name: str | int | None = None) -> Row:
+    return Row(at=at, id=name, problem=problem)
+
+
+def _articles(text: io.TextIOWrapper, where: str) -> Iterator[Any]:
+    """The entries of the list `data` of a JSON document, each read when it is asked for."""
+    try:
+        yield from _entries(_Reader(text), where)
+    except UnicodeDecodeError as error:
+        raise UntrustedInput(f"{where}: not UTF-8 text ({error.reason})", "give a SQuAD-layout JSON file") from error
+    except (json.JSONDecodeError, RecursionError) as error:
+        problem = getattr(error, "msg", error)
+        raise UntrustedInput(f"{where}: not JSON ({problem})", "give a SQuAD-layout JSON file") from error
+    finally:
+        text.detach()  # what it wraps is closed by who opened it
+
+
+def _entries(reader: _Reader, where: str) -> Iterator[Any]:
+    found = False
+    reader.expect("{")
+    while not reader.takes("}"):
+        key = reader.value()
+        reader.expect(":")
+        if key == "data" and reader.takes("["):
+            found = True
+            while not reader.takes("]"):
+                yield reader.value()
+                reader.separator("]")
+        else:
+            reader.value()
+        reader.separator("}")
+    reader.end()
+    if not found:
+        raise UntrustedInput(f"{where}: not in the layout of SQuAD: there is no list 'data'", "give a SQuAD document")
+
+
+class _Reader:
+    """Reads a JSON text value by value; holds the one it is at."""
+
+    def __init__(self, text: io.TextIOWrapper) -> None:
+        self._text, self._read, self._at = text, "", 0
+        self._decoder = json.JSONDecoder()
+
+    def value(self) -> Any:
+        while self._next():
+            try:
+                value, end = self._decoder.raw_decode(self._read, self._at)
+            except json.JSONDecodeError:
+                if not self._more():
+                    raise
+            else:
+                if end < len(self._read) or not self._more():  # a number may go on
+                    self._at = end
+                    return value
+        raise json.JSONDecodeError("it ends too early", self._read, self._at)
+
+    def expect(self, sign: str) -> None:
+        if not self.takes(sign):
+            raise json.JSONDecodeError(f"a {sign!r} is missing", self._read, self._at)
+
+    def takes(self, sign: str) -> bool:
+        """Whether that sign is next; then it is read."""
+        taken = self._next() == sign
+        self._at += taken
+        return taken
+
+    def separator(self, end: str) -> None:
+        """Read the comma that stands before every further value; `end` stays."""
+        if self._next() != end:
+            self.expect(",")
+
+    def end(self) -> None:
+        if self._next():
+            raise json.JSONDecodeError("more follows its end", self._read, self._at)
+
+    def _next(self) -> str:
+        """The next character that is not blank, and stays; empty at the text's end."""
+        while True:
+            while self._at < len(self._read):
+                if self._read[self._at] not in " \t\r\n":
+                    return self._read[self._at]
+                self._at += 1
+            if not self._more():
+                return ""
+
+    def _more(self) -> bool:
+        """Read on, as much again as there is, so that a long value is not tried too often."""
+        more = self._text.read(max(READ_CHARACTERS, len(self._read) - self._at))
+        if more:
+            self._read, self._at = self._read[self._at :] + more, 0
+        return bool(more)
+
+
+# --- writing --------------------------------------------------------------------------------------------------------
+
+
+def _line(record: Record) -> bytes:
+    return json.dumps(record, ensure_ascii=False).encode() + b"\n"
+
+
+@contextmanager
+def _partial(path: Path, digest: str | None) -> Iterator[tuple[IO[bytes], Path]]:
+    """The file in which answers are collected, for this run alone, and its path. Without a digest it is begun anew."""
+    import fcntl
+
+    name = path.with_name(f"{path.name}.{digest}.partial" if digest else f"{path.name}.partial")
+    with open(name, "a+b") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise QABuildError(
+                f"{path}: another run is answering these questions", "wait for it, or name another file of answers"
+            ) from None
+        if digest is None:
+            file.truncate(0)
+        yield file, name
+
+
+def _kept(partial: IO[bytes]) -> Iterator[Record]:
+    """The records that a run has left; behind the last whole one the file is cut off."""
+    end = 0
+    partial.seek(0)
+    for line in partial:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            break
+        if not line.endswith(b"\n"):
+            break
+        end += len(line)
+        yield record
+    partial.truncate(end)
+
+
+def _write_predictions(file: IO[bytes], records: Iterable[Record], tally: _Tally, reporter: Reporter) -> None:
+    """SQuAD's predictions: a text for each id. Of rows that share an id the first counts."""
+    texts: dict[str, str] = {}
+    for record in records:
+        if "error" in record:
+            continue
+        name = str(record["id"])
+        if name in texts:
+            tally.bad += 1
+            reporter.say(f"the id {name!r} is there more than once; the predictions hold the first answer")
+        else:
+            texts[name] = (record["answers"][0] if "answers" in record else record)["answer"]
+    file.write(json.dumps(texts, ensure_ascii=False, indent=4).encode() + b"\n")
+
+
+def _sync(file: IO[bytes]) -> None:
+    """Have all that was written on the disk before the file gets its name."""
+    file.flush()
+    os.fsync(file.fileno())
