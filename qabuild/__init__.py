@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from qabuild.builder import Built, build
     from qabuild.errors import BadTarget, MissingEnvironment, QABuildError, UntrustedInput, VerificationFailed
     from qabuild.loading import load
+    from qabuild.pipeline import QuestionAnsweringPipeline
     from qabuild.target import Target
     from qabuild.verification import Verification, verify
 
@@ -26,6 +27,7 @@ _HOMES = {
     "Built": "builder",
     "MissingEnvironment": "errors",
     "QABuildError": "errors",
+    "QuestionAnsweringPipeline": "pipeline",
     "Target": "target",
     "UntrustedInput": "errors",
     "Verification": "verification",
@@ -40,6 +42,7 @@ __all__ = [
     "Built",
     "MissingEnvironment",
     "QABuildError",
+    "QuestionAnsweringPipeline",
     "Target",
     "UntrustedInput",
     "Verification",

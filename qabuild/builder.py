@@ -143,7 +143,7 @@ def _refer(made: Plan, folder: Path, offline: bool, reporter: Reporter) -> Mappi
     }
     model = load_model(checkpoint).to(made.step("reference").inputs["reference.device"])
     tokenizer = load_tokenizer(checkpoint.directory)
-    reference.make(model, tokenizer, questions, described, target.verify.batch_size, folder, reporter)
+    reference.make(model, tokenizer, questions, described, folder, reporter)
     return {}
 
 

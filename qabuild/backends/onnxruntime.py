@@ -35,7 +35,9 @@ class Options(Frozen):
     level: Literal[0, 1, 2, 99] = Field(
         2, description="graph optimisation: 0 exports only, 1 basic, 2 extended, 99 all, bound to this processor"
     )
-    provider: Provider | None = Field(None, description="execution provider; chosen by runtime.device where it is absent")
+    provider: Provider | None = Field(
+        None, description="execution provider; chosen by runtime.device where it is absent"
+    )
     allow_missing_fusions: bool = Field(False, description="keep a graph in which the optimiser fused less than usual")
     allow_fp16_on_cpu: bool = Field(False, description="build fp16 for the CPU, where it is slower than fp32")
 
