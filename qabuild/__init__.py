@@ -17,10 +17,11 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from qabuild.builder import Built, build
     from qabuild.errors import BadTarget, MissingEnvironment, QABuildError, UntrustedInput, VerificationFailed
+    from qabuild.evidence import Verification
     from qabuild.loading import load
     from qabuild.pipeline import QuestionAnsweringPipeline
     from qabuild.target import Target
-    from qabuild.verification import Verification, verify
+    from qabuild.verification import verify
 
 _HOMES = {
     "BadTarget": "errors",
@@ -30,7 +31,7 @@ _HOMES = {
     "QuestionAnsweringPipeline": "pipeline",
     "Target": "target",
     "UntrustedInput": "errors",
-    "Verification": "verification",
+    "Verification": "evidence",
     "VerificationFailed": "errors",
     "build": "builder",
     "load": "loading",

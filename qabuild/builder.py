@@ -20,11 +20,11 @@ from qabuild.checkpoint import Checkpoint, load_model, load_tokenizer
 from qabuild.compiling import compile_apart
 from qabuild.console import SILENT, Reporter
 from qabuild.errors import QABuildError, VerificationFailed
+from qabuild.evidence import Measurement, Verification
 from qabuild.plan import Plan, Step
 from qabuild.store import Entry, Store, place
 from qabuild.target import Target
 from qabuild.target import load as load_target
-from qabuild.verification import Measurement, Verification
 
 MEASUREMENT = "measurement.json"
 

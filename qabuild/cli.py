@@ -23,7 +23,7 @@ from qabuild.errors import INTERRUPTED, QABuildError, VerificationFailed
 
 if TYPE_CHECKING:
     from qabuild.builder import Built
-    from qabuild.verification import Verification
+    from qabuild.evidence import Verification
 
 EPILOG = """\b
 Exit status:

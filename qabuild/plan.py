@@ -30,7 +30,7 @@ STEPS = ("compile", "reference", "verify")
 CODE: dict[str, tuple[str, ...]] = {
     "compile": ("checkpoint", "compiling", "examination", "weights"),
     "reference": ("checkpoint", "data", "pipeline", "reference"),
-    "verify": ("data", "loading", "pipeline", "reference", "roundtrip", "squad", "verification"),
+    "verify": ("data", "evidence", "loading", "pipeline", "reference", "roundtrip", "squad", "verification"),
 }
 
 
