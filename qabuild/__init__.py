@@ -17,18 +17,21 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from qabuild.builder import Built, build
     from qabuild.errors import BadTarget, MissingEnvironment, QABuildError, UntrustedInput, VerificationFailed
+    from qabuild.evidence import Verification
     from qabuild.loading import load
+    from qabuild.pipeline import QuestionAnsweringPipeline
     from qabuild.target import Target
-    from qabuild.verification import Verification, verify
+    from qabuild.verification import verify
 
 _HOMES = {
     "BadTarget": "errors",
     "Built": "builder",
     "MissingEnvironment": "errors",
     "QABuildError": "errors",
+    "QuestionAnsweringPipeline": "pipeline",
     "Target": "target",
     "UntrustedInput": "errors",
-    "Verification": "verification",
+    "Verification": "evidence",
     "VerificationFailed": "errors",
     "build": "builder",
     "load": "loading",
@@ -40,6 +43,7 @@ __all__ = [
     "Built",
     "MissingEnvironment",
     "QABuildError",
+    "QuestionAnsweringPipeline",
     "Target",
     "UntrustedInput",
     "Verification",

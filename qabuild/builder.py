@@ -21,11 +21,11 @@ from qabuild.checkpoint import Checkpoint, load_model, load_tokenizer
 from qabuild.compiling import compile_apart
 from qabuild.console import SILENT, Reporter
 from qabuild.errors import BadTarget, QABuildError
+from qabuild.evidence import Measurement, Verification
 from qabuild.plan import Plan, Step
 from qabuild.store import Entry, Store, explained, place
 from qabuild.target import Target
 from qabuild.target import load as load_target
-from qabuild.verification import Measurement, Verification
 
 MEASUREMENT = "measurement.json"
 
@@ -151,7 +151,7 @@ def _refer(made: Plan, folder: Path, offline: bool, reporter: Reporter) -> Mappi
     }
     model = load_model(checkpoint).to(made.step("reference").inputs["reference.device"])
     tokenizer = load_tokenizer(checkpoint.directory)
-    reference.make(model, tokenizer, questions, described, target.verify.batch_size, folder, reporter)
+    reference.make(model, tokenizer, questions, described, folder, reporter)
     return {}
 
 

@@ -26,9 +26,9 @@ from qabuild.errors import INTERRUPTED, BadTarget, QABuildError, VerificationFai
 
 if TYPE_CHECKING:
     from qabuild.builder import Built
+    from qabuild.evidence import Verification
     from qabuild.plan import Step
     from qabuild.target import Target
-    from qabuild.verification import Verification
 
 T = TypeVar("T")
 

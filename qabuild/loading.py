@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qabuild import machine
 from qabuild.artifact import Artifact, open_artifact
 from qabuild.backends import Runtime, backend
 
+if TYPE_CHECKING:
+    from qabuild.pipeline import QuestionAnsweringPipeline
 
-def load(artifact: str | Path, *, digest: str | None = None) -> Any:
+
+def load(artifact: str | Path, *, digest: str | None = None) -> QuestionAnsweringPipeline:
     """A question-answering pipeline over the artifact at that path.
 
     Every file is held against the manifest, and the manifest against `digest` where one is given, before anything is
     deserialised. Raises BadTarget, UntrustedInput or MissingEnvironment.
     """
-    from transformers import pipeline
+    from qabuild.pipeline import QuestionAnsweringPipeline
 
-    model, tokenizer = load_model(open_artifact(Path(artifact), digest))
-    return pipeline("question-answering", model=model, tokenizer=tokenizer, device=model.device)
+    return QuestionAnsweringPipeline(*load_model(open_artifact(Path(artifact), digest)))
 
 
 def load_model(artifact: Artifact) -> tuple[Any, Any]:

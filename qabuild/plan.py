@@ -30,8 +30,8 @@ STEPS = ("compile", "reference", "verify")
 # Modules and packages whose code decides a step's result, beside the backend's own.
 CODE: dict[str, tuple[str, ...]] = {
     "compile": ("checkpoint", "compiling", "examination", "weights"),
-    "reference": ("checkpoint", "data", "reference", "roundtrip"),
-    "verify": ("data", "loading", "reference", "roundtrip", "squad", "verification"),
+    "reference": ("checkpoint", "data", "pipeline", "reference"),
+    "verify": ("data", "evidence", "loading", "pipeline", "reference", "roundtrip", "squad", "verification"),
 }
 
 

@@ -1,18 +1,18 @@
 """What the checkpoint itself answers: the standard that every artifact made from it is held against.
 
-The reference is the eager fp32 model in the stock round trip. Its answers, and its logits on a few probe inputs, are
-sealed into the artifact, so that the artifact can be verified where the checkpoint is not.
+The reference is the eager fp32 model in a question-answering pipeline. Its answers, and its logits on a few probe
+inputs, are sealed into the artifact, so that the artifact can be verified where the checkpoint is not.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qabuild import roundtrip
 from qabuild.console import SILENT, Reporter
 from qabuild.errors import UntrustedInput
 
@@ -22,12 +22,13 @@ if TYPE_CHECKING:
 FOLDER = "reference"
 ANSWERS = "answers.json"
 PROBES = "probes.safetensors"
-PACKAGES = roundtrip.PACKAGES
+PACKAGES = ("transformers", "tokenizers", "torch")
+"""Distributions that decide what a pipeline answers, beside the model."""
 
 # (questions, most tokens, padded to that length). Several batch sizes and lengths, with padding and without: a graph
 # that was traced for one shape, or a mask that overflows, shows itself on another.
 PROBE_SHAPES: tuple[tuple[int, int, bool], ...] = ((1, 48, False), (3, 128, False), (2, 384, True), (5, 224, False))
-CHUNK = 4  # batches between two reports of progress
+CHUNK = 32  # questions between two reports of progress, and between two turns where several answer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,22 +43,42 @@ class Reference:
     """Ids of the questions of each probe."""
 
 
-def answer_all(
-    trip: roundtrip.RoundTrip, questions: Sequence[Question], batch_size: int, reporter: Reporter, label: str
-) -> dict[str, str]:
-    """Every question through the round trip, with progress."""
-    answers: dict[str, str] = {}
-    with reporter.progress(label, len(questions)) as advance:
-        for chunk in chunks(questions, batch_size):
-            answers.update(trip.answer(chunk).answers)
-            advance(len(chunk))
-    return answers
+@dataclass(frozen=True, kw_only=True)
+class Answered:
+    """What a pipeline made of some questions."""
+
+    answers: Mapping[str, str]
+    """Text by question id; the empty string says that there is no answer."""
+    seconds: float
 
 
-def chunks(questions: Sequence[Question], batch_size: int) -> list[Sequence[Question]]:
-    """The questions in order, some batches at a time."""
-    size = CHUNK * batch_size
-    return [questions[start : start + size] for start in range(0, len(questions), size)]
+Ask = Callable[["Sequence[Question]"], Answered]
+
+
+def asking(model: Any, tokenizer: Any, *, squad_v2: bool) -> Ask:
+    """Questions to answers, by `qabuild.QuestionAnsweringPipeline` with its defaults.
+
+    `squad_v2` lets it say that a question has no answer; set it where the data hold such questions.
+    """
+    from qabuild.pipeline import QuestionAnsweringPipeline
+
+    pipeline = QuestionAnsweringPipeline(model, tokenizer, handle_impossible_answer=squad_v2)
+
+    def ask(questions: Sequence[Question]) -> Answered:
+        examples = [{"question": question.question, "context": question.context} for question in questions]
+        started = time.perf_counter()
+        results = pipeline(examples)
+        seconds = time.perf_counter() - started
+        # Where no span is left, as with logits that are not numbers, the result is an empty list.
+        answers = {q.id: result["answer"] if result else "" for q, result in zip(questions, results, strict=True)}
+        return Answered(answers=answers, seconds=seconds)
+
+    return ask
+
+
+def chunks(questions: Sequence[Question]) -> list[Sequence[Question]]:
+    """The questions in order, some at a time."""
+    return [questions[start : start + CHUNK] for start in range(0, len(questions), CHUNK)]
 
 
 def make(
@@ -65,15 +86,18 @@ def make(
     tokenizer: Any,
     questions: QuestionSet,
     data: Mapping[str, Any],
-    batch_size: int,
     directory: Path,
     reporter: Reporter = SILENT,
 ) -> None:
     """Ask the checkpoint's `model` every question, and write answers and probes into `directory`."""
     from safetensors.torch import save_file
 
-    trip = roundtrip.RoundTrip(model, tokenizer, batch_size=batch_size, squad_v2=questions.has_unanswerable)
-    answers = answer_all(trip, questions.questions, batch_size, reporter, "checkpoint answers")
+    ask = asking(model, tokenizer, squad_v2=questions.has_unanswerable)
+    answers: dict[str, str] = {}
+    with reporter.progress("checkpoint answers", len(questions)) as advance:
+        for chunk in chunks(questions.questions):
+            answers.update(ask(chunk).answers)
+            advance(len(chunk))
     probes = _choose_probes(questions.questions)
     tensors: dict[str, Any] = {}
     for number, (ids, shape) in enumerate(zip(probes, PROBE_SHAPES, strict=True)):

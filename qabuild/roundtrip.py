@@ -5,30 +5,26 @@ The only room that imports either, since later releases of transformers have no 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from qabuild import squad
+from qabuild import reference, squad
+from qabuild.reference import Answered
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from qabuild.data import Question
 
-PACKAGES = ("evaluate", "transformers", "tokenizers", "torch")
-"""Distributions that decide what the round trip answers, beside the model."""
+PACKAGES = ("evaluate", *reference.PACKAGES)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Answered:
-    """What one call of the evaluator gave."""
+def is_available() -> bool:
+    """Whether the installed transformers has the stock pipeline."""
+    import transformers
 
-    answers: Mapping[str, str]
-    """Text by question id; the empty string says that there is no answer."""
-    seconds: float
-    """Of the pipeline alone, as the evaluator measures it."""
+    return hasattr(transformers, "QuestionAnsweringPipeline")
 
 
 class RoundTrip:
@@ -44,7 +40,7 @@ class RoundTrip:
                 model=model, tokenizer=tokenizer, device=model.device, batch_size=batch_size, task="question-answering"
             )
 
-    def answer(self, questions: Sequence[Question]) -> Answered:
+    def __call__(self, questions: Sequence[Question]) -> Answered:
         """Put the questions through the pipeline, in order."""
         import datasets
         from evaluate.evaluator import QuestionAnsweringEvaluator

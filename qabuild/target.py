@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self, Union
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union
 
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
@@ -115,7 +115,10 @@ class Verify(Frozen):
     split: str = Field("validation", min_length=1, description="split of the data set; of 'sample': train, validation")
     samples: int | None = Field(None, ge=1, description="how many questions, drawn by `seed`; all where it is absent")
     seed: int = Field(0, ge=0, description="seed of that draw, a whole number from 0")
-    batch_size: int = Field(8, ge=1, description="windows that the pipeline puts through the model at once")
+    stock: Annotated[float, Field(ge=0, le=1)] | Literal["all"] = Field(
+        0.1, description='share of the questions that transformers\' own pipeline answers as well, 0 to 1 or "all"'
+    )
+    batch_size: int = Field(8, ge=1, description="windows that the stock pipeline puts through the model at once")
     gates: Gates = Field(Gates(), description="what must hold")
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -21,129 +21,17 @@ from qabuild.backends import backend
 from qabuild.console import SILENT, Reporter
 from qabuild.data import Question, QuestionSet
 from qabuild.errors import BadTarget, UntrustedInput
+from qabuild.evidence import Flip, Gate, Measurement, Speed, Stock, Verification
 from qabuild.loading import load_model
+from qabuild.reference import Answered, Ask
 from qabuild.target import Gates
 
+ARTIFACT, CHECKPOINT, STOCK = "artifact", "checkpoint", "stock"
+"""Who answers: the artifact and the checkpoint in our pipeline, the artifact in the stock one."""
 SPEED_QUESTIONS = 512  # how many of the questions artifact and checkpoint answer by turns
+WARM_UP = 8  # questions that each answers before the first round
+TIE = 1e-4  # two answers whose scores are this close may change places with the order of sums
 RESAMPLES = 2000  # of the bootstrap: the interval's ends then move by less than a tenth of its width
-
-
-@dataclass(frozen=True, kw_only=True)
-class Flip:
-    """A question that artifact and checkpoint answer differently."""
-
-    id: str
-    question: str
-    checkpoint: str
-    artifact: str
-    gold: Sequence[str]
-    f1_difference: float
-    """F1 of the artifact's answer less that of the checkpoint's, in points; negative where it lost."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Speed:
-    """Samples/s of both, on the same questions, taking turns within one run."""
-
-    artifact: float
-    checkpoint: float
-    speedup: float
-    speedup_interval: tuple[float, float]
-    """95 %, bootstrap over the rounds."""
-    questions: int
-    rounds: int
-    batch_size: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measurement:
-    """What was found; no judgement."""
-
-    data: Mapping[str, Any]
-    questions: int
-    checkpoint_exact_match: float
-    checkpoint_f1: float
-    exact_match: float
-    f1: float
-    f1_difference: float
-    f1_difference_interval: tuple[float, float]
-    """95 %, paired bootstrap over the questions, in points."""
-    agreement: float
-    """Share of questions with the same answer text."""
-    flips: Sequence[Flip]
-    samples_per_second: float
-    """Of the artifact alone, over all questions."""
-    speed: Speed | None
-    """None where the checkpoint was not there to take turns with."""
-    same_tokens: bool
-    """Whether the artifact's tokenizer makes the sealed input ids of the probes."""
-    finite_logits: bool
-    logit_difference: float
-    """Largest on the probes, where attention_mask is 1."""
-    probes: Sequence[Mapping[str, Any]]
-    """batch, sequence and largest difference of each."""
-    versions: Mapping[str, str]
-    machine: Mapping[str, Any]
-
-    @property
-    def f1_retention(self) -> float:
-        """F1 of the artifact over F1 of the checkpoint; 0 where the checkpoint answers nothing right."""
-        return self.f1 / self.checkpoint_f1 if self.checkpoint_f1 else 0.0
-
-    def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "f1_retention": self.f1_retention}
-
-    @classmethod
-    def from_dict(cls, document: Mapping[str, Any]) -> Measurement:
-        fields = {name: value for name, value in document.items() if name != "f1_retention"}
-        speed = fields["speed"]
-        return cls(
-            **{
-                **fields,
-                "flips": [Flip(**flip) for flip in fields["flips"]],
-                "speed": Speed(**{**speed, "speedup_interval": tuple(speed["speedup_interval"])}) if speed else None,
-                "f1_difference_interval": tuple(fields["f1_difference_interval"]),
-            }
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Gate:
-    """One thing that must hold."""
-
-    name: str
-    limit: float | bool
-    value: float | bool | None
-    passed: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class Verification:
-    """The evidence: what was found of which artifact, and whether that is enough."""
-
-    artifact: str
-    manifest: str
-    """Digest of the manifest: the evidence speaks of these bytes only."""
-    passed: bool
-    gates: Sequence[Gate]
-    measurement: Measurement
-    verified_at: str
-    """UTC, ISO 8601."""
-    key: str | None = None
-    """Key of the plan's step that measured it, where a build did."""
-
-    @property
-    def failed_gates(self) -> list[Gate]:
-        return [gate for gate in self.gates if not gate.passed]
-
-    def to_dict(self) -> dict[str, Any]:
-        """The evidence as JSON values, as it stands in verification.json."""
-        return {**asdict(self), "measurement": self.measurement.to_dict()}
-
-    @classmethod
-    def from_dict(cls, document: Mapping[str, Any]) -> Verification:
-        gates = [Gate(**gate) for gate in document["gates"]]
-        return cls(**{**document, "gates": gates, "measurement": Measurement.from_dict(document["measurement"])})
 
 
 def verify(
@@ -209,19 +97,22 @@ def measure(
     _require_same_questions(questions, sealed)
     manifest = artifact.manifest
     model, tokenizer = load_model(artifact)
-    batch_size = int(manifest.verify["batch_size"])
     squad_v2 = questions.has_unanswerable
-    trip = roundtrip.RoundTrip(model, tokenizer, batch_size=batch_size, squad_v2=squad_v2)
-    base = None
+    contestants = {ARTIFACT: reference.asking(model, tokenizer, squad_v2=squad_v2)}
     if baseline is not None:
-        base = roundtrip.RoundTrip(baseline, tokenizer, batch_size=batch_size, squad_v2=squad_v2)
-    answers, seconds, rounds = _answer(trip, base, questions.questions, batch_size, reporter)
+        contestants[CHECKPOINT] = reference.asking(baseline, tokenizer, squad_v2=squad_v2)
+    share, batch_size = _stock_share(manifest.verify["stock"]), int(manifest.verify["batch_size"])
+    if share and roundtrip.is_available():
+        contestants[STOCK] = roundtrip.RoundTrip(model, tokenizer, batch_size=batch_size, squad_v2=squad_v2)
+    rounds = _take_turns(contestants, questions.questions, share, reporter)
+    answers = _answers_of(ARTIFACT, rounds)
     return Measurement(
         data=sealed.data,
         questions=len(questions),
         **_compare_answers(questions.questions, answers, sealed.answers),
-        samples_per_second=len(questions) / seconds,
-        speed=_speed(rounds, batch_size) if rounds else None,
+        samples_per_second=len(questions) / sum(each[ARTIFACT].seconds for each in rounds),
+        speed=_speed([each for each in rounds if CHECKPOINT in each]),
+        stock=_stock([each for each in rounds if STOCK in each], batch_size, questions, model, tokenizer),
         **_compare_logits(artifact.directory, model, tokenizer, questions, sealed),
         versions=machine.versions({*roundtrip.PACKAGES, *backend(manifest.backend["name"]).PACKAGES}),
         machine=machine.describe(),
@@ -237,6 +128,11 @@ def judge(artifact: Artifact, measurement: Measurement, gates: Gates, key: str |
         _at_least("min_f1_retention", limits.min_f1_retention, measurement.f1_retention),
         _at_least("min_agreement", limits.min_agreement, measurement.agreement),
         _at_most("max_logit_difference", limits.max_logit_difference, measurement.logit_difference),
+        _at_least(
+            "same_as_stock",
+            _stock_limit(artifact, measurement, limits),
+            measurement.stock.agreement if measurement.stock else None,
+        ),
         _at_least("min_speedup", limits.min_speedup, measurement.speed.speedup if measurement.speed else None),
     ]
     judged = [Gate(name=n, limit=lim, value=v, passed=ok) for n, lim, v, ok in found if lim is not None]
@@ -249,6 +145,13 @@ def judge(artifact: Artifact, measurement: Measurement, gates: Gates, key: str |
         verified_at=datetime.now(UTC).isoformat(timespec="seconds"),
         key=key,
     )
+
+
+def _stock_limit(artifact: Artifact, measurement: Measurement, limits: Gates) -> float | None:
+    """In fp32 our pipeline and the stock one differ in ties only; in fewer bits logits depend on the whole batch."""
+    if measurement.stock is None:
+        return None
+    return 1.0 if artifact.manifest.runtime["dtype"] == "fp32" else limits.min_agreement
 
 
 def explain_failure(verification: Verification, directory: Path) -> tuple[str, str]:
@@ -301,58 +204,95 @@ def _require_same_questions(questions: QuestionSet, sealed: reference.Reference)
         )
 
 
-def _answer(
-    trip: roundtrip.RoundTrip,
-    base: roundtrip.RoundTrip | None,
-    questions: Sequence[Question],
-    batch_size: int,
-    reporter: Reporter,
-) -> tuple[dict[str, str], float, list[tuple[int, float, float]]]:
-    """Answers, the artifact's seconds, and per round: questions, seconds of the artifact, seconds of the checkpoint.
+Round = Mapping[str, Answered]
+"""What the contestants of one round made of the same questions, by name."""
 
-    In the first rounds artifact and checkpoint take turns, and take turns at going first, so that a machine that
-    slows down or speeds up does so for both.
+
+def _take_turns(
+    contestants: Mapping[str, Ask], questions: Sequence[Question], share: float, reporter: Reporter
+) -> list[Round]:
+    """Every question to the artifact; round by round, some of them to the others as well.
+
+    Who goes first changes, so that a machine that slows down or speeds up does so for all alike.
     """
-    chunks = reference.chunks(questions, batch_size)
-    warm_up = chunks[0][:batch_size]
-    for each in (trip, base):
-        if each is not None:
-            each.answer(warm_up)
-    answers: dict[str, str] = {}
-    seconds, rounds, paired = 0.0, [], 0
+    chunks = reference.chunks(questions)
+    for ask in contestants.values():
+        ask(chunks[0][:WARM_UP])
+    rounds: list[Round] = []
+    asked = 0
     with reporter.progress("artifact answers", len(questions)) as advance:
         for number, chunk in enumerate(chunks):
-            slower = None
-            with_base = base is not None and paired < SPEED_QUESTIONS
-            if base is not None and with_base and number % 2:
-                slower = base.answer(chunk)
-            answered = trip.answer(chunk)
-            if base is not None and with_base and not number % 2:
-                slower = base.answer(chunk)
-            if slower is not None:
-                rounds.append((len(chunk), answered.seconds, slower.seconds))
-                paired += len(chunk)
-            answers.update(answered.answers)
-            seconds += answered.seconds
+            due = {
+                ARTIFACT: True,
+                CHECKPOINT: asked < SPEED_QUESTIONS,
+                STOCK: ceil((number + 1) * share) > ceil(number * share),
+            }
+            names = [name for name in contestants if due[name]]
+            turn = number % len(names)
+            rounds.append({name: contestants[name](chunk) for name in names[turn:] + names[:turn]})
+            asked += len(chunk)
             advance(len(chunk))
-    return answers, seconds, rounds
+    return rounds
 
 
-def _speed(rounds: Sequence[tuple[int, float, float]], batch_size: int) -> Speed:
+def _answers_of(name: str, rounds: Sequence[Round]) -> dict[str, str]:
+    return {question: answer for each in rounds for question, answer in each[name].answers.items()}
+
+
+def _speed(rounds: Sequence[Round]) -> Speed | None:
     import numpy as np
 
-    count, own, other = (np.array(column, dtype=float) for column in zip(*rounds, strict=True))
+    if not rounds:
+        return None
+    count = sum(len(each[ARTIFACT].answers) for each in rounds)
+    own, other = (np.array([each[name].seconds for each in rounds]) for name in (ARTIFACT, CHECKPOINT))
     drawn = np.random.default_rng(0).integers(0, len(rounds), (RESAMPLES, len(rounds)))
     low, high = np.percentile(other[drawn].sum(1) / own[drawn].sum(1), (2.5, 97.5))
     return Speed(
-        artifact=float(count.sum() / own.sum()),
-        checkpoint=float(count.sum() / other.sum()),
+        artifact=float(count / own.sum()),
+        checkpoint=float(count / other.sum()),
         speedup=float(other.sum() / own.sum()),
         speedup_interval=(float(low), float(high)),
-        questions=int(count.sum()),
+        questions=count,
         rounds=len(rounds),
-        batch_size=batch_size,
     )
+
+
+def _stock_share(stock: Any) -> float:
+    return 1.0 if stock == "all" else float(stock)
+
+
+def _stock(
+    rounds: Sequence[Round], batch_size: int, questions: QuestionSet, model: Any, tokenizer: Any
+) -> Stock | None:
+    if not rounds:
+        return None
+    own, stock = _answers_of(ARTIFACT, rounds), _answers_of(STOCK, rounds)
+    differing = [question for question in questions.questions if own.get(question.id) != stock.get(question.id)]
+    seconds = {name: sum(each[name].seconds for each in rounds) for name in (ARTIFACT, STOCK)}
+    return Stock(
+        questions=len(own),
+        batch_size=batch_size,
+        differences=len(differing),
+        ties=_ties(differing, stock, questions.has_unanswerable, model, tokenizer),
+        samples_per_second=len(own) / seconds[STOCK],
+        times_stock=seconds[STOCK] / seconds[ARTIFACT],
+    )
+
+
+def _ties(differing: Sequence[Question], stock: Mapping[str, str], squad_v2: bool, model: Any, tokenizer: Any) -> int:
+    """How many of the questions have the stock pipeline's answer within `TIE` of the best, by our scores."""
+    from qabuild.pipeline import QuestionAnsweringPipeline
+
+    pipeline = QuestionAnsweringPipeline(model, tokenizer, top_k=5, handle_impossible_answer=squad_v2)
+    ties = 0
+    for question in differing:
+        found: Any = pipeline(question=question.question, context=question.context)
+        ranked = found if isinstance(found, list) else [found]
+        ties += any(
+            each["answer"] == stock[question.id] and ranked[0]["score"] - each["score"] <= TIE for each in ranked
+        )
+    return ties
 
 
 def _compare_answers(

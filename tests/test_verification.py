@@ -21,9 +21,10 @@ from qabuild import data, reference, verification
 from qabuild.artifact import Artifact, open_artifact, seal
 from qabuild.checkpoint import load_model, load_tokenizer, resolve
 from qabuild.errors import BadTarget, UntrustedInput
+from qabuild.evidence import Verification
 from qabuild.store import Store
 from qabuild.target import Gates
-from qabuild.verification import Verification, judge, paired_bootstrap, verify
+from qabuild.verification import judge, paired_bootstrap, verify
 
 # A random checkpoint answers at random, so its F1 says nothing; what it computes says all.
 TARGET = """
