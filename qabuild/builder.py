@@ -14,7 +14,7 @@ from typing import Any
 
 import qabuild
 from qabuild import artifact as artifacts
-from qabuild import data, doctor, hub, machine, plan, reference, verification
+from qabuild import data, doctor, hub, lock, machine, plan, reference, verification
 from qabuild.artifact import Artifact
 from qabuild.backends import backend
 from qabuild.checkpoint import Checkpoint, load_model, load_tokenizer
@@ -25,7 +25,6 @@ from qabuild.evidence import Measurement, Verification
 from qabuild.plan import Plan, Step
 from qabuild.store import Entry, Store, explained, place
 from qabuild.target import Target
-from qabuild.target import load as load_target
 
 MEASUREMENT = "measurement.json"
 
@@ -50,17 +49,20 @@ def build(
     output: str | Path = "artifacts",
     *,
     compile_only: bool = False,
+    locked: bool = False,
     offline: bool = False,
     results: Store | None = None,
     reporter: Reporter = SILENT,
 ) -> Built:
     """Build `target`, a path or what was read from one, into `output`/NAME, and prove it.
 
+    A path is read through its lock, and with `locked` through nothing else; see `qabuild.lock`.
+
     Raises MissingEnvironment before any work where this machine lacks what the target needs (with `compile_only`,
     a missing device is no hindrance), and whatever the steps raise. An artifact whose verification fails is returned,
     not raised: it lies in NAME.failed, and NAME is as it was.
     """
-    target = target if isinstance(target, Target) else load_target(target)
+    target = target if isinstance(target, Target) else lock.load(target, locked=locked)
     results = results or Store()
     goal = Path(output) / target.name
     _require_machine(target, compile_only)
@@ -76,7 +78,7 @@ def build(
         with _staged(goal) as stage:
             artifact = _assemble(made, results, stage, offline, reporter)
             found = None if compile_only else _verify(artifact, made, results, offline, reporter)
-            results.remember(name, {step.name: step.key for step in made.steps if step.key})
+            results.remember(name, {step.name: step.key for step in made.steps if step.key and step.inputs})
             landed = _name(stage, goal, passed=found is None or found.passed)
     return Built(directory=landed, plan=made, manifest=artifact.digest, verification=found, kept=False)
 
@@ -138,6 +140,7 @@ def _refer(made: Plan, folder: Path, offline: bool, reporter: Reporter) -> Mappi
         split=target.verify.split,
         samples=target.verify.samples,
         seed=target.verify.seed,
+        fingerprint=target.verify.fingerprint,
         offline=offline,
     )
     described = {
@@ -224,7 +227,7 @@ def _evidence(artifact: Artifact) -> Verification | None:
 
 def _keys(made: Plan) -> dict[str, str | None]:
     """Keys of the steps that decide an artifact's files."""
-    return {step.name: step.key for step in made.steps if step.name != "verify"}
+    return {step.name: step.key for step in made.steps if step.name in ("compile", "reference")}
 
 
 def _manifest_of_target(made: Plan) -> dict[str, Any]:
@@ -232,7 +235,8 @@ def _manifest_of_target(made: Plan) -> dict[str, Any]:
     target = made.target
     return {
         "name": target.name,
-        "verify": target.verify.model_dump(mode="json", exclude={"dataset"}),
+        # Where the questions are, and which they are, the reference says.
+        "verify": target.verify.model_dump(mode="json", exclude={"dataset", "revision", "fingerprint"}),
         "publish": target.publish.model_dump(mode="json"),
     }
 

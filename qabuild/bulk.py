@@ -112,7 +112,7 @@ def answer_file(
         with open(target, "wb") as stream:
             return run.to_stream(stream, form)
     _refuse_same(source, target)
-    return run.to_file(Path(target), form, answered_by)
+    return run.to_file(Path(target).resolve(), form, answered_by)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,23 +217,27 @@ class _Tally:
 def _answered(
     pipeline: Callable[..., Any], rows: Iterator[Row], parameters: Mapping[str, Any]
 ) -> Iterator[tuple[Row, Any]]:
-    """Every row with its result, in order; bad ones with None.
+    """Every row with its result, in order; bad ones with None. Raises what `rows` raises.
 
     The pipeline is given a stream. Where that breaks, the rows that it had read are answered one by one, to find the
     one that broke it, and the others go on in a new stream.
     """
     waiting: deque[Row] = deque()
-    more = True
+    more, unreadable = True, False
 
     def asked() -> Iterator[dict[str, str]]:
-        nonlocal more
+        nonlocal more, unreadable
         bad = 0
-        for row in rows:
-            waiting.append(row)
-            if row.problem is None:
-                yield {"question": row.question, "context": row.context}
-            elif (bad := bad + 1) == BAD_WAITING:
-                return
+        try:
+            for row in rows:
+                waiting.append(row)
+                if row.problem is None:
+                    yield {"question": row.question, "context": row.context}
+                elif (bad := bad + 1) == BAD_WAITING:
+                    return
+        except Exception:
+            unreadable = True
+            raise
         more = False
 
     while more:
@@ -242,9 +246,9 @@ def _answered(
                 while waiting[0].problem is not None:
                     yield waiting.popleft(), None
                 yield waiting.popleft(), result
-        except QABuildError:  # of the file as a whole: no row's fault
-            raise
         except Exception as error:
+            if unreadable:
+                raise
             yield from _one_by_one(pipeline, waiting, parameters, error)
         else:
             yield from ((row, None) for row in waiting)
@@ -480,7 +484,7 @@ class _Reader:
 
 
 def _line(record: Record) -> bytes:
-    return json.dumps(record, ensure_ascii=False).encode() + b"\n"
+    return json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"  # as JSON escapes it
 
 
 @contextmanager

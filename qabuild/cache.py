@@ -12,7 +12,8 @@ from pathlib import Path
 from qabuild.errors import QABuildError
 from qabuild.store import ENTRY, Store
 
-DAY = 24 * 60 * 60
+DAMAGED = "damaged"
+"""The step of a result whose entry cannot be read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +22,7 @@ class Kept:
 
     key: str
     step: str
-    """compile, reference, verify; "damaged" where its entry cannot be read."""
+    """compile, reference, verify; or `DAMAGED`."""
     what: str
     """What it was made from, in a few words."""
     size: int
@@ -32,7 +33,7 @@ class Kept:
 
 def contents(store: Store) -> list[Kept]:
     """Every result in the store, the longest unused first."""
-    found = (_kept(store, key) for key in store.keys())
+    found = (_kept(store, key) for key in store.keys())  # noqa: SIM118 - a Store is no mapping
     return sorted(filter(None, found), key=lambda kept: -kept.age)
 
 
@@ -62,13 +63,11 @@ def prune(
 
 def verify(store: Store) -> tuple[list[Kept], list[Kept]]:
     """Hash every file of every result. Returns those that are whole, and those that were not and were dropped."""
-    whole, damaged = [], []
+    whole: list[Kept] = []
+    damaged: list[Kept] = []
     for kept in contents(store):
         (whole if store.find_whole(kept.key) else damaged).append(kept)
     return whole, damaged
-
-
-DAMAGED = "damaged"
 
 
 def _kept(store: Store, key: str) -> Kept | None:

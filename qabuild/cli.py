@@ -12,8 +12,8 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -22,10 +22,11 @@ from click.shell_completion import CompletionItem
 
 from qabuild import __version__
 from qabuild.console import Console, emit, table
-from qabuild.errors import INTERRUPTED, BadTarget, QABuildError, VerificationFailed
+from qabuild.errors import INTERRUPTED, BadTarget, QABuildError, UntrustedInput, VerificationFailed
 
 if TYPE_CHECKING:
     from qabuild.builder import Built
+    from qabuild.cache import Kept
     from qabuild.evidence import Verification
     from qabuild.plan import Step
     from qabuild.target import Target
@@ -89,6 +90,26 @@ def common(command: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
+AGES = {"h": 3600, "d": 86400, "w": 7 * 86400}
+SIZES = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+class Quantity(click.ParamType[float]):
+    """A number with its unit."""
+
+    name = "quantity"
+
+    def __init__(self, units: Mapping[str, int]) -> None:
+        self.units = units
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        units = {unit.lower(): factor for unit, factor in self.units.items()}
+        found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([a-z]+)", str(value).lower())
+        if not found or found[2] not in units:
+            self.fail(f"{value!r} is not a number with one of the units {', '.join(self.units)}", param, ctx)
+        return float(found[1]) * units[found[2]]
+
+
 target_files = click.argument("targets", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="TARGET...")
 artifact_folders = click.argument(
     "artifacts", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="ARTIFACT..."
@@ -103,6 +124,7 @@ output_option = click.option(
 set_option = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key, as in --set verify.samples=200."
 )
+locked_option = click.option("--locked", is_flag=True, help="Take only what the lock beside each target pins.")
 offline_option = click.option("--offline", is_flag=True, help="Touch no network; say what is missing.")
 
 
@@ -110,6 +132,7 @@ offline_option = click.option("--offline", is_flag=True, help="Touch no network;
 @target_files
 @output_option
 @set_option
+@locked_option
 @offline_option
 @click.option("--compile-only", is_flag=True, help="Seal without verifying, also for a device that is not here.")
 @common
@@ -117,6 +140,7 @@ def build(
     targets: Sequence[Path],
     output: Path,
     overrides: Sequence[str],
+    locked: bool,
     offline: bool,
     compile_only: bool,
     console: Console,
@@ -126,9 +150,9 @@ def build(
     What passes its verification is put at OUTPUT/NAME; what fails goes to OUTPUT/NAME.failed and leaves the NAME of
     an earlier build as it was.
     """
-    from qabuild.target import load
+    from qabuild.lock import load
 
-    read = [load(path, overrides) for path in targets]
+    read = [load(path, overrides, locked=locked) for path in targets]
     _require_distinct(read)
     from qabuild.builder import build as build_target
 
@@ -199,12 +223,13 @@ def verify(
 @target_files
 @output_option
 @set_option
+@locked_option
 @common
-def plan(targets: Sequence[Path], output: Path, overrides: Sequence[str], console: Console) -> None:
+def plan(targets: Sequence[Path], output: Path, overrides: Sequence[str], locked: bool, console: Console) -> None:
     """Say what building each TARGET would do, and why. Does nothing."""
-    from qabuild.target import load
+    from qabuild.lock import load
 
-    read = [load(path, overrides) for path in targets]
+    read = [load(path, overrides, locked=locked) for path in targets]
     from qabuild import plan as planning
     from qabuild.store import Store
 
@@ -226,6 +251,130 @@ def plan(targets: Sequence[Path], output: Path, overrides: Sequence[str], consol
                 emit(f"{made.target.name}: {lack}")
 
     console.result([made.to_dict() for made in plans], show)
+
+
+@cli.command()
+@target_files
+@offline_option
+@common
+def lock(targets: Sequence[Path], offline: bool, console: Console) -> None:
+    """Pin what each TARGET names, in a .lock file beside it.
+
+    Hub ids are pinned to their commit, checkpoints to their digest, data sets to their fingerprint. `build` and `plan`
+    read a target through its lock where there is one.
+    """
+    from qabuild import lock as locks
+    from qabuild.target import load
+
+    read = [(locks.path_of(path), load(path)) for path in targets]
+    made = [(path, locks.make(target, offline=offline)) for path, target in read]
+    rows, documents = [], []
+    for path, pins in made:
+        changed = locks.write(pins, path)
+        checkpoint, asked = pins.checkpoint, pins.verify
+        rows.append(
+            [
+                str(path),
+                f"{checkpoint.model} {(checkpoint.commit or checkpoint.digest)[:12]}",
+                f"{asked.dataset} {(asked.commit or asked.fingerprint)[:12]}",
+                "written" if changed else "unchanged",
+            ]
+        )
+        documents.append({"lock": str(path), "changed": changed, **pins.model_dump(mode="json")})
+    console.result(documents, lambda: table(["lock", "checkpoint", "questions", ""], rows))
+
+
+@cli.command()
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.argument("questions", type=click.Path(allow_dash=True))
+@click.option("-o", "--output", default="-", show_default=True, help="File for the answers; .json for predictions.")
+@click.option("--digest", metavar="SHA256", help="What the manifest's own digest must be.")
+@click.option("--top-k", type=click.IntRange(1), default=1, show_default=True, help="Answers to each question.")
+@click.option("--no-answer", is_flag=True, help="Let the empty answer compete.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress, no remarks.")
+@click.option("-v", "--verbose", is_flag=True, help="Tracebacks with every error.")
+def answer(
+    artifact: Path,
+    questions: str,
+    output: str,
+    digest: str | None,
+    top_k: int,
+    no_answer: bool,
+    quiet: bool,
+    verbose: bool,
+) -> None:
+    """Answer a file of QUESTIONS with ARTIFACT.
+
+    QUESTIONS is JSON Lines (id, question, context) or a SQuAD document (.json, .json.gz); "-" is standard input. The
+    answers are JSON Lines, or SQuAD's predictions where OUTPUT ends in .json. Run again after an interruption, it goes
+    on where it stopped. A row that cannot be answered is reported, and makes the exit status 4 in the end.
+    """
+    from qabuild import loading
+    from qabuild.artifact import open_artifact
+    from qabuild.bulk import answer_file
+
+    console = Console(quiet=quiet, verbose=verbose)
+    opened = open_artifact(artifact, digest)
+    summary = answer_file(
+        loading.load(artifact, digest=opened.digest),
+        questions,
+        output,
+        answered_by=opened.digest,
+        parameters={"top_k": top_k, "handle_impossible_answer": no_answer},
+        reporter=console,
+    )
+    console.say(f"{summary.answered} answered, {summary.bad} without an answer, {summary.resumed} from an earlier run")
+    if summary.bad:
+        sys.exit(UntrustedInput.exit_status)
+
+
+@cli.group()
+def cache() -> None:
+    """What is kept of earlier builds: list it, make room, look whether it is whole."""
+
+
+@cache.command("list")
+@common
+def cache_list(console: Console) -> None:
+    """List the results in the cache, the longest unused first."""
+    from qabuild import cache as keeping
+    from qabuild.store import Store
+
+    store = Store()
+    found = keeping.contents(store)
+    console.say(str(store.root))
+    console.result([_kept_document(kept) for kept in found], lambda: table(KEPT, _kept_rows(found)))
+
+
+@cache.command("prune")
+@click.option("--older-than", metavar="AGE", type=Quantity(AGES), help="Drop what was not used for so long: 30d, 12h.")
+@click.option("--max-size", metavar="SIZE", type=Quantity(SIZES), help="Then the longest unused, down to: 5GB, 500MB.")
+@click.option("--dry-run", is_flag=True, help="Only list what would go.")
+@common
+def cache_prune(older_than: float | None, max_size: float | None, dry_run: bool, console: Console) -> None:
+    """Drop results by age and size, and what is damaged or was left half-made. Artifacts are not touched."""
+    from qabuild import cache as keeping
+    from qabuild.store import Store
+
+    size = None if max_size is None else int(max_size)
+    gone = keeping.prune(Store(), older_than=older_than, max_size=size, dry_run=dry_run)
+    console.say("would be dropped:" if dry_run else "dropped:")
+    console.result([_kept_document(kept) for kept in gone], lambda: table(KEPT, _kept_rows(gone)))
+
+
+@cache.command("verify")
+@common
+def cache_verify(console: Console) -> None:
+    """Hash every file of every result; what is damaged is dropped, and made anew when it is next wanted."""
+    from qabuild import cache as keeping
+    from qabuild.store import Store
+
+    whole, damaged = keeping.verify(Store())
+    document = {"whole": len(whole), "damaged": [_kept_document(kept) for kept in damaged]}
+    console.result(document, lambda: emit(f"{len(whole)} results are whole, {len(damaged)} were damaged"))
+    if damaged:
+        click.echo("the next build that wants them makes them anew; if this comes again, look at the disk", err=True)
+        sys.exit(UntrustedInput.exit_status)
 
 
 @cli.command()
@@ -288,6 +437,7 @@ def schema(console: Console) -> None:
 
 # --- results --------------------------------------------------------------------------------------------------------
 
+KEPT = ["key", "step", "what", "size", "unused for"]
 COLUMNS = ["artifact", "EM", "F1", "F1 kept", "same answers", "samples/s", "speedup", "result"]
 
 
@@ -329,12 +479,12 @@ def _conclude(outcomes: Sequence[_Outcome], console: Console) -> None:
             table(COLUMNS, [_row(outcome) for outcome in outcomes])
 
     console.result([_with_status(outcome) for outcome in outcomes], show)
-    errors = [outcome.error for outcome in outcomes if outcome.error]
-    for error in errors:
-        if isinstance(error, VerificationFailed):
+    failed = [(outcome, outcome.error) for outcome in outcomes if outcome.error]
+    for outcome, error in failed:
+        if outcome.verification:  # any other error was told when it came
             _complain(error)
-    if errors:
-        sys.exit(errors[0].exit_status)
+    for _, error in failed:
+        sys.exit(error.exit_status)
 
 
 def _row(outcome: _Outcome) -> list[str]:
@@ -348,12 +498,18 @@ def _row(outcome: _Outcome) -> list[str]:
         outcome.shown,
         f"{m.exact_match:.2f}",
         f"{m.f1:.2f}",
-        f"{100 * m.f1_retention:.2f} %",
+        f"{100 * m.f1_retention:.2f} %{_least(found, 'min_f1_retention')}",
         f"{100 * m.agreement:.2f} %",
         f"{speed.artifact if speed else m.samples_per_second:.1f}",
         f"{speed.speedup:.2f}x" if speed else "-",
         f"FAILED: {failed}" if failed else "passed",
     ]
+
+
+def _least(found: Verification, name: str) -> str:
+    """The gate, where one is set, as the table shows it beside the figure."""
+    limits = [gate.limit for gate in found.gates if gate.name == name]
+    return f" (>= {100 * limits[0]:g})" if limits else ""
 
 
 def _build_document(built: Built) -> dict[str, Any]:
@@ -375,6 +531,24 @@ def _with_status(outcome: _Outcome) -> dict[str, Any]:
 
 def _error_document(error: QABuildError) -> dict[str, Any]:
     return {"error": error.message, "hint": error.hint, "status": error.exit_status}
+
+
+def _kept_document(kept: Kept) -> dict[str, Any]:
+    return {**asdict(kept), "age": round(kept.age)}
+
+
+def _kept_rows(everything: Sequence[Kept]) -> list[list[str]]:
+    """The longest unused first, and a last row that sums up."""
+    rows = [[k.key[:12], k.step, k.what, _megabytes(k.size), _days(k.age)] for k in everything]
+    return [*rows, [f"{len(rows)} results", "", "", _megabytes(sum(k.size for k in everything)), ""]]
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.1f} MB"
+
+
+def _days(seconds: float) -> str:
+    return f"{seconds / 86400:.1f} days" if seconds >= 86400 else f"{seconds / 3600:.1f} hours"
 
 
 def _state(step: Step) -> str:

@@ -47,7 +47,8 @@ def compile_apart(checkpoint: Checkpoint, options: Frozen, runtime: Runtime, dir
     try:
         answer = json.loads(done.stdout)
     except ValueError:
-        raise _died(done.returncode, done.stderr) from None
+        # Of a full disk torch dies instead of raising, so that what is left of it is in stderr and on the disk.
+        raise disk_error(RuntimeError(done.stderr), directory) or _died(done.returncode, done.stderr) from None
     if "errno" in answer:
         raise OSError(answer["errno"], os.strerror(answer["errno"]), answer["file"])
     if "error" in answer:

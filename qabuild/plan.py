@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 STEPS = ("compile", "reference", "verify")
 
+UNKNOWN = "unknown until its Hub id is resolved"
+
 # Modules and packages whose code decides a step's result, beside the backend's own.
 CODE: dict[str, tuple[str, ...]] = {
     "compile": ("checkpoint", "compiling", "examination", "weights"),
@@ -116,7 +118,7 @@ def gather(target: Target, results: Store, name: str, *, fetch: bool, offline: b
 
 def make(target: Target, facts: Facts) -> Plan:
     """The steps of `target`. Pure."""
-    steps: list[Step] = []
+    steps = [_checkpoint_step(facts)]
     for name, inputs in zip(STEPS, _inputs(target, facts), strict=True):
         steps.append(_step(name, inputs, facts, steps))
     return Plan(target=target, checkpoint=facts.checkpoint, missing=facts.missing, steps=tuple(steps))
@@ -133,11 +135,11 @@ def history_name(target: Target, output: Path) -> str:
 def _checkpoint(target: Target, *, fetch: bool, offline: bool) -> Checkpoint | None:
     from qabuild.checkpoint import resolve
 
-    model, revision = target.checkpoint.model, target.checkpoint.revision
+    model, revision, digest = target.checkpoint.model, target.checkpoint.revision, target.checkpoint.digest
     if fetch or is_path(model) or model == "sample":
-        return resolve(model, revision, offline=offline)
+        return resolve(model, revision, digest=digest, offline=offline)
     try:
-        return resolve(model, revision, offline=True)
+        return resolve(model, revision, digest=digest, offline=True)
     except QABuildError as error:
         _require_unknown(error)
         return None
@@ -199,6 +201,8 @@ def _inputs(target: Target, facts: Facts) -> tuple[Inputs, Inputs, Inputs]:
     verifying = {
         "compile": key_of(compiling) if checkpoint else None,
         "reference": key_of(asking) if checkpoint and facts.data else None,
+        "verify.stock": target.verify.stock,
+        "verify.batch_size": target.verify.batch_size,
         **_flat("machine", {k: v for k, v in facts.machine.items() if k in ("cpu", "cores", "gpus", "driver")}),
         **_packages(facts, facts.versions),
         "code": _code_of(facts, CODE["verify"], target.backend.name),
@@ -207,7 +211,7 @@ def _inputs(target: Target, facts: Facts) -> tuple[Inputs, Inputs, Inputs]:
 
 
 def _questions(target: Target, facts: Facts) -> dict[str, Any]:
-    """Which questions, in what batches, and all that the sealed answers say of where the questions are."""
+    """Which questions, and all that the sealed answers say of where the questions are."""
     verify = target.verify
     return {
         "dataset": facts.data,
@@ -215,7 +219,6 @@ def _questions(target: Target, facts: Facts) -> dict[str, Any]:
         "split": verify.split,
         "samples": verify.samples,
         "seed": verify.seed if verify.samples else None,  # it draws nothing where all are asked
-        "batch_size": verify.batch_size,
     }
 
 
@@ -261,6 +264,17 @@ def _flat(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
 # --- reasons --------------------------------------------------------------------------------------------------------
 
 
+def _checkpoint_step(facts: Facts) -> Step:
+    """What all others follow. Its key is the digest of its bytes, and nothing of it is kept in the store."""
+    if facts.checkpoint is None:
+        key, reason = None, UNKNOWN
+    else:
+        key, previous = facts.checkpoint.digest, facts.previous.get("compile")
+        changed = previous is not None and previous.inputs.get("checkpoint") != key
+        reason = "its bytes changed" if changed else "its bytes are here"
+    return Step(name="checkpoint", key=key, kept=key is not None, reason=reason, inputs={}, seconds=None)
+
+
 def _step(name: str, inputs: Inputs, facts: Facts, before: list[Step]) -> Step:
     previous = facts.previous.get(name)
     unknown = any(inputs.get(part, "") is None for part in ("checkpoint", "verify.dataset", "compile", "reference"))
@@ -278,10 +292,10 @@ def _step(name: str, inputs: Inputs, facts: Facts, before: list[Step]) -> Step:
 
 def _reason(inputs: Inputs, previous: Entry | None, unknown: bool, kept: bool, before: list[Step]) -> str:
     if unknown:
-        return "its Hub id is not resolved yet"
+        return UNKNOWN
     if previous is None:
         return "another build made it" if kept else "not built before"
-    if changes := describe_changes(previous.inputs, inputs, {step.name for step in before}):
+    if changes := describe_changes(previous.inputs, inputs, {step.name for step in before[1:]}):
         return "; ".join(changes) + (", and that was built before" if kept else "")
     return "nothing changed" if kept else "its result is no longer in the store"
 

@@ -75,9 +75,20 @@ class Store:
         except OSError:
             return frozenset()
 
+    def folder(self, key: str) -> Path:
+        """Where the result with that key is, or would be."""
+        return self._base / "results" / key
+
+    def staged(self) -> list[Path]:
+        """Folders of results that are being made, or that killed builds left behind."""
+        try:
+            return sorted((self._base / "staging").iterdir())
+        except OSError:
+            return []
+
     def find(self, key: str) -> Entry | None:
         """The result with that key, its entry read and no file hashed; None where there is none that can be read."""
-        folder = self._base / "results" / key
+        folder = self.folder(key)
         try:
             document = json.loads((folder / ENTRY).read_text(encoding="utf-8"))
             if document.pop(SUM) != key_of(document):
@@ -88,10 +99,12 @@ class Store:
             return None
 
     def find_whole(self, key: str) -> Entry | None:
-        """The result with that key, every file hashed; a damaged one is dropped, and None returned."""
+        """The result with that key, every file hashed; it counts as used. A damaged one is dropped: None."""
         entry = self.find(key)
         try:
             if entry and measure_files(entry.directory) == entry.files:
+                with suppress(OSError):  # of another user, or on a disk that is read-only: its age is of little matter
+                    os.utime(self.folder(key) / ENTRY)
                 return entry
         except (OSError, UntrustedInput):
             pass  # unreadable, or no longer plain files
@@ -114,7 +127,7 @@ class Store:
                 (stage / FILES).mkdir()
                 record = produce(stage / FILES)
                 entry = Entry(
-                    directory=self._base / "results" / key / FILES,
+                    directory=self.folder(key) / FILES,
                     step=step,
                     key=key,
                     inputs=inputs,
@@ -133,7 +146,7 @@ class Store:
             self._drop(key)
 
     def _drop(self, key: str) -> None:
-        folder = self._base / "results" / key
+        folder = self.folder(key)
         if folder.exists():
             with self._staging(f"{key}.dropped") as stage:
                 os.rename(folder, stage / key)  # away first, so that no one sees half of it
@@ -162,9 +175,9 @@ class Store:
             lock.release()
 
     def remember(self, name: str, keys: Mapping[str, str]) -> None:
-        """Note from which results `name` was last built."""
+        """Note from which results `name` was last built. The lock of `name` is held."""
         path = self._base / "history" / f"{name}.json"
-        with self._explained(), self._staging(f"{name}.{os.getpid()}") as stage:
+        with self._explained(), self._staging(name) as stage:
             (stage / path.name).write_text(json.dumps(dict(keys)), encoding="utf-8")
             path.parent.mkdir(parents=True, exist_ok=True)
             os.replace(stage / path.name, path)

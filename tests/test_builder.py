@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 import sys
+import types
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -403,6 +405,16 @@ def test_a_compiler_that_dies_is_one_line_and_what_it_printed_is_kept(
     assert caught.value.message == message
     assert hint in str(caught.value.hint)
     assert caught.value.__notes__[0].startswith("What the compiler printed last:")
+
+
+def test_a_compiler_that_dies_of_a_full_disk_is_told_from_one_that_dies_of_itself(checkpoint, tmp_path, monkeypatch):
+    died = "printf 'terminate called\nwhat(): No space left on device\n' >&2; kill -6 $$"
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        compile_with(died, checkpoint, tmp_path, monkeypatch)
+    assert caught.value.errno == errno.ENOSPC
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: types.SimpleNamespace(free=4096))
+    with pytest.raises(OSError, match="No space left on device"):
+        compile_with("kill -6 $$", checkpoint, tmp_path, monkeypatch)
 
 
 def test_what_the_backend_raises_is_raised_here(checkpoint, tmp_path, monkeypatch):

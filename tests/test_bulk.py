@@ -147,7 +147,8 @@ def test_squad_documents_are_read_whatever_the_size_of_a_read(
     tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bulk, "READ_CHARACTERS", size)
-    document = {"data": [], "n": -12.5e3, "null": None, "s": 'a]}"\\', **squad(rows(9))}
+    numbers = {f"n{n}": 10**n for n in range(50)}
+    document = {"data": [], **numbers, "n": -12.5e3, "null": None, "s": 'a]}"\\', **squad(rows(9))}
     (tmp_path / "q.json").write_text(json.dumps(document, ensure_ascii=False, indent=3), encoding="utf-8")
     assert answer_file(FirstWord(), tmp_path / "q.json", tmp_path / "a.jsonl").answered == 9
     assert [answer["id"] for answer in read_jsonl(tmp_path / "a.jsonl")] == [f"q{n}" for n in range(9)]
@@ -200,6 +201,7 @@ BAD: list[tuple[Any, str]] = [
     ({"id": True, "question": "?", "context": "c"}, "line 2.id is not a string"),
     ({"id": "x", "question": " ", "context": "c"}, "line 2.question is blank"),
     ({"id": "x", "question": "?", "context": "\ud800"}, "line 2 holds characters"),
+    ({"id": "\ud800", "question": "?"}, "line 2 has no 'context'"),
 ]
 
 
@@ -269,7 +271,7 @@ def test_a_device_that_fails_for_good_leaves_no_row_without_an_answer(tmp_path: 
     def answering(question: str) -> None:
         nonlocal calls
         calls += 1
-        if calls > 7:
+        if calls == 8 or calls > 20:
             raise RuntimeError("the device is gone")
 
     questions = write_jsonl(tmp_path / "q.jsonl", rows(200))
@@ -334,6 +336,38 @@ def test_from_a_pipe_to_a_file_begins_anew(stdin: Given, tmp_path: Path) -> None
     stdin(json.dumps(rows(1)[0]).encode())
     assert answer_file(FirstWord(), "-", tmp_path / "a.jsonl").resumed == 0
     assert [answer["id"] for answer in read_jsonl(tmp_path / "a.jsonl")] == ["q0"]
+
+
+@pytest.mark.parametrize("problem", ["disk", "gzip"])
+def test_a_pipe_that_breaks_ends_the_run(
+    problem: str, stdin: Given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = "".join(json.dumps({**row, "pad": random.Random(n).random()}) + "\n" for n, row in enumerate(rows(9999)))
+    if problem == "gzip":
+        stdin(gzip.compress(content.encode())[:-9])
+    else:
+        stdin(b"")
+        monkeypatch.setattr(sys.stdin, "buffer", io.BufferedReader(Failing(content.encode()[:20_000])))
+    with pytest.raises(UntrustedInput if problem == "gzip" else OSError, match=problem):
+        answer_file(FirstWord(), "-", tmp_path / "a.jsonl")
+    assert not (tmp_path / "a.jsonl").exists()
+
+
+class Failing(io.BytesIO):
+    """Bytes, and then an error."""
+
+    def readinto(self, buffer: Any) -> int:
+        count = super().readinto(buffer)
+        if not count:
+            raise OSError(5, "the disk is gone")
+        return count
+
+
+def test_a_link_stays_a_link(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").symlink_to("real.jsonl")
+    answer_file(FirstWord(), write_jsonl(tmp_path / "q.jsonl", rows(3)), tmp_path / "a.jsonl")
+    assert (tmp_path / "a.jsonl").is_symlink()
+    assert len(read_jsonl(tmp_path / "real.jsonl")) == 3
 
 
 def test_a_named_pipe_and_a_device_are_no_files(tmp_path: Path) -> None:

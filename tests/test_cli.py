@@ -26,10 +26,10 @@ from typing import Any
 
 import pytest
 
-from qabuild import __version__, console, sample
+from qabuild import __version__, console, load, sample
 from qabuild.artifact import open_artifact
 from qabuild.cli import cli, main
-from qabuild.errors import INTERRUPTED, QABuildError
+from qabuild.errors import INTERRUPTED, QABuildError, VerificationFailed
 
 TARGET = """\
 [checkpoint]
@@ -179,6 +179,15 @@ def test_a_failed_verification_is_status_1_with_the_evidence_aside(built, qabuil
     evidence = json.loads((built / "artifacts" / "tiny.failed" / "verification.json").read_text())
     assert evidence["passed"] is False
     assert snapshot(built / "artifacts" / "tiny") == good
+
+
+def test_what_the_compiler_itself_finds_wrong_is_status_1_and_told_once(empty, qabuild, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise VerificationFailed("the exported graph computes something else", "try another level")
+
+    monkeypatch.setattr("qabuild.builder.compile_apart", refuse)
+    assert_clear(qabuild("tiny.toml", "-q"), 1, "the exported graph computes something else", "try another level")
+    assert names(empty / "artifacts") == set()
 
 
 # --- 2: bad target or usage -------------------------------------------------------------------------------------------
@@ -365,10 +374,10 @@ def test_what_is_not_in_the_cache_is_said_with_offline(empty, qabuild):
 
 
 def test_a_defect_keeps_its_traceback_and_asks_for_a_report(empty, qabuild, monkeypatch):
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise ZeroDivisionError("of all things")
 
-    monkeypatch.setattr("qabuild.target.load", fail)
+    monkeypatch.setattr("qabuild.lock.load", fail)
     ran = qabuild("plan", "tiny.toml", "--json")
     assert ran.status == 5
     assert "Traceback" in ran.err
@@ -385,10 +394,10 @@ def test_a_defect_keeps_its_traceback_and_asks_for_a_report(empty, qabuild, monk
     ],
 )
 def test_what_the_system_refuses_is_one_message(empty, qabuild, monkeypatch, error, expected):
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr("qabuild.target.load", refuse)
+    monkeypatch.setattr("qabuild.lock.load", refuse)
     assert_clear(qabuild("plan", "tiny.toml"), 5, expected)
     assert "Traceback" in qabuild("plan", "tiny.toml", "-v").err
 
@@ -568,7 +577,7 @@ def test_an_interruption_that_a_library_takes_for_something_else_is_one_all_the_
         except KeyboardInterrupt:
             raise ImportError("numpy could not be imported") from None
 
-    monkeypatch.setattr("qabuild.target.load", fail)
+    monkeypatch.setattr("qabuild.lock.load", fail)
     ran = qabuild("plan", "tiny.toml")
     assert (ran.status, ran.err.strip()) == (128 + number, "interrupted")
     assert qabuild("--version").status == 0
@@ -587,11 +596,12 @@ def test_an_interruption_that_a_library_takes_for_something_else_is_one_all_the_
 def test_a_command_that_was_started_with_interrupts_ignored_ignores_them(empty):
     script = (
         "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
-        "import qabuild.target\nread = qabuild.target.load\n"
-        "qabuild.target.load = lambda *a: (signal.raise_signal(signal.SIGINT), read(*a))[1]\n"
-        "from qabuild.cli import main\nmain(['targets'])\n"
+        "import qabuild.lock\nread = qabuild.lock.load\n"
+        "qabuild.lock.load = lambda *a, **k: (print(signal.raise_signal(signal.SIGINT)), read(*a, **k))[1]\n"
+        "from qabuild.cli import main\nmain(['plan', 'tiny.toml'])\n"
     )
-    subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("None\n"), "the signal was raised"
 
 
 def test_a_killed_build_takes_its_compiler_along_and_the_next_build_cleans_up(built, isolated_cache, running, qabuild):
@@ -681,7 +691,7 @@ def test_build_and_verify_print_one_json_document(built, qabuild):
     (document,) = qabuild("tiny.toml", "--json").document
     assert (document["target"], document["artifact"], document["status"]) == ("tiny", "artifacts/tiny", 0)
     assert document["manifest"] == open_artifact(Path("artifacts/tiny")).digest
-    assert [step["name"] for step in document["plan"]] == ["compile", "reference", "verify"]
+    assert [step["name"] for step in document["plan"]] == ["checkpoint", "compile", "reference", "verify"]
     assert document["verification"]["passed"] is True
 
     failed = qabuild("tiny.toml", "--json", "--set", "verify.gates.min_speedup=1000")
@@ -700,7 +710,7 @@ def test_build_and_verify_print_one_json_document(built, qabuild):
 def test_the_other_commands_print_one_json_document(empty, qabuild):
     (plan,) = qabuild("plan", "tiny.toml", "--json").document
     assert plan["target"] == "tiny"
-    assert {step["reason"] for step in plan["steps"]} == {"not built before"}
+    assert [step["reason"] for step in plan["steps"]] == ["its bytes are here", *["not built before"] * 3]
     (empty / "bad.toml").write_text("x = 1\n")
     bad, tiny = qabuild("targets", "--json").document
     assert "x: unknown key" in bad["error"]
@@ -775,7 +785,7 @@ def test_a_plan_shows_what_is_kept_what_is_to_do_and_why_and_writes_nothing(buil
     done = ended(process("plan", "tiny.toml", "--set", "verify.dataset=me/questions", env=environment))
     steps = {line.split()[1]: line.split(maxsplit=2)[2] for line in done.out.splitlines()[2:]}
     assert steps["compile"].startswith("kept ")
-    assert steps["reference"].startswith("unknown   its Hub id is not resolved yet")
+    assert steps["reference"].startswith("unknown   unknown until its Hub id is resolved")
     assert snapshot(built, isolated_cache) == before
 
 
@@ -784,11 +794,12 @@ def test_a_plan_tells_what_changed_since_the_last_build(built, qabuild):
     (plan,) = qabuild("plan", "tiny.toml", "--set", "verify.samples=3", "--json").document
     reasons = {step["name"]: (step["kept"], step["reason"]) for step in plan["steps"]}
     assert reasons == {
+        "checkpoint": (True, "its bytes are here"),
         "compile": (True, "nothing changed"),
         "reference": (False, "verify.samples: 4 became 3"),
         "verify": (False, "follows reference"),
     }
-    assert all(step["seconds"] > 0 for step in plan["steps"])
+    assert all(step["seconds"] > 0 for step in plan["steps"][1:])
 
 
 @pytest.mark.usefixtures("no_gpu")
@@ -973,3 +984,97 @@ def test_what_has_nothing_to_do_imports_no_runtime(built):
         command = [sys.executable, "-c", script, *arguments]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         assert done.stderr.splitlines()[-1] == "[]"
+
+
+# --- lock -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_locked_target_builds_what_was_pinned_and_nothing_else(built, qabuild):
+    assert qabuild("plan", "tiny.toml", "--locked").status == 2
+    ran = qabuild("lock", "tiny.toml")
+    assert ran.status == 0
+    assert re.search(r"^ ?tiny\.lock +sample [0-9a-f]{12} +sample [0-9a-f]{12} +written$", ran.out, re.MULTILINE)
+    assert qabuild("lock", "tiny.toml", "--json").document[0]["changed"] is False
+    assert qabuild("tiny.toml", "--locked").err == "artifacts/tiny: nothing to do\n", "a lock changes no file"
+    assert_clear(
+        qabuild("tiny.toml", "--locked", "--set", "verify.split=train"),
+        2,
+        "split validation became train",
+        "qabuild lock",
+    )
+    pinned = Path("tiny.lock").read_text()
+    Path("tiny.lock").write_text(re.sub('digest = "....', 'digest = "0000', pinned))
+    assert_clear(qabuild("tiny.toml"), 4, "pinned is 0000")
+    Path("tiny.lock").write_text(re.sub('fingerprint = "....', 'fingerprint = "0000', pinned))
+    assert_clear(qabuild("tiny.toml", "--set", "verify.samples=3"), 4, "pinned is 0000")
+
+
+# --- cache ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_cache_is_listed_pruned_and_verified(built, qabuild, isolated_cache):
+    kept = qabuild("cache", "list", "--json").document
+    assert {each["step"] for each in kept} == {"compile", "reference", "verify"}
+    ran = qabuild("cache", "list")
+    assert (ran.status, ran.err) == (0, f"{isolated_cache}\n")
+    assert "3 results" in ran.out
+    assert qabuild("cache", "verify").out == "3 results are whole, 0 were damaged\n"
+
+    (compiled,) = (each["key"] for each in kept if each["step"] == "compile")
+    weights = isolated_cache / "v1" / "results" / compiled / "files" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.unlink()
+    weights.write_bytes(content)
+    ran = qabuild("cache", "verify", "--json")
+    assert (ran.status, ran.document["whole"]) == (4, 2)
+    assert [each["key"] for each in ran.document["damaged"]] == [compiled]
+
+    assert len(qabuild("cache", "prune", "--max-size", "0MB", "--dry-run", "--json").document) == 2
+    assert len(qabuild("cache", "prune", "--older-than", "1d", "--json").document) == 0
+    assert len(qabuild("cache", "prune", "--max-size", "0MB", "--json").document) == 2
+    assert qabuild("cache", "list", "--json").document == []
+    assert qabuild("verify", "artifacts/tiny").status == 0, "artifacts are not touched"
+
+
+@pytest.mark.parametrize("given", [("--older-than", "30"), ("--older-than", "-1d"), ("--max-size", "big")])
+def test_an_age_or_size_without_a_unit_is_a_mistake(qabuild, given):
+    assert "is not a number with one of the units" in qabuild("cache", "prune", *given).err
+
+
+# --- answer ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_file_of_questions_is_answered_as_python_answers_it(built, qabuild):
+    rows = [
+        {"id": "a", "question": "Who repaired the bridge?", "context": "The old bridge was repaired by Alma Serin."},
+        {"id": "b", "question": "What is it?", "context": ""},
+        {"id": "c", "question": "Where is it?", "context": "The mill stands in Orvel."},
+    ]
+    Path("q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    ran = qabuild("answer", "artifacts/tiny", "q.jsonl", "-o", "a.jsonl")
+    assert ran.status == 4
+    assert "q.jsonl: line 2.context is blank" in ran.err
+    answers = [json.loads(line) for line in Path("a.jsonl").read_text().splitlines()]
+    assert [answer["id"] for answer in answers] == ["a", "b", "c"]
+    pipeline = load("artifacts/tiny")
+    for row, answer in zip(rows, answers, strict=True):
+        if row["context"]:
+            assert answer["answer"] == pipeline(question=row["question"], context=row["context"])["answer"]
+
+
+def test_squads_own_file_gives_squads_predictions(built, qabuild):
+    ran = qabuild("answer", "artifacts/tiny", sample.HELDOUT, "-o", "predictions.json", "-q")
+    assert (ran.status, ran.out, ran.err) == (0, "", "")
+    predictions = json.loads(Path("predictions.json").read_text())
+    sealed = json.loads(Path("artifacts/tiny/reference/answers.json").read_text())["answers"]
+    assert len(predictions) == 135
+    assert {name: predictions[name] for name in sealed} == sealed
+
+
+def test_questions_and_answers_go_through_pipes(built):
+    running = process("answer", "artifacts/tiny", "-", stdin=subprocess.PIPE)
+    row = {"id": 1, "question": "Who repaired it?", "context": "It was repaired by Alma Serin."}
+    out, err = running.communicate(json.dumps(row) + "\n", timeout=60)
+    assert running.returncode == 0, err
+    assert json.loads(out)["id"] == 1

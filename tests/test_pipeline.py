@@ -644,6 +644,15 @@ def test_impossible_spans_never_fill_up_the_answers() -> None:
     assert all(answer["score"] > 0 and answer["answer"] for answer in answers)
 
 
+def test_of_answers_with_equal_scores_the_first_in_the_context_comes_first() -> None:
+    """The stock pipeline has them in any order, as a partial sort leaves them."""
+    tokenizer = TOKENIZERS["bert"]()
+    model = Heights(tokenizer, {"a": 8.0, "b": 8.0})
+    answers = QuestionAnsweringPipeline(model, tokenizer)(question="?", context=", b , a ,", top_k=3)
+    assert [each["answer"] for each in answers] == ["b", "b , a", "a"]
+    assert len({each["score"] for each in answers}) == 1
+
+
 def test_any_number_of_answers_can_be_asked_for() -> None:
     """The stock pipeline fails where it looks for exactly as many spans as there are, the impossible ones included."""
     stock, ours = both("bert")
