@@ -271,7 +271,7 @@ def spread(articles: Articles, count: int) -> list[Example]:
     return examples[:: max(1, len(examples) // count)][:count]
 
 
-SAME, TIED = "the same", "the same, but answers with equal scores in another order"
+SAME, TIED = "the same", "the same, but of answers with equal scores others come first or are the last"
 IMPOSSIBLE = "the same, but for impossible spans with score 0 in the stock pipeline's list"
 UNKNOWN = "different"
 
@@ -284,8 +284,17 @@ def difference(ours: Any, theirs: Any) -> str:
     ours, theirs = ([answer for answer in each if answer["score"] > 0] for each in (ours, theirs))
     if alike(ours, theirs):
         return IMPOSSIBLE
-    tied = len(ours) == len(theirs) and close(ours, theirs)
-    return TIED if tied and alike(*(sorted(each, key=place) for each in (ours, theirs))) else UNKNOWN
+    return TIED if tied(ours, theirs) else UNKNOWN
+
+
+def tied(ours: list[Example], theirs: list[Example]) -> bool:
+    """Whether two lists hold the same answers, but for their order and for those that the last one is tied with."""
+    if len(ours) != len(theirs) or not close(ours, theirs):
+        return False
+    above = (
+        [place(answer) for answer in each if answer["score"] > each[-1]["score"] + 1e-6] for each in (ours, theirs)
+    )
+    return Counter(next(above)) == Counter(next(above))
 
 
 def alike(ours: list[Example], theirs: list[Example]) -> bool:

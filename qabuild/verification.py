@@ -177,8 +177,11 @@ def write(verification: Verification, directory: Path) -> None:
     """Put the evidence beside the manifest, whole or not at all."""
     partial = directory / f".{artifacts.EVIDENCE}.partial"
     text = json.dumps(verification.to_dict(), indent=1, ensure_ascii=False, allow_nan=False, default=str)
-    partial.write_text(text + "\n", encoding="utf-8")
-    os.replace(partial, directory / artifacts.EVIDENCE)
+    try:
+        partial.write_text(text + "\n", encoding="utf-8")
+        os.replace(partial, directory / artifacts.EVIDENCE)
+    finally:
+        partial.unlink(missing_ok=True)  # else the next look would find a file that the manifest does not name
 
 
 def _load_baseline(artifact: Artifact, source: str, offline: bool) -> Any:

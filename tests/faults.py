@@ -110,7 +110,8 @@ def _one(folder: Path, stop: Stop, wanted: dict[str, set[str]], point: int) -> l
 
 def _losses(work: Path, goal: Path, stop: Stop, wanted: dict[str, set[str]], point: int) -> Iterator[str]:
     ended = _in_child(lambda: _counted(work, point, stop))
-    if ended not in ("killed", "QABuildError", None):  # None: that step was not needed, as a folder that exists is not
+    # None: that step was not needed, as a folder that exists is not. The command line tells an OSError as it is.
+    if ended not in ("killed", "QABuildError", None) and not str(ended).startswith("OSError: [Errno 28]"):
         yield f"it ended with {ended}"
     for name in NAMES:
         try:
