@@ -1,4 +1,4 @@
-"""Carries out a plan: checkpoint, compile, reference, seal, verify, name."""
+"""Carries out a plan: checkpoint, train, compile, reference, seal, verify, name."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import qabuild
 from qabuild import artifact as artifacts
-from qabuild import data, doctor, hub, lock, machine, plan, reference, verification
+from qabuild import data, doctor, hub, lock, machine, plan, reference, squad, verification
 from qabuild.artifact import Artifact
 from qabuild.backends import backend
 from qabuild.checkpoint import Checkpoint, load_model, load_tokenizer
@@ -22,9 +23,11 @@ from qabuild.compiling import compile_apart
 from qabuild.console import SILENT, Reporter
 from qabuild.errors import BadTarget, QABuildError
 from qabuild.evidence import Measurement, Verification
-from qabuild.plan import Plan, Step
+from qabuild.plan import Plan, Stage, Step
 from qabuild.store import Entry, Store, explained, place
 from qabuild.target import Target
+from qabuild.training.apart import carry_out
+from qabuild.training.request import Request
 
 MEASUREMENT = "measurement.json"
 
@@ -70,11 +73,11 @@ def build(
     name = plan.history_name(target, goal.parent)
     with results.lock(name, wait=False, what=str(goal)), _explained(goal.parent):
         _clean_up(goal)
-        facts = plan.gather(target, results, name, fetch=True, offline=offline)
-        made = plan.make(target, facts)
+        made = _plan(target, results, name, offline)
         if kept := _kept(goal, made, compile_only):
             reporter.say(f"{goal}: nothing to do")
             return kept
+        made = _train(made, results, name, offline, reporter)
         with _staged(goal) as stage:
             artifact = _assemble(made, results, stage, offline, reporter)
             found = None if compile_only else _verify(artifact, made, results, offline, reporter)
@@ -103,6 +106,59 @@ def _require_ours(goal: Path) -> None:
             )
 
 
+def _plan(target: Target, results: Store, name: str, offline: bool) -> Plan:
+    return plan.make(target, plan.gather(target, results, name, fetch=True, offline=offline))
+
+
+def _train(made: Plan, results: Store, name: str, offline: bool, reporter: Reporter) -> Plan:
+    """Carry out the trainings that lead to the checkpoint, each once those before it are known."""
+    for number in range(len(made.stages)):
+        stage = made.stages[number]
+        steps = {each: made.step(f"{stage.label}{each}") for each in stage.inputs}
+        if not (steps["train"].kept and results.find_whole(steps["train"].key or "")):
+            _carry_out_training(stage, steps, results, offline, reporter)
+            made = _plan(made.target, results, name, offline)
+        else:
+            reporter.say(f"{steps['train'].name}: kept ({steps['train'].reason})")
+    return made
+
+
+def _carry_out_training(
+    stage: Stage, steps: Mapping[str, Step], results: Store, offline: bool, reporter: Reporter
+) -> None:
+    found: dict[str, Entry] = {}
+    for name, step in steps.items():
+        produce = partial(_training_step, stage, name, step.key, found, results, offline, reporter)
+        found[name] = _carry_out(step, results, reporter, produce)
+
+
+def _training_step(
+    stage: Stage,
+    name: str,
+    key: str,
+    found: Mapping[str, Entry],
+    results: Store,
+    offline: bool,
+    reporter: Reporter,
+    folder: Path,
+) -> Mapping[str, Any]:
+    trained, inputs = stage.trained, stage.inputs[name]
+    request = Request(
+        step=name,
+        start=_known(stage.start),
+        teacher=stage.teacher,
+        train=trained.train,
+        distill=trained.distill,
+        device=inputs["train.device"],
+        dtype=inputs["train.dtype"],
+        logits=found["logits"].directory if "logits" in found else None,
+        work=results.work(key),
+        directory=folder,
+        offline=offline,
+    )
+    return carry_out(request, reporter)
+
+
 def _assemble(made: Plan, results: Store, stage: Path, offline: bool, reporter: Reporter) -> Artifact:
     """Compile and reference, from the store or made now, in one sealed folder."""
     checkpoint, target = _known(made.checkpoint), made.target
@@ -113,11 +169,42 @@ def _assemble(made: Plan, results: Store, stage: Path, offline: bool, reporter: 
         lambda folder: compile_apart(checkpoint, target.backend, target.runtime, folder),
     )
     answered = _carry_out(
-        made.step("reference"), results, reporter, lambda folder: _refer(made, folder, offline, reporter)
+        made.step("reference"), results, reporter, lambda folder: _refer(made, checkpoint, folder, offline, reporter)
     )
+    training = _record_training(made, results, offline, reporter) if made.stages else None
     place(compiled, stage)
     place(answered, stage / reference.FOLDER)
-    return artifacts.seal(stage, **_manifest(made, compiled))
+    return artifacts.seal(stage, **_manifest(made, compiled), training=training)
+
+
+def _record_training(made: Plan, results: Store, offline: bool, reporter: Reporter) -> dict[str, Any]:
+    """How the checkpoint was trained, and, where it had a teacher, how that answers the same questions."""
+    stage = made.stages[-1]
+    entry = results.find(stage.key or "")
+    record: dict[str, Any] = {
+        "start": _described(_known(stage.start)),
+        "train": stage.trained.train.model_dump(mode="json", exclude={"dataset", "deepspeed", "save_steps"}),
+        **(entry.record if entry else {}),
+    }
+    if made.target.distill:
+        teacher = _known(stage.teacher)
+        step = made.step("teacher")
+        answered = _carry_out(
+            step, results, reporter, lambda folder: _refer(made, teacher, folder, offline, reporter)
+        )
+        golds = {question.id: question.answers for question in _questions(made.target, offline).questions}
+        scores = squad.score(reference.read(answered.directory).answers, golds)
+        record["teacher"] = {**_described(teacher), "exact_match": scores.exact_match, "f1": scores.f1}
+    return record
+
+
+def _described(checkpoint: Checkpoint) -> dict[str, Any]:
+    return {
+        "name": checkpoint.name,
+        "revision": checkpoint.revision,
+        "digest": checkpoint.digest,
+        "model_type": checkpoint.config.get("model_type"),
+    }
 
 
 def _carry_out(step: Step, results: Store, reporter: Reporter, produce: Any) -> Entry:
@@ -132,9 +219,8 @@ def _carry_out(step: Step, results: Store, reporter: Reporter, produce: Any) -> 
     return results.make(step.name, step.inputs, produce)
 
 
-def _refer(made: Plan, folder: Path, offline: bool, reporter: Reporter) -> Mapping[str, Any]:
-    checkpoint, target = _known(made.checkpoint), made.target
-    questions = data.load(
+def _questions(target: Target, offline: bool) -> data.QuestionSet:
+    return data.load(
         target.verify.dataset,
         revision=target.verify.revision,
         split=target.verify.split,
@@ -143,6 +229,11 @@ def _refer(made: Plan, folder: Path, offline: bool, reporter: Reporter) -> Mappi
         fingerprint=target.verify.fingerprint,
         offline=offline,
     )
+
+
+def _refer(made: Plan, checkpoint: Checkpoint, folder: Path, offline: bool, reporter: Reporter) -> Mapping[str, Any]:
+    target = made.target
+    questions = _questions(target, offline)
     described = {
         "dataset": questions.name,
         "file": hub.is_path(target.verify.dataset),
@@ -185,12 +276,7 @@ def _manifest(made: Plan, compiled: Entry) -> dict[str, Any]:
     return {
         **_manifest_of_target(made),
         "qabuild": qabuild.__version__,
-        "checkpoint": {
-            "name": checkpoint.name,
-            "revision": checkpoint.revision,
-            "digest": checkpoint.digest,
-            "model_type": checkpoint.config.get("model_type"),
-        },
+        "checkpoint": _described(checkpoint),
         "backend": target.backend.model_dump(mode="json"),
         "runtime": target.runtime.model_dump(mode="json"),
         "record": compiled.record,
