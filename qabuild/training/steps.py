@@ -59,7 +59,8 @@ def is_known(inputs: Inputs) -> bool:
 def conditions(machine: Mapping[str, Any], dtype: Autocast) -> dict[str, Any]:
     """Where a training runs on `machine`, and in which numbers: what `auto` is here.
 
-    bf16 where the hardware has it; else fp16 on a GPU, and plain fp32 on a CPU.
+    On a GPU bf16 where it has it, else fp16. On a CPU bf16 with a matrix unit, or with AMD's AVX512-BF16; measured on
+    an Intel CPU with AVX512-BF16 and no AMX, products in bf16 took 1.6 times as long as in fp32.
     """
     device = "cuda" if machine.get("gpus") else "cpu"
     if dtype != "auto":
@@ -67,7 +68,8 @@ def conditions(machine: Mapping[str, Any], dtype: Autocast) -> dict[str, Any]:
     elif device == "cuda":
         fast = "bf16" if int(str(machine["gpu_architecture"])[3:]) >= 80 else "fp16"
     else:
-        fast = "bf16" if {"AVX512-BF16", "AMX-BF16"} & set(machine["instruction_sets"]) else "fp32"
+        here = machine["instruction_sets"]
+        fast = "bf16" if "AMX-BF16" in here or ("AVX512-BF16" in here and "AMD" in machine["cpu"]) else "fp32"
     return {"train.device": device, "train.dtype": fast}
 
 
