@@ -3,8 +3,8 @@
     python benchmarks/distillation.py TEACHER TRAIN DEV --questions 8000 --layers 0,2,5 --seeds 0,1 --output FOLDER
 
 TEACHER is a checkpoint, TRAIN and DEV are files in SQuAD's layout. The student starts from some of the teacher's layers.
-Writes a target for each of the trainings into FOLDER, builds them (kept results are taken), and prints EM and F1 on all
-questions of DEV. A build that was interrupted goes on where it stopped.
+Writes a target for each of the trainings into FOLDER, carries them out (kept results are taken), and prints EM and F1
+on all questions of DEV. What was interrupted goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -15,8 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import qabuild
-from qabuild import data, reference, squad
+from qabuild import data, squad
+from qabuild.checkpoint import load_model, load_tokenizer
+from qabuild.console import Console
 from qabuild.data import Question
+from qabuild.reference import asking
 
 TARGET = """\
 description = "{description}"
@@ -31,7 +34,8 @@ epochs = {epochs}
 learning_rate = {learning_rate}
 dropout = {dropout}
 seed = {seed}
-save_steps = 50
+save_steps = 20
+gradient_accumulation_steps = {parts}
 
 {distill}
 [backend]
@@ -73,6 +77,7 @@ def write_target(arguments: argparse.Namespace, seed: int, *, distilled: bool) -
         learning_rate=arguments.learning_rate,
         dropout=arguments.dropout,
         seed=seed,
+        parts=arguments.parts,
         distill=f'[distill]\nteacher.model = "{arguments.teacher.resolve()}"\n' if distilled else "",
         dev=arguments.dev.resolve(),
     )
@@ -89,20 +94,24 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--learning-rate", type=float, default=1e-4)
     parser.add_argument("--dropout", type=float, default=0.0)
+    parser.add_argument("--parts", type=int, default=1, help="that a batch is put through the model in")
     parser.add_argument("--seeds", default="0,1")
+    parser.add_argument("--only", choices=("alone", "distilled"))
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
     examples = arguments.output / "examples.json"
     if not examples.exists():
         write_examples(data.load(arguments.train.resolve(), samples=arguments.questions).questions, examples)
-    golds = {question.id: question.answers for question in data.load(arguments.dev.resolve()).questions}
+    dev = data.load(arguments.dev.resolve()).questions
     for seed in map(int, arguments.seeds.split(",")):
         for distilled in (False, True):
+            if arguments.only == ("alone" if distilled else "distilled"):
+                continue
             target = write_target(arguments, seed, distilled=distilled)
-            built = qabuild.build(target, arguments.output / "artifacts", compile_only=True)
-            answers = reference.read(built.directory / reference.FOLDER).answers
-            scores = squad.score(answers, golds)
+            checkpoint = qabuild.train(target, reporter=Console())
+            ask = asking(load_model(checkpoint), load_tokenizer(checkpoint.directory), squad_v2=False)
+            scores = squad.score(dict(ask(dev).answers), {question.id: question.answers for question in dev})
             print(f"{target.stem}: EM {scores.exact_match:.2f}, F1 {scores.f1:.2f}", flush=True)
 
 

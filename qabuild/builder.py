@@ -86,6 +86,25 @@ def build(
     return Built(directory=landed, plan=made, manifest=artifact.digest, verification=found, kept=False)
 
 
+def train(
+    target: Target | str | Path,
+    *,
+    locked: bool = False,
+    offline: bool = False,
+    results: Store | None = None,
+    reporter: Reporter = SILENT,
+) -> Checkpoint:
+    """The checkpoint that a build of `target` would compile, trained if need be, and nothing further.
+
+    Raises what the trainings raise, MissingEnvironment where this machine lacks what the target needs.
+    """
+    target = target if isinstance(target, Target) else lock.load(target, locked=locked)
+    results = results or Store()
+    _require_machine(target, compile_only=True)
+    name = plan.history_name(target, results.root)
+    return _known(_train(_plan(target, results, name, offline), results, name, offline, reporter).checkpoint)
+
+
 # --- steps ----------------------------------------------------------------------------------------------------------
 
 

@@ -32,6 +32,7 @@ class Examples:
     starts: Integers
     """Column of the first answer token, in the window without padding; of the CLS token where there is no answer."""
     ends: Integers
+    questions: tuple[Question, ...]
     held_out: tuple[Question, ...]
     """Questions that are not learnt from."""
     counts: Mapping[str, Any]
@@ -73,14 +74,9 @@ def make(
     misplaced: Sequence[str] = (),
 ) -> Examples:
     """The examples of `questions`. A question with several answers is learnt by its first."""
-    cut = Cut(
-        max_seq_len=min(train.max_seq_len, tokenizer.model_max_length),
-        doc_stride=train.doc_stride,
-        max_question_len=Parameters().max_question_len,
-        from_the_end=tokenizer.truncation_side == "left",
-    )
+    pairs = [(question.question, question.context) for question in questions]
     try:
-        windows = WindowMaker(tokenizer)([(question.question, question.context) for question in questions], cut)
+        windows = WindowMaker(tokenizer)(pairs, cut_of(train, tokenizer))
     except ValueError as error:
         raise BadTarget(f"[train]: {error}", "lower train.doc_stride, or raise train.max_seq_len") from None
     if windows.layout.cls_place is None:
@@ -101,7 +97,24 @@ def make(
         "windows without an answer": answerless,
         "left out": list(misplaced),
     }
-    return Examples(windows=windows, starts=starts, ends=ends, held_out=tuple(held_out), counts=counts)
+    return Examples(
+        windows=windows,
+        starts=starts,
+        ends=ends,
+        questions=tuple(questions),
+        held_out=tuple(held_out),
+        counts=counts,
+    )
+
+
+def cut_of(train: Train, tokenizer: Any) -> Cut:
+    """How windows are cut, as the pipeline cuts them."""
+    return Cut(
+        max_seq_len=min(train.max_seq_len, tokenizer.model_max_length),
+        doc_stride=train.doc_stride,
+        max_question_len=Parameters().max_question_len,
+        from_the_end=tokenizer.truncation_side == "left",
+    )
 
 
 def hold_out(

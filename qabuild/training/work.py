@@ -17,6 +17,7 @@ from qabuild.training.examples import Collator, Examples
 from qabuild.training.request import Request
 from qabuild.training.student import make_student
 from qabuild.training.trainer import drop_torn_states, last_state, make_trainer
+from qabuild.training.vocabulary import require_same_tokens
 
 
 def logits(request: Request, tell: Tell) -> Mapping[str, Any]:
@@ -24,6 +25,12 @@ def logits(request: Request, tell: Tell) -> Mapping[str, Any]:
     assert request.teacher
     tokenizer = load_tokenizer(request.teacher.directory)
     found = examples.load(request.train, tokenizer, offline=request.offline)
+    require_same_tokens(
+        (request.teacher.name, tokenizer),
+        (request.start.name, load_tokenizer(request.start.directory)),
+        found.questions,
+        examples.cut_of(request.train, tokenizer),
+    )
     model = load_model(request.teacher).to(request.device)
     done = 0
 
@@ -38,7 +45,8 @@ def logits(request: Request, tell: Tell) -> Mapping[str, Any]:
 
 def train(request: Request, tell: Tell) -> Mapping[str, Any]:
     """Train, from the last saved state where there is one, and write the checkpoint."""
-    tokenizer = load_tokenizer(request.start.directory)
+    # With a teacher its windows are learnt from, which are the student's as well: `logits` has made sure of it.
+    tokenizer = load_tokenizer((request.teacher or request.start).directory)
     found = examples.load(request.train, tokenizer, offline=request.offline)
     record = fit(request, found, tokenizer, tell)
     return {"examples": found.counts, **record}
