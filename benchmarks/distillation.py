@@ -2,7 +2,7 @@
 
     python benchmarks/distillation.py TEACHER TRAIN DEV --questions 8000 --layers 0,2,5 --seeds 0,1 --output FOLDER
 
-TEACHER is a checkpoint, TRAIN and DEV are files in SQuAD's layout. The student starts from some of the teacher's layers.
+TEACHER is a checkpoint, TRAIN and DEV are SQuAD files. The student starts from some of the teacher's layers.
 Writes a target for each of the trainings into FOLDER, carries them out (kept results are taken), and prints EM and F1
 on all questions of DEV. What was interrupted goes on where it stopped.
 """

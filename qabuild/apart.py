@@ -68,7 +68,8 @@ def run_apart(
 
 def _converse(process: subprocess.Popen[str], request: Mapping[str, Any], hear: Tell) -> Mapping[str, Any] | None:
     """Hand over the request, hear what is told, and return the answer: the last message, if it is one."""
-    assert process.stdin and process.stdout
+    assert process.stdin
+    assert process.stdout
     with suppress(BrokenPipeError), process.stdin:  # it died at once: its status says more
         json.dump(request, process.stdin)
     answer = None

@@ -23,11 +23,12 @@ from qabuild.compiling import compile_apart
 from qabuild.console import SILENT, Reporter
 from qabuild.errors import BadTarget, QABuildError
 from qabuild.evidence import Measurement, Verification
-from qabuild.plan import Plan, Stage, Step
-from qabuild.store import Entry, Store, explained, place
+from qabuild.plan import Plan, Step
+from qabuild.store import Entry, Store, explained, key_of, place
 from qabuild.target import Target
 from qabuild.training.apart import carry_out
 from qabuild.training.request import Request
+from qabuild.training.steps import Stage, StepName
 
 MEASUREMENT = "measurement.json"
 
@@ -143,39 +144,30 @@ def _train(made: Plan, results: Store, name: str, offline: bool, reporter: Repor
 
 
 def _carry_out_training(
-    stage: Stage, steps: Mapping[str, Step], results: Store, offline: bool, reporter: Reporter
+    stage: Stage, steps: Mapping[StepName, Step], results: Store, offline: bool, reporter: Reporter
 ) -> None:
     found: dict[str, Entry] = {}
+
+    def produce(name: StepName, folder: Path) -> Mapping[str, Any]:
+        inputs, distill = stage.inputs[name], stage.trained.distill
+        best = found["search"].record["best"] if "search" in found else {}
+        request = Request(
+            step=name,
+            start=_known(stage.start),
+            teacher=stage.teacher,
+            train=stage.trained.train,
+            distill=distill and distill.model_copy(update=best),
+            device=inputs["train.device"],
+            dtype=inputs["train.dtype"],
+            logits=found["logits"].directory if "logits" in found else None,
+            work=results.work(key_of(inputs)),
+            directory=folder,
+            offline=offline,
+        )
+        return carry_out(request, reporter)
+
     for name, step in steps.items():
-        produce = partial(_training_step, stage, name, step.key, found, results, offline, reporter)
-        found[name] = _carry_out(step, results, reporter, produce)
-
-
-def _training_step(
-    stage: Stage,
-    name: str,
-    key: str,
-    found: Mapping[str, Entry],
-    results: Store,
-    offline: bool,
-    reporter: Reporter,
-    folder: Path,
-) -> Mapping[str, Any]:
-    trained, inputs = stage.trained, stage.inputs[name]
-    request = Request(
-        step=name,
-        start=_known(stage.start),
-        teacher=stage.teacher,
-        train=trained.train,
-        distill=trained.distill,
-        device=inputs["train.device"],
-        dtype=inputs["train.dtype"],
-        logits=found["logits"].directory if "logits" in found else None,
-        work=results.work(key),
-        directory=folder,
-        offline=offline,
-    )
-    return carry_out(request, reporter)
+        found[name] = _carry_out(step, results, reporter, partial(produce, name))
 
 
 def _assemble(made: Plan, results: Store, stage: Path, offline: bool, reporter: Reporter) -> Artifact:
@@ -208,9 +200,7 @@ def _record_training(made: Plan, results: Store, offline: bool, reporter: Report
     if made.target.distill:
         teacher = _known(stage.teacher)
         step = made.step("teacher")
-        answered = _carry_out(
-            step, results, reporter, lambda folder: _refer(made, teacher, folder, offline, reporter)
-        )
+        answered = _carry_out(step, results, reporter, lambda folder: _refer(made, teacher, folder, offline, reporter))
         golds = {question.id: question.answers for question in _questions(made.target, offline).questions}
         scores = squad.score(reference.read(answered.directory).answers, golds)
         record["teacher"] = {**_described(teacher), "exact_match": scores.exact_match, "f1": scores.f1}

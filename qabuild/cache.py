@@ -92,8 +92,8 @@ def _what(inputs: object) -> str:
     """The backend and its runtime, the questions asked, or how it was trained."""
     if not isinstance(inputs, dict):
         return ""
-    names = ("backend.name", "runtime.device", "runtime.dtype", "verify.split", "verify.samples")
-    names += ("train.split", "train.samples", "train.device", "train.dtype")
+    made = ("backend.name", "runtime.device", "runtime.dtype", "verify.split", "verify.samples")
+    names = (*made, "train.split", "train.samples", "train.device", "train.dtype")
     return " ".join(str(inputs[name]) for name in names if inputs.get(name) is not None)
 
 

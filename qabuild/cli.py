@@ -151,7 +151,12 @@ def build(
     an earlier build as it was.
     """
     from qabuild.lock import load
+    from qabuild.training import ranks
 
+    place = ranks.current()
+    if place.rank > 0:
+        place.follow()
+        return
     read = [load(path, overrides, locked=locked) for path in targets]
     _require_distinct(read)
     from qabuild.builder import build as build_target
@@ -171,7 +176,11 @@ def build(
             verification=built.verification,
         )
 
-    _conclude([attempt(target) for target in read], console)
+    try:
+        outcomes = [attempt(target) for target in read]
+    finally:
+        place.announce(None)
+    _conclude(outcomes, console)
 
 
 @cli.command()

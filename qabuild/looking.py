@@ -1,4 +1,4 @@
-"""What is there of all that a target names: checkpoints, results of trainings, data sets. Reads, and fetches if told."""
+"""What is there of all that a target names: checkpoints, results of trainings, data sets. Fetches if told to."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from qabuild import artifact as artifacts
 from qabuild.errors import BadTarget, QABuildError, UntrustedInput
 from qabuild.hub import commit, is_path
-from qabuild.origin import CheckpointSource, Origin, Trained
+from qabuild.origin import Origin, Trained
 from qabuild.sample import HELDOUT, TRAIN
 from qabuild.store import Inputs, Store, key_of
 from qabuild.training import steps as training
@@ -96,7 +96,7 @@ class Look:
         inputs = training.inputs_of(
             trained,
             start=self._identity(trained.start, head=False),
-            teacher=trained.teacher and self._identity(trained.teacher),
+            teacher=self._identity(trained.teacher) if trained.teacher else None,
             data=self.data(trained.train, "train.dataset"),
             conditions=self._conditions[trained.train.dtype],
             code=self._code,
@@ -106,7 +106,7 @@ class Look:
             trained=trained,
             label="" if trained == self._own else f"{trained.name} ",
             start=self.checkpoint(trained.start, head=False),
-            teacher=trained.teacher and self.checkpoint(trained.teacher),
+            teacher=self.checkpoint(trained.teacher) if trained.teacher else None,
             result=self._result(trained, inputs["train"]),
             inputs=inputs,
         )
@@ -117,7 +117,7 @@ class Look:
 
         entry = self._results.find(key_of(inputs)) if training.is_known(inputs) else None
         try:
-            return entry and replace(resolve(entry.directory), name=trained.name)
+            return replace(resolve(entry.directory), name=trained.name) if entry else None
         except QABuildError:  # damaged: it is made anew
             return None
 

@@ -18,7 +18,7 @@ from qabuild import machine, reference, roundtrip
 from qabuild.backends import BACKENDS, backend
 from qabuild.hub import is_path
 from qabuild.looking import Look
-from qabuild.origin import trainings
+from qabuild.origin import Autocast, trainings
 from qabuild.store import Entry, Inputs, Store, key_of
 from qabuild.target import Target
 from qabuild.training import steps as training
@@ -115,7 +115,7 @@ def gather(target: Target, results: Store, name: str, *, fetch: bool, offline: b
         results,
         versions=_packages(machine.versions(training.PACKAGES), training.PACKAGES),
         code={name: _code_of(code, rooms) for name, rooms in training.CODE.items()},
-        conditions={name: training.conditions(here, name) for name in get_args(training.Autocast)},
+        conditions={name: training.conditions(here, name) for name in get_args(Autocast)},
         fetch=fetch,
         offline=offline,
     )

@@ -3,7 +3,7 @@
     <store>/v1/results/<key>/entry.json     what the step was, what decided it, the files with size and SHA-256
     <store>/v1/results/<key>/files/         what it made
     <store>/v1/staging/<key>/               what is being made; what a killed build left is removed by the next
-    <store>/v1/work/<key>/                  what a long step goes on from after an interruption, until its result is here
+    <store>/v1/work/<key>/                  what a long step goes on from after an interruption; gone when it is done
     <store>/v1/locks/                       one per key and per artifact
     <store>/v1/history/                     which keys a target was last built from, to tell what changed
 

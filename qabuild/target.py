@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args
 
-from pydantic import BaseModel, Field, PrivateAttr, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, PrivateAttr, ValidationError, ValidationInfo, field_validator, model_validator
 
 from qabuild.backends import BACKENDS, Dtype, Frozen, Runtime, backend
 from qabuild.errors import BadTarget
@@ -169,6 +169,14 @@ class Target(Frozen):
             if isinstance(teacher, dict) and isinstance(train, dict) and "layers" in train:
                 return {**tables, "checkpoint": teacher}
         return tables
+
+    @field_validator("distill")
+    @classmethod
+    def _trials_can_be_scored(cls, distill: Distill | None, info: ValidationInfo) -> Distill | None:
+        train = info.data.get("train")
+        if distill and distill.search and not (train and train.held_out):
+            raise ValueError("a search scores its trials on held-out questions: set train.held_out")
+        return distill
 
     @field_validator("name")
     @classmethod

@@ -330,7 +330,8 @@ def killed(asked: Request, step: int | None) -> int:
     process = subprocess.Popen(
         [sys.executable, "-m", "qabuild.training"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
-    assert process.stdin and process.stdout
+    assert process.stdin
+    assert process.stdout
     with process.stdin:
         json.dump(asked.to_dict(), process.stdin)
     for line in process.stdout:

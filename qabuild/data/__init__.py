@@ -11,7 +11,16 @@ from pathlib import Path
 
 from qabuild import hub
 from qabuild.data.files import read_squad
-from qabuild.data.questions import Question, QuestionSet, check, fingerprint, question_set, select, subset, without_misplaced
+from qabuild.data.questions import (
+    Question,
+    QuestionSet,
+    check,
+    fingerprint,
+    question_set,
+    select,
+    subset,
+    without_misplaced,
+)
 from qabuild.data.tables import load_table
 from qabuild.errors import BadTarget, UntrustedInput
 

@@ -18,9 +18,7 @@ from qabuild.hub import first_line
 _SPLIT = re.compile(r"\w+(\.\w+)*")
 
 
-def load_table(
-    name: str, revision: str | None, split: str, offline: bool, max_misplaced: float = 0.0
-) -> QuestionSet:
+def load_table(name: str, revision: str | None, split: str, offline: bool, max_misplaced: float = 0.0) -> QuestionSet:
     """The questions of one split of a data set: a table of id, question, context and answers {text, answer_start}.
 
     Raises BadTarget for what is not there, UntrustedInput for questions that are damaged, QABuildError where the Hub

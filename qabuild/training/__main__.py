@@ -15,7 +15,8 @@ def work(document: Mapping[str, Any], tell: Tell) -> Mapping[str, Any]:
     from qabuild.training.request import Request
 
     request = Request.from_dict(document)
-    return getattr(steps, request.step)(request, tell)
+    by_name = {"logits": steps.logits, "search": steps.search, "train": steps.train}
+    return by_name[request.step](request, tell)
 
 
 if __name__ == "__main__":

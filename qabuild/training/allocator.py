@@ -13,7 +13,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
 def keep_memory() -> None:
-    """Let freed memory stay with this process, and large blocks come from the heap. Elsewhere than on glibc: nothing."""
+    """Let freed memory stay with this process, and large blocks come from the heap. For glibc only."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
         mallopt(_M_MMAP_MAX, 0)

@@ -8,6 +8,7 @@ from typing import Any
 
 from qabuild.apart import run_apart
 from qabuild.console import Reporter
+from qabuild.training import ranks
 from qabuild.training.request import Request
 
 PAUSE = 30.0
@@ -17,9 +18,12 @@ PAUSE = 30.0
 def carry_out(request: Request, reporter: Reporter) -> Mapping[str, Any]:
     """The step's record. Raises what the step raises."""
     request.work.mkdir(parents=True, exist_ok=True)
-    telling = _Telling(request.step, reporter)
+    telling, document, environment = _Telling(request.step, reporter), request.to_dict(), {}
+    if request.step == "train":  # all else one process does alone
+        ranks.current().announce(document)
+        environment = ranks.current().environment()
     try:
-        return run_apart("qabuild.training", request.to_dict(), request.directory, "training", telling.hear)
+        return run_apart("qabuild.training", document, request.directory, "training", telling.hear, environment)
     finally:
         telling.end()
 

@@ -1,4 +1,4 @@
-"""What is learnt from: windows of questions and contexts, cut as the pipeline cuts them, and where their answers are."""
+"""What is learnt from: windows, cut as the pipeline cuts them, and where their answers are."""
 
 from __future__ import annotations
 
@@ -37,13 +37,15 @@ class Examples:
     """Questions that are not learnt from."""
     counts: Mapping[str, Any]
     """questions, windows, windows without an answer, questions left out"""
+    rows: Integers
+    """The windows that are learnt from: all, but in a search."""
 
     def __len__(self) -> int:
-        return len(self.windows)
+        return len(self.rows)
 
     def __getitem__(self, index: int) -> int:
-        """The index itself: rows become arrays batch by batch, see `Collator`."""
-        return index
+        """A window's index only: windows become arrays batch by batch, see `Collator`."""
+        return int(self.rows[index])
 
 
 def load(train: Train, tokenizer: Any, *, offline: bool = False) -> Examples:
@@ -74,6 +76,8 @@ def make(
     misplaced: Sequence[str] = (),
 ) -> Examples:
     """The examples of `questions`. A question with several answers is learnt by its first."""
+    import numpy as np
+
     pairs = [(question.question, question.context) for question in questions]
     try:
         windows = WindowMaker(tokenizer)(pairs, cut_of(train, tokenizer))
@@ -104,6 +108,7 @@ def make(
         questions=tuple(questions),
         held_out=tuple(held_out),
         counts=counts,
+        rows=np.arange(len(windows)),
     )
 
 
@@ -117,9 +122,7 @@ def cut_of(train: Train, tokenizer: Any) -> Cut:
     )
 
 
-def hold_out(
-    questions: Sequence[Question], count: int, seed: int
-) -> tuple[tuple[Question, ...], tuple[Question, ...]]:
+def hold_out(questions: Sequence[Question], count: int, seed: int) -> tuple[tuple[Question, ...], tuple[Question, ...]]:
     """What is learnt from, and at least `count` questions that are not: those of contexts drawn by `seed`.
 
     Whole contexts, since a question is half answered by another on the same context. Raises BadTarget where nothing

@@ -44,7 +44,7 @@ class Logits:
 
 
 def open_logits(directory: Path, examples: Examples) -> Logits:
-    """The logits in `directory`, which were made of the same windows. Raises UntrustedInput where they are of others."""
+    """The logits in `directory`, which were made of the same windows. Raises UntrustedInput for others."""
     import numpy as np
 
     offsets = np.concatenate([[0], np.cumsum(examples.windows.length)])
@@ -77,7 +77,9 @@ def make(
     numbers = np.memmap(directory / FILE, np.float32, "w+", shape=(2, offsets[-1]))
     collate = Collator(examples, input_names)
     for rows in _batches(windows.length):
-        batch = {name: tensor.to(model.device) for name, tensor in collate(rows).items() if name in input_names}
+        batch = {
+            name: tensor.to(model.device) for name, tensor in collate(rows.tolist()).items() if name in input_names
+        }
         with torch.inference_mode(), autocast:
             output = model(**batch)
         shift = windows.place(rows, batch["input_ids"].shape[1])[0] - windows.first[rows]

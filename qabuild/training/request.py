@@ -9,13 +9,14 @@ from typing import Any, Literal, Self
 
 from qabuild.checkpoint import Checkpoint
 from qabuild.origin import Distill, Train
+from qabuild.training.steps import StepName
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """One step of a training."""
 
-    step: Literal["logits", "search", "train"]
+    step: StepName
     start: Checkpoint
     teacher: Checkpoint | None
     train: Train
@@ -58,7 +59,7 @@ class Request:
 
 
 def _plain(checkpoint: Checkpoint | None) -> dict[str, Any] | None:
-    return checkpoint and {**asdict(checkpoint), "directory": str(checkpoint.directory)}
+    return {**asdict(checkpoint), "directory": str(checkpoint.directory)} if checkpoint else None
 
 
 def _checkpoint(document: Mapping[str, Any]) -> Checkpoint:

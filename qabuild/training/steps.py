@@ -1,8 +1,8 @@
 """The steps by which a checkpoint is trained, and all that decides each of them.
 
-    logits    the teacher's logits on the windows that the student learns from, once
-    search    trials of alpha and temperature, of which the best is taken
-    train     the training itself, whose result is a checkpoint
+logits    the teacher's logits on the windows that the student learns from, once
+search    trials of alpha and temperature, of which the best is taken
+train     the training itself, whose result is a checkpoint
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from qabuild import hub
 from qabuild.origin import Autocast, Trained
@@ -19,6 +19,7 @@ from qabuild.store import Inputs, key_of
 if TYPE_CHECKING:
     from qabuild.checkpoint import Checkpoint
 
+StepName = Literal["logits", "search", "train"]
 PACKAGES = ("accelerate", "tokenizers", "torch", "transformers")
 SEARCH_PACKAGES = ("optuna",)
 
@@ -42,7 +43,7 @@ class Stage:
     teacher: Checkpoint | None
     result: Checkpoint | None
     """What the training made, where the store has it."""
-    inputs: Mapping[str, Inputs]
+    inputs: Mapping[StepName, Inputs]
     """Of each step that it has, in order."""
 
     @property
@@ -82,13 +83,13 @@ def inputs_of(
     conditions: Mapping[str, Any],
     code: Mapping[str, str],
     packages: Mapping[str, str],
-) -> dict[str, Inputs]:
+) -> dict[StepName, Inputs]:
     """What decides each step of a training.
 
     `start` and `teacher` are digests of checkpoints, or keys of the trainings that will make them; `data` is the
     digest or commit of the data set; `conditions` the device and the dtype; `code` a digest for each step.
     """
-    steps: dict[str, Inputs] = {}
+    steps: dict[StepName, Inputs] = {}
     windows = _windows(trained, data)
     if trained.distill:
         steps["logits"] = {"teacher": teacher, **windows, **conditions, **packages, "code": code["logits"]}
@@ -151,7 +152,7 @@ def _content(path: str) -> str:
         return ""
 
 
-def _weights_of_losses(trained: Trained, steps: Mapping[str, Inputs]) -> dict[str, Any]:
+def _weights_of_losses(trained: Trained, steps: Mapping[StepName, Inputs]) -> dict[str, Any]:
     if trained.distill is None:
         return {}
     if "search" in steps:
@@ -161,4 +162,3 @@ def _weights_of_losses(trained: Trained, steps: Mapping[str, Inputs]) -> dict[st
 
 def _flat(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
     return {f"{prefix}.{name}": value for name, value in values.items()}
-

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Literal
 
 from qabuild.checkpoint import Checkpoint, load_model
@@ -19,10 +20,8 @@ def make_student(start: Checkpoint, train: Train, device: Literal["cpu", "cuda"]
     torch.manual_seed(train.seed)
     # On a CPU the backward pass of flash attention takes longer than all that it saves; on a GPU it pays.
     attention: Literal["eager", "sdpa"] | None = "eager" if device == "cpu" else None
-    if train.from_config:
-        model = _fresh(start, attention)
-    else:
-        model = load_model(start, attention=attention, fresh_head=True)
+    make = _fresh if train.from_config else partial(load_model, fresh_head=True)
+    model = make(start, attention=attention)
     if train.layers is not None:
         keep_layers(model, train.layers, start.name)
     if train.dropout is not None:
@@ -50,7 +49,9 @@ def keep_layers(model: Any, layers: tuple[int, ...], name: str) -> None:
             "leave out train.layers, and name a smaller checkpoint as the student",
         )
     if layers[-1] >= count:
-        raise BadTarget(f"{name}: has layers 0 to {count - 1}, and train.layers names {layers[-1]}", "name some of them")
+        raise BadTarget(
+            f"{name}: has layers 0 to {count - 1}, and train.layers names {layers[-1]}", "name some of them"
+        )
     parent, key = found[0]
     setattr(parent, key, ModuleList([getattr(parent, key)[layer] for layer in layers]))
     model.config.num_hidden_layers = len(layers)
@@ -65,7 +66,7 @@ def set_dropout(model: Any, share: float) -> None:
             module.p = share
 
 
-def _fresh(start: Checkpoint, attention: str | None) -> Any:
+def _fresh(start: Checkpoint, *, attention: str | None) -> Any:
     import torch
     from transformers import AutoConfig, AutoModelForQuestionAnswering
 

@@ -37,7 +37,8 @@ class QuestionAnsweringTrainer(Trainer):  # type: ignore[misc]
     def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroupedSampler:
         # Of all processes together: each takes its part of every batch.
         size = self.args.per_device_train_batch_size * self.args.world_size
-        return LengthGroupedSampler(self.train_dataset.windows.length, size, self._seed)
+        examples = self.train_dataset
+        return LengthGroupedSampler(examples.windows.length[examples.rows], size, self._seed)
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], **_: Any) -> Tensor:
         """alpha * student loss + (1 - alpha) * (KD_start + KD_end) / 2; Sanh et al. 2019, arXiv 1910.01108."""
@@ -96,6 +97,7 @@ def make_trainer(
         bf16=request.dtype == "bf16",
         fp16=request.dtype == "fp16",
         use_cpu=request.device == "cpu",
+        ddp_timeout=24 * 3600,  # the others wait while one asks the held-out questions
         ddp_backend=None if processes == 1 else "gloo" if request.device == "cpu" else "nccl",
         deepspeed=train.deepspeed,
         seed=train.seed,

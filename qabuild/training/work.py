@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -43,13 +42,23 @@ def logits(request: Request, tell: Tell) -> Mapping[str, Any]:
     return {"examples": found.counts}
 
 
+def search(request: Request, tell: Tell) -> Mapping[str, Any]:
+    """Look for the alpha and the temperature of the best student."""
+    from qabuild.training.search import search as try_all
+
+    tokenizer = load_tokenizer((request.teacher or request.start).directory)
+    found = examples.load(request.train, tokenizer, offline=request.offline)
+    return try_all(request, found, lambda tried, part: fit(tried, part, tokenizer, tell))
+
+
 def train(request: Request, tell: Tell) -> Mapping[str, Any]:
     """Train, from the last saved state where there is one, and write the checkpoint."""
     # With a teacher its windows are learnt from, which are the student's as well: `logits` has made sure of it.
     tokenizer = load_tokenizer((request.teacher or request.start).directory)
     found = examples.load(request.train, tokenizer, offline=request.offline)
     record = fit(request, found, tokenizer, tell)
-    return {"examples": found.counts, **record}
+    weights = request.distill and {"alpha": request.distill.alpha, "temperature": request.distill.temperature}
+    return {"examples": found.counts, "distill": weights, **record}
 
 
 def fit(request: Request, found: Examples, tokenizer: Any, tell: Tell) -> Mapping[str, Any]:
@@ -73,11 +82,17 @@ def fit(request: Request, found: Examples, tokenizer: Any, tell: Tell) -> Mappin
         tell({"resumed": int(state.name.rpartition("-")[2])})
     with _memory_explained(request):
         result = trainer.train(resume_from_checkpoint=str(state) if state else None)
+    if trainer.is_world_process_zero():
+        _save(trainer, request)
+    return {"steps": result.global_step, "loss": result.training_loss}
+
+
+def _save(trainer: Any, request: Request) -> None:
     trainer.accelerator.unwrap_model(trainer.model).save_pretrained(request.directory, safe_serialization=True)
-    os.chmod(request.directory / "model.safetensors", 0o644)  # is written for its owner alone
+    for path in request.directory.glob("*.safetensors"):
+        path.chmod(0o644)  # is written for its owner alone
     copy_tokenizer(request.start, request.directory)
     shutil.copyfile(request.work / curves.FILE, request.directory / curves.FILE)
-    return {"steps": result.global_step, "loss": result.training_loss}
 
 
 def _autocast(request: Request) -> Any:
