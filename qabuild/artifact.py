@@ -137,6 +137,11 @@ def open_artifact(directory: Path, digest: str | None = None) -> Artifact:
     return Artifact(directory=directory, manifest=manifest, digest=found)
 
 
+def read_manifest(directory: Path) -> Manifest:
+    """What the manifest there says; no file is held against it. Raises as `open_artifact` does."""
+    return _parse_manifest(directory / MANIFEST, _read_manifest(directory))
+
+
 def _read_manifest(directory: Path) -> bytes:
     try:
         return (directory / MANIFEST).read_bytes()

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from qabuild.cache import Kept
     from qabuild.evidence import Verification
     from qabuild.plan import Step
+    from qabuild.publishing import Published
     from qabuild.target import Target
 
 T = TypeVar("T")
@@ -125,6 +126,9 @@ set_option = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key, as in --set verify.samples=200."
 )
 locked_option = click.option("--locked", is_flag=True, help="Take only what the lock beside each target pins.")
+data_option = click.option(
+    "--data", "dataset", metavar="SOURCE", help="Where the questions are: a SQuAD-layout file, a Hub id."
+)
 offline_option = click.option("--offline", is_flag=True, help="Touch no network; say what is missing.")
 
 
@@ -176,7 +180,7 @@ def build(
 
 @cli.command()
 @artifact_folders
-@click.option("--data", "dataset", metavar="SOURCE", help="Where the questions are: a SQuAD-layout file, a Hub id.")
+@data_option
 @click.option("--checkpoint", metavar="SOURCE", help="The checkpoint it was built from, to measure the speedup.")
 @click.option("--digest", metavar="SHA256", help="What the manifest's own digest must be.")
 @offline_option
@@ -217,6 +221,31 @@ def verify(
         return _Outcome(shown=str(path), document=document, error=_failure(found, path), verification=found)
 
     _conclude([attempt(path) for path in artifacts], console)
+
+
+@cli.command()
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.option("--repo", metavar="OWNER/NAME", help="The repository; without it, the target's publish.repo.")
+@click.option("--private", is_flag=True, help="Make the repository private, where it is made.")
+@click.option("--revision", default="main", show_default=True, metavar="BRANCH", help="Branch to publish to.")
+@click.option("--create-pr", is_flag=True, help="Propose it as a pull request.")
+@click.option("--tag", metavar="NAME", help="Name the commit, as in --tag v1.")
+@click.option("--dry-run", is_flag=True, help="Only list what would go, and how large it is.")
+@click.option("--verify-remote", is_flag=True, help="Verify what was downloaded again, too.")
+@data_option
+@common
+def publish(artifact: Path, repo: str | None, dataset: str | None, console: Console, **options: Any) -> None:
+    """Push a verified ARTIFACT to the Hugging Face Hub as one commit, and fetch it back.
+
+    Refuses what is not verified, was changed since, or would replace something else. Run again after a failure, it
+    does what is left to do.
+    """
+    from qabuild import publishing
+    from qabuild.target import absolute_source
+
+    source = dataset and absolute_source(dataset, Path.cwd())
+    published = publishing.publish(artifact, repo, dataset=source, reporter=console, **options)
+    console.result(published.to_dict(), lambda: _show_published(published))
 
 
 @cli.command()
@@ -510,6 +539,24 @@ def _least(found: Verification, name: str) -> str:
     """The gate, where one is set, as the table shows it beside the figure."""
     limits = [gate.limit for gate in found.gates if gate.name == name]
     return f" (>= {100 * limits[0]:g})" if limits else ""
+
+
+def _show_published(published: Published) -> None:
+    if published.commit is None or published.changed:
+        table(["file", "", "size"], [[c.name, c.does, _megabytes(c.size)] for c in published.changes])
+    emit(_told(published))
+
+
+def _told(published: Published) -> str:
+    """In one line, what is where now."""
+    if published.commit is None:
+        sent = [change for change in published.changes if change.does in ("add", "replace")]
+        return f"{published.repo}: {len(sent)} files, {_megabytes(sum(c.size for c in sent))} would be sent"
+    where = published.pull_request or f"{published.repo} ({published.revision})"
+    tag = f", tag {published.tag}" if published.tag else ""
+    done = "published" if published.changed else "nothing to do, it is there already"
+    verified = ", verified from there" if published.verification else ""
+    return f"{where}: {done}: commit {published.commit}{tag}{verified}"
 
 
 def _build_document(built: Built) -> dict[str, Any]:
