@@ -314,38 +314,40 @@ def lock(targets: Sequence[Path], offline: bool, console: Console) -> None:
 
 
 @cli.command()
-@click.argument("artifact", type=click.Path(path_type=Path))
+@click.argument("artifact")
 @click.argument("questions", type=click.Path(allow_dash=True))
 @click.option("-o", "--output", default="-", show_default=True, help="File for the answers; .json for predictions.")
+@click.option("--revision", help="Branch, tag or commit of an artifact on the Hub.")
 @click.option("--digest", metavar="SHA256", help="What the manifest's own digest must be.")
 @click.option("--top-k", type=click.IntRange(1), default=1, show_default=True, help="Answers to each question.")
 @click.option("--no-answer", is_flag=True, help="Let the empty answer compete.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress, no remarks.")
 @click.option("-v", "--verbose", is_flag=True, help="Tracebacks with every error.")
 def answer(
-    artifact: Path,
+    artifact: str,
     questions: str,
     output: str,
+    revision: str | None,
     digest: str | None,
     top_k: int,
     no_answer: bool,
     quiet: bool,
     verbose: bool,
 ) -> None:
-    """Answer a file of QUESTIONS with ARTIFACT.
+    """Answer a file of QUESTIONS with ARTIFACT, a folder or a repository on the Hub (owner/name).
 
     QUESTIONS is JSON Lines (id, question, context) or a SQuAD document (.json, .json.gz); "-" is standard input. The
     answers are JSON Lines, or SQuAD's predictions where OUTPUT ends in .json. Run again after an interruption, it goes
     on where it stopped. A row that cannot be answered is reported, and makes the exit status 4 in the end.
     """
     from qabuild import loading
-    from qabuild.artifact import open_artifact
     from qabuild.bulk import answer_file
+    from qabuild.pipeline import QuestionAnsweringPipeline
 
     console = Console(quiet=quiet, verbose=verbose)
-    opened = open_artifact(artifact, digest)
+    opened = loading.find(artifact, revision=revision, digest=digest)
     summary = answer_file(
-        loading.load(artifact, digest=opened.digest),
+        QuestionAnsweringPipeline(*loading.load_model(opened)),
         questions,
         output,
         answered_by=opened.digest,

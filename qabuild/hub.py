@@ -1,4 +1,4 @@
-"""What checkpoints and data sets from the Hub have in common: revisions, and mistakes explained."""
+"""What checkpoints, data sets and artifacts from the Hub have in common: revisions, and mistakes explained."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from typing import Literal, NoReturn
 
 from qabuild.errors import BadTarget, QABuildError
 
-RepoType = Literal["model", "dataset"]
+RepoType = Literal["model", "dataset", "artifact"]
+"""What a repository is wanted for. An artifact lies in one for models."""
 
 _FULL_SHA = re.compile(r"[0-9a-f]{40}")
 _REVISION = re.compile(r"(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9._/+-]*")
-_KIND = {"model": "checkpoint", "dataset": "data set"}
+_KIND = {"model": "checkpoint", "dataset": "data set", "artifact": "artifact"}
 
 
 def is_path(source: str | os.PathLike[str]) -> bool:
@@ -158,11 +159,15 @@ def _check_names(repo_id: str, revision: str | None, repo_type: RepoType) -> Non
         raise BadTarget(f"'{revision}' is no revision of a repository", "name a branch, a tag or a commit sha")
 
 
+def _on_hub(repo_type: RepoType) -> str:
+    return "dataset" if repo_type == "dataset" else "model"
+
+
 def _asked(repo_id: str, revision: str | None, repo_type: RepoType) -> str:
     from huggingface_hub import HfApi
 
     with explained(repo_id, revision, repo_type):
-        sha = HfApi().repo_info(repo_id, revision=revision, repo_type=repo_type, timeout=30).sha
+        sha = HfApi().repo_info(repo_id, revision=revision, repo_type=_on_hub(repo_type), timeout=30).sha
     if not isinstance(sha, str) or not _FULL_SHA.fullmatch(sha):
         raise QABuildError(f"the Hub named no commit of the {_KIND[repo_type]} '{repo_id}'", _AGAIN)
     return sha
@@ -173,7 +178,7 @@ def _ref(repo_id: str, revision: str | None, repo_type: RepoType) -> Path:
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
 
-    folder = repo_folder_name(repo_id=repo_id, repo_type=repo_type)
+    folder = repo_folder_name(repo_id=repo_id, repo_type=_on_hub(repo_type))
     return Path(constants.HF_HUB_CACHE, folder, "refs", revision or "main")
 
 
