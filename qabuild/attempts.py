@@ -87,18 +87,24 @@ def _quiet(reporter: Reporter) -> Iterator[None]:
         logging.set_verbosity(verbosity)
 
 
-def _refusal(error: BaseException | None) -> BaseException | None:
+def _refusal(error: BaseException) -> BaseException | None:
     """The answer of the Hub, or of the network, that is behind an error; None where there is none."""
     from requests import RequestException
 
-    seen = error
-    while seen is not None:
-        # Other than its base class, an OSError of the system, these are about the network.
-        if isinstance(seen, (RequestException, ConnectionError, TimeoutError)):
-            return seen
-        seen = seen.__cause__
+    chain = list(_chain(error))
+    # Other than its base class, an OSError of the system, these are about the network.
+    about_network = [e for e in chain if isinstance(e, (RequestException, ConnectionError, TimeoutError))]
+    if about_network:
+        return next((e for e in about_network if _status(e)), about_network[0])
     # What huggingface_hub says of the Hub's answers beside HTTP status, as on metadata or a file that is too large.
     return error if isinstance(error, (ValueError, RuntimeError)) else None
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """The error, and what it came from."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def _status(error: BaseException) -> int | None:
@@ -160,9 +166,5 @@ def _without_token(text: str) -> str:
     return text.replace(token, "(token)") if token else text
 
 
-def _holds_token(error: BaseException | None) -> bool:
-    while error is not None:
-        if _without_token(str(error)) != str(error):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+def _holds_token(error: BaseException) -> bool:
+    return any(_without_token(str(each)) != str(each) for each in _chain(error))

@@ -14,7 +14,7 @@ from typing import Any
 
 import qabuild
 from qabuild import artifact as artifacts
-from qabuild import data, doctor, hub, lock, machine, plan, reference, serving, verification
+from qabuild import card, data, doctor, hub, lock, machine, plan, reference, serving, verification
 from qabuild.artifact import Artifact
 from qabuild.backends import backend
 from qabuild.checkpoint import Checkpoint, load_model, load_tokenizer
@@ -275,12 +275,22 @@ def _explained(output: Path) -> AbstractContextManager[None]:
 def _name(stage: Path, goal: Path, *, passed: bool) -> Path:
     """Give what was staged its name: NAME where it passed, NAME.failed where it did not."""
     landed = goal if passed else _failed(goal)
+    _keep_card(goal, stage)
     _remove(_failed(goal))
     if os.path.lexists(landed):
         _exchange(stage, landed)  # what had the name is now at `stage`, and goes with it
     else:
         os.rename(stage, landed)
     return landed
+
+
+def _keep_card(goal: Path, stage: Path) -> None:
+    """Take over what people wrote into the model card of the artifact that is replaced."""
+    if (goal / card.FILE).is_file():
+        written = (goal / card.FILE).read_text(encoding="utf-8", errors="replace")
+        with suppress(BadTarget):  # what cannot be read is kept as it is
+            written = card.without_made(written)
+        (stage / card.FILE).write_text(written, encoding="utf-8")
 
 
 def _failed(goal: Path) -> Path:

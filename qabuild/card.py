@@ -18,6 +18,7 @@ from qabuild.artifact import Artifact
 from qabuild.backends import BACKENDS, Dtype, Runtime, backend
 from qabuild.errors import BadTarget
 from qabuild.evidence import Flip, Verification
+from qabuild.hub import first_line
 from qabuild.repository import MAIN
 
 FILE = "README.md"
@@ -59,12 +60,22 @@ class Own:
 
 
 def read(text: str | None) -> Own:
-    """What is people's own in the text of a card; all of it where the card was not made here."""
+    """What is people's own in the text of a card; all of it where the card was not made here.
+
+    Raises BadTarget where its metadata cannot be read.
+    """
     from huggingface_hub import ModelCard
+    from yaml import YAMLError
 
     if not text:
         return Own()
-    card = ModelCard(text, ignore_metadata_errors=True)
+    try:
+        card = ModelCard(text, ignore_metadata_errors=True)
+    except (YAMLError, ValueError) as error:
+        raise BadTarget(
+            f"{FILE}: its metadata cannot be read: {first_line(error)}",
+            "between the lines '---' at its top, write YAML",
+        ) from error
     metadata = {key: value for key, value in card.data.to_dict().items() if key not in _METADATA}
     metadata["tags"] = [tag for tag in metadata.get("tags") or [] if tag not in _own_vocabulary()]
     metadata = {key: value for key, value in metadata.items() if value}
@@ -73,6 +84,18 @@ def read(text: str | None) -> Own:
         return Own(before=card.text.strip(), metadata=metadata)
     before, after = card.text[: made.start()].strip(), card.text[made.end() :].strip()
     return Own(before=before, after=after, metadata=metadata, published=made["sum"])
+
+
+def without_made(text: str) -> str:
+    """The card with nothing but people's own parts, for an artifact that the rest does not speak of."""
+    from huggingface_hub import CardData
+
+    own = read(text)
+    if own.published is None:
+        return text
+    metadata = f"---\n{CardData(**own.metadata).to_yaml()}\n---\n" if own.metadata else ""
+    opened = OPENED.format(sum=own.published)
+    return f"{metadata}{own.before}\n\n{opened}\n\nNot published yet.\n\n{CLOSED}\n\n{own.after}\n"
 
 
 def merge(here: Own, there: Own) -> Own:

@@ -13,7 +13,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -139,6 +139,7 @@ offline_option = click.option("--offline", is_flag=True, help="Touch no network;
 @locked_option
 @offline_option
 @click.option("--compile-only", is_flag=True, help="Seal without verifying, also for a device that is not here.")
+@click.option("--publish", "then_publish", is_flag=True, help="Publish what passed to the target's publish.repo.")
 @common
 def build(
     targets: Sequence[Path],
@@ -147,6 +148,7 @@ def build(
     locked: bool,
     offline: bool,
     compile_only: bool,
+    then_publish: bool,
     console: Console,
 ) -> None:
     """Build each TARGET, and prove it.
@@ -158,6 +160,8 @@ def build(
 
     read = [load(path, overrides, locked=locked) for path in targets]
     _require_distinct(read)
+    if then_publish:
+        _require_publishable(read, compile_only, console)
     from qabuild.builder import build as build_target
 
     def attempt(target: Target) -> _Outcome:
@@ -168,12 +172,13 @@ def build(
         )
         if isinstance(built, QABuildError):
             return _Outcome(shown=target.name, document={"target": target.name}, error=built)
-        return _Outcome(
+        outcome = _Outcome(
             shown=str(built.directory),
             document=_build_document(built),
             error=_failure(built.verification, built.directory),
             verification=built.verification,
         )
+        return _then_published(outcome, built, console) if then_publish and not outcome.error else outcome
 
     _conclude([attempt(target) for target in read], console)
 
@@ -481,6 +486,7 @@ class _Outcome:
     document: dict[str, Any]
     error: QABuildError | None
     verification: Verification | None = None
+    published: Published | None = None
 
 
 def _attempt(work: Callable[[], T], console: Console) -> T | QABuildError:
@@ -493,6 +499,28 @@ def _attempt(work: Callable[[], T], console: Console) -> T | QABuildError:
         told = _as_told(error)
         _complain(told, verbose=console.verbose)
         return told
+
+
+def _require_publishable(targets: Sequence[Target], compile_only: bool, console: Console) -> None:
+    """Tell before the work what would keep its result from being published."""
+    from qabuild.publishing import require_ready
+
+    if compile_only:
+        raise click.UsageError("only what is verified can be published: leave out --compile-only or --publish")
+    for target in targets:
+        require_ready(target.publish.repo, f"target {target.name}", console)
+
+
+def _then_published(outcome: _Outcome, built: Built, console: Console) -> _Outcome:
+    from qabuild.publishing import publish as publish_artifact
+
+    _require_uninterrupted()
+    try:
+        published = publish_artifact(built.directory, built.plan.target.publish.repo, reporter=console)
+    except (QABuildError, OSError, MemoryError) as error:
+        _require_uninterrupted(error)
+        return replace(outcome, error=_as_told(error))
+    return replace(outcome, published=published, document={**outcome.document, "published": published.to_dict()})
 
 
 def _failure(found: Verification | None, directory: Path) -> VerificationFailed | None:
@@ -508,6 +536,9 @@ def _conclude(outcomes: Sequence[_Outcome], console: Console) -> None:
         told = len(outcomes) == 1 and outcomes[0].error and not outcomes[0].verification
         if not told:
             table(COLUMNS, [_row(outcome) for outcome in outcomes])
+        for outcome in outcomes:
+            if outcome.published:
+                emit(_told(outcome.published))
 
     console.result([_with_status(outcome) for outcome in outcomes], show)
     failed = [(outcome, outcome.error) for outcome in outcomes if outcome.error]
@@ -533,7 +564,7 @@ def _row(outcome: _Outcome) -> list[str]:
         f"{100 * m.agreement:.2f} %",
         f"{speed.artifact if speed else m.samples_per_second:.1f}",
         f"{speed.speedup:.2f}x" if speed else "-",
-        f"FAILED: {failed}" if failed else "passed",
+        f"FAILED: {failed}" if failed else "passed, under other versions" if found.other_versions else "passed",
     ]
 
 
@@ -545,7 +576,7 @@ def _least(found: Verification, name: str) -> str:
 
 def _show_published(published: Published) -> None:
     if published.commit is None or published.changed:
-        table(["file", "", "size"], [[c.name, c.does, _megabytes(c.size)] for c in published.changes])
+        table(["file", "", "size"], [[c.name, c.does, _size(c.size)] for c in published.changes])
     emit(_told(published))
 
 
@@ -553,7 +584,7 @@ def _told(published: Published) -> str:
     """In one line, what is where now."""
     if published.commit is None:
         sent = [change for change in published.changes if change.does in ("add", "replace")]
-        return f"{published.repo}: {len(sent)} files, {_megabytes(sum(c.size for c in sent))} would be sent"
+        return f"{published.repo}: {len(sent)} files, {_size(sum(c.size for c in sent))} would be sent"
     where = published.pull_request or f"{published.repo} ({published.revision})"
     tag = f", tag {published.tag}" if published.tag else ""
     done = "published" if published.changed else "nothing to do, it is there already"
@@ -594,6 +625,10 @@ def _kept_rows(everything: Sequence[Kept]) -> list[list[str]]:
 
 def _megabytes(size: int) -> str:
     return f"{size / 1e6:.1f} MB"
+
+
+def _size(size: int) -> str:
+    return _megabytes(size) if size >= 10**6 else f"{size / 1e3:.1f} KB"
 
 
 def _days(seconds: float) -> str:

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from qabuild import artifact as artifacts
-from qabuild import card, proof, repository
+from qabuild import card, proof
 from qabuild.artifact import Artifact
 from qabuild.attempts import log_in, persistently
 from qabuild.console import SILENT, Reporter
-from qabuild.errors import BadTarget, QABuildError, UntrustedInput, VerificationFailed
+from qabuild.errors import BadTarget, UntrustedInput, VerificationFailed
 from qabuild.evidence import Verification
-from qabuild.repository import MAIN, Change, Snapshot
-
-if TYPE_CHECKING:
-    from huggingface_hub import HfApi
+from qabuild.pushing import Push
+from qabuild.repository import MAIN, Change
 
 LARGEST_FILE = 50 * 10**9
 """Bytes; https://huggingface.co/docs/hub/storage-limits"""
@@ -78,7 +75,8 @@ def publish(
     repo = _repository(artifact, repo)
     _require_within_limits(artifact)
     api = persistently(log_in, repo, reporter)
-    push = _Push(api, artifact, found, repo, private=private, revision=revision, create_pr=create_pr, tag=tag)
+    push = Push(api, artifact, found, repo, private=private, revision=revision, create_pr=create_pr, tag=tag)
+    verified = None
     with push.explained():
         persistently(push.look if dry_run else push.attempt, repo, reporter)
         if not dry_run:
@@ -95,7 +93,7 @@ def publish(
         manifest=artifact.digest,
         changes=push.changes,
         changed=push.changed,
-        verification=verified if not dry_run and (push.changed or verify_remote) else None,
+        verification=verified,
     )
 
 
@@ -104,163 +102,7 @@ def require_ready(repo: str | None, where: str, reporter: Reporter = SILENT) -> 
     persistently(log_in, _named(repo, where), reporter)
 
 
-@dataclass(kw_only=False)
-class _Push:
-    """One artifact on its way to one repository; `attempt` may be called until it succeeds."""
-
-    api: HfApi
-    artifact: Artifact
-    found: Verification
-    repo: str
-    private: bool
-    revision: str
-    create_pr: bool
-    tag: str | None
-    snapshot: Snapshot = field(default_factory=lambda: Snapshot(exists=False, files={}))
-    wanted: Mapping[str, Path | bytes] = field(default_factory=dict)
-    changes: Sequence[Change] = ()
-    made: bool = False
-    """Whether the repository was made by this run."""
-    sent: bool = False
-    """Whether a commit was asked for, whatever came of it."""
-    commit: str | None = None
-    pull_request: str | None = None
-    changed: bool = False
-
-    def attempt(self) -> None:
-        """Look, and do what is left to do."""
-        self.look()
-        self._refuse_other_tag()
-        if self._is_there() or (self.create_pr and self._is_proposed()):
-            self.changed = self.sent
-            return
-        if not self.snapshot.exists:
-            self.api.create_repo(self.repo, private=self.private, exist_ok=True)
-            self.made = True
-            self.look()
-        if self.revision != MAIN and not self.create_pr:
-            self.api.create_branch(self.repo, branch=self.revision, exist_ok=True)
-        self.sent = True
-        self.commit, self.pull_request = repository.commit(
-            self.api,
-            self.repo,
-            self.wanted,
-            self.changes,
-            self.snapshot,
-            revision=self.revision,
-            create_pr=self.create_pr,
-            message=_message(self.artifact, self.found),
-        )
-        self.changed = True
-
-    def look(self) -> None:
-        """Find out what the repository holds, and what would have to change. Refuses to replace anything else."""
-        self.snapshot = repository.look(self.api, self.repo, self.revision)
-        if self.private and self.snapshot.exists and not self.snapshot.private:
-            raise BadTarget(f"{self.repo} is public", "make it private on its page, or publish without --private")
-        with TemporaryDirectory() as folder:
-            there = self._fetched(Path(folder))
-            if not self.create_pr:
-                self._refuse_other_content(Path(folder))
-            own = card.merge(card.read(_text(self.artifact.directory / card.FILE)), card.read(there))
-            written = card.make(
-                self.artifact,
-                self.found,
-                own,
-                repo=self.repo,
-                revision=self.revision,
-                base_license=repository.license_of(self.api, self.artifact.manifest.checkpoint),
-            )
-        self.wanted = {**_files(self.artifact), card.FILE: written.encode()}
-        self.changes = repository.compare(self.wanted, self.snapshot)
-
-    def name_it(self) -> None:
-        """Put the tag on the commit, where one is wanted and is not there."""
-        if self.tag and repository.tagged(self.api, self.repo, self.tag) is None:
-            self.api.create_tag(self.repo, tag=self.tag, revision=self.commit, exist_ok=True)
-
-    @contextmanager
-    def explained(self) -> Iterator[None]:
-        """Add to every error what is on the Hub now."""
-        try:
-            yield
-        except QABuildError as error:
-            error.message = f"{error.message}\n  {self._state()}"
-            raise
-
-    def _state(self) -> str:
-        if self.commit:
-            missing = f"; the tag '{self.tag}' is missing" if self.tag else ""
-            return f"all files are at {self.repo}, commit {self.commit}{missing}: another run completes it"
-        if self.sent:
-            return f"whether the commit to {self.repo} was made is not known: another run finds out, and completes it"
-        if self.made:
-            return f"{self.repo} was made and is empty: another run completes it"
-        return f"nothing was published: {self.repo} is as it was"
-
-    def _fetched(self, folder: Path) -> str | None:
-        """The card that is there; the manifest is downloaded beside it."""
-        commit, files = self.snapshot.commit, self.snapshot.files
-        for name in (artifacts.MANIFEST, card.FILE):
-            if commit and name in files:
-                repository.fetch_file(self.api, self.repo, commit, name, folder)
-        return _text(folder / card.FILE)
-
-    def _refuse_other_content(self, folder: Path) -> None:
-        try:
-            own = {*artifacts.read_manifest(folder).files, artifacts.MANIFEST, artifacts.EVIDENCE}
-        except QABuildError:  # there is none, or it is that of something else
-            own = set()
-        if others := sorted(set(self.snapshot.files) - own - {card.FILE, repository.ATTRIBUTES}):
-            shown = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
-            raise BadTarget(
-                f"{self.repo} ({self.revision}) holds something else, which would be replaced: {shown}",
-                "name another repository with --repo, delete these files there, or propose it with --create-pr",
-            )
-
-    def _refuse_other_tag(self) -> None:
-        if self.tag and self.snapshot.exists:
-            at = repository.tagged(self.api, self.repo, self.tag)
-            if at is not None and not (self._is_there() and at == self.snapshot.commit):
-                raise BadTarget(
-                    f"{self.repo}: the tag '{self.tag}' names another commit, {at}", "choose another tag, or delete it"
-                )
-
-    def _is_there(self) -> bool:
-        if self.changes and all(change.does == "keep" for change in self.changes):
-            self.commit = self.snapshot.commit
-            return True
-        return False
-
-    def _is_proposed(self) -> bool:
-        """Whether an open pull request holds this already, as after an answer that was lost."""
-        if not self.snapshot.exists:
-            return False
-        for address, snapshot in repository.pull_requests(self.api, self.repo):
-            if all(change.does == "keep" for change in repository.compare(self.wanted, snapshot)):
-                self.commit, self.pull_request = snapshot.commit, address
-                return True
-        return False
-
-
-def _text(path: Path) -> str | None:
-    return path.read_text(encoding="utf-8") if path.exists() else None
-
-
-def _files(artifact: Artifact) -> dict[str, Path | bytes]:
-    """Everything that makes up the artifact, but for the card, by its name in the repository."""
-    names = (*artifact.manifest.files, artifacts.MANIFEST, artifacts.EVIDENCE)
-    return {name: artifact.directory / name for name in names}
-
-
-def _message(artifact: Artifact, found: Verification) -> tuple[str, str]:
-    """The commit's first line and description."""
-    m, key = found.measurement, str(artifact.manifest.steps.get("compile"))[:12]
-    result = f"EM {m.exact_match:.2f}, F1 {m.f1:.2f} ({100 * m.f1_retention:.2f} % kept)"
-    return f"{artifact.manifest.name} {key}: {result}", f"Manifest SHA-256: {artifact.digest}"
-
-
-def _fetch_back(push: _Push, verify: bool, dataset: str | None, reporter: Reporter) -> Verification | None:
+def _fetch_back(push: Push, verify: bool, dataset: str | None, reporter: Reporter) -> Verification | None:
     """Download the commit, hold it against the manifest, and with `verify` put the questions through it."""
     assert push.commit is not None
     with TemporaryDirectory() as folder:

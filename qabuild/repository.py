@@ -73,11 +73,6 @@ def look(api: HfApi, repo: str, revision: str) -> Snapshot:
     return Snapshot(exists=True, private=bool(info.private), commit=info.sha, files=files)
 
 
-def fetch_file(api: HfApi, repo: str, commit: str, name: str, folder: Path) -> Path:
-    """Download one file of a commit into `folder`."""
-    return Path(api.hf_hub_download(repo, name, revision=commit, local_dir=folder))
-
-
 def compare(wanted: Mapping[str, Path | bytes], snapshot: Snapshot) -> list[Change]:
     """What makes the snapshot hold what is wanted and nothing else, but for what git itself needs there."""
     changes = []
@@ -90,38 +85,14 @@ def compare(wanted: Mapping[str, Path | bytes], snapshot: Snapshot) -> list[Chan
     return changes + [Change(name=name, does="delete", size=snapshot.files[name].size) for name in gone]
 
 
-def commit(
-    api: HfApi,
-    repo: str,
-    wanted: Mapping[str, Path | bytes],
-    changes: Sequence[Change],
-    snapshot: Snapshot,
-    *,
-    revision: str,
-    create_pr: bool,
-    message: tuple[str, str],
-) -> tuple[str, str | None]:
-    """Make one commit of the changes on top of the snapshot; returns its sha, and the pull request's address.
-
-    The Hub refuses it where the revision has moved on since the snapshot.
-    """
+def operations(wanted: Mapping[str, Path | bytes], changes: Sequence[Change]) -> tuple[list[Any], list[Any]]:
+    """The changes as huggingface_hub's CommitOperationAdd and CommitOperationDelete."""
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
-    added = [c.name for c in changes if c.does in ("add", "replace")]
-    deleted = [c.name for c in changes if c.does == "delete"]
-    made = api.create_commit(
-        repo,
-        [
-            *(CommitOperationAdd(name, _payload(wanted[name])) for name in added),
-            *(CommitOperationDelete(name, is_folder=False) for name in deleted),
-        ],
-        commit_message=message[0],
-        commit_description=message[1],
-        revision=revision,
-        create_pr=create_pr,
-        parent_commit=snapshot.commit,
+    return (
+        [CommitOperationAdd(c.name, _payload(wanted[c.name])) for c in changes if c.does in ("add", "replace")],
+        [CommitOperationDelete(c.name, is_folder=False) for c in changes if c.does == "delete"],
     )
-    return made.oid, made.pr_url
 
 
 def _payload(content: Path | bytes) -> str | bytes:
