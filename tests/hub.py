@@ -15,7 +15,6 @@ import json
 import re
 import socket
 import threading
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -76,6 +75,8 @@ class Fault:
     """Do what was asked, and hang up instead of answering."""
     slow: float = 0
     """Seconds to wait after each piece of the body."""
+    then: Callable[[], None] | None = None
+    """What to do before the request is heeded, or where the answer is lost, in its place."""
 
 
 class Hub:
@@ -157,6 +158,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.body = self._read_body()
         if self.fault.cut:
             return self.hang_up()
+        if self.fault.then and not self.fault.lose:
+            return self.hang_up()
         if self.fault.status is not None:
             return self.refuse(self.fault.status, "Planted", self.fault.says, **self.fault.headers)
         for methods, pattern, answer in _routes():
@@ -182,11 +185,13 @@ class _Handler(BaseHTTPRequestHandler):
         pieces = []
         while (left := length - sum(map(len, pieces))) > 0:
             pieces.append(self.rfile.read(min(1 << 16, left)))
-            time.sleep(self.fault.slow)
+            threading.Event().wait(self.fault.slow)  # time.sleep may be the client's to replace
         return b"".join(pieces)
 
     def hang_up(self) -> None:
         self.close_connection = True
+        if self.fault.then:
+            self.fault.then()
         self.connection.shutdown(socket.SHUT_RDWR)
 
     def account(self) -> tuple[str, str] | None:
