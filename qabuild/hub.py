@@ -25,6 +25,11 @@ def is_path(source: str | os.PathLike[str]) -> bool:
     return not isinstance(source, str) or source.startswith(("/", ".", "~"))
 
 
+def is_revision(name: str) -> bool:
+    """Whether `name` could be that of a branch, a tag or a commit."""
+    return _REVISION.fullmatch(name) is not None
+
+
 def commit(repo_id: str, revision: str | None, repo_type: RepoType, *, offline: bool = False) -> str:
     """The full commit sha that `revision` (a branch, tag or sha; None: the main branch) of a repository stands for.
 
@@ -155,7 +160,7 @@ def _check_names(repo_id: str, revision: str | None, repo_type: RepoType) -> Non
             f"'{repo_id}' is taken as the id of a {kind} on the Hub, but something of that name is here",
             f"write './{repo_id}' for the local one, or run elsewhere",
         )
-    if revision is not None and not _REVISION.fullmatch(revision):
+    if revision is not None and not is_revision(revision):
         raise BadTarget(f"'{revision}' is no revision of a repository", "name a branch, a tag or a commit sha")
 
 

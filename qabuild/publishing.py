@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from qabuild import artifact as artifacts
-from qabuild import card, proof
+from qabuild import card, hub, proof
 from qabuild.artifact import Artifact
 from qabuild.attempts import log_in, persistently
 from qabuild.console import SILENT, Reporter
@@ -73,6 +73,7 @@ def publish(
     artifact = artifacts.open_artifact(Path(path))
     found = proof.require(artifact)
     repo = _repository(artifact, repo)
+    _require_names(revision, tag)
     _require_within_limits(artifact)
     api = persistently(log_in, repo, reporter)
     push = Push(api, artifact, found, repo, private=private, revision=revision, create_pr=create_pr, tag=tag)
@@ -157,6 +158,12 @@ def _named(repo: str | None, where: str) -> str:
             "it looks like owner/name, of letters, digits, '-', '_' and '.', and with no '--' or '..' in it",
         )
     return repo
+
+
+def _require_names(revision: str, tag: str | None) -> None:
+    for what, name in (("branch", revision), ("tag", tag)):
+        if name is not None and not hub.is_revision(name):
+            raise BadTarget(f"'{name}' is no name of a {what}", "use letters, digits, '.', '_', '/', '+' and '-'")
 
 
 def _require_within_limits(artifact: Artifact) -> None:

@@ -14,7 +14,7 @@ from qabuild import card, repository
 from qabuild.artifact import Artifact
 from qabuild.errors import BadTarget, QABuildError
 from qabuild.evidence import Verification
-from qabuild.repository import MAIN, Change, Snapshot
+from qabuild.repository import Change, Snapshot
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -32,7 +32,7 @@ class Push:
     revision: str
     create_pr: bool
     tag: str | None
-    snapshot: Snapshot = field(default_factory=lambda: Snapshot(exists=False, files={}))
+    snapshot: Snapshot = field(default_factory=Snapshot)
     """What the repository held when it was looked at last."""
     wanted: Mapping[str, Path | bytes] = field(default_factory=dict)
     """What it is to hold: the artifact and its card."""
@@ -54,11 +54,11 @@ class Push:
             self.changed = self.sent
             return
         if not self.snapshot.exists:
-            self.api.create_repo(self.repo, private=self.private, exist_ok=True)
+            self.api.create_repo(self.repo, private=self.private)
             self.made = True
             self.look()
-        if self.revision != MAIN:
-            self.api.create_branch(self.repo, branch=self.revision, exist_ok=True)
+        if not self.snapshot.branch:
+            self.api.create_branch(self.repo, branch=self.revision, revision=self.snapshot.commit)
         self._commit()
 
     def look(self) -> None:
@@ -76,8 +76,8 @@ class Push:
 
     def name_it(self) -> None:
         """Put the tag on the commit, where one is wanted and is not there."""
-        if self.tag and repository.tagged(self.api, self.repo, self.tag) is None:
-            self.api.create_tag(self.repo, tag=self.tag, revision=self.commit, exist_ok=True)
+        if self.tag and repository.tagged(self.api, self.repo, self.tag) != self.commit:
+            self.api.create_tag(self.repo, tag=self.tag, revision=self.commit)
 
     @contextmanager
     def explained(self) -> Iterator[None]:

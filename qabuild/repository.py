@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -37,12 +37,14 @@ class Blob:
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """What a revision of a repository holds; `commit` is None where there is no such repository, or nothing in it."""
+    """What a revision of a repository holds; nothing where there is no such repository."""
 
-    exists: bool
+    exists: bool = False
     private: bool = False
+    branch: bool = False
+    """Whether the revision is there; if not, this is what the main branch holds, from which it would start."""
     commit: str | None = None
-    files: Mapping[str, Blob]
+    files: Mapping[str, Blob] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,22 +57,22 @@ class Change:
 
 
 def look(api: HfApi, repo: str, revision: str) -> Snapshot:
-    """What the revision holds. A branch that is not there holds what the main one does, from which it would start."""
+    """What the revision holds now."""
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
     try:
-        info = api.model_info(repo, revision=revision, files_metadata=True)
+        info, branch = api.model_info(repo, revision=revision, files_metadata=True), True
     except RepositoryNotFoundError:
-        return Snapshot(exists=False, files={})
+        return Snapshot()
     except RevisionNotFoundError:
-        info = api.model_info(repo, files_metadata=True)
+        info, branch = api.model_info(repo, files_metadata=True), False
     files = {
         file.rfilename: Blob(
             size=file.size or 0, oid=file.blob_id or "", sha256=file.lfs.sha256 if file.lfs is not None else None
         )
         for file in info.siblings or []
     }
-    return Snapshot(exists=True, private=bool(info.private), commit=info.sha, files=files)
+    return Snapshot(exists=True, private=bool(info.private), branch=branch, commit=info.sha, files=files)
 
 
 def compare(wanted: Mapping[str, Path | bytes], snapshot: Snapshot) -> list[Change]:

@@ -76,7 +76,7 @@ class Fault:
     slow: float = 0
     """Seconds to wait after each piece of the body."""
     then: Callable[[], None] | None = None
-    """What to do before the request is heeded, or where the answer is lost, in its place."""
+    """What to do before the request is heeded, or where one hangs up, in that place."""
 
 
 class Hub:
@@ -159,7 +159,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.fault.cut:
             return self.hang_up()
         if self.fault.then and not self.fault.lose:
-            return self.hang_up()
+            self.fault.then()
         if self.fault.status is not None:
             return self.refuse(self.fault.status, "Planted", self.fault.says, **self.fault.headers)
         for methods, pattern, answer in _routes():

@@ -59,7 +59,7 @@ FAULTS: dict[str, dict[str, Any]] = {
     "answer lost once": {"lose": True},
     "answer lost for good": {"lose": True, "times": FOR_GOOD},
     "read slowly": {"slow": 0.01, "times": FOR_GOOD},
-    "killed before": {"kill": True},
+    "killed before": {"kill": True, "cut": True},
     "killed after": {"kill": True, "lose": True},
 }
 
@@ -218,7 +218,7 @@ def run(every: int = 1) -> dict[str, Any]:
 
         import qabuild.publishing  # noqa: F401
 
-        assert huggingface_hub.constants.ENDPOINT == server.url
+        assert server.url == huggingface_hub.constants.ENDPOINT
         trial = Trial(Path(folder), server)
         tried = cases()[::every]
         losses = [loss for case in tried for loss in trial.losses(case)]

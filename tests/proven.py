@@ -1,4 +1,4 @@
-"""Small proven artifacts for tests of publishing: sealed and judged by the program itself, of content that is no model."""
+"""Small proven artifacts for tests of publishing: sealed and judged by the program itself; their weights are none."""
 
 from __future__ import annotations
 
