@@ -187,14 +187,15 @@ def test_a_pull_request_whose_answer_was_lost_is_found_again(desk):
 # --- what is refused ------------------------------------------------------------------------------------------------
 
 
-def evidence(artifact: Path, **changed: Any) -> None:
-    """Put other evidence beside the artifact."""
-    path = artifact / "verification.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changed}))
-
-
 def measured(artifact: Path, **found: Any) -> None:
+    """Put other evidence beside the artifact."""
     proven.verify(open_artifact(artifact), **found)
+
+
+def measured_and_denied(artifact: Path) -> None:
+    measured(artifact, f1=1.0)
+    path = artifact / "verification.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "passed": True}))
 
 
 def reseal(artifact: Path) -> None:
@@ -212,11 +213,7 @@ def older(artifact: Path) -> None:
 UNPROVED: dict[str, tuple[Callable[[Path], object], int, str]] = {
     "unverified": (lambda a: (a / "verification.json").unlink(), 1, "not verified"),
     "failed": (lambda a: measured(a, f1=1.0), 1, "min_f1_retention"),
-    "failed, and said to have passed": (
-        lambda a: (measured(a, f1=1.0), evidence(a, passed=True)),
-        1,
-        "min_f1_retention",
-    ),
+    "failed, and said to have passed": (measured_and_denied, 1, "min_f1_retention"),
     "changed since": (lambda a: (a / "config.json").write_text("{}"), 4, "config.json: 2 bytes instead of"),
     "changed and sealed anew": (reseal, 4, "changed since it was verified"),
     "other data": (lambda a: measured(a, data={**proven.DATA, "fingerprint": "0" * 64}), 4, "other questions"),
@@ -320,7 +317,7 @@ def test_a_file_above_the_known_limit_is_refused_unsent(tmp_path, monkeypatch):
     from qabuild import publishing
     from qabuild.errors import BadTarget
 
-    monkeypatch.setattr(publishing, "LARGEST_FILE", 100)
+    monkeypatch.setattr(publishing, "LARGEST_FILE", 6000)
     with pytest.raises(BadTarget, match=r"model\.safetensors: .* the Hub takes no file above"):
         publishing.publish(proven.make(tmp_path / "tiny"))
 
@@ -368,9 +365,7 @@ def test_no_token_is_in_anything_that_was_published(desk):
 def test_every_request_may_fail_in_every_way_and_nothing_is_lost():
     """Every eleventh case; `python tests/hub_faults.py` tries them all."""
     command = [sys.executable, str(Path(__file__).with_name("hub_faults.py")), "--every", "11"]
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, env={**os.environ, "HF_HUB_OFFLINE": "0"}
-    )
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     report = json.loads(done.stdout)
     assert report["losses"] == []
     assert report["tried"] >= 25
@@ -543,8 +538,10 @@ def test_it_is_loaded_by_its_name_alone_and_hashes_come_first(whole):
     assert done.returncode == 0, done.stderr
     answer, digest, revision = done.stdout.splitlines()
     assert answer in "The bridge was repaired by Alma Serin."
-    assert digest.startswith("UntrustedInput") and "not " + "0" * 64 in digest
-    assert revision.startswith("BadTarget") and "has no revision 'none'" in revision
+    assert digest.startswith("UntrustedInput")
+    assert "not " + "0" * 64 in digest
+    assert revision.startswith("BadTarget")
+    assert "has no revision 'none'" in revision
 
 
 def test_questions_are_answered_by_an_artifact_on_the_hub(whole):
