@@ -36,7 +36,7 @@ UNKNOWN_PARTS = ("checkpoint", "teacher", "logits", "search", "train.dataset", "
 
 # Modules and packages whose code decides a step's result, beside the backend's own.
 CODE: dict[str, tuple[str, ...]] = {
-    "compile": ("checkpoint", "compiling", "examination", "weights"),
+    "compile": ("checkpoint", "compiling", "examination", "serving", "weights"),
     "reference": ("checkpoint", "data", "pipeline", "reference"),
     "verify": ("data", "evidence", "loading", "pipeline", "reference", "roundtrip", "squad", "verification"),
 }
@@ -178,7 +178,7 @@ def _inputs(target: Target, facts: Facts) -> dict[str, Inputs]:
         "checkpoint": checkpoint,
         **_flat("backend", target.backend.model_dump(mode="json")),
         **_flat("runtime", target.runtime.model_dump(mode="json")),
-        **_packages(facts.versions, {"torch", "transformers", *backend_packages}),
+        **_packages(facts.versions, {*reference.PACKAGES, *backend_packages}),
         **_kernels(target, facts),
         "code": _code_of(facts.code, CODE["compile"], target.backend.name),
     }
