@@ -30,6 +30,7 @@ INSTALL: dict[str, str] = {
     "deepspeed": "pip install 'qabuild[deepspeed]'",
     "onnx": "pip install 'qabuild[cpu]' or 'qabuild[gpu]'",
     "onnxruntime": "pip install 'qabuild[cpu]' or 'qabuild[gpu]'",
+    "optuna": "pip install 'qabuild[search]'",
     "optimum": "pip install 'qabuild[cpu]' or 'qabuild[gpu]'",
     "optimum-onnx": "pip install 'qabuild[cpu]' or 'qabuild[gpu]'",
 }
