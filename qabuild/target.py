@@ -417,13 +417,14 @@ def _wrong(mistake: Any, path: KeyPath) -> str:
 
 
 def _offer(path: KeyPath) -> str:
-    """Which key was probably meant: the nearest name in the same table, or the same name in another."""
+    """Which key was probably meant: the nearest name in the same table, or the same name in others."""
     siblings = _fields(path[:-1])
     if near := difflib.get_close_matches(path[-1], siblings, n=1):
         return f"; perhaps you meant {near[0]!r}"
-    for other in _all_keys():
-        if other[-1] == path[-1]:
-            return f"; it belongs to [{'.'.join(other[:-1])}]" if len(other) > 1 else "; it belongs to the top"
+    homes = [other[:-1] for other in _all_keys() if other[-1] == path[-1]]
+    if homes:
+        named = [f"[{'.'.join(home)}]" if home else "the top" for home in homes]
+        return f"; it belongs to {' or '.join(named)}"
     return f"; known here: {', '.join(siblings)}" if siblings else ""
 
 
