@@ -150,13 +150,13 @@ def _carry_out_training(
 
     def produce(name: StepName, folder: Path) -> Mapping[str, Any]:
         inputs, distill = stage.inputs[name], stage.trained.distill
-        best = found["search"].record["best"] if "search" in found else {}
+        searched = found["search"].record if "search" in found else {}
         request = Request(
             step=name,
             start=_known(stage.start),
             teacher=stage.teacher,
             train=stage.trained.train,
-            distill=distill and distill.model_copy(update=best),
+            distill=distill and distill.model_copy(update=searched.get("best", {})),
             device=inputs["train.device"],
             dtype=inputs["train.dtype"],
             logits=found["logits"].directory if "logits" in found else None,
@@ -164,7 +164,8 @@ def _carry_out_training(
             directory=folder,
             offline=offline,
         )
-        return carry_out(request, reporter)
+        trials = {"search": searched["trials"]} if searched else {}
+        return {**carry_out(request, reporter), **trials}
 
     for name, step in steps.items():
         found[name] = _carry_out(step, results, reporter, partial(produce, name))
