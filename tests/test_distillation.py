@@ -238,12 +238,8 @@ def test_an_interrupted_search_goes_on_and_finds_the_same(asked):
 def test_the_best_trial_is_built(folder):
     pytest.importorskip("optuna")
     overrides = ["train.held_out=10", "distill.search.trials=2", "train.samples=32", "verify.samples=4"]
-    built = build(
-        load(folder / "taught.toml", overrides),
-        folder / "artifacts",
-        results=Store(folder / "store"),
-        compile_only=True,
-    )
+    target, store = load(folder / "taught.toml", overrides), Store(folder / "store")
+    built = build(target, folder / "artifacts", results=store, compile_only=True)
     training = json.loads((built.directory / "manifest.json").read_text())["training"]
     search = store.find(str(built.plan.step("search").key))
     assert search is not None
