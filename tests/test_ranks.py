@@ -37,6 +37,9 @@ samples = 4
 """
 
 
+NAMES = ("loss", "f1")
+
+
 def build(folder: Path, *launcher: str) -> tuple[Any, list[dict[str, Any]]]:
     """Build the target into `folder`; the artifact, and the lines that the training wrote."""
     folder.mkdir()
@@ -61,9 +64,9 @@ def test_two_processes_train_as_one_does(tmp_path):
     two, together = build(tmp_path / "two", sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2")
     assert [line["step"] for line in together] == [line["step"] for line in alone]
     assert two.manifest.training["steps"] == one.manifest.training["steps"]
-    assert two.manifest.training["loss"] == pytest.approx(one.manifest.training["loss"], rel=0.02)
-    scores = [[line["f1"] for line in lines if "f1" in line][-1] for lines in (alone, together)]
-    assert scores[1] == pytest.approx(scores[0], abs=5)  # points; an answer of some forty is 2.5
+    losses, scores = ([[line[name] for line in lines if name in line] for lines in (alone, together)] for name in NAMES)
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
+    assert scores[1] == pytest.approx(scores[0], abs=6)  # points; one answer of some forty is 2.5
 
 
 def test_a_process_without_a_launcher_is_alone():
