@@ -17,8 +17,9 @@ class LengthGroupedSampler:
     """Indices of windows, so that each `batch_size` of them, one after another, are of about one length.
 
     The windows are shuffled, cut into megabatches, sorted by length within each, and the batches of all megabatches
-    shuffled. Some come twice, to fill the last batch: so each weighs the same, however many processes share it. All is drawn from (seed, epoch) alone: a training that is taken up again needs no random state for it,
-    and every process draws the same.
+    shuffled. Some come twice, to fill the last batch: so each weighs the same, however many processes share it. All
+    is drawn from (seed, epoch) alone: a training that is taken up again needs no random state for it, and every
+    process draws the same.
     """
 
     def __init__(self, lengths: NDArray[np.int64], batch_size: int, seed: int) -> None:
