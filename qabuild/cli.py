@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import difflib
 import functools
+import itertools
 import json
+import os
 import re
 import signal
 import sys
@@ -46,10 +48,15 @@ Exit status:
 """
 
 
+FLAGS = {"-q", "--quiet", "-v", "--verbose", "--json"}
+"""Options of every command."""
+
+
 class _Commands(click.Group):
     """A group in which `qabuild TARGET.toml` is short for `qabuild build TARGET.toml`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        args = self._command_first(args)
         if args and args[0] not in {*self.commands, "-h", "--help", "--version"}:
             if not ctx.resilient_parsing:  # as when a shell completes what is half typed
                 self._refuse_mistyped_command(ctx, args[0])
@@ -58,6 +65,12 @@ class _Commands(click.Group):
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         return super().shell_complete(ctx, incomplete) or [CompletionItem(incomplete, type="file")]
+
+    def _command_first(self, args: list[str]) -> list[str]:
+        """`qabuild -q verify X` means `qabuild verify -q X`."""
+        flags = list(itertools.takewhile(FLAGS.__contains__, args))
+        rest = args[len(flags) :]
+        return [rest[0], *flags, *rest[1:]] if rest and rest[0] in self.commands else args
 
     def _refuse_mistyped_command(self, ctx: click.Context, word: str) -> None:
         if "." in word or "/" in word or word.startswith("-") or Path(word).exists():
@@ -346,10 +359,11 @@ def answer(
     on where it stopped. A row that cannot be answered is reported, and makes the exit status 4 in the end.
     """
     from qabuild import loading
-    from qabuild.bulk import answer_file
+    from qabuild.bulk import answer_file, require_place
     from qabuild.pipeline import QuestionAnsweringPipeline
 
     console = Console(quiet=quiet, verbose=verbose)
+    require_place(questions, output)
     opened = loading.find(artifact, revision=revision, digest=digest)
     summary = answer_file(
         QuestionAnsweringPipeline(*loading.load_model(opened)),
@@ -653,6 +667,8 @@ def _require_distinct(targets: Sequence[Target]) -> None:
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Run the command line; every way out has its exit status."""
     _heed_signals()
+    if sys.stdout is None:  # closed, as by `>&-`
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process runs
     arguments = list(sys.argv[1:] if args is None else args)
     # Looked for by hand, since a mistake in the command line is told before the command line is understood.
     verbose = any(re.fullmatch(r"--verbose|-\w*v\w*", argument) for argument in arguments)

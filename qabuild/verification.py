@@ -6,6 +6,7 @@ a Verification, the evidence that lies beside the manifest.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -60,7 +61,12 @@ def verify(
     questions = find_questions(artifact, dataset, offline=offline)
     baseline = _load_baseline(artifact, checkpoint, offline) if checkpoint else None
     found = judge(artifact, measure(artifact, questions, baseline, reporter), gates)
-    write(found, artifact.directory)
+    try:
+        write(found, artifact.directory)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        reporter.say(f"{path}: not writable, so the evidence of this verification is not kept beside the manifest")
     return found
 
 
@@ -162,6 +168,8 @@ def explain_failure(verification: Verification, directory: Path) -> tuple[str, s
     lines = [f"{directory}: verification failed"]
     for gate in verification.failed_gates:
         lines.append(f"  {gate.name}: {_figure(gate.value)}, must be {_figure(gate.limit)}")
+    if not verification.measurement.checkpoint_f1:
+        lines.append("  the checkpoint itself answers none of the questions right: a share of nothing proves nothing")
     lost = [flip for flip in verification.measurement.flips if flip.f1_difference < 0]
     for flip in lost[:3]:
         lines.append(

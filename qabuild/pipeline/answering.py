@@ -25,6 +25,9 @@ Item = TypeVar("Item")
 
 AT_ONCE_CHARACTERS = 1 << 22
 """Characters of contexts, counted for each question, that are tokenised and answered together."""
+STREAM_ON_CPU = 256
+"""Questions of a stream that are answered together on a CPU, which takes seconds for so many: answers come often, and
+few are lost where the run is interrupted."""
 WINDOWS_TOGETHER = 64
 """Windows of like length whose arrays are made together, where a batch is smaller."""
 LENGTH_STEP = 16
@@ -60,8 +63,8 @@ class QuestionAnsweringPipeline:
 
     A call takes `question=` and `context=` (strings, or lists of the same length, or a list of questions and one
     context), a dictionary with these keys, a list of such dictionaries, or a generator or torch Dataset of them. The
-    latter two give an iterator that holds some thousand questions at a time. A result is a dictionary:
-    `score`, `start` and `end` (characters of the context), and `answer`.
+    latter two give an iterator that holds some hundred questions at a time, on a GPU some thousand. A result is a
+    dictionary: `score`, `start` and `end` (characters of the context), and `answer`.
     """
 
     task = "question-answering"
@@ -87,8 +90,7 @@ class QuestionAnsweringPipeline:
         parameters = self._parameters.given({key: value for key, value in named.items() if key not in inputs.FORMS})
         cut = parameters.cut(self.tokenizer)
         if asked.shape == "stream":
-            at_once = 1 if parameters.batch_size == 1 else parameters.questions_at_once
-            return self._answer(asked.pairs, parameters, cut, at_once)
+            return self._answer(asked.pairs, parameters, cut, self._ahead(parameters))
         answers = self._answer(asked.pairs, parameters, cut, parameters.questions_at_once)
         return next(answers) if asked.shape == "one" else list(answers)
 
@@ -101,6 +103,13 @@ class QuestionAnsweringPipeline:
         if device is None and hasattr(self.model, "parameters"):
             device = next((weight.device for weight in self.model.parameters()), None)
         return torch.device("cpu" if device is None else device)
+
+    def _ahead(self, parameters: Parameters) -> int:
+        """How many questions of a stream are read before the first of them is answered."""
+        if parameters.batch_size == 1:
+            return 1
+        most = parameters.questions_at_once
+        return min(most, STREAM_ON_CPU) if self.device.type == "cpu" else most
 
     def _answer(
         self, pairs: Iterable[Pair], parameters: Parameters, cut: Cut, at_once: int
