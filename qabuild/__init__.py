@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from qabuild.builder import Built, build
+    from qabuild.builder import Built, build, train
     from qabuild.errors import BadTarget, MissingEnvironment, QABuildError, UntrustedInput, VerificationFailed
     from qabuild.evidence import Verification
     from qabuild.loading import load
@@ -35,6 +35,7 @@ _HOMES = {
     "VerificationFailed": "errors",
     "build": "builder",
     "load": "loading",
+    "train": "builder",
     "verify": "verification",
 }
 
@@ -50,6 +51,7 @@ __all__ = [
     "VerificationFailed",
     "build",
     "load",
+    "train",
     "verify",
 ]
 

@@ -170,7 +170,12 @@ def build(
     an earlier build as it was.
     """
     from qabuild.lock import load
+    from qabuild.training import ranks
 
+    place = ranks.current()
+    if place.rank > 0:
+        place.follow()
+        return
     read = [load(path, overrides, locked=locked) for path in targets]
     _require_distinct(read)
     if then_publish:
@@ -193,7 +198,11 @@ def build(
         )
         return _then_published(outcome, built, console) if then_publish and not outcome.error else outcome
 
-    _conclude([attempt(target) for target in read], console)
+    try:
+        outcomes = [attempt(target) for target in read]
+    finally:
+        place.announce(None)
+    _conclude(outcomes, console)
 
 
 @cli.command()

@@ -13,12 +13,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args
 
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, PrivateAttr, ValidationError, ValidationInfo, field_validator, model_validator
 
 from qabuild.backends import BACKENDS, Dtype, Frozen, Runtime, backend
 from qabuild.errors import BadTarget
+from qabuild.origin import CheckpointSource, Distill, Origin, Train, Trained
 
 if TYPE_CHECKING:
     BackendOptions = Any  # the Options of the backend that `name` chooses
@@ -33,32 +34,15 @@ KeyPath = tuple[str, ...]
 
 # Keys that may name a path. A relative one is relative to the file that states it, so it is made absolute before
 # `extends` merges files of different folders.
-SOURCES: tuple[KeyPath, ...] = (("checkpoint", "model"), ("checkpoint", "target"), ("verify", "dataset"))
-
-
-class CheckpointSource(Frozen):
-    """Where the weights come from. Of a target that was read, `model` is always known."""
-
-    model: str = Field(
-        "",
-        description="a Hub id (owner/name), a path that begins with ./, ../, / or ~, or 'sample', the embedded one; "
-        "this or `target` is required",
-    )
-    revision: str | None = Field(
-        None, description="branch, tag or commit of a Hub id; its commit sha is recorded either way"
-    )
-    digest: str | None = Field(
-        None, pattern="^[0-9a-f]{64}$", description="what the checkpoint's digest must be, as its manifest states it"
-    )
-    target: str | None = Field(
-        None, min_length=1, description="name or path of another target, whose checkpoint this one builds on"
-    )
-
-    @model_validator(mode="after")
-    def _has_one_source(self) -> Self:
-        if bool(self.model) == bool(self.target):
-            raise ValueError("name one of `model` and `target`")
-        return self
+SOURCES: tuple[KeyPath, ...] = (
+    ("checkpoint", "model"),
+    ("checkpoint", "target"),
+    ("train", "dataset"),
+    ("train", "deepspeed"),
+    ("distill", "teacher", "model"),
+    ("distill", "teacher", "target"),
+    ("verify", "dataset"),
+)
 
 
 class Gates(Frozen):
@@ -77,6 +61,9 @@ class Gates(Frozen):
     )
     min_speedup: float | None = Field(
         None, gt=0, description="least samples/s of the artifact over that of the checkpoint, in the same run"
+    )
+    min_teacher_f1_retention: float | None = Field(
+        None, ge=0, le=1, description="least F1 of the distilled checkpoint over F1 of its teacher, 0 to 1"
     )
 
     def by_dtype(self, dtype: Dtype) -> Gates:
@@ -136,11 +123,63 @@ class Target(Frozen):
 
     name: str
     description: str = Field("", description="one line for tables")
-    checkpoint: CheckpointSource
+    checkpoint: CheckpointSource = Field(description="where the weights come from")
+    train: Train | None = Field(None, description="fine-tune the checkpoint first")
+    distill: Distill | None = Field(None, description="let a teacher take part in the training")
     backend: BackendOptions
     runtime: Runtime = Field(Runtime(), description="device and dtype")
     verify: Verify = Field(Verify(), description="the round trip that proves the artifact")
     publish: Publish = Field(Publish(), description="where to publish")
+    _origin: Origin | None = PrivateAttr(None)
+
+    @property
+    def origin(self) -> Origin:
+        """How the checkpoint that is compiled comes about, other targets included."""
+        return self._origin or self._own_origin({})
+
+    def built_on(self, bases: Mapping[str, Target]) -> Target:
+        """This target, once those that it names as `target` are known, by their paths."""
+        own = self.train or self.distill
+        base = bases.get(self.checkpoint.target or "")
+        # What is built on a target is its checkpoint, not its artifact: without a training of its own, its tables.
+        tables = {} if own or not base else {"train": base.train, "distill": base.distill}
+        built = self.model_copy(update={"checkpoint": base.checkpoint if base else self.checkpoint, **tables})
+        origin = self._own_origin(bases)
+        built._origin = origin if isinstance(origin, Trained) else None
+        return built
+
+    def _own_origin(self, bases: Mapping[str, Target]) -> Origin:
+        def of(source: CheckpointSource) -> Origin:
+            return bases[source.target].origin if source.target else source
+
+        if not (self.train or self.distill):
+            return of(self.checkpoint)
+        return Trained(
+            name=self.name,
+            start=of(self.checkpoint),
+            train=self.train or Train(),
+            distill=self.distill,
+            teacher=of(self.distill.teacher) if self.distill else None,
+        )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _starts_from_its_teacher(cls, tables: Any) -> Any:
+        """A student that is named nowhere is made of its teacher's layers."""
+        if isinstance(tables, dict) and "checkpoint" not in tables:
+            distill, train = tables.get("distill"), tables.get("train")
+            teacher = distill.get("teacher") if isinstance(distill, dict) else None
+            if isinstance(teacher, dict) and isinstance(train, dict) and "layers" in train:
+                return {**tables, "checkpoint": teacher}
+        return tables
+
+    @field_validator("distill")
+    @classmethod
+    def _trials_can_be_scored(cls, distill: Distill | None, info: ValidationInfo) -> Distill | None:
+        train = info.data.get("train")
+        if distill and distill.search and not (train and train.held_out):
+            raise ValueError("a search scores its trials on held-out questions: set train.held_out")
+        return distill
 
     @field_validator("name")
     @classmethod
@@ -174,11 +213,9 @@ def _load(path: Path, overrides: Sequence[str], built_on_by: tuple[Path, ...]) -
     except ValidationError as error:
         raise BadTarget(_explain(error, files, overrides)) from None
     backend(target.backend.name).check({}, target.backend, target.runtime)
-    if target.checkpoint.target is None:
-        return target
-    base = _load(Path(target.checkpoint.target), (), (*built_on_by, path))
-    # What is built on a target is its checkpoint, not its artifact.
-    return target.model_copy(update={"checkpoint": base.checkpoint})
+    teacher = target.distill.teacher.target if target.distill else None
+    named = filter(None, (target.checkpoint.target, teacher))
+    return target.built_on({base: _load(Path(base), (), (*built_on_by, path)) for base in named})
 
 
 def json_schema() -> dict[str, Any]:
@@ -276,8 +313,10 @@ def _offer_neighbours(path: Path) -> str:
 
 
 def _with_absolute_sources(content: Toml, folder: Path) -> Toml:
-    for section, key in SOURCES:
-        table = content.get(section)
+    for *tables, key in SOURCES:
+        table: Any = content
+        for name in tables:
+            table = table.get(name) if isinstance(table, dict) else None
         if isinstance(table, dict) and isinstance(source := table.get(key), str):
             table[key] = _target_path(source, folder) if key == "target" else absolute_source(source, folder)
     return content
@@ -303,7 +342,7 @@ def _merge(base: Toml, over: Toml) -> Toml:
     What belongs to one value is not inherited by another: a backend's options, the revision and sums of a Hub id.
     """
     merged = dict(base)
-    if any(over.get(key, base.get(key)) != base.get(key) for _, key in SOURCES):
+    if any(over.get(key, base.get(key)) != base.get(key) for key in ("model", "target", "dataset")):
         for key in ("revision", "digest", "fingerprint", "model", "target"):
             merged.pop(key, None)
     for key, value in over.items():
@@ -425,8 +464,8 @@ def _fields(table: KeyPath) -> dict[str, Any]:
     model: type[BaseModel] = Target
     for part in table:
         field = model.model_fields.get(part)
-        inner = field.annotation if field else None
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+        inner = table_of(field.annotation) if field else None
+        if inner is None:
             return {}
         model = inner
     return {key: field for key, field in model.model_fields.items() if (model, key) != (Target, "name")}
@@ -435,6 +474,11 @@ def _fields(table: KeyPath) -> dict[str, Any]:
 def _all_keys(table: KeyPath = ()) -> Iterator[KeyPath]:
     for key, field in _fields(table).items():
         yield (*table, key)
-        annotation = field.annotation
-        if (*table, key) == ("backend",) or (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+        if (*table, key) == ("backend",) or table_of(field.annotation):
             yield from _all_keys((*table, key))
+
+
+def table_of(annotation: Any) -> type[BaseModel] | None:
+    """The model behind a field that is a table, or a table that may be absent; None for any other field."""
+    members = (annotation, *get_args(annotation))
+    return next((each for each in members if isinstance(each, type) and issubclass(each, BaseModel)), None)

@@ -140,6 +140,7 @@ def judge(artifact: Artifact, measurement: Measurement, gates: Gates, key: str |
             measurement.stock.agreement if measurement.stock else None,
         ),
         _at_least("min_speedup", limits.min_speedup, measurement.speed.speedup if measurement.speed else None),
+        _at_least("min_teacher_f1_retention", limits.min_teacher_f1_retention, _kept_of_teacher(artifact, measurement)),
     ]
     judged = [Gate(name=n, limit=lim, value=v, passed=ok) for n, lim, v, ok in found if lim is not None]
     return Verification(
@@ -161,6 +162,12 @@ def _stock_limit(artifact: Artifact, measurement: Measurement, limits: Gates) ->
     if measurement.stock is None:
         return None
     return 1.0 if artifact.manifest.runtime["dtype"] == "fp32" else limits.min_agreement
+
+
+def _kept_of_teacher(artifact: Artifact, measurement: Measurement) -> float | None:
+    """F1 of the distilled checkpoint over that of its teacher, on the same questions."""
+    teacher = (artifact.manifest.training or {}).get("teacher")
+    return measurement.checkpoint_f1 / teacher["f1"] if teacher and teacher["f1"] else None
 
 
 def explain_failure(verification: Verification, directory: Path) -> tuple[str, str]:
