@@ -13,8 +13,6 @@ import sys
 sys.path.insert(0, sys.argv.pop(1))
 exec(compile(open(sys.argv[1]).read(), sys.argv[1], "exec"))
 """
-    "import sys; sys.path.insert(0, sys.argv.pop(1)); exec(compile(open(sys.argv[1]).read(), sys.argv[1], 'exec'))"
-)
 """Run as `python -I -S -c ENVIRONMENT FOLDER SCRIPT ...`: no package is found but those in the folder."""
 
 
