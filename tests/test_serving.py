@@ -20,7 +20,7 @@ import pytest
 from hub import Hub
 
 from qabuild import artifact as artifacts
-from qabuild import card, machine, reference, serving
+from qabuild import card, handwritten, machine, reference, serving
 from qabuild.backends import Runtime, backend
 from qabuild.checkpoint import load_tokenizer, resolve
 from qabuild.evidence import Verification
@@ -140,7 +140,7 @@ def test_a_download_answers_with_what_its_requirements_name_and_nothing_else(nam
         proven.verify(artifact)
         found = Verification.from_dict(artifact.evidence or {})
         repo = f"me/{artifact.manifest.name}"
-        text = card.make(artifact, found, card.Own(), repo=repo, revision="main", base_license=None)
+        text = card.make(artifact, found, handwritten.Own(), repo=repo, revision="main", base_license=None)
         hub.commit("model", repo, artifact.directory)
         snippets.append(text.split("```python\n")[1].split("```")[0])
         assert repo in snippets[-1]
