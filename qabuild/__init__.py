@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from qabuild.evidence import Verification
     from qabuild.loading import load
     from qabuild.pipeline import QuestionAnsweringPipeline
+    from qabuild.publishing import Published, publish
     from qabuild.target import Target
     from qabuild.verification import verify
 
@@ -27,6 +28,7 @@ _HOMES = {
     "BadTarget": "errors",
     "Built": "builder",
     "MissingEnvironment": "errors",
+    "Published": "publishing",
     "QABuildError": "errors",
     "QuestionAnsweringPipeline": "pipeline",
     "Target": "target",
@@ -35,6 +37,7 @@ _HOMES = {
     "VerificationFailed": "errors",
     "build": "builder",
     "load": "loading",
+    "publish": "publishing",
     "train": "builder",
     "verify": "verification",
 }
@@ -43,6 +46,7 @@ __all__ = [
     "BadTarget",
     "Built",
     "MissingEnvironment",
+    "Published",
     "QABuildError",
     "QuestionAnsweringPipeline",
     "Target",
@@ -51,6 +55,7 @@ __all__ = [
     "VerificationFailed",
     "build",
     "load",
+    "publish",
     "train",
     "verify",
 ]

@@ -15,7 +15,7 @@ from typing import Any
 
 import qabuild
 from qabuild import artifact as artifacts
-from qabuild import card, data, doctor, hub, lock, machine, plan, reference, serving, squad, verification
+from qabuild import data, doctor, handwritten, hub, lock, machine, plan, reference, serving, squad, verification
 from qabuild.artifact import Artifact
 from qabuild.backends import backend
 from qabuild.checkpoint import Checkpoint, load_model, load_tokenizer
@@ -384,11 +384,11 @@ def _name(stage: Path, goal: Path, *, passed: bool) -> Path:
 
 def _keep_card(goal: Path, stage: Path) -> None:
     """Take over what people wrote into the model card of the artifact that is replaced."""
-    if (goal / card.FILE).is_file():
-        written = (goal / card.FILE).read_text(encoding="utf-8", errors="replace")
+    if (goal / handwritten.FILE).is_file():
+        written = (goal / handwritten.FILE).read_text(encoding="utf-8", errors="replace")
         with suppress(BadTarget):  # what cannot be read is kept as it is
-            written = card.without_made(written)
-        (stage / card.FILE).write_text(written, encoding="utf-8")
+            written = handwritten.without_made(written)
+        (stage / handwritten.FILE).write_text(written, encoding="utf-8")
 
 
 def _failed(goal: Path) -> Path:

@@ -530,6 +530,9 @@ def _require_publishable(targets: Sequence[Target], compile_only: bool, console:
 
     if compile_only:
         raise click.UsageError("only what is verified can be published: leave out --compile-only or --publish")
+    repos = [target.publish.repo for target in targets if target.publish.repo]
+    if twice := sorted({repo for repo in repos if repos.count(repo) > 1}):
+        raise BadTarget(f"two targets are published to {', '.join(twice)}", "give each a publish.repo of its own")
     for target in targets:
         require_ready(target.publish.repo, f"target {target.name}", console)
 
