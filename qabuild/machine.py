@@ -6,9 +6,11 @@ import ctypes
 import functools
 import os
 import platform
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from importlib import metadata
+from math import ceil, inf
 from pathlib import Path
 
 from qabuild.errors import MissingEnvironment
@@ -28,14 +30,18 @@ INSTRUCTION_SETS: dict[str, str] = {
 # Packages that come with an extra, and how to get them.
 INSTALL: dict[str, str] = {
     "deepspeed": "pip install 'qabuild[deepspeed]'",
+    "nncf": "pip install 'qabuild[openvino]'",
     "onnx": "pip install 'qabuild[cpu]' or 'qabuild[gpu]'",
     "onnxruntime": "pip install 'qabuild[cpu]' or 'qabuild[gpu]'",
+    "openvino": "pip install 'qabuild[openvino]'",
     "optimum": "pip install 'qabuild[cpu]' or 'qabuild[gpu]'",
     "optimum-onnx": "pip install 'qabuild[cpu]' or 'qabuild[gpu]'",
 }
 
 
 CPUINFO = Path("/proc/cpuinfo")
+CGROUPS = Path("/sys/fs/cgroup")
+CGROUP = Path("/proc/self/cgroup")
 
 # Distributions that offer the same package, of which one is installed.
 ALTERNATIVES: dict[str, tuple[str, ...]] = {"onnxruntime": ("onnxruntime", "onnxruntime-gpu")}
@@ -61,8 +67,26 @@ def cpu() -> str:
 
 
 def cores() -> int:
-    """How many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """How many processors this process may use: by its affinity, and by the quota of its control group."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, ceil(min(allowed, _quota(CGROUPS, CGROUP))))
+
+
+def _quota(root: Path, membership: Path) -> float:
+    """The least cpu.max of the process's control group and those above it, in processors (cgroups, version 2)."""
+    try:
+        own = re.search(r"^0::/(.*)$", membership.read_text(encoding="utf-8"), re.MULTILINE)
+    except OSError:
+        own = None
+    if own is None:
+        return inf
+    group = root / own[1]
+    quotas = [inf]
+    for folder in (group, *group.parents):
+        with suppress(OSError, ValueError):  # the root has no such file, and "max" is no number
+            quota, period = (folder / "cpu.max").read_text(encoding="utf-8").split()
+            quotas.append(int(quota) / int(period))
+    return min(quotas)
 
 
 def instruction_sets() -> tuple[str, ...]:

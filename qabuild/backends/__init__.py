@@ -69,6 +69,7 @@ BACKENDS: dict[str, str] = {
     "torchscript": "qabuild.backends.torchscript",
     "onnxruntime": "qabuild.backends.onnxruntime",
     "deepspeed": "qabuild.backends.deepspeed",
+    "openvino": "qabuild.backends.openvino",
 }
 
 

@@ -11,7 +11,8 @@ from typing import Any
 from qabuild.errors import BadTarget
 
 ORT, OPTIMISED, FP16, TRACED = "onnxruntime", "onnxruntime with level > 0", "onnxruntime in fp16", "torchscript"
-WAYS = ("eager", TRACED, ORT, OPTIMISED, FP16, "deepspeed")
+OPENVINO = "openvino"
+WAYS = ("eager", TRACED, ORT, OPTIMISED, FP16, "deepspeed", OPENVINO)
 """The ways of running that the table tells apart."""
 
 _FULL: dict[str, str] = {}
