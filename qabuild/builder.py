@@ -16,9 +16,11 @@ import qabuild
 from qabuild import artifact as artifacts
 from qabuild import data, doctor, hub, lock, machine, plan, reference, verification
 from qabuild.artifact import Artifact
-from qabuild.backends import backend
+from qabuild.backends import backend, calibration
+from qabuild.backends.calibration import Calibrated
 from qabuild.checkpoint import Checkpoint, load_model, load_tokenizer
 from qabuild.compiling import compile_apart
+from qabuild.data import QuestionSet
 from qabuild.console import SILENT, Reporter
 from qabuild.errors import BadTarget, QABuildError
 from qabuild.evidence import Measurement, Verification
@@ -106,6 +108,7 @@ def _require_ours(goal: Path) -> None:
 def _assemble(made: Plan, results: Store, stage: Path, offline: bool, reporter: Reporter) -> Artifact:
     """Compile and reference, from the store or made now, in one sealed folder."""
     checkpoint, target = _known(made.checkpoint), made.target
+    _refuse_calibration_on_asked(target, offline)
     compiled = _carry_out(
         made.step("compile"),
         results,
@@ -132,9 +135,17 @@ def _carry_out(step: Step, results: Store, reporter: Reporter, produce: Any) -> 
     return results.make(step.name, step.inputs, produce)
 
 
-def _refer(made: Plan, folder: Path, offline: bool, reporter: Reporter) -> Mapping[str, Any]:
-    checkpoint, target = _known(made.checkpoint), made.target
-    questions = data.load(
+def _refuse_calibration_on_asked(target: Target, offline: bool) -> None:
+    """Refuse to calibrate on what the verification asks; and fetch what the compiler, which has no network, reads."""
+    options = target.backend
+    if isinstance(options, Calibrated) and options.calibrates(target.runtime):
+        drawn = calibration.draw(options, calibration.questions(options, offline=offline))
+        calibration.refuse_asked(options, drawn, _asked(target, offline).questions)
+
+
+def _asked(target: Target, offline: bool) -> QuestionSet:
+    """The questions that prove the artifact."""
+    return data.load(
         target.verify.dataset,
         revision=target.verify.revision,
         split=target.verify.split,
@@ -143,6 +154,11 @@ def _refer(made: Plan, folder: Path, offline: bool, reporter: Reporter) -> Mappi
         fingerprint=target.verify.fingerprint,
         offline=offline,
     )
+
+
+def _refer(made: Plan, folder: Path, offline: bool, reporter: Reporter) -> Mapping[str, Any]:
+    checkpoint, target = _known(made.checkpoint), made.target
+    questions = _asked(target, offline)
     described = {
         "dataset": questions.name,
         "file": hub.is_path(target.verify.dataset),
@@ -191,7 +207,7 @@ def _manifest(made: Plan, compiled: Entry) -> dict[str, Any]:
             "digest": checkpoint.digest,
             "model_type": checkpoint.config.get("model_type"),
         },
-        "backend": target.backend.model_dump(mode="json"),
+        "backend": calibration.sealed(target.backend),
         "runtime": target.runtime.model_dump(mode="json"),
         "record": compiled.record,
         "versions": {n.removeprefix("package "): v for n, v in compiled.inputs.items() if n.startswith("package ")},

@@ -41,7 +41,8 @@ def compile_apart(checkpoint: Checkpoint, options: Frozen, runtime: Runtime, dir
         capture_output=True,
         encoding="utf-8",
         errors="backslashreplace",
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        # All that it reads was fetched before.
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "HF_HUB_OFFLINE": "1"},
         check=False,
     )
     try:

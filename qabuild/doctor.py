@@ -13,6 +13,7 @@ from typing import Any
 
 from qabuild import machine
 from qabuild.backends import BACKENDS, backend
+from qabuild.machine import FAST
 from qabuild.target import Target
 
 
@@ -24,13 +25,6 @@ class Finding:
     found: str
     note: str = ""
     """What follows from it, or what to do about it."""
-
-
-FAST: dict[str, tuple[str, ...]] = {
-    "bf16": ("AVX512-BF16", "AMX-BF16"),
-    "int8": ("AVX512-VNNI", "AVX-VNNI", "AMX-INT8"),
-}
-"""Instruction sets without any of which a dtype gains little on a CPU."""
 
 
 def examine() -> list[Finding]:
@@ -48,11 +42,11 @@ def examine() -> list[Finding]:
 
 def missing(target: Target) -> list[str]:
     """What this machine lacks for `target`; empty where nothing is missing."""
-    options = target.backend
-    lacks = machine.missing(backend(options.name).PACKAGES, target.runtime.device)
-    if not lacks and target.runtime.device == "cuda":
-        lacks += _cuda_runtime(options)
-    return lacks
+    module = backend(target.backend.name)
+    lacks = machine.missing(module.PACKAGES, target.runtime.device)
+    if lacks:
+        return lacks
+    return [*_cuda_runtime(target.runtime.device), *module.lacks(target.backend, target.runtime)]
 
 
 def slow(target: Target) -> str | None:
@@ -123,18 +117,15 @@ def _deepspeed() -> str:
     )
 
 
-def _cuda_runtime(options: Any) -> list[str]:
-    """What a GPU target lacks although there is a GPU and the packages are installed."""
+def _cuda_runtime(device: str) -> list[str]:
+    """What a GPU target lacks although there is a GPU: the checkpoint itself answers in torch, whatever the backend."""
+    if device != "cuda":
+        return []
     import torch
 
-    lacks = []
-    if not torch.cuda.is_available():  # the checkpoint itself answers in torch, whatever the backend
-        lacks.append("torch finds no CUDA device: install torch's CUDA build for this driver")
-    if options.name == "onnxruntime":
-        wanted = options.provider or "CUDAExecutionProvider"
-        if wanted not in _providers():
-            lacks.append(f"ONNX Runtime has no {wanted}: pip uninstall onnxruntime, then pip install 'qabuild[gpu]'")
-    return lacks
+    if torch.cuda.is_available():
+        return []
+    return ["torch finds no CUDA device: install torch's CUDA build for this driver"]
 
 
 @contextlib.contextmanager

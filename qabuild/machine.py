@@ -27,6 +27,12 @@ INSTRUCTION_SETS: dict[str, str] = {
     "amx_int8": "AMX-INT8",
 }
 
+FAST: dict[str, tuple[str, ...]] = {
+    "bf16": ("AVX512-BF16", "AMX-BF16"),
+    "int8": ("AVX512-VNNI", "AVX-VNNI", "AMX-INT8"),
+}
+"""Instruction sets without any of which a dtype gains little on a CPU."""
+
 # Packages that come with an extra, and how to get them.
 INSTALL: dict[str, str] = {
     "deepspeed": "pip install 'qabuild[deepspeed]'",
@@ -93,6 +99,19 @@ def instruction_sets() -> tuple[str, ...]:
     """Those of `INSTRUCTION_SETS` that the processor has, by their usual names."""
     flags = set(_processor(CPUINFO).get("flags", "").split())
     return tuple(name for flag, name in INSTRUCTION_SETS.items() if flag in flags)
+
+
+def lacks_instructions(dtype: str) -> bool:
+    """Whether this is an x86 processor with none of the instructions that `FAST` names for the dtype."""
+    return platform.machine() in ("x86_64", "AMD64") and not set(FAST[dtype]) & set(instruction_sets())
+
+
+def preloaded(library: str) -> bool:
+    """Whether a library of that name stands before the system's own in this process (LD_PRELOAD, ld.so.preload)."""
+    named = os.environ.get("LD_PRELOAD", "")
+    with suppress(OSError):
+        named += Path("/etc/ld.so.preload").read_text(encoding="utf-8", errors="replace")
+    return library in named
 
 
 @functools.cache

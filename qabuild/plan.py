@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from qabuild import artifact as artifacts
 from qabuild import machine, reference, roundtrip
-from qabuild.backends import BACKENDS, backend
+from qabuild.backends import BACKENDS, backend, calibration
+from qabuild.backends.calibration import Calibrated
 from qabuild.errors import BadTarget, QABuildError, UntrustedInput
 from qabuild.hub import commit, is_path
 from qabuild.sample import HELDOUT, TRAIN
@@ -27,11 +28,18 @@ if TYPE_CHECKING:
 
 STEPS = ("compile", "reference", "verify")
 
+_UNKNOWABLE = ("checkpoint", "calibration", "verify.dataset", "compile", "reference")
+"""Inputs of steps that may not be known before Hub ids are resolved."""
+
 UNKNOWN = "unknown until its Hub id is resolved"
+
+BYTES = {"checkpoint": "checkpoint", "calibration": "calibration data", "verify.dataset": "data set"}
+"""Inputs that are digests, and of what."""
 
 # Modules and packages whose code decides a step's result, beside the backend's own.
 CODE: dict[str, tuple[str, ...]] = {
     "compile": ("checkpoint", "compiling", "examination", "weights"),
+    "calibration": ("data", "pipeline", "squad"),
     "reference": ("checkpoint", "data", "pipeline", "reference"),
     "verify": ("data", "evidence", "loading", "pipeline", "reference", "roundtrip", "squad", "verification"),
 }
@@ -45,6 +53,8 @@ class Facts:
     """None where it is not known yet: a Hub id that was not resolved."""
     data: str | None
     """Digest or commit sha of the data set; None where it is not known yet."""
+    calibration: str | None = None
+    """The same of the questions that compiling reads, where it reads any."""
     versions: Mapping[str, str]
     code: Mapping[str, str]
     """SHA-256 of each module that takes part in a step."""
@@ -106,7 +116,10 @@ def gather(target: Target, results: Store, name: str, *, fetch: bool, offline: b
         module.check(checkpoint.config, target.backend, target.runtime)
     return Facts(
         checkpoint=checkpoint,
-        data=_data(target, fetch=fetch, offline=offline),
+        data=_data(
+            target.verify.dataset, target.verify.revision, target.verify.split, fetch=fetch, offline=offline
+        ),
+        calibration=_calibration_data(target, fetch=fetch, offline=offline),
         versions=machine.versions({*roundtrip.PACKAGES, *module.PACKAGES}),
         code=_code(),
         machine=machine.describe(),
@@ -145,23 +158,34 @@ def _checkpoint(target: Target, *, fetch: bool, offline: bool) -> Checkpoint | N
         return None
 
 
-def _data(target: Target, *, fetch: bool, offline: bool) -> str | None:
+def _data(source: str, revision: str | None, split: str, *, fetch: bool, offline: bool) -> str | None:
     """What identifies the data set, without reading it: the digest of a file, the commit of a Hub repository."""
-    source, split = target.verify.dataset, target.verify.split
     if source == "sample":
         return artifacts.sha256(TRAIN if split == "train" else HELDOUT)
     if is_path(source):
         try:
             return artifacts.sha256(Path(source))
         except OSError as error:
-            raise BadTarget(f"{source}: {error.strerror}", "let verify.dataset name a SQuAD-layout file") from None
+            raise BadTarget(f"{source}: {error.strerror}", "name a SQuAD-layout file that is there") from None
     try:
-        return commit(source, target.verify.revision, "dataset", offline=offline or not fetch)
+        return commit(source, revision, "dataset", offline=offline or not fetch)
     except QABuildError as error:
         if fetch:
             raise
         _require_unknown(error)
         return None
+
+
+def _calibration_data(target: Target, *, fetch: bool, offline: bool) -> str | None:
+    options = target.backend
+    if not _calibrates(target):
+        return None
+    revision = options.calibration_revision
+    return _data(options.calibration, revision, calibration.SPLIT, fetch=fetch, offline=offline)
+
+
+def _calibrates(target: Target) -> bool:
+    return isinstance(target.backend, Calibrated) and target.backend.calibrates(target.runtime)
 
 
 def _require_unknown(error: QABuildError) -> None:
@@ -185,11 +209,14 @@ def _inputs(target: Target, facts: Facts) -> tuple[Inputs, Inputs, Inputs]:
     backend_packages = backend(target.backend.name).PACKAGES
     compiling = {
         "checkpoint": checkpoint,
-        **_flat("backend", target.backend.model_dump(mode="json")),
+        **_flat("backend", calibration.sealed(target.backend)),
+        **({"calibration": facts.calibration} if _calibrates(target) else {}),
         **_flat("runtime", target.runtime.model_dump(mode="json")),
         **_packages(facts, {"torch", "transformers", *backend_packages}),
         **_kernels(target, facts),
-        "code": _code_of(facts, CODE["compile"], target.backend.name),
+        "code": _code_of(
+            facts, CODE["compile"] + (CODE["calibration"] if _calibrates(target) else ()), target.backend.name
+        ),
     }
     asking = {
         "checkpoint": checkpoint,
@@ -199,7 +226,7 @@ def _inputs(target: Target, facts: Facts) -> tuple[Inputs, Inputs, Inputs]:
         "code": _code_of(facts, CODE["reference"]),
     }
     verifying = {
-        "compile": key_of(compiling) if checkpoint else None,
+        "compile": None if None in (checkpoint, compiling.get("calibration", "")) else key_of(compiling),
         "reference": key_of(asking) if checkpoint and facts.data else None,
         "verify.stock": target.verify.stock,
         "verify.batch_size": target.verify.batch_size,
@@ -277,7 +304,7 @@ def _checkpoint_step(facts: Facts) -> Step:
 
 def _step(name: str, inputs: Inputs, facts: Facts, before: list[Step]) -> Step:
     previous = facts.previous.get(name)
-    unknown = any(inputs.get(part, "") is None for part in ("checkpoint", "verify.dataset", "compile", "reference"))
+    unknown = any(inputs.get(part, "") is None for part in _UNKNOWABLE)
     key = None if unknown else key_of(inputs)
     kept = key in facts.kept
     return Step(
@@ -309,8 +336,8 @@ def describe_changes(old: Inputs, new: Inputs, steps: set[str]) -> list[str]:
             continue
         if name in steps:
             changes.append(f"follows {name}")
-        elif name in ("checkpoint", "verify.dataset"):
-            changes.append(f"the bytes of the {'checkpoint' if name == 'checkpoint' else 'data set'} changed")
+        elif name in BYTES:
+            changes.append(f"the bytes of the {BYTES[name]} changed")
         elif name == "code":
             changes.append("qabuild's own code for this step changed")
         elif name.startswith("package "):

@@ -33,7 +33,10 @@ KeyPath = tuple[str, ...]
 
 # Keys that may name a path. A relative one is relative to the file that states it, so it is made absolute before
 # `extends` merges files of different folders.
-SOURCES: tuple[KeyPath, ...] = (("checkpoint", "model"), ("checkpoint", "target"), ("verify", "dataset"))
+SOURCES: tuple[KeyPath, ...] = (
+    *(("checkpoint", "model"), ("checkpoint", "target")),
+    *(("backend", "calibration"), ("verify", "dataset")),
+)
 
 
 class CheckpointSource(Frozen):

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from qabuild import machine
 from qabuild.backends import Runtime
-from qabuild.backends.architectures import check_architecture
+from qabuild.backends._quiet import quiet_tracing
+from qabuild.backends.architectures import OPENVINO, check_architecture
 from qabuild.backends.calibration import Calibrated
-from qabuild.errors import BadTarget, MissingEnvironment, UntrustedInput
+from qabuild.errors import BadTarget, UntrustedInput
 
 if TYPE_CHECKING:
     from qabuild.checkpoint import Checkpoint
@@ -25,6 +27,16 @@ class Options(Calibrated):
     """How the graph is quantised; in fp32 and bf16 there is nothing to choose."""
 
     name: Literal["openvino"] = Field("openvino", description="an OpenVINO graph, converted from PyTorch")
+    preset: Literal["mixed", "performance"] = Field(
+        "mixed", description="int8: ranges of activations: mixed takes them as they are, performance symmetric"
+    )
+    rest: Literal["fp32", "bf16"] = Field("fp32", description="int8: numbers of what is not quantised: fp32, bf16")
+    overflow_fix: bool = Field(
+        False, description="int8: weights in 7 bits, for processors without VNNI, whose sums of 8 bits overflow"
+    )
+    accuracy_drop: float | None = Field(
+        None, gt=0, description="int8: most points of F1 that may be lost on held-back training questions"
+    )
 
 
 PACKAGES = ("torch", "transformers", "openvino", "nncf")
@@ -39,7 +51,38 @@ def check(config: Mapping[str, Any], options: Options, runtime: Runtime) -> None
         )
     if runtime.dtype == "fp16":
         raise BadTarget("backend openvino has no fp16 on the CPU", "set runtime.dtype to fp32, bf16 or int8")
-    check_architecture("openvino", config)
+    if runtime.dtype != "int8" and options.rest != "fp32":
+        raise BadTarget(
+            f"backend.rest = {options.rest!r} is for what int8 leaves, and runtime.dtype is {runtime.dtype!r}",
+            "leave backend.rest out, or set runtime.dtype to int8",
+        )
+    check_architecture(OPENVINO, config)
+
+
+def lacks(options: Options, runtime: Runtime) -> list[str]:
+    """Instructions without which int8 is wrong and bf16 is not what is computed; and peace from a preload."""
+    return [*_instructions(options, runtime), *_preloads()]
+
+
+def _preloads() -> list[str]:
+    if not machine.preloaded("tcmalloc"):
+        return []
+    return ["OpenVINO does not survive a preloaded tcmalloc: unset LD_PRELOAD"]
+
+
+def _instructions(options: Options, runtime: Runtime) -> list[str]:
+    found = []
+    if runtime.dtype == "int8" and not options.overflow_fix and machine.lacks_instructions("int8"):
+        found.append(
+            f"this int8 needs a processor with one of {', '.join(machine.FAST['int8'])}, and here is none, so that sums "
+            "would overflow and answers be wrong: build it with backend.overflow_fix = true"
+        )
+    if "bf16" in (runtime.dtype, options.rest) and machine.lacks_instructions("bf16"):
+        found.append(
+            f"bf16 needs a processor with one of {', '.join(machine.FAST['bf16'])}, and here is none: OpenVINO would "
+            "compute in fp32; set runtime.dtype (in int8, backend.rest) to fp32"
+        )
+    return found
 
 
 def compile(checkpoint: Checkpoint, options: Options, runtime: Runtime, directory: Path) -> dict[str, Any]:
@@ -48,11 +91,13 @@ def compile(checkpoint: Checkpoint, options: Options, runtime: Runtime, director
     Returns the graph's inputs and its largest logit difference to PyTorch. Raises VerificationFailed where it
     computes something else.
     """
-    from qabuild.backends import _openvino
+    machine.refuse(_preloads())
+    from qabuild.backends import _openvino_build
     from qabuild.checkpoint import copy_tokenizer
 
     check(checkpoint.config, options, runtime)
-    record = _openvino.build(checkpoint, options, runtime, directory / FILE)
+    with quiet_tracing():
+        record = _openvino_build.build(checkpoint, options, runtime, directory / FILE, _instructions(options, runtime))
     shutil.copyfile(checkpoint.directory / "config.json", directory / "config.json")
     copy_tokenizer(checkpoint, directory)
     return record
@@ -66,6 +111,7 @@ def load(directory: Path, options: Options, runtime: Runtime) -> Any:
     """
     from transformers import AutoConfig
 
+    machine.refuse(lacks(options, runtime))
     from qabuild.backends import _openvino
 
     if not (directory / FILE).is_file():
