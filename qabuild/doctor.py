@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qabuild import machine
-from qabuild.backends import BACKENDS, backend
+from qabuild import expectation, machine
+from qabuild.backends import BACKENDS, backend, openvino
 from qabuild.machine import FAST
 from qabuild.target import Target
 
@@ -32,11 +32,13 @@ def examine() -> list[Finding]:
     return [
         Finding(subject="processor", found=f"{machine.cpu()}, {machine.cores()} cores"),
         *(_kernels(dtype) for dtype in FAST),
+        _fastest(),
         _gpu(),
         _package("torch", "torch", _torch),
         _package("transformers", "transformers", lambda: ""),
         _package("ONNX Runtime", "onnxruntime", lambda: ", ".join(_providers())),
         _package("DeepSpeed", "deepspeed", _deepspeed),
+        _package("OpenVINO", "openvino", _openvino),
     ]
 
 
@@ -52,9 +54,12 @@ def missing(target: Target) -> list[str]:
 def slow(target: Target) -> str | None:
     """Why `target` runs here, but slowly; None where nothing speaks against it."""
     dtype = target.runtime.dtype
-    if target.runtime.device != "cpu" or dtype not in FAST or set(FAST[dtype]) & set(machine.instruction_sets()):
+    if target.runtime.device != "cpu" or dtype not in FAST:
         return None
-    return f"runs, but gains little: this processor has none of {', '.join(FAST[dtype])}"
+    if not set(FAST[dtype]) & set(machine.instruction_sets()):
+        return f"runs, but gains little: this processor has none of {', '.join(FAST[dtype])}"
+    expected = expectation.of(dtype)
+    return f"likely to be slower than fp32: {expected.why}" if expected and expected.rate < 1 else None
 
 
 def _kernels(dtype: str) -> Finding:
@@ -63,6 +68,16 @@ def _kernels(dtype: str) -> Finding:
         subject=f"{dtype} on the CPU",
         found=", ".join(here) or "slow",
         note="" if here else f"would need {' or '.join(FAST[dtype])}",
+    )
+
+
+def _fastest() -> Finding:
+    """An order of dtypes, from what the processor can multiply; only a comparison can prove it."""
+    ranking = expectation.ranking()
+    return Finding(
+        subject="fastest on the CPU",
+        found=f"expected: {', then '.join(rule.dtype for rule in ranking)}; with OpenVINO where it is installed",
+        note=f"{'; '.join(rule.why for rule in ranking if rule.dtype != 'fp32')}; `qabuild compare` measures it",
     )
 
 
@@ -105,6 +120,14 @@ def _torch() -> str:
 
 def _providers() -> list[str]:
     return list(importlib.import_module("onnxruntime").get_available_providers())
+
+
+def _openvino() -> str:
+    if machine.preloaded("tcmalloc"):
+        return "does not survive the preloaded tcmalloc: unset LD_PRELOAD"
+    with _silent():
+        devices: list[str] = openvino.package().Core().available_devices
+    return ", ".join(devices)
 
 
 def _deepspeed() -> str:

@@ -72,6 +72,11 @@ def cpu() -> str:
     return f"{name} ({', '.join(numbers)})" if numbers else name
 
 
+def vendor() -> str:
+    """Who made the processor, as the system has it: GenuineIntel, AuthenticAMD; empty where it does not say."""
+    return _processor(CPUINFO).get("vendor_id", "")
+
+
 def cores() -> int:
     """How many processors this process may use: by its affinity, and by the quota of its control group."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

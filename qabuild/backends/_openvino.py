@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,19 +12,12 @@ from transformers.modeling_outputs import QuestionAnsweringModelOutput
 from qabuild import machine
 from qabuild.backends import Runtime
 from qabuild.backends._torch import TorchModel, completed, named
+from qabuild.backends.openvino import package
 
 if TYPE_CHECKING:
     from qabuild.backends.openvino import Options
 
 OUTPUTS = ("start_logits", "end_logits")
-
-
-def openvino() -> Any:
-    """The package, kept from sending usage statistics: without `openvino_telemetry` it has nothing to send them by."""
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
-    import openvino
-
-    return openvino
 
 
 def load(path: Path, config: Any, options: Options, runtime: Runtime) -> Any:
@@ -36,7 +28,7 @@ def load(path: Path, config: Any, options: Options, runtime: Runtime) -> Any:
         "INFERENCE_NUM_THREADS": cores,
         "NUM_STREAMS": cores,
     }
-    return named(OpenVinoModel(openvino().Core().compile_model(path, "CPU", settings), config), config)
+    return named(OpenVinoModel(package().Core().compile_model(path, "CPU", settings), config), config)
 
 
 class Running:

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from qabuild import machine, squad
 from qabuild.backends import Runtime, calibration
-from qabuild.backends._openvino import OUTPUTS, OpenVinoModel, load, openvino
+from qabuild.backends._openvino import OUTPUTS, OpenVinoModel, load
 from qabuild.backends._torch import inputs_of
 from qabuild.backends._tracing import Positional
 from qabuild.backends.comparison import TOLERANCES, answers, probes, require_same
+from qabuild.backends.openvino import package
 from qabuild.errors import VerificationFailed
 
 if TYPE_CHECKING:
     from qabuild.backends.openvino import Options
     from qabuild.checkpoint import Checkpoint
     from qabuild.data import Question
+
+_COUNTED = re.compile(r"[A-Za-z]+_\d+")
 
 HELD_BACK = 300
 """Training questions by which accuracy control judges, beside those that it calibrates on."""
@@ -39,8 +45,7 @@ def build(checkpoint: Checkpoint, options: Options, runtime: Runtime, path: Path
     if runtime.dtype == "int8":
         graph, quantised = quantise(graph, inputs, tokenizer, model.config, options)
         record |= quantised
-    # Not rounded to half precision, as is the default.
-    openvino().save_model(graph, path, compress_to_fp16=False)
+    save(graph, path)
     if lacks:
         return {**record, "largest_difference": None, "not_compared": list(lacks)}
     compiled = load(path, model.config, options, runtime)
@@ -58,8 +63,11 @@ def needs(options: Options, runtime: Runtime) -> list[str]:
 
 def convert(model: Any, inputs: Sequence[str], example: Mapping[str, Any]) -> Any:
     """The model as an `openvino.Model`: int64 [batch, sequence] inputs, outputs `start_logits` and `end_logits`."""
-    ov = openvino()
-    graph = ov.convert_model(Positional(model, inputs).eval(), example_input=tuple(example[name] for name in inputs))
+    ov = package()
+    arguments = tuple(example[name] for name in inputs)
+    with torch.no_grad():  # traced here, since OpenVINO would trace twice and refuse what differs in numbering only
+        traced = torch.jit.trace(Positional(model, inputs).eval(), arguments, strict=False, check_trace=False)
+    graph = ov.convert_model(torch.jit.freeze(traced))
     for port, name in zip((*graph.inputs, *graph.outputs), (*inputs, *OUTPUTS), strict=True):
         port.get_tensor().set_names({name})
     for port in graph.inputs:
@@ -67,6 +75,18 @@ def convert(model: Any, inputs: Sequence[str], example: Mapping[str, Any]) -> An
         port.get_node().set_element_type(ov.Type.i64)
     graph.validate_nodes_and_infer_types()
     return graph
+
+
+def save(graph: Any, path: Path) -> None:
+    """Write graph and weights, so that the same model gives the same bytes.
+
+    OpenVINO's own names count what was made before in the process. Here they count from the start of the graph.
+    """
+    graph.set_friendly_name("question-answering")
+    for number, node in enumerate(graph.get_ordered_ops()):
+        if _COUNTED.fullmatch(node.get_friendly_name()):
+            node.set_friendly_name(f"{node.get_type_name()}_{number}")
+    package().save_model(graph, path, compress_to_fp16=False)  # by default, weights are rounded to half precision
 
 
 def quantise(
@@ -134,4 +154,4 @@ class Judge:
 
     def f1(self, graph: Any, questions: Iterable[Question]) -> float:
         """F1 of a graph that is not compiled yet."""
-        return self(openvino().compile_model(graph, "CPU"), questions)[0]
+        return self(package().compile_model(graph, "CPU"), questions)[0]

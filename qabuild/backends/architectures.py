@@ -33,7 +33,11 @@ ARCHITECTURES: dict[str, dict[str, str]] = {
     "electra": _FULL,
     "ernie": _NOT_EXPORTED,
     "ibert": _NOT_OPTIMISED,
-    "longformer": {TRACED: "a trace cannot hold its sliding windows", ORT: "the exporter cannot trace it"},
+    "longformer": {
+        TRACED: "a trace cannot hold its sliding windows",
+        ORT: "the exporter cannot trace it",
+        OPENVINO: "a trace cannot hold its sliding windows",
+    },
     "megatron-bert": _NOT_OPTIMISED,
     "mobilebert": _NOT_OPTIMISED,
     "modernbert": _NOT_EXPORTED,

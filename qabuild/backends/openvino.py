@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -40,6 +41,14 @@ class Options(Calibrated):
 
 
 PACKAGES = ("torch", "transformers", "openvino", "nncf")
+
+
+def package() -> Any:
+    """OpenVINO itself, kept from sending usage statistics: without `openvino_telemetry` it has nothing to do so by."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    import openvino
+
+    return openvino
 
 
 def check(config: Mapping[str, Any], options: Options, runtime: Runtime) -> None:
