@@ -38,7 +38,7 @@ BYTES = {"checkpoint": "checkpoint", "calibration": "calibration data", "verify.
 
 # Modules and packages whose code decides a step's result, beside the backend's own.
 CODE: dict[str, tuple[str, ...]] = {
-    "compile": ("checkpoint", "compiling", "examination", "weights"),
+    "compile": ("checkpoint", "compiling", "examination", "serving", "weights"),
     "calibration": ("data", "pipeline", "squad"),
     "reference": ("checkpoint", "data", "pipeline", "reference"),
     "verify": ("data", "evidence", "loading", "pipeline", "reference", "roundtrip", "squad", "verification"),
@@ -116,9 +116,7 @@ def gather(target: Target, results: Store, name: str, *, fetch: bool, offline: b
         module.check(checkpoint.config, target.backend, target.runtime)
     return Facts(
         checkpoint=checkpoint,
-        data=_data(
-            target.verify.dataset, target.verify.revision, target.verify.split, fetch=fetch, offline=offline
-        ),
+        data=_data(target.verify.dataset, target.verify.revision, target.verify.split, fetch=fetch, offline=offline),
         calibration=_calibration_data(target, fetch=fetch, offline=offline),
         versions=machine.versions({*roundtrip.PACKAGES, *module.PACKAGES}),
         code=_code(),
@@ -212,7 +210,7 @@ def _inputs(target: Target, facts: Facts) -> tuple[Inputs, Inputs, Inputs]:
         **_flat("backend", calibration.sealed(target.backend)),
         **({"calibration": facts.calibration} if _calibrates(target) else {}),
         **_flat("runtime", target.runtime.model_dump(mode="json")),
-        **_packages(facts, {"torch", "transformers", *backend_packages}),
+        **_packages(facts, {*reference.PACKAGES, *backend_packages}),
         **_kernels(target, facts),
         "code": _code_of(
             facts, CODE["compile"] + (CODE["calibration"] if _calibrates(target) else ()), target.backend.name

@@ -12,7 +12,7 @@ from transformers.modeling_outputs import QuestionAnsweringModelOutput
 from qabuild import machine
 from qabuild.backends import Runtime
 from qabuild.backends._torch import TorchModel, completed, named
-from qabuild.backends.openvino import package
+from qabuild.backends.openvino import package, precision
 
 if TYPE_CHECKING:
     from qabuild.backends.openvino import Options
@@ -24,7 +24,7 @@ def load(path: Path, config: Any, options: Options, runtime: Runtime) -> Any:
     """The graph in `path` on all cores that this process may use, one stream of requests for each."""
     cores = machine.cores()
     settings = {
-        "INFERENCE_PRECISION_HINT": "bf16" if "bf16" in (runtime.dtype, options.rest) else "f32",
+        "INFERENCE_PRECISION_HINT": precision(options, runtime),
         "INFERENCE_NUM_THREADS": cores,
         "NUM_STREAMS": cores,
     }

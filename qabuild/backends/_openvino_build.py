@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from qabuild import machine, squad
+from qabuild import squad
 from qabuild.backends import Runtime, calibration
 from qabuild.backends._openvino import OUTPUTS, OpenVinoModel, load
 from qabuild.backends._torch import inputs_of
@@ -29,7 +29,9 @@ HELD_BACK = 300
 """Training questions by which accuracy control judges, beside those that it calibrates on."""
 
 
-def build(checkpoint: Checkpoint, options: Options, runtime: Runtime, path: Path, lacks: Sequence[str]) -> Any:
+def build(
+    checkpoint: Checkpoint, options: Options, runtime: Runtime, path: Path, lacks: Sequence[str]
+) -> dict[str, Any]:
     """Write the checkpoint's model as a graph to `path`; return what is to be recorded.
 
     The graph is held against the checkpoint, unless `lacks` says why this machine cannot run it.
@@ -41,7 +43,7 @@ def build(checkpoint: Checkpoint, options: Options, runtime: Runtime, path: Path
     inputs = inputs_of(model, tokenizer)
     batches = list(probes(tokenizer, inputs, model.config))
     graph = convert(model, inputs, batches[0])
-    record: dict[str, Any] = {"inputs": list(inputs), "needs": needs(options, runtime)}
+    record: dict[str, Any] = {"inputs": list(inputs)}
     if runtime.dtype == "int8":
         graph, quantised = quantise(graph, inputs, tokenizer, model.config, options)
         record |= quantised
@@ -52,13 +54,6 @@ def build(checkpoint: Checkpoint, options: Options, runtime: Runtime, path: Path
     expected = answers(model, batches)
     difference = require_same(expected, compiled, batches, TOLERANCES[runtime.dtype], "the graph")
     return {**record, "largest_difference": difference}
-
-
-def needs(options: Options, runtime: Runtime) -> list[str]:
-    """The instruction sets, any one of which an x86 processor must have to compute what was verified."""
-    if runtime.dtype == "int8" and not options.overflow_fix:
-        return list(machine.FAST["int8"])
-    return list(machine.FAST["bf16"]) if runtime.dtype == "bf16" else []
 
 
 def convert(model: Any, inputs: Sequence[str], example: Mapping[str, Any]) -> Any:
@@ -146,7 +141,7 @@ class Judge:
 
         asked = list(questions)
         pipeline: Any = QuestionAnsweringPipeline(OpenVinoModel(compiled, self._config), self._tokenizer)
-        found = pipeline(({"question": each.question, "context": each.context} for each in asked))
+        found = pipeline({"question": each.question, "context": each.context} for each in asked)
         given = {each.id: result["answer"] for each, result in zip(asked, found, strict=True)}
         each = squad.score_each(given, {question.id: question.answers for question in asked})
         values = [each[question.id].f1 for question in asked]

@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from string import Template
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -22,6 +23,50 @@ if TYPE_CHECKING:
 
 FILE = "openvino_model.xml"
 """The graph, under the name that optimum-intel looks for; its weights lie beside it, in openvino_model.bin."""
+
+
+SNIPPET = Template(
+    """\
+from pathlib import Path
+
+import openvino
+import torch
+from transformers import AutoConfig, AutoTokenizer
+from transformers.modeling_outputs import QuestionAnsweringModelOutput
+
+# optimum-intel opens the same folder: OVModelForQuestionAnswering.from_pretrained(directory)
+
+$guard
+class Graph(torch.nn.Module):
+    def __init__(self, directory):
+        super().__init__()
+        self.device = torch.device("cpu")
+        self.config = AutoConfig.from_pretrained(directory)
+        settings = {"INFERENCE_PRECISION_HINT": "$precision"}
+        self.graph = openvino.Core().compile_model(Path(directory, "openvino_model.xml"), "CPU", settings)
+        type(self).__name__ = self.config.architectures[0]  # the name that transformers' pipeline knows
+
+    def forward(self, input_ids, attention_mask=None, token_type_ids=None):
+        given = {
+            "input_ids": input_ids,
+            "attention_mask": torch.ones_like(input_ids) if attention_mask is None else attention_mask,
+            "token_type_ids": torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids,
+        }
+        found = self.graph({port.any_name: given[port.any_name].numpy() for port in self.graph.inputs})
+        start, end = (torch.from_numpy(found[name].copy()) for name in ("start_logits", "end_logits"))
+        return QuestionAnsweringModelOutput(start_logits=start, end_logits=end)
+
+
+tokenizer = AutoTokenizer.from_pretrained(directory)
+model = Graph(directory).eval()
+"""
+)
+
+GUARD = """\
+if not {"avx512_vnni", "avx_vnni", "amx_int8"} & set(Path("/proc/cpuinfo").read_text().split()):
+    raise RuntimeError("these weights need a processor with VNNI: without it, sums overflow and answers are wrong")
+
+"""
 
 
 class Options(Calibrated):
@@ -80,17 +125,25 @@ def _preloads() -> list[str]:
 
 
 def _instructions(options: Options, runtime: Runtime) -> list[str]:
+    wanted = {
+        "int8": "sums would overflow and answers be wrong: build it with backend.overflow_fix = true",
+        "bf16": "it would be computed in fp32: set runtime.dtype (of int8, backend.rest) to fp32",
+    }
+    return [
+        f"this {dtype} needs a processor with one of {', '.join(machine.FAST[dtype])}, and this one has none, so that "
+        f"{wanted[dtype]}"
+        for dtype in needs(options, runtime)
+        if machine.lacks_instructions(dtype)
+    ]
+
+
+def needs(options: Options, runtime: Runtime) -> list[str]:
+    """The dtypes of `qabuild.machine.FAST` whose instructions an x86 processor must have."""
     found = []
-    if runtime.dtype == "int8" and not options.overflow_fix and machine.lacks_instructions("int8"):
-        found.append(
-            f"this int8 needs a processor with one of {', '.join(machine.FAST['int8'])}, and here is none, so that sums "
-            "would overflow and answers be wrong: build it with backend.overflow_fix = true"
-        )
-    if "bf16" in (runtime.dtype, options.rest) and machine.lacks_instructions("bf16"):
-        found.append(
-            f"bf16 needs a processor with one of {', '.join(machine.FAST['bf16'])}, and here is none: OpenVINO would "
-            "compute in fp32; set runtime.dtype (in int8, backend.rest) to fp32"
-        )
+    if runtime.dtype == "int8" and not options.overflow_fix:
+        found.append("int8")
+    if "bf16" in (runtime.dtype, options.rest):
+        found.append("bf16")
     return found
 
 
@@ -107,6 +160,7 @@ def compile(checkpoint: Checkpoint, options: Options, runtime: Runtime, director
     check(checkpoint.config, options, runtime)
     with quiet_tracing():
         record = _openvino_build.build(checkpoint, options, runtime, directory / FILE, _instructions(options, runtime))
+    record["needs"] = {dtype: list(machine.FAST[dtype]) for dtype in needs(options, runtime)}
     shutil.copyfile(checkpoint.directory / "config.json", directory / "config.json")
     copy_tokenizer(checkpoint, directory)
     return record
@@ -127,3 +181,14 @@ def load(directory: Path, options: Options, runtime: Runtime) -> Any:
         raise UntrustedInput(f"{directory}: there is no {FILE} in it", "build the artifact anew")
     config = AutoConfig.from_pretrained(directory, local_files_only=True)
     return _openvino.load(directory / FILE, config, options, runtime)
+
+
+def snippet(options: Options, runtime: Runtime) -> str:
+    """Lines for OpenVINO itself, in the precision that `load` sets, and on no processor that `load` refuses."""
+    guard = GUARD if "int8" in needs(options, runtime) else ""
+    return SNIPPET.substitute(guard=guard, precision=precision(options, runtime))
+
+
+def precision(options: Options, runtime: Runtime) -> str:
+    """OpenVINO's name for the numbers of what is not quantised."""
+    return "bf16" if "bf16" in (runtime.dtype, options.rest) else "f32"
