@@ -17,7 +17,8 @@ import qabuild
 from qabuild import artifact as artifacts
 from qabuild import data, doctor, handwritten, hub, lock, machine, plan, reference, serving, squad, verification
 from qabuild.artifact import Artifact
-from qabuild.backends import backend
+from qabuild.backends import backend, calibration
+from qabuild.backends.calibration import Calibrated
 from qabuild.checkpoint import Checkpoint, load_model, load_tokenizer
 from qabuild.compiling import compile_apart
 from qabuild.console import SILENT, Reporter
@@ -172,6 +173,7 @@ def _carry_out_training(
 
 def _assemble(made: Plan, results: Store, stage: Path, offline: bool, reporter: Reporter) -> Artifact:
     """Compile and reference, from the store or made now, in one sealed folder."""
+    _refuse_calibration_on_asked(made.target, offline)
     compiled = _carry_out(made.step("compile"), results, reporter, lambda folder: _compile(made, folder))
     answered = _carry_out(
         made.step("reference"),
@@ -232,7 +234,16 @@ def _compile(made: Plan, folder: Path) -> Mapping[str, Any]:
     return record
 
 
+def _refuse_calibration_on_asked(target: Target, offline: bool) -> None:
+    """Refuse to calibrate on what the verification asks; and fetch what the compiler, which has no network, reads."""
+    options = target.backend
+    if isinstance(options, Calibrated) and options.calibrates(target.runtime):
+        drawn = calibration.draw(options, calibration.questions(options, offline=offline))
+        calibration.refuse_asked(options, drawn, _questions(target, offline).questions)
+
+
 def _questions(target: Target, offline: bool) -> data.QuestionSet:
+    """The questions that prove the artifact."""
     return data.load(
         target.verify.dataset,
         revision=target.verify.revision,
@@ -290,7 +301,7 @@ def _manifest(made: Plan, compiled: Entry) -> dict[str, Any]:
         **_manifest_of_target(made),
         "qabuild": qabuild.__version__,
         "checkpoint": _described(checkpoint),
-        "backend": target.backend.model_dump(mode="json"),
+        "backend": calibration.sealed(target.backend),
         "runtime": target.runtime.model_dump(mode="json"),
         "record": compiled.record,
         "versions": _versions(compiled.inputs),

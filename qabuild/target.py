@@ -41,6 +41,7 @@ SOURCES: tuple[KeyPath, ...] = (
     ("train", "deepspeed"),
     ("distill", "teacher", "model"),
     ("distill", "teacher", "target"),
+    ("backend", "calibration"),
     ("verify", "dataset"),
 )
 

@@ -51,6 +51,9 @@ class Backend(Protocol):
         lacks is the business of `qabuild.machine`.
         """
 
+    def lacks(self, options: Any, runtime: Runtime) -> list[str]:
+        """What this machine lacks to run such a model, beside `PACKAGES` and the device; each with its remedy."""
+
     def compile(self, checkpoint: Checkpoint, options: Any, runtime: Runtime, directory: Path) -> dict[str, Any]:
         """Write everything that `load` needs, config and tokenizer included, into the empty `directory`.
 
@@ -78,6 +81,7 @@ BACKENDS: dict[str, str] = {
     "torchscript": "qabuild.backends.torchscript",
     "onnxruntime": "qabuild.backends.onnxruntime",
     "deepspeed": "qabuild.backends.deepspeed",
+    "openvino": "qabuild.backends.openvino",
 }
 
 
