@@ -40,6 +40,7 @@ INSTALL: dict[str, str] = {
     "onnx": "pip install 'qabuild[cpu]' or 'qabuild[gpu]'",
     "onnxruntime": "pip install 'qabuild[cpu]' or 'qabuild[gpu]'",
     "openvino": "pip install 'qabuild[openvino]'",
+    "optuna": "pip install 'qabuild[search]'",
     "optimum": "pip install 'qabuild[cpu]' or 'qabuild[gpu]'",
     "optimum-onnx": "pip install 'qabuild[cpu]' or 'qabuild[gpu]'",
 }
