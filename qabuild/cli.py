@@ -27,6 +27,7 @@ from qabuild.errors import INTERRUPTED, BadTarget, QABuildError, UntrustedInput,
 if TYPE_CHECKING:
     from qabuild.builder import Built
     from qabuild.cache import Kept
+    from qabuild.comparing import Comparison
     from qabuild.evidence import Verification
     from qabuild.plan import Step
     from qabuild.target import Target
@@ -108,6 +109,18 @@ class Quantity(click.ParamType[float]):
         if not found or found[2] not in units:
             self.fail(f"{value!r} is not a number with one of the units {', '.join(self.units)}", param, ctx)
         return float(found[1]) * units[found[2]]
+
+
+class BatchSizes(click.ParamType[tuple[int, ...]]):
+    """Whole numbers from 1, with commas between them."""
+
+    name = "sizes"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        words = [word.strip() for word in str(value).split(",") if word.strip()] if isinstance(value, str) else value
+        if not all(str(word).isdecimal() and int(word) > 0 for word in words):
+            self.fail(f"{value!r} is not a list of numbers from 1, as in 1,8,32", param, ctx)
+        return tuple(dict.fromkeys(int(word) for word in words))
 
 
 target_files = click.argument("targets", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="TARGET...")
@@ -217,6 +230,73 @@ def verify(
         return _Outcome(shown=str(path), document=document, error=_failure(found, path), verification=found)
 
     _conclude([attempt(path) for path in artifacts], console)
+
+
+def comparing(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What `compare` and `report` have in common: the arguments and options that say what is measured."""
+
+    @click.argument("artifacts", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="ARTIFACT|TARGET...")
+    @click.option("--baseline", metavar="NAME", help="Which of them the others are held against.  [first eager fp32]")
+    @click.option("--batch-sizes", type=BatchSizes(), default="", help="As in 8,1,32; the first is scored.  [target's]")
+    @click.option("--latency", is_flag=True, help="Ask questions one by one as well, at batch size 1.")
+    @click.option("--data", "dataset", metavar="SOURCE", help="Where the questions are: a SQuAD-layout file, a Hub id.")
+    @offline_option
+    @functools.wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        return command(*args, **kwargs)
+
+    return wrapped
+
+
+@cli.command()
+@comparing
+@click.option(
+    "--format",
+    "layout",
+    type=click.Choice(["table", "json", "csv", "markdown"]),
+    default="table",
+    show_default=True,
+    help="How to print it.",
+)
+@common
+def compare(
+    artifacts: Sequence[Path],
+    baseline: str | None,
+    batch_sizes: Sequence[int],
+    latency: bool,
+    dataset: str | None,
+    offline: bool,
+    layout: str,
+    console: Console,
+) -> None:
+    """Measure artifacts side by side: speed, accuracy, latency, size.
+
+    All are loaded, each in a process of its own, and answer the questions that they were verified on, taking turns.
+    Of a target the artifact in ./artifacts is taken. In brackets stand 95 % intervals. The answers that are scored
+    are those that were timed, and must be those of the verification; the exit status is 1 where they are not.
+    """
+    from qabuild.comparing import compare as compare_artifacts
+    from qabuild.comparing import tables
+    from qabuild.target import absolute_source
+
+    console.json |= layout == "json"
+    found = compare_artifacts(
+        artifacts,
+        baseline=baseline,
+        batch_sizes=batch_sizes,
+        latency=latency,
+        dataset=dataset and absolute_source(dataset, Path.cwd()),
+        offline=offline,
+        reporter=console,
+    )
+    shown = {
+        "csv": lambda: emit(tables.comma_separated(found)),
+        "markdown": lambda: emit(tables.markdown(found)),
+        "table": lambda: table(tables.columns(found), tables.rows(found)),
+    }
+    console.say(tables.conditions(found))
+    console.result(found.to_dict(), shown.get(layout, shown["table"]))
+    _leave(found)
 
 
 @cli.command()
@@ -485,6 +565,18 @@ def _conclude(outcomes: Sequence[_Outcome], console: Console) -> None:
             _complain(error)
     for _, error in failed:
         sys.exit(error.exit_status)
+
+
+def _leave(found: Comparison) -> None:
+    """Tell what failed in a comparison, and leave with the status of the first failure."""
+    for failure in found.failures:
+        _complain(QABuildError(failure.error, failure.hint))
+    for each in found.measured:
+        for gate in each.failed_gates:
+            _complain(VerificationFailed(f"{each.name}: {gate.name}: {gate.value:.4g}, must be {gate.limit:.4g}"))
+    statuses = [failure.status for failure in found.failures]
+    if not found.passed:
+        sys.exit(statuses[0] if statuses else VerificationFailed.exit_status)
 
 
 def _row(outcome: _Outcome) -> list[str]:

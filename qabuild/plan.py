@@ -33,7 +33,10 @@ UNKNOWN = "unknown until its Hub id is resolved"
 CODE: dict[str, tuple[str, ...]] = {
     "compile": ("checkpoint", "compiling", "examination", "weights"),
     "reference": ("checkpoint", "data", "pipeline", "reference"),
-    "verify": ("data", "evidence", "loading", "pipeline", "reference", "roundtrip", "squad", "verification"),
+    "verify": (
+        *("data", "evidence", "loading", "pipeline", "reference", "roundtrip", "squad", "statistics"),
+        "verification",
+    ),
 }
 
 
