@@ -30,6 +30,8 @@ INSTALL: dict[str, str] = {
     "deepspeed": "pip install 'qabuild[deepspeed]'",
     "onnx": "pip install 'qabuild[cpu]' or 'qabuild[gpu]'",
     "onnxruntime": "pip install 'qabuild[cpu]' or 'qabuild[gpu]'",
+    "jinja2": "pip install 'qabuild[report]'",
+    "vl-convert-python": "pip install 'qabuild[report]'",
     "optimum": "pip install 'qabuild[cpu]' or 'qabuild[gpu]'",
     "optimum-onnx": "pip install 'qabuild[cpu]' or 'qabuild[gpu]'",
 }

@@ -21,7 +21,7 @@ from qabuild.backends import backend
 from qabuild.console import SILENT, Reporter
 from qabuild.data import Question, QuestionSet
 from qabuild.errors import BadTarget, UntrustedInput
-from qabuild.evidence import Flip, Gate, Measurement, Speed, Stock, Verification
+from qabuild.evidence import Flip, Gate, Measurement, Speed, Stock, Verification, describe
 from qabuild.loading import load_model
 from qabuild.reference import Answered, Ask
 from qabuild.statistics import mean_interval, ratio_interval
@@ -158,7 +158,7 @@ def explain_failure(verification: Verification, directory: Path) -> tuple[str, s
     """Message and hint for an artifact that did not pass: which gates, and which questions to look at."""
     lines = [f"{directory}: verification failed"]
     for gate in verification.failed_gates:
-        lines.append(f"  {gate.name}: {_figure(gate.value)}, must be {_figure(gate.limit)}")
+        lines.append(f"  {describe(gate)}")
     lost = [flip for flip in verification.measurement.flips if flip.f1_difference < 0]
     for flip in lost[:3]:
         lines.append(
@@ -167,10 +167,6 @@ def explain_failure(verification: Verification, directory: Path) -> tuple[str, s
     flipped = len(verification.measurement.flips)
     hint = f"{flipped} answers changed, {len(lost)} for the worse: see `flips` in {directory / artifacts.EVIDENCE}"
     return "\n".join(lines), hint
-
-
-def _figure(value: float | bool | None) -> str:
-    return "not measured" if value is None else str(value) if isinstance(value, bool) else f"{value:.4g}"
 
 
 def write(verification: Verification, directory: Path) -> None:

@@ -29,9 +29,9 @@ def compare(
     """Measure artifacts in one run; each is a folder, or a target (a .toml file) whose artifact is in `output`.
 
     `baseline` is the name of the one that the others are held against; without it the first that is eager fp32, or
-    else the first. `batch_sizes`: windows of a batch; of several, the first is that of the run over all questions,
-    without any it is the first artifact's `verify.batch_size`. `latency` asks single questions as well. `dataset` is
-    where the questions are, where not where the artifacts say.
+    else the first. All questions are asked in batches of the first artifact's `verify.batch_size`; `batch_sizes` are
+    further ones. `latency` asks single questions as well. `dataset` is where the questions are, where not where the
+    artifacts say.
 
     What cannot be measured is among the comparison's failures. Raises BadTarget where there is nothing to compare or
     two were verified on different data, UntrustedInput where `dataset` is another; and, where none can be measured,

@@ -68,10 +68,11 @@ def measure(
     Those that fail on the way are added to `failures`, and the others go on. Raises what the first of them raised
     where none is left.
     """
-    sizes = list(batch_sizes) or [int(contestants[0].artifact.manifest.verify["batch_size"])]
+    scored = int(contestants[0].artifact.manifest.verify["batch_size"])
     count, few = len(questions), min(len(questions), FURTHER_QUESTIONS)
     audit = Series(questions=min(count, AUDITED), batch_size=None)
-    throughput = {size: Series(questions=few if size != sizes[0] else count, batch_size=size) for size in sizes}
+    throughput = {scored: Series(questions=count, batch_size=scored)}
+    throughput |= {size: Series(questions=few, batch_size=size) for size in batch_sizes if size != scored}
     singly = Series(questions=few, batch_size=1, one_by_one=True)
     with hired(contestants) as workers:
         team = _Team(workers, list(failures), reporter)

@@ -16,7 +16,7 @@ def columns(found: Comparison) -> list[str]:
         "EM",
         "F1",
         "F1 kept",
-        *(f"samples/s, batch {each.batch_size}" for each in first.throughput[:1]),
+        f"samples/s, batch {first.throughput[0].batch_size}",
         "speedup",
         "model only",
         *(heading for each in first.throughput[1:] for heading in (f"batch {each.batch_size}", "speedup")),
@@ -65,7 +65,7 @@ def conditions(found: Comparison) -> str:
     main = found.measured[0].throughput[0]
     overhead = found.time.measuring / found.time.answering - 1
     return (
-        f"{main.questions} questions in {main.rounds} rounds, baseline {found.baseline or 'not measured'}; "
+        f"{main.questions} questions in {main.rounds} rounds, baseline: {found.baseline or 'not measured'}; "
         f"{found.machine['cpu']}, {found.machine['cores']} cores; loading {found.time.loading:.0f} s, "
         f"answering {found.time.answering:.0f} s, {100 * overhead:.1f} % on top"
     )
@@ -82,11 +82,7 @@ def _row(each: Measured) -> list[str]:
         f"{main.samples_per_second:.1f}",
         _times(main.speedup, main.speedup_interval),
         f"{main.model_samples_per_second:.1f}",
-        *(
-            cell
-            for other in further
-            for cell in (f"{other.samples_per_second:.1f}", _times(other.speedup, other.speedup_interval))
-        ),
+        *(cell for other in further for cell in (f"{other.samples_per_second:.1f}", _times(other.speedup, None))),
         *([f"{each.latency.median:.1f} ms", f"{each.latency.p99:.1f} ms"] if each.latency else []),
         f"{each.size / 1e6:.1f} MB",
         f"{each.peak_memory / 1e6:.0f} MB",
