@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 RESAMPLES = 2000  # the interval's ends then move by less than a tenth of its width
+AT_ONCE = 1 << 20  # pairs
 
 
 def ratio_interval(numerators: Sequence[float], denominators: Sequence[float]) -> tuple[float, float]:
@@ -19,10 +20,12 @@ def ratio_interval(numerators: Sequence[float], denominators: Sequence[float]) -
 
     top, bottom = np.asarray(numerators, dtype=float), np.asarray(denominators, dtype=float)
     count = len(top)
-    draws = np.random.default_rng(0)
-    drawn = (draws.integers(0, count, count) for _ in range(RESAMPLES))
-    ratios = [top[rows].sum() / bottom[rows].sum() for rows in drawn]
-    low, high = np.percentile(ratios, _percentiles(count))
+    generator = np.random.default_rng(0)
+    ratios: list[float] = []
+    while len(ratios) < RESAMPLES:  # as many at a time as memory holds lightly
+        drawn = generator.integers(0, count, (min(RESAMPLES, AT_ONCE // count + 1), count))
+        ratios += (top[drawn].sum(1) / bottom[drawn].sum(1)).tolist()
+    low, high = np.percentile(ratios[:RESAMPLES], _percentiles(count))
     return float(low), float(high)
 
 

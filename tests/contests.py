@@ -129,7 +129,7 @@ def run(
             made.append(Turn(answers=part, seconds=[spent], calls=calls, peak_memory=500_000_000 + number))
         return made
 
-    one_by_one = [spent for spent in draw.lognormal(np.log(1000 * seconds_per_question), 0.3, len(asked)) / 1000]
+    one_by_one = draw.lognormal(np.log(seconds_per_question), 0.3, len(asked)).tolist()
     singly = Turn(answers=list(said), seconds=one_by_one, calls=[(1, 96, s) for s in one_by_one], peak_memory=1)
     return Run(
         contestant=one,
