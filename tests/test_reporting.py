@@ -140,7 +140,7 @@ def test_answers_and_gold_are_marked_where_they_stand(shown):
     css(shown, "input[value=gained]")[0].click()
     article = css(shown, "#flips article")[0]
     marks = {
-        kind: [m.text for m in article.find_elements("css selector", f".context mark.{kind}")]
+        kind: [m.get_attribute("textContent") for m in article.find_elements("css selector", f".context mark.{kind}")]
         for kind in ("gold", "baseline", "artifact")
     }
     assert "".join(marks["gold"]) == "Alma & <b>Serin</b> in 1803"

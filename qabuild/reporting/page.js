@@ -37,16 +37,16 @@ function sortable(table) {
     const text = row.cells[index].textContent.trim();
     return Number.isNaN(parseFloat(text)) ? text : parseFloat(text);
   };
-  const compare = (a, b) => {
-    if (typeof a !== typeof b) return typeof a === "number" ? -1 : 1; // what has no figure comes last
-    return typeof a === "number" ? a - b : a.localeCompare(b);
+  const compare = (a, b, sign) => {
+    if (typeof a !== typeof b) return typeof a === "number" ? -1 : 1; // what has no figure comes last, either way
+    return sign * (typeof a === "number" ? a - b : a.localeCompare(b));
   };
   headings.forEach((heading, index) => heading.firstElementChild.addEventListener("click", () => {
     const order = heading.ariaSort === "descending" ? "ascending" : "descending";
     headings.forEach((other) => { other.ariaSort = other === heading ? order : "none"; });
     const rows = [...table.tBodies[0].rows];
     const sign = order === "ascending" ? 1 : -1;
-    rows.sort((a, b) => sign * compare(value(a, index), value(b, index)));
+    rows.sort((a, b) => compare(value(a, index), value(b, index), sign));
     table.tBodies[0].append(...rows);
   }));
 }
