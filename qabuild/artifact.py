@@ -85,10 +85,10 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def sealed_files(directory: Path) -> Iterator[str]:
+def sealed_files(directory: Path, *, linked: bool = False) -> Iterator[str]:
     """Names (POSIX, relative) of the files that a seal covers, in order.
 
-    Raises UntrustedInput for links and whatever else is neither a file nor a folder.
+    Raises UntrustedInput for links, unless files may be `linked`, and what else is neither a file nor a folder.
     """
     for folder, folders, names in os.walk(directory):
         at = Path(folder).relative_to(directory)
@@ -97,7 +97,7 @@ def sealed_files(directory: Path) -> Iterator[str]:
         folders.sort()
         for name in sorted(names + [f for f in folders if Path(folder, f).is_symlink()]):
             path = Path(folder, name)
-            if path.is_symlink() or not path.is_file():
+            if (path.is_symlink() and not linked) or not path.is_file():
                 raise UntrustedInput(f"{path}: not a plain file", "an artifact holds no links; copy it without them")
             if at != Path(".") or name not in UNSEALED:
                 yield (at / name).as_posix()
@@ -119,8 +119,10 @@ def seal(directory: Path, **facts: Any) -> Artifact:
     return Artifact(directory=directory, manifest=manifest, digest=hashlib.sha256(text.encode()).hexdigest())
 
 
-def open_artifact(directory: Path, digest: str | None = None) -> Artifact:
+def open_artifact(directory: Path, digest: str | None = None, *, linked: bool = False) -> Artifact:
     """Hold every file against the manifest, and the manifest against `digest` where one is given.
+
+    Files may be `linked` in the Hub's cache, which keeps the content of all commits elsewhere.
 
     Raises BadTarget where `directory` is no artifact, UntrustedInput where any file was changed, is missing or was
     added. Nothing of the artifact has been deserialised when this returns.
@@ -133,8 +135,13 @@ def open_artifact(directory: Path, digest: str | None = None) -> Artifact:
             "this is not the artifact that was pinned: fetch it again from where the digest came from",
         )
     manifest = _parse_manifest(directory / MANIFEST, text)
-    _compare(directory, manifest.files)
+    _compare(directory, manifest.files, linked)
     return Artifact(directory=directory, manifest=manifest, digest=found)
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """What the manifest there says; no file is held against it. Raises as `open_artifact` does."""
+    return _parse_manifest(directory / MANIFEST, _read_manifest(directory))
 
 
 def _read_manifest(directory: Path) -> bytes:
@@ -158,8 +165,8 @@ def _parse_manifest(path: Path, text: bytes) -> Manifest:
         raise UntrustedInput(f"{path}: damaged: {error}", "build or fetch the artifact again") from None
 
 
-def _compare(directory: Path, files: Mapping[str, SealedFile]) -> None:
-    present = set(sealed_files(directory))
+def _compare(directory: Path, files: Mapping[str, SealedFile], linked: bool) -> None:
+    present = set(sealed_files(directory, linked=linked))
     wrong = [f"{name}: missing" for name in files if name not in present]
     wrong += [f"{name}: not in the manifest" for name in sorted(present - set(files))]
     for name in sorted(present & set(files)):

@@ -14,7 +14,7 @@ from typing import Any
 
 import qabuild
 from qabuild import artifact as artifacts
-from qabuild import data, doctor, hub, lock, machine, plan, reference, verification
+from qabuild import card, data, doctor, hub, lock, machine, plan, reference, serving, verification
 from qabuild.artifact import Artifact
 from qabuild.backends import backend
 from qabuild.checkpoint import Checkpoint, load_model, load_tokenizer
@@ -105,13 +105,7 @@ def _require_ours(goal: Path) -> None:
 
 def _assemble(made: Plan, results: Store, stage: Path, offline: bool, reporter: Reporter) -> Artifact:
     """Compile and reference, from the store or made now, in one sealed folder."""
-    checkpoint, target = _known(made.checkpoint), made.target
-    compiled = _carry_out(
-        made.step("compile"),
-        results,
-        reporter,
-        lambda folder: compile_apart(checkpoint, target.backend, target.runtime, folder),
-    )
+    compiled = _carry_out(made.step("compile"), results, reporter, lambda folder: _compile(made, folder))
     answered = _carry_out(
         made.step("reference"), results, reporter, lambda folder: _refer(made, folder, offline, reporter)
     )
@@ -130,6 +124,13 @@ def _carry_out(step: Step, results: Store, reporter: Reporter, produce: Any) -> 
     expected = f", took {step.seconds:.0f} s last time" if step.seconds else ""
     reporter.say(f"{step.name}: {reason}{expected}")
     return results.make(step.name, step.inputs, produce)
+
+
+def _compile(made: Plan, folder: Path) -> Mapping[str, Any]:
+    target = made.target
+    record = compile_apart(_known(made.checkpoint), target.backend, target.runtime, folder)
+    serving.write(target.backend, target.runtime, _versions(made.step("compile").inputs), folder)
+    return record
 
 
 def _refer(made: Plan, folder: Path, offline: bool, reporter: Reporter) -> Mapping[str, Any]:
@@ -194,9 +195,14 @@ def _manifest(made: Plan, compiled: Entry) -> dict[str, Any]:
         "backend": target.backend.model_dump(mode="json"),
         "runtime": target.runtime.model_dump(mode="json"),
         "record": compiled.record,
-        "versions": {n.removeprefix("package "): v for n, v in compiled.inputs.items() if n.startswith("package ")},
+        "versions": _versions(compiled.inputs),
         "steps": _keys(made),
     }
+
+
+def _versions(inputs: Mapping[str, Any]) -> dict[str, str]:
+    """The packages among what decides a step, and their versions."""
+    return {name.removeprefix("package "): v for name, v in inputs.items() if name.startswith("package ")}
 
 
 # --- the artifact's name --------------------------------------------------------------------------------------------
@@ -269,12 +275,22 @@ def _explained(output: Path) -> AbstractContextManager[None]:
 def _name(stage: Path, goal: Path, *, passed: bool) -> Path:
     """Give what was staged its name: NAME where it passed, NAME.failed where it did not."""
     landed = goal if passed else _failed(goal)
+    _keep_card(goal, stage)
     _remove(_failed(goal))
     if os.path.lexists(landed):
         _exchange(stage, landed)  # what had the name is now at `stage`, and goes with it
     else:
         os.rename(stage, landed)
     return landed
+
+
+def _keep_card(goal: Path, stage: Path) -> None:
+    """Take over what people wrote into the model card of the artifact that is replaced."""
+    if (goal / card.FILE).is_file():
+        written = (goal / card.FILE).read_text(encoding="utf-8", errors="replace")
+        with suppress(BadTarget):  # what cannot be read is kept as it is
+            written = card.without_made(written)
+        (stage / card.FILE).write_text(written, encoding="utf-8")
 
 
 def _failed(goal: Path) -> Path:

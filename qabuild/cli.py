@@ -13,7 +13,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from qabuild.comparing import Comparison
     from qabuild.evidence import Verification
     from qabuild.plan import Step
+    from qabuild.publishing import Published
     from qabuild.target import Target
 
 T = TypeVar("T")
@@ -138,6 +139,9 @@ set_option = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key, as in --set verify.samples=200."
 )
 locked_option = click.option("--locked", is_flag=True, help="Take only what the lock beside each target pins.")
+data_option = click.option(
+    "--data", "dataset", metavar="SOURCE", help="Where the questions are: a SQuAD-layout file, a Hub id."
+)
 offline_option = click.option("--offline", is_flag=True, help="Touch no network; say what is missing.")
 
 
@@ -148,6 +152,7 @@ offline_option = click.option("--offline", is_flag=True, help="Touch no network;
 @locked_option
 @offline_option
 @click.option("--compile-only", is_flag=True, help="Seal without verifying, also for a device that is not here.")
+@click.option("--publish", "then_publish", is_flag=True, help="Publish what passed to the target's publish.repo.")
 @common
 def build(
     targets: Sequence[Path],
@@ -156,6 +161,7 @@ def build(
     locked: bool,
     offline: bool,
     compile_only: bool,
+    then_publish: bool,
     console: Console,
 ) -> None:
     """Build each TARGET, and prove it.
@@ -167,6 +173,8 @@ def build(
 
     read = [load(path, overrides, locked=locked) for path in targets]
     _require_distinct(read)
+    if then_publish:
+        _require_publishable(read, compile_only, console)
     from qabuild.builder import build as build_target
 
     def attempt(target: Target) -> _Outcome:
@@ -177,19 +185,20 @@ def build(
         )
         if isinstance(built, QABuildError):
             return _Outcome(shown=target.name, document={"target": target.name}, error=built)
-        return _Outcome(
+        outcome = _Outcome(
             shown=str(built.directory),
             document=_build_document(built),
             error=_failure(built.verification, built.directory),
             verification=built.verification,
         )
+        return _then_published(outcome, built, console) if then_publish and not outcome.error else outcome
 
     _conclude([attempt(target) for target in read], console)
 
 
 @cli.command()
 @artifact_folders
-@click.option("--data", "dataset", metavar="SOURCE", help="Where the questions are: a SQuAD-layout file, a Hub id.")
+@data_option
 @click.option("--checkpoint", metavar="SOURCE", help="The checkpoint it was built from, to measure the speedup.")
 @click.option("--digest", metavar="SHA256", help="What the manifest's own digest must be.")
 @offline_option
@@ -368,6 +377,31 @@ def report(
 
 
 @cli.command()
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.option("--repo", metavar="OWNER/NAME", help="The repository; without it, the target's publish.repo.")
+@click.option("--private", is_flag=True, help="Make the repository private, where it is made.")
+@click.option("--revision", default="main", show_default=True, metavar="BRANCH", help="Branch to publish to.")
+@click.option("--create-pr", is_flag=True, help="Propose it as a pull request.")
+@click.option("--tag", metavar="NAME", help="Name the commit, as in --tag v1.")
+@click.option("--dry-run", is_flag=True, help="Only list what would go, and how large it is.")
+@click.option("--verify-remote", is_flag=True, help="Verify what was downloaded again, too.")
+@data_option
+@common
+def publish(artifact: Path, repo: str | None, dataset: str | None, console: Console, **options: Any) -> None:
+    """Push a verified ARTIFACT to the Hugging Face Hub as one commit, and fetch it back.
+
+    Refuses what is not verified, was changed since, or would replace something else. Run again after a failure, it
+    does what is left to do.
+    """
+    from qabuild import publishing
+    from qabuild.target import absolute_source
+
+    source = dataset and absolute_source(dataset, Path.cwd())
+    published = publishing.publish(artifact, repo, dataset=source, reporter=console, **options)
+    console.result(published.to_dict(), lambda: _show_published(published))
+
+
+@cli.command()
 @target_files
 @output_option
 @set_option
@@ -433,38 +467,40 @@ def lock(targets: Sequence[Path], offline: bool, console: Console) -> None:
 
 
 @cli.command()
-@click.argument("artifact", type=click.Path(path_type=Path))
+@click.argument("artifact")
 @click.argument("questions", type=click.Path(allow_dash=True))
 @click.option("-o", "--output", default="-", show_default=True, help="File for the answers; .json for predictions.")
+@click.option("--revision", help="Branch, tag or commit of an artifact on the Hub.")
 @click.option("--digest", metavar="SHA256", help="What the manifest's own digest must be.")
 @click.option("--top-k", type=click.IntRange(1), default=1, show_default=True, help="Answers to each question.")
 @click.option("--no-answer", is_flag=True, help="Let the empty answer compete.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress, no remarks.")
 @click.option("-v", "--verbose", is_flag=True, help="Tracebacks with every error.")
 def answer(
-    artifact: Path,
+    artifact: str,
     questions: str,
     output: str,
+    revision: str | None,
     digest: str | None,
     top_k: int,
     no_answer: bool,
     quiet: bool,
     verbose: bool,
 ) -> None:
-    """Answer a file of QUESTIONS with ARTIFACT.
+    """Answer a file of QUESTIONS with ARTIFACT, a folder or a repository on the Hub (owner/name).
 
     QUESTIONS is JSON Lines (id, question, context) or a SQuAD document (.json, .json.gz); "-" is standard input. The
     answers are JSON Lines, or SQuAD's predictions where OUTPUT ends in .json. Run again after an interruption, it goes
     on where it stopped. A row that cannot be answered is reported, and makes the exit status 4 in the end.
     """
     from qabuild import loading
-    from qabuild.artifact import open_artifact
     from qabuild.bulk import answer_file
+    from qabuild.pipeline import QuestionAnsweringPipeline
 
     console = Console(quiet=quiet, verbose=verbose)
-    opened = open_artifact(artifact, digest)
+    opened = loading.find(artifact, revision=revision, digest=digest)
     summary = answer_file(
-        loading.load(artifact, digest=opened.digest),
+        QuestionAnsweringPipeline(*loading.load_model(opened)),
         questions,
         output,
         answered_by=opened.digest,
@@ -598,6 +634,7 @@ class _Outcome:
     document: dict[str, Any]
     error: QABuildError | None
     verification: Verification | None = None
+    published: Published | None = None
 
 
 def _attempt(work: Callable[[], T], console: Console) -> T | QABuildError:
@@ -610,6 +647,28 @@ def _attempt(work: Callable[[], T], console: Console) -> T | QABuildError:
         told = _as_told(error)
         _complain(told, verbose=console.verbose)
         return told
+
+
+def _require_publishable(targets: Sequence[Target], compile_only: bool, console: Console) -> None:
+    """Tell before the work what would keep its result from being published."""
+    from qabuild.publishing import require_ready
+
+    if compile_only:
+        raise click.UsageError("only what is verified can be published: leave out --compile-only or --publish")
+    for target in targets:
+        require_ready(target.publish.repo, f"target {target.name}", console)
+
+
+def _then_published(outcome: _Outcome, built: Built, console: Console) -> _Outcome:
+    from qabuild.publishing import publish as publish_artifact
+
+    _require_uninterrupted()
+    try:
+        published = publish_artifact(built.directory, built.plan.target.publish.repo, reporter=console)
+    except (QABuildError, OSError, MemoryError) as error:
+        _require_uninterrupted(error)
+        return replace(outcome, error=_as_told(error))
+    return replace(outcome, published=published, document={**outcome.document, "published": published.to_dict()})
 
 
 def _failure(found: Verification | None, directory: Path) -> VerificationFailed | None:
@@ -625,6 +684,9 @@ def _conclude(outcomes: Sequence[_Outcome], console: Console) -> None:
         told = len(outcomes) == 1 and outcomes[0].error and not outcomes[0].verification
         if not told:
             table(COLUMNS, [_row(outcome) for outcome in outcomes])
+        for outcome in outcomes:
+            if outcome.published:
+                emit(_told(outcome.published))
 
     console.result([_with_status(outcome) for outcome in outcomes], show)
     failed = [(outcome, outcome.error) for outcome in outcomes if outcome.error]
@@ -664,7 +726,7 @@ def _row(outcome: _Outcome) -> list[str]:
         f"{100 * m.agreement:.2f} %",
         f"{speed.artifact if speed else m.samples_per_second:.1f}",
         f"{speed.speedup:.2f}x" if speed else "-",
-        f"FAILED: {failed}" if failed else "passed",
+        f"FAILED: {failed}" if failed else "passed, under other versions" if found.other_versions else "passed",
     ]
 
 
@@ -672,6 +734,24 @@ def _least(found: Verification, name: str) -> str:
     """The gate, where one is set, as the table shows it beside the figure."""
     limits = [gate.limit for gate in found.gates if gate.name == name]
     return f" (>= {100 * limits[0]:g})" if limits else ""
+
+
+def _show_published(published: Published) -> None:
+    if published.commit is None or published.changed:
+        table(["file", "", "size"], [[c.name, c.does, _size(c.size)] for c in published.changes])
+    emit(_told(published))
+
+
+def _told(published: Published) -> str:
+    """In one line, what is where now."""
+    if published.commit is None:
+        sent = [change for change in published.changes if change.does in ("add", "replace")]
+        return f"{published.repo}: {len(sent)} files, {_size(sum(c.size for c in sent))} would be sent"
+    where = published.pull_request or f"{published.repo} ({published.revision})"
+    tag = f", tag {published.tag}" if published.tag else ""
+    done = "published" if published.changed else "nothing to do, it is there already"
+    verified = ", verified from there" if published.verification else ""
+    return f"{where}: {done}: commit {published.commit}{tag}{verified}"
 
 
 def _build_document(built: Built) -> dict[str, Any]:
@@ -707,6 +787,10 @@ def _kept_rows(everything: Sequence[Kept]) -> list[list[str]]:
 
 def _megabytes(size: int) -> str:
     return f"{size / 1e6:.1f} MB"
+
+
+def _size(size: int) -> str:
+    return _megabytes(size) if size >= 10**6 else f"{size / 1e3:.1f} KB"
 
 
 def _days(seconds: float) -> str:

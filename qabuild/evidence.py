@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
@@ -142,6 +142,8 @@ class Verification:
     """UTC, ISO 8601."""
     key: str | None = None
     """Key of the plan's step that measured it, where a build did."""
+    other_versions: Mapping[str, str] = field(default_factory=dict)
+    """What of the packages that requirements.txt pins was here in another version: this proves nothing of those."""
 
     @property
     def failed_gates(self) -> list[Gate]:

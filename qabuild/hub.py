@@ -1,4 +1,4 @@
-"""What checkpoints and data sets from the Hub have in common: revisions, and mistakes explained."""
+"""What checkpoints, data sets and artifacts from the Hub have in common: revisions, and mistakes explained."""
 
 from __future__ import annotations
 
@@ -12,16 +12,22 @@ from typing import Literal, NoReturn
 
 from qabuild.errors import BadTarget, QABuildError
 
-RepoType = Literal["model", "dataset"]
+RepoType = Literal["model", "dataset", "artifact"]
+"""What a repository is wanted for. An artifact lies in one for models."""
 
 _FULL_SHA = re.compile(r"[0-9a-f]{40}")
 _REVISION = re.compile(r"(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9._/+-]*")
-_KIND = {"model": "checkpoint", "dataset": "data set"}
+_KIND = {"model": "checkpoint", "dataset": "data set", "artifact": "artifact"}
 
 
 def is_path(source: str | os.PathLike[str]) -> bool:
     """Whether `source` names a file or folder: a path object, or text that begins with '/', '.' or '~'."""
     return not isinstance(source, str) or source.startswith(("/", ".", "~"))
+
+
+def is_revision(name: str) -> bool:
+    """Whether `name` could be that of a branch, a tag or a commit."""
+    return _REVISION.fullmatch(name) is not None
 
 
 def commit(repo_id: str, revision: str | None, repo_type: RepoType, *, offline: bool = False) -> str:
@@ -154,15 +160,19 @@ def _check_names(repo_id: str, revision: str | None, repo_type: RepoType) -> Non
             f"'{repo_id}' is taken as the id of a {kind} on the Hub, but something of that name is here",
             f"write './{repo_id}' for the local one, or run elsewhere",
         )
-    if revision is not None and not _REVISION.fullmatch(revision):
+    if revision is not None and not is_revision(revision):
         raise BadTarget(f"'{revision}' is no revision of a repository", "name a branch, a tag or a commit sha")
+
+
+def _on_hub(repo_type: RepoType) -> str:
+    return "dataset" if repo_type == "dataset" else "model"
 
 
 def _asked(repo_id: str, revision: str | None, repo_type: RepoType) -> str:
     from huggingface_hub import HfApi
 
     with explained(repo_id, revision, repo_type):
-        sha = HfApi().repo_info(repo_id, revision=revision, repo_type=repo_type, timeout=30).sha
+        sha = HfApi().repo_info(repo_id, revision=revision, repo_type=_on_hub(repo_type), timeout=30).sha
     if not isinstance(sha, str) or not _FULL_SHA.fullmatch(sha):
         raise QABuildError(f"the Hub named no commit of the {_KIND[repo_type]} '{repo_id}'", _AGAIN)
     return sha
@@ -173,7 +183,7 @@ def _ref(repo_id: str, revision: str | None, repo_type: RepoType) -> Path:
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
 
-    folder = repo_folder_name(repo_id=repo_id, repo_type=repo_type)
+    folder = repo_folder_name(repo_id=repo_id, repo_type=_on_hub(repo_type))
     return Path(constants.HF_HUB_CACHE, folder, "refs", revision or "main")
 
 

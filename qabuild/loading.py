@@ -1,27 +1,52 @@
-"""From an artifact on disk to something that answers: hashes first, then the model."""
+"""From an artifact on disk or on the Hub to something that answers: hashes first, then the model."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qabuild import machine
+from qabuild import hub, machine
 from qabuild.artifact import Artifact, open_artifact
 from qabuild.backends import Runtime, backend
+from qabuild.errors import BadTarget
 
 if TYPE_CHECKING:
     from qabuild.pipeline import QuestionAnsweringPipeline
 
 
-def load(artifact: str | Path, *, digest: str | None = None) -> QuestionAnsweringPipeline:
-    """A question-answering pipeline over the artifact at that path.
+def load(artifact: str | Path, *, revision: str | None = None, digest: str | None = None) -> QuestionAnsweringPipeline:
+    """A question-answering pipeline over an artifact: a path, or a repository on the Hub (owner/name).
 
     Every file is held against the manifest, and the manifest against `digest` where one is given, before anything is
-    deserialised. Raises BadTarget, UntrustedInput or MissingEnvironment.
+    deserialised. `revision` is for the Hub: a branch, tag or commit; the main branch where it is absent.
+    Raises BadTarget, UntrustedInput or MissingEnvironment; QABuildError where the Hub fails.
     """
     from qabuild.pipeline import QuestionAnsweringPipeline
 
-    return QuestionAnsweringPipeline(*load_model(open_artifact(Path(artifact), digest)))
+    return QuestionAnsweringPipeline(*load_model(find(artifact, revision=revision, digest=digest)))
+
+
+def find(source: str | Path, *, revision: str | None = None, digest: str | None = None) -> Artifact:
+    """The artifact that `load` would load, opened: fetched if need be, and held against its manifest.
+
+    What is here under that name is taken first. Raises as `load` does.
+    """
+    if hub.is_path(source) or "/" not in str(source) or Path(source).exists():
+        if revision is not None:
+            raise BadTarget(
+                f"revision '{revision}' is given for {source}, which is not on the Hub", "leave out the revision"
+            )
+        return open_artifact(Path(source), digest)
+    return open_artifact(_fetched(str(source), revision), digest, linked=True)
+
+
+def _fetched(repo_id: str, revision: str | None) -> Path:
+    """The folder in the Hub's cache that holds that revision of the repository."""
+    from huggingface_hub import snapshot_download
+
+    sha = hub.commit(repo_id, revision, "artifact")
+    with hub.explained(repo_id, sha, "artifact"), hub.bars_on_terminals_only():
+        return Path(snapshot_download(repo_id, revision=sha, local_files_only=hub.is_offline(False)))
 
 
 def load_model(artifact: Artifact) -> tuple[Any, Any]:

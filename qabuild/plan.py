@@ -31,7 +31,7 @@ UNKNOWN = "unknown until its Hub id is resolved"
 
 # Modules and packages whose code decides a step's result, beside the backend's own.
 CODE: dict[str, tuple[str, ...]] = {
-    "compile": ("checkpoint", "compiling", "examination", "weights"),
+    "compile": ("checkpoint", "compiling", "examination", "serving", "weights"),
     "reference": ("checkpoint", "data", "pipeline", "reference"),
     "verify": (
         *("data", "evidence", "loading", "pipeline", "reference", "roundtrip", "squad", "statistics"),
@@ -190,7 +190,7 @@ def _inputs(target: Target, facts: Facts) -> tuple[Inputs, Inputs, Inputs]:
         "checkpoint": checkpoint,
         **_flat("backend", target.backend.model_dump(mode="json")),
         **_flat("runtime", target.runtime.model_dump(mode="json")),
-        **_packages(facts, {"torch", "transformers", *backend_packages}),
+        **_packages(facts, {*reference.PACKAGES, *backend_packages}),
         **_kernels(target, facts),
         "code": _code_of(facts, CODE["compile"], target.backend.name),
     }

@@ -126,6 +126,9 @@ class Publish(Frozen):
     """Where `qabuild publish` pushes the artifact."""
 
     repo: str | None = Field(None, pattern=r"^[\w.-]+/[\w.-]+$", description="a Hub repository, owner/name")
+    license: str | None = Field(
+        None, description="an id such as apache-2.0; what the card says, or that of the checkpoint, where it is absent"
+    )
 
 
 class Target(Frozen):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from qabuild import artifact as artifacts
-from qabuild import data, machine, reference, roundtrip, squad
+from qabuild import data, machine, reference, roundtrip, serving, squad
 from qabuild.artifact import Artifact
 from qabuild.backends import backend
 from qabuild.console import SILENT, Reporter
@@ -144,6 +144,9 @@ def judge(artifact: Artifact, measurement: Measurement, gates: Gates, key: str |
         measurement=measurement,
         verified_at=datetime.now(UTC).isoformat(timespec="seconds"),
         key=key,
+        other_versions=serving.other_versions(
+            artifact.manifest.backend["name"], artifact.manifest.versions, measurement.versions
+        ),
     )
 
 

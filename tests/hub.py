@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import socket
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any, Literal, Self
 from urllib.parse import parse_qs, unquote, urlsplit
+
+import yaml
 
 RepoType = Literal["model", "dataset"]
 Files = Mapping[str, bytes]
@@ -32,30 +35,63 @@ class Repository:
 
     commits: dict[str, Files] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
+    messages: dict[str, str] = field(default_factory=dict)
+    """Of the commits that a client made, in order."""
+    pull_requests: list[str] = field(default_factory=list)
+    """Titles, by number from 1; the content of each is that of the branch refs/pr/NUMBER."""
     gated: bool = False
+    private: bool = False
 
     def sha(self, revision: str) -> str | None:
         """The commit that a branch, tag or sha names."""
         sha = self.branches.get(revision, revision)
         return sha if sha in self.commits else None
 
-    def commit(self, files: Files, branch: str) -> str:
+    def commit(self, files: Files, branch: str, *, parent: str = "", message: str = "") -> str:
         """Put the files on the branch, as its whole content."""
-        digest = hashlib.sha1(branch.encode())
+        digest = hashlib.sha1(f"{branch}\0{parent}\0{message}\0".encode())
         for name, content in sorted(files.items()):
             digest.update(f"{name}\0{len(content)}\0".encode() + content)
         sha = digest.hexdigest()
         self.commits[sha] = dict(files)
         self.branches[branch] = sha
+        self.messages[sha] = message
         return sha
 
 
-class Hub:
-    """The server; `requests` is what it has been asked, as 'METHOD path', in order."""
+@dataclass
+class Fault:
+    """What goes wrong with the requests ('METHOD path') that a pattern fits, so many times."""
 
-    def __init__(self) -> None:
+    request: str
+    times: int = 1
+    status: int | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    says: str = "planted"
+    """What the answer says, in words."""
+    cut: bool = False
+    """Hang up in the middle of the request's body."""
+    lose: bool = False
+    """Do what was asked, and hang up instead of answering."""
+    slow: float = 0
+    """Seconds to wait after each piece of the body."""
+    then: Callable[[], None] | None = None
+    """What to do before the request is heeded, or where one hangs up, in that place."""
+
+
+class Hub:
+    """The server; `requests` is what it has been asked, as 'METHOD path', in order.
+
+    `accounts` are those who may write: their token, name, and the role that the token has.
+    """
+
+    def __init__(self, accounts: Mapping[str, tuple[str, str]] | None = None) -> None:
         self.repositories: dict[tuple[RepoType, str], Repository] = {}
         self.requests: list[str] = []
+        self.accounts = dict(accounts or {})
+        self.objects: dict[str, bytes] = {}
+        """What is in large file storage, by SHA-256."""
+        self.faults: list[Fault] = []
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
@@ -80,6 +116,10 @@ class Hub:
         repository = self.repositories.setdefault((repo_type, repo_id), Repository())
         repository.gated = gated
         return repository.commit(files, branch)
+
+    def fail(self, request: str, **how: Any) -> None:
+        """Plant a fault; see `Fault`."""
+        self.faults.append(Fault(request, **how))
 
     def environment(self, home: Path) -> dict[str, str]:
         """Variables that lead a client to this Hub, with its caches under `home`."""
@@ -108,23 +148,65 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._serve()
 
-    do_HEAD = do_POST = do_GET
+    do_HEAD = do_POST = do_PUT = do_DELETE = do_GET
 
     def _serve(self) -> None:
         address = urlsplit(self.path)
         self.hub.requests.append(f"{self.command} {unquote(address.path)}")
         self.query = parse_qs(address.query)
-        self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        for methods, pattern, answer in ROUTES:
+        self.fault = self._fault(f"{self.command} {unquote(address.path)}")
+        self.body = self._read_body()
+        if self.fault.cut:
+            return self.hang_up()
+        if self.fault.then and not self.fault.lose:
+            self.fault.then()
+        if self.fault.status is not None:
+            return self.refuse(self.fault.status, "Planted", self.fault.says, **self.fault.headers)
+        for methods, pattern, answer in _routes():
             found = re.fullmatch(pattern, unquote(address.path))
             if found and self.command in methods:
                 return answer(self, **found.groupdict())
         return self.refuse(404, "NotFound", f"no route for {self.command} {address.path}")
 
+    def _fault(self, request: str) -> Fault:
+        """The fault planted for this request, if any; one that does nothing otherwise."""
+        for fault in self.hub.faults:
+            if fault.times and re.fullmatch(fault.request, request):
+                fault.times -= 1
+                return fault
+        return Fault(request)
+
+    def _read_body(self) -> bytes:
+        length = int(self.headers.get("Content-Length") or 0)
+        if self.fault.cut:
+            return self.rfile.read(length // 2)
+        if not self.fault.slow:
+            return self.rfile.read(length)
+        pieces = []
+        while (left := length - sum(map(len, pieces))) > 0:
+            pieces.append(self.rfile.read(min(1 << 16, left)))
+            threading.Event().wait(self.fault.slow)  # time.sleep may be the client's to replace
+        return b"".join(pieces)
+
+    def hang_up(self) -> None:
+        self.close_connection = True
+        if self.fault.then:
+            self.fault.then()
+        self.connection.shutdown(socket.SHUT_RDWR)
+
+    def account(self) -> tuple[str, str] | None:
+        """Name and role of who asks; None once the request has been refused."""
+        token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
+        if token not in self.hub.accounts:
+            return self.refuse(401, "Unauthorized", "Invalid credentials in Authorization header")
+        return self.hub.accounts[token]
+
     def repository(self, kind: str | None, repo_id: str) -> Repository | None:
         return self.hub.repositories.get(("dataset" if kind == "datasets" else "model", repo_id))
 
     def send(self, content: bytes, status: int = 200, **headers: str) -> None:
+        if self.fault.lose:
+            return self.hang_up()
         self.send_response(status)
         self.send_header("Content-Length", str(len(content)))
         for name, value in headers.items():
@@ -133,14 +215,13 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(content)
 
-    def send_json(self, value: Any) -> None:
-        self.send(json.dumps(value).encode(), Content_Type="application/json")
+    def send_json(self, value: Any, status: int = 200) -> None:
+        self.send(json.dumps(value).encode(), status, Content_Type="application/json")
 
     def refuse(self, status: int, code: str, message: str, **headers: str) -> None:
         """An error as the Hub makes them: the client goes by X-Error-Code."""
-        self.send(
-            json.dumps({"error": message}).encode(), status, X_Error_Code=code, X_Error_Message=message, **headers
-        )
+        headers = {"X_Error_Code": code, "X_Error_Message": message, **headers}
+        self.send(json.dumps({"error": message}).encode(), status, Content_Type="application/json", **headers)
 
     def log_message(self, *_: object) -> None:
         """Say nothing."""
@@ -167,16 +248,39 @@ def _info(handler: _Handler, kind: str, repo_id: str, revision: str | None = Non
                 "_id": "0" * 24,
                 "id": repo_id,
                 "sha": sha,
-                "private": False,
+                "private": repository.private,
                 "gated": "auto" if repository.gated else False,
                 "disabled": False,
                 "tags": [],
                 "downloads": 0,
                 "likes": 0,
                 "lastModified": "2024-01-01T00:00:00.000Z",
-                "siblings": [{"rfilename": name} for name in sorted(files)],
+                "siblings": [_sibling(name, files[name], "blobs" in handler.query) for name in sorted(files)],
+                **_card_data(files),
             }
         )
+
+
+def _sibling(name: str, content: bytes, blobs: bool) -> dict[str, Any]:
+    if not blobs:
+        return {"rfilename": name}
+    blob = {"rfilename": name, "size": len(content), "blobId": _git_sum(content)}
+    large = {"size": len(content), "sha256": _etag(content), "pointerSize": 134}
+    return {**blob, "lfs": large} if is_large(name, len(content)) else blob
+
+
+def _git_sum(content: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def is_large(name: str, size: int) -> bool:
+    """Whether the Hub wants the file in large file storage, by its size or the usual .gitattributes."""
+    return size > 10 << 20 or name.endswith((".bin", ".onnx", ".pt", ".safetensors"))
+
+
+def _card_data(files: Files) -> dict[str, Any]:
+    front = re.match(r"---\n(.*?)\n---\n", files.get("README.md", b"").decode(), re.S)
+    return {"cardData": yaml.safe_load(front[1])} if front else {}
 
 
 def _tree(handler: _Handler, kind: str, repo_id: str, revision: str, folder: str) -> None:
@@ -235,14 +339,19 @@ def _resolve(handler: _Handler, kind: str | None, repo_id: str, revision: str, n
         handler.send(content[start : end + 1], 206, **headers)
 
 
-_REPO = r"(?P<repo_id>[^/]+(?:/[^/]+)?)"
-_API = rf"/api/(?P<kind>models|datasets)/{_REPO}"
+REPO = r"(?P<repo_id>[^/]+(?:/[^/]+)?)"
+API = rf"/api/(?P<kind>models|datasets)/{REPO}"
 
-ROUTES: list[tuple[str, str, Callable[..., None]]] = [
-    ("GET", rf"{_API}/revision/(?P<revision>.+)", _info),
-    ("GET", rf"{_API}/tree/(?P<revision>[^/]+)/?(?P<folder>.*)", _tree),
-    ("POST", rf"{_API}/paths-info/(?P<revision>[^/]+)", _paths_info),
-    ("GET", _API, _info),
-    ("GET HEAD", rf"/(?:(?P<kind>datasets)/)?{_REPO}/resolve/(?P<revision>[^/]+)/(?P<name>.+)", _resolve),
+READING: list[tuple[str, str, Callable[..., None]]] = [
+    ("GET", rf"{API}/revision/(?P<revision>.+)", _info),
+    ("GET", rf"{API}/tree/(?P<revision>[^/]+)/?(?P<folder>.*)", _tree),
+    ("POST", rf"{API}/paths-info/(?P<revision>[^/]+)", _paths_info),
+    ("GET", API, _info),
+    ("GET HEAD", rf"/(?:(?P<kind>datasets)/)?{REPO}/resolve/(?P<revision>[^/]+)/(?P<name>.+)", _resolve),
 ]
-"""Methods, path, answer: the first that fits."""
+
+
+def _routes() -> list[tuple[str, str, Callable[..., None]]]:
+    from hub_writing import WRITING
+
+    return WRITING + READING

@@ -95,7 +95,7 @@ def process(*arguments: object, **options: Any) -> subprocess.Popen[str]:
 
 
 def ended(running: subprocess.Popen[str]) -> Ran:
-    out, err = running.communicate(timeout=60)
+    out, err = running.communicate(timeout=600)
     return Ran(running.returncode, out, err)
 
 
@@ -1075,6 +1075,6 @@ def test_squads_own_file_gives_squads_predictions(built, qabuild):
 def test_questions_and_answers_go_through_pipes(built):
     running = process("answer", "artifacts/tiny", "-", stdin=subprocess.PIPE)
     row = {"id": 1, "question": "Who repaired it?", "context": "It was repaired by Alma Serin."}
-    out, err = running.communicate(json.dumps(row) + "\n", timeout=60)
+    out, err = running.communicate(json.dumps(row) + "\n", timeout=600)
     assert running.returncode == 0, err
     assert json.loads(out)["id"] == 1

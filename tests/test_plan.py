@@ -179,7 +179,7 @@ def test_backends_share_the_answers_of_the_checkpoint():
     [
         ("eager", "torch", ALL),
         ("eager", "transformers", ALL),
-        ("eager", "tokenizers", ANSWERED),
+        ("eager", "tokenizers", ALL),
         ("eager", "evaluate", VERIFIED),
         ("onnxruntime", "onnxruntime", COMPILED),
         ("onnxruntime", "onnx", COMPILED),

@@ -63,6 +63,13 @@ class Backend(Protocol):
         returns a `QuestionAnsweringModelOutput` with `start_logits` and `end_logits` ([batch, sequence]).
         """
 
+    def snippet(self, options: Any, runtime: Runtime) -> str:
+        """Python lines that need no qabuild: with `directory` (a str) defined, they define `model`, called as `load`
+        says, and `tokenizer`.
+
+        The model card shows them, and the sealed handler.py is made around them.
+        """
+
 
 BACKENDS: dict[str, str] = {
     "eager": "qabuild.backends.eager",

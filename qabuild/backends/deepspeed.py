@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
+from string import Template
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -25,6 +26,40 @@ if TYPE_CHECKING:
 CONFIG = "deepspeed.json"
 
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+
+
+SNIPPET = """\
+import json
+from pathlib import Path
+
+import deepspeed
+import torch
+from transformers import AutoModelForQuestionAnswering, AutoTokenizer
+from transformers.modeling_outputs import QuestionAnsweringModelOutput
+
+
+class Inference(torch.nn.Module):
+    def __init__(self, directory):
+        super().__init__()
+        self.device = torch.device("$device")
+        settings = json.loads(Path(directory, "deepspeed.json").read_text())
+        settings["dtype"] = getattr(torch, settings["dtype"])
+        plain = AutoModelForQuestionAnswering.from_pretrained(directory, dtype=torch.float32$attention).eval()
+        self.config = plain.config
+        self.engine = deepspeed.init_inference(plain, config=settings)
+        type(self).__name__ = self.config.architectures[0]  # the name that transformers' pipeline knows
+
+    def forward(self, **inputs):
+        with torch.inference_mode():
+            found = self.engine(**{name: tensor.to(self.device) for name, tensor in inputs.items()})
+        return QuestionAnsweringModelOutput(
+            start_logits=found.start_logits.float(), end_logits=found.end_logits.float()
+        )
+
+
+tokenizer = AutoTokenizer.from_pretrained(directory)
+model = Inference(directory).eval()
+"""
 
 
 class Options(Frozen):
@@ -103,6 +138,12 @@ def load(directory: Path, options: Options, runtime: Runtime) -> Any:
     inputs = inputs_of(model)
     engine = _engine(model, settings, options.replace_with_kernel_inject)
     return named(TorchModel(engine, inputs, model.config, target), model.config)
+
+
+def snippet(options: Options, runtime: Runtime) -> str:
+    """Lines for DeepSpeed: its engine inside a module that is called as transformers' models are."""
+    attention = ', attn_implementation="eager"' if options.replace_with_kernel_inject else ""
+    return Template(SNIPPET).substitute(device=runtime.device, attention=attention)
 
 
 def _engine(model: Any, settings: Mapping[str, Any], injected: bool) -> Any:

@@ -16,6 +16,30 @@ if TYPE_CHECKING:
     from qabuild.checkpoint import Checkpoint
 
 
+SNIPPET = """\
+import torch
+from transformers import AutoModelForQuestionAnswering, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(directory)
+model = AutoModelForQuestionAnswering.from_pretrained(directory, dtype=torch.float32).to("$device").eval()
+"""
+
+SNIPPET_AUTOCAST = """
+from transformers.modeling_outputs import QuestionAnsweringModelOutput
+
+forward = model.forward  # which answers in fp32
+
+
+def forward_under_autocast(**inputs):
+    with $modes:
+        found = forward(**inputs)
+    return QuestionAnsweringModelOutput(start_logits=found.start_logits.float(), end_logits=found.end_logits.float())
+
+
+model.forward = forward_under_autocast
+"""
+
+
 class Options(Frozen):
     """Plain PyTorch has nothing to choose; runtime.dtype decides on autocast."""
 
@@ -54,3 +78,10 @@ def load(directory: Path, options: Options, runtime: Runtime) -> Any:
     model = stored_model(directory).to(target)
     wrapped = TorchModel(model, inputs_of(model), model.config, target, AUTOCAST[runtime.dtype])
     return named(wrapped, model.config)
+
+
+def snippet(options: Options, runtime: Runtime) -> str:
+    """Lines for transformers; under autocast its model is given another `forward`."""
+    from qabuild.backends._snippets import filled
+
+    return filled(SNIPPET if runtime.dtype == "fp32" else SNIPPET + SNIPPET_AUTOCAST, runtime)

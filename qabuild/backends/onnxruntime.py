@@ -28,6 +28,15 @@ DEVICE: dict[Provider, str] = {
 }
 
 
+SNIPPET = """\
+from optimum.onnxruntime import ORTModelForQuestionAnswering
+from transformers import AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(directory)
+model = ORTModelForQuestionAnswering.from_pretrained(directory, provider="{provider}"{options})
+"""
+
+
 class Options(Frozen):
     """How the graph is optimised, and what runs it."""
 
@@ -106,6 +115,13 @@ def load(directory: Path, options: Options, runtime: Runtime) -> Any:
             "its message above says why; as a rule CUDA or cuDNN is missing or of another version",
         )
     return model
+
+
+def snippet(options: Options, runtime: Runtime) -> str:
+    """Lines for optimum, with the provider and its options as `load` has them."""
+    provider = options.provider or DEFAULT_PROVIDER[runtime.device]
+    exact = ', provider_options={"use_tf32": "0"}' if provider == "CUDAExecutionProvider" else ""
+    return SNIPPET.format(provider=provider, options=exact)
 
 
 def _require(provider: Provider) -> None:

@@ -24,6 +24,41 @@ MODULE = "model.pt"
 TRACE = "trace.json"
 
 
+SNIPPET = """\
+import json
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoTokenizer
+from transformers.modeling_outputs import QuestionAnsweringModelOutput
+
+
+class Traced(torch.nn.Module):
+    def __init__(self, directory):
+        super().__init__()
+        self.device = torch.device("$device")
+        self.config = AutoConfig.from_pretrained(directory)
+        self.module = torch.jit.load(Path(directory, "model.pt"), map_location=self.device)
+        self.inputs = json.loads(Path(directory, "trace.json").read_text())["inputs"]
+        type(self).__name__ = self.config.architectures[0]  # the name that transformers' pipeline knows
+
+    def forward(self, input_ids, attention_mask=None, token_type_ids=None):
+        given = {
+            "input_ids": input_ids,
+            "attention_mask": torch.ones_like(input_ids) if attention_mask is None else attention_mask,
+            "token_type_ids": torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids,
+        }
+        arguments = [given[name].to(self.device) for name in self.inputs]
+        with $modes, torch.jit.optimized_execution(False):
+            start, end = self.module(*arguments)
+        return QuestionAnsweringModelOutput(start_logits=start.float(), end_logits=end.float())
+
+
+tokenizer = AutoTokenizer.from_pretrained(directory)
+model = Traced(directory).eval()
+"""
+
+
 class Options(Frozen):
     """A trace has nothing to choose; runtime.dtype decides on autocast."""
 
@@ -79,6 +114,13 @@ def load(directory: Path, options: Options, runtime: Runtime) -> Any:
     config = AutoConfig.from_pretrained(directory, local_files_only=True)
     with quiet():
         return _tracing.load(directory / MODULE, trace["inputs"], trace["refused"], config, runtime)
+
+
+def snippet(options: Options, runtime: Runtime) -> str:
+    """Lines for torch: the trace inside a module that is called as transformers' models are."""
+    from qabuild.backends._snippets import filled
+
+    return filled(SNIPPET, runtime)
 
 
 @contextmanager
