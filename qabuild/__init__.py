@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from qabuild.builder import Built, build
+    from qabuild.comparing import Comparison, compare
     from qabuild.errors import BadTarget, MissingEnvironment, QABuildError, UntrustedInput, VerificationFailed
     from qabuild.evidence import Verification
     from qabuild.loading import load
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "BadTarget": "errors",
     "Built": "builder",
+    "Comparison": "comparing",
     "MissingEnvironment": "errors",
     "QABuildError": "errors",
     "QuestionAnsweringPipeline": "pipeline",
@@ -34,6 +36,7 @@ _HOMES = {
     "Verification": "evidence",
     "VerificationFailed": "errors",
     "build": "builder",
+    "compare": "comparing",
     "load": "loading",
     "verify": "verification",
 }
@@ -41,6 +44,7 @@ _HOMES = {
 __all__ = [
     "BadTarget",
     "Built",
+    "Comparison",
     "MissingEnvironment",
     "QABuildError",
     "QuestionAnsweringPipeline",
@@ -49,6 +53,7 @@ __all__ = [
     "Verification",
     "VerificationFailed",
     "build",
+    "compare",
     "load",
     "verify",
 ]
