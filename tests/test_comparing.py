@@ -19,8 +19,9 @@ from contests import answers, contestant, questions, run, runs
 
 import qabuild
 from qabuild import artifact as artifacts
-from qabuild import squad
+from qabuild import reporting, squad
 from qabuild.artifact import open_artifact, seal
+from qabuild.cli import main
 from qabuild.comparing import compare, measuring, tables
 from qabuild.comparing.contestants import find, find_questions
 from qabuild.comparing.scoring import score
@@ -340,3 +341,63 @@ def test_what_was_verified_is_known_without_asking(made):
     measurement = replace(one.verification.measurement, flips=[flip])
     flipped = replace(one, verification=replace(one.verification, measurement=measurement))
     assert flipped.verified_answers == {**one.reference.answers, flip.id: "else"}
+
+
+# --- on the command line --------------------------------------------------------------------------------------------
+
+
+def test_what_was_not_verified_so_is_marked_and_the_status_says_it(made, tmp_path, capfd):
+    def claim(evidence: Any) -> None:
+        first = next(iter(find([made("eager")], Path())[0][0].reference.answers))
+        flip = {"id": first, "question": "", "checkpoint": "", "artifact": "else", "gold": [], "f1_difference": 0.0}
+        evidence["measurement"]["flips"] = [flip]
+
+    liar = resealed(made("eager"), tmp_path / "liar", claim)
+    status, out, err = command(capfd, "compare", liar, "--format", "csv")
+    assert status == 1
+    (row,) = csv.DictReader(io.StringIO(out))
+    assert (row["approach"], row["result"]) == ("liar", "FAILED: same_as_verified")
+    assert "liar does not answer as it was verified\n  same_as_verified: 0.975, must be 1" in err
+
+
+def test_report_measures_and_leaves_a_page(made, tmp_path, capfd):
+    pytest.importorskip("vl_convert", reason="the page's plots are made with vl-convert-python")
+    page = tmp_path / "report.html"
+    status, out, err = command(capfd, "report", made("eager"), "-o", page, "--batch-sizes", "2", "--json")
+    assert (status, f"written: {page}" in err) == (0, True)
+    document = json.loads(out)
+    assert [speed["batch_size"] for speed in document["measured"][0]["throughput"]] == [4, 2]
+    assert document["measured"][0]["latency"]["median"] > 0
+    assert "No artifact answers any question otherwise than eager-40" in page.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["compare"], 2, "Missing argument"),
+        (["compare", "nowhere"], 2, "no such folder"),
+        (["compare", "nowhere", "--batch-sizes", "8,0"], 2, "not a list of numbers from 1"),
+        (["compare", "nowhere", "--format", "xml"], 2, "is not one of"),
+        (["report", "nowhere", "-o", "no/folder/page.html"], 2, "there is no folder"),
+    ],
+)
+def test_bad_usage_is_told_before_any_work(capfd, arguments, status, message):
+    left, out, err = command(capfd, *arguments)
+    assert (left, out) == (status, "")
+    assert message in err
+
+
+def test_report_says_what_is_not_installed(capfd, monkeypatch):
+    monkeypatch.setattr(reporting, "PACKAGES", ("vl-convert-python-of-another-world",))
+    status, _, err = command(capfd, "report", "nowhere")
+    assert status == 3
+    assert "vl-convert-python-of-another-world is not installed" in err
+
+
+def command(capfd: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    """Status, stdout and stderr of the command line."""
+    capfd.readouterr()
+    with pytest.raises(SystemExit) as left:
+        main([str(argument) for argument in arguments])
+    streams = capfd.readouterr()
+    return int(left.value.code or 0), streams.out, streams.err
