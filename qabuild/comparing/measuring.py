@@ -17,7 +17,7 @@ from qabuild.errors import QABuildError
 
 AUDITED = 2 * reference.CHUNK
 """Questions that are asked first in the very batches in which they were asked when the artifact was verified."""
-FURTHER_QUESTIONS = 512
+FURTHER_QUESTIONS = 256
 """How many questions, at most, are asked at further batch sizes, and one by one."""
 WARM_UP = 8
 """Questions that each answers before the first round of a series."""
