@@ -110,6 +110,14 @@ def test_answers_that_are_not_those_of_the_verification_fail_the_audit():
     assert "FAILED: same_as_verified" in tables.rows(found)[0][-1]
 
 
+def test_what_failed_its_verification_stays_marked():
+    asked = questions(40)
+    one = contestant("one.failed", asked, answers(asked))
+    failed = replace(one, verification=replace(one.verification, passed=False))
+    found = score(runs(run(failed, asked, answers(asked))), asked, None)
+    assert tables.rows(found)[0][-1] == "FAILED: verified"
+
+
 def test_on_another_machine_the_gate_on_agreement_is_enough():
     asked = questions()
     gates = {"min_agreement": 0.98}
@@ -217,6 +225,7 @@ def test_the_timed_answers_are_those_of_the_verification(compared, made):
         assert each.accuracy.f1 == pytest.approx(evidence["f1"])
         assert each.accuracy.exact_match == pytest.approx(evidence["exact_match"])
         assert [(gate.name, gate.value, gate.passed) for gate in each.gates] == [
+            ("verified", True, True),
             ("same_as_verified", 1.0, True),
             ("min_f1_retention", 1.0, True),
             ("min_agreement", 1.0, True),

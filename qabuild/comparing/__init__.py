@@ -1,7 +1,8 @@
 """Many artifacts side by side: the same questions in the same run, taking turns.
 
 `contestants` finds what is to be compared, `workers` holds one process for each (`worker` is what runs in it),
-`measuring` lets them take turns, `scoring` makes a `Comparison` of what they answered, and `tables` shows it.
+`measuring` lets them take turns, `scoring` makes a `Comparison` of what came of it (`answers`, `speed`, `audit`), and
+`tables` shows it.
 """
 
 from __future__ import annotations

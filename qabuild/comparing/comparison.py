@@ -31,7 +31,7 @@ class LengthSpeed:
     """Full batches of windows of about one length through the model alone."""
 
     tokens: int
-    """Length that the windows were padded to, rounded up to the next of `LENGTHS`."""
+    """Length that the windows were padded to, rounded up to a multiple of 32."""
     windows_per_second: float
     windows: int
 
