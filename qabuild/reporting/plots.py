@@ -51,7 +51,7 @@ def picture(found: Comparison) -> Spec:
         _layer(point, x=x, y=y, color=colour, tooltip=tooltip),
         _layer(label, x=x, y=y, color=colour, text={"field": "name"}),
     ]
-    return _spec(layer=[front, *layers], data={"values": points}, height=380)
+    return _spec("speed against F1", layer=[front, *layers], data={"values": points}, height=380)
 
 
 SHIFTS = (-9, 11, -23, 25)
@@ -85,6 +85,7 @@ def latency(found: Comparison) -> Spec:
         for spent in (each.latency.milliseconds if each.latency else ())
     ]
     return _spec(
+        "share of questions answered within so many milliseconds",
         data={"values": values},
         transform=[
             {"window": [{"op": "cume_dist", "as": "share"}], "sort": [{"field": "ms"}], "groupby": ["name"]},
@@ -128,7 +129,8 @@ def lengths(found: Comparison) -> Spec:
         "height": 220,
     }
     facet = {"column": {"field": "batch", "type": "ordinal", "title": "batch size"}}
-    return {"$schema": SCHEMA, "data": {"values": values}, "facet": facet, "spec": lines}
+    description = "windows a second by length and batch size"
+    return {"$schema": SCHEMA, "description": description, "data": {"values": values}, "facet": facet, "spec": lines}
 
 
 def batches(found: Comparison) -> Spec:
@@ -139,6 +141,7 @@ def batches(found: Comparison) -> Spec:
         for speed in each.throughput
     ]
     return _spec(
+        "questions a second by batch size",
         data={"values": values},
         mark={"type": "line", "point": True, "tooltip": True},
         encoding={
@@ -150,8 +153,9 @@ def batches(found: Comparison) -> Spec:
     )
 
 
-def _spec(**parts: Any) -> Spec:
-    return {"$schema": SCHEMA, "width": "container", **parts}
+def _spec(description: str, **parts: Any) -> Spec:
+    """`description` is read out in place of the plot."""
+    return {"$schema": SCHEMA, "description": description, "width": "container", **parts}
 
 
 def _layer(mark: Spec, **encoding: Any) -> Spec:
