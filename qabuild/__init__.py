@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from qabuild.builder import Built, build, train
+    from qabuild.comparing import Comparison, compare
     from qabuild.errors import BadTarget, MissingEnvironment, QABuildError, UntrustedInput, VerificationFailed
     from qabuild.evidence import Verification
     from qabuild.loading import load
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "BadTarget": "errors",
     "Built": "builder",
+    "Comparison": "comparing",
     "MissingEnvironment": "errors",
     "Published": "publishing",
     "QABuildError": "errors",
@@ -36,6 +38,7 @@ _HOMES = {
     "Verification": "evidence",
     "VerificationFailed": "errors",
     "build": "builder",
+    "compare": "comparing",
     "load": "loading",
     "publish": "publishing",
     "train": "builder",
@@ -45,6 +48,7 @@ _HOMES = {
 __all__ = [
     "BadTarget",
     "Built",
+    "Comparison",
     "MissingEnvironment",
     "Published",
     "QABuildError",
@@ -54,6 +58,7 @@ __all__ = [
     "Verification",
     "VerificationFailed",
     "build",
+    "compare",
     "load",
     "publish",
     "train",

@@ -39,8 +39,10 @@ INSTALL: dict[str, str] = {
     "nncf": "pip install 'qabuild[openvino]'",
     "onnx": "pip install 'qabuild[cpu]' or 'qabuild[gpu]'",
     "onnxruntime": "pip install 'qabuild[cpu]' or 'qabuild[gpu]'",
+    "jinja2": "pip install 'qabuild[report]'",
     "openvino": "pip install 'qabuild[openvino]'",
     "optuna": "pip install 'qabuild[search]'",
+    "vl-convert-python": "pip install 'qabuild[report]'",
     "optimum": "pip install 'qabuild[cpu]' or 'qabuild[gpu]'",
     "optimum-onnx": "pip install 'qabuild[cpu]' or 'qabuild[gpu]'",
 }

@@ -46,7 +46,10 @@ CODE: dict[str, tuple[str, ...]] = {
     "compile": ("checkpoint", "compiling", "examination", "serving", "weights"),
     "calibration": ("data", "pipeline", "squad"),
     "reference": ("checkpoint", "data", "pipeline", "reference"),
-    "verify": ("data", "evidence", "loading", "pipeline", "reference", "roundtrip", "squad", "verification"),
+    "verify": (
+        *("data", "evidence", "loading", "pipeline", "reference", "roundtrip", "squad", "statistics"),
+        "verification",
+    ),
 }
 
 

@@ -25,9 +25,10 @@ from qabuild.checkpoint import load_model, load_tokenizer, resolve
 from qabuild.console import Silent
 from qabuild.errors import BadTarget, UntrustedInput
 from qabuild.evidence import Verification
+from qabuild.statistics import mean_interval
 from qabuild.store import Store
 from qabuild.target import Gates
-from qabuild.verification import judge, paired_bootstrap, verify
+from qabuild.verification import judge, verify
 
 # A random checkpoint answers at random, so its F1 says nothing; what it computes says all.
 TARGET = """
@@ -385,7 +386,7 @@ def test_evidence_survives_its_json(made):
 
 @given(st.lists(st.floats(-100, 100), min_size=1, max_size=60))
 def test_the_interval_lies_within_the_differences_and_around_their_mean(differences):
-    low, high = paired_bootstrap(differences)
+    low, high = mean_interval(differences)
     assert min(differences) - 1e-9 <= low <= high <= max(differences) + 1e-9
     if len(set(differences)) == 1:
         assert low == pytest.approx(high)
@@ -394,7 +395,7 @@ def test_the_interval_lies_within_the_differences_and_around_their_mean(differen
 def test_the_interval_is_the_textbooks():
     """Of many draws from a normal distribution, the percentile interval is the mean -+ 1.96 standard errors."""
     values = np.random.default_rng(1).normal(0.3, 2.0, 5000)
-    low, high = paired_bootstrap(list(values))
+    low, high = mean_interval(list(values))
     error = values.std() / np.sqrt(len(values))
     assert low == pytest.approx(values.mean() - 1.96 * error, abs=0.1 * error)
     assert high == pytest.approx(values.mean() + 1.96 * error, abs=0.1 * error)
