@@ -16,17 +16,21 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from qabuild.builder import Built, build, train
+    from qabuild.comparing import Comparison, compare
     from qabuild.errors import BadTarget, MissingEnvironment, QABuildError, UntrustedInput, VerificationFailed
     from qabuild.evidence import Verification
     from qabuild.loading import load
     from qabuild.pipeline import QuestionAnsweringPipeline
+    from qabuild.publishing import Published, publish
     from qabuild.target import Target
     from qabuild.verification import verify
 
 _HOMES = {
     "BadTarget": "errors",
     "Built": "builder",
+    "Comparison": "comparing",
     "MissingEnvironment": "errors",
+    "Published": "publishing",
     "QABuildError": "errors",
     "QuestionAnsweringPipeline": "pipeline",
     "Target": "target",
@@ -34,7 +38,9 @@ _HOMES = {
     "Verification": "evidence",
     "VerificationFailed": "errors",
     "build": "builder",
+    "compare": "comparing",
     "load": "loading",
+    "publish": "publishing",
     "train": "builder",
     "verify": "verification",
 }
@@ -42,7 +48,9 @@ _HOMES = {
 __all__ = [
     "BadTarget",
     "Built",
+    "Comparison",
     "MissingEnvironment",
+    "Published",
     "QABuildError",
     "QuestionAnsweringPipeline",
     "Target",
@@ -50,10 +58,16 @@ __all__ = [
     "Verification",
     "VerificationFailed",
     "build",
+    "compare",
     "load",
+    "publish",
     "train",
     "verify",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 def __getattr__(name: str) -> Any:

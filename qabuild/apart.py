@@ -7,19 +7,17 @@ tell of progress.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
-from contextlib import redirect_stdout, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from qabuild import errors
+from qabuild import errors, processes
 from qabuild.store import disk_error
 
 Tell = Callable[[Mapping[str, Any]], None]
@@ -39,14 +37,13 @@ def run_apart(
     `directory` is where it writes, and `what` what a message calls it. `hear` takes what it tells meanwhile.
     """
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="backslashreplace") as stderr:
-        # -P and PYTHONPATH: it imports what this process would, and nothing that lies about in the current folder.
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", module],
+            processes.command(module),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=stderr,
             encoding="utf-8",
-            env={**os.environ, **(environment or {}), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            env={**processes.environment(), **(environment or {})},
         )
         with process:
             try:
@@ -58,7 +55,7 @@ def run_apart(
         printed = stderr.read()
     if answer is None:
         # Of a full disk torch dies instead of raising, so that what is left of it is in stderr and on the disk.
-        raise disk_error(RuntimeError(printed), directory) or _died(what, process.returncode, printed)
+        raise disk_error(RuntimeError(printed), directory) or processes.died(f"the {what}", process.returncode, printed)
     if "errno" in answer:
         raise OSError(answer["errno"], os.strerror(answer["errno"]), answer["file"])
     if "error" in answer:
@@ -87,17 +84,14 @@ def _converse(process: subprocess.Popen[str], request: Mapping[str, Any], hear: 
 
 def serve(work: Callable[[Any, Tell], Mapping[str, Any]]) -> None:
     """Read the request, do the work, and answer on the real stdout; whatever libraries print goes to stderr."""
-    _die_with_parent()
-    answer_to = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
+    processes.die_with_parent()
+    with processes.take_stdout() as messages:
 
-    def send(message: Mapping[str, Any]) -> None:
-        answer_to.write(json.dumps(message) + "\n")
-        answer_to.flush()
+        def send(message: Mapping[str, Any]) -> None:
+            messages.write(json.dumps(message) + "\n")
+            messages.flush()
 
-    with redirect_stdout(sys.stderr):
         send(_answer(work, json.load(sys.stdin), send))
-    answer_to.close()
 
 
 def _answer(work: Callable[[Any, Tell], Mapping[str, Any]], request: Any, send: Tell) -> Mapping[str, Any]:
@@ -109,23 +103,3 @@ def _answer(work: Callable[[Any, Tell], Mapping[str, Any]], request: Any, send: 
         if found := disk_error(error, Path(request["directory"])):
             return {"errno": found.errno, "file": found.filename2 or found.filename}
         raise
-
-
-def _die_with_parent() -> None:
-    """Ask the kernel to end this process with the build, however that ends (prctl PR_SET_PDEATHSIG, Linux)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-
-
-def _died(what: str, status: int, printed: str) -> errors.QABuildError:
-    """What to say of a process that gave no answer; the end of what it printed is shown with the traceback."""
-    lines = printed.strip().splitlines()
-    how = f"ended with status {status}: {lines[-1] if lines else 'nothing said'}"
-    hint = "-v shows all that it printed"
-    if status < 0:
-        how = f"was killed by signal {-status} ({signal.strsignal(-status)})"
-    if status == -signal.SIGKILL:
-        hint = "as a rule the memory did not suffice: close other programs, or build on a machine with more"
-    error = errors.QABuildError(f"the {what} {how}", hint)
-    error.add_note("\n".join([f"What the {what} printed last:", *lines[-50:]]))
-    return error

@@ -15,9 +15,10 @@ from typing import Any
 
 import qabuild
 from qabuild import artifact as artifacts
-from qabuild import card, data, doctor, hub, lock, machine, plan, reference, serving, squad, verification
+from qabuild import data, doctor, handwritten, hub, lock, machine, plan, reference, serving, squad, verification
 from qabuild.artifact import Artifact
-from qabuild.backends import backend
+from qabuild.backends import backend, calibration
+from qabuild.backends.calibration import Calibrated
 from qabuild.checkpoint import Checkpoint, load_model, load_tokenizer
 from qabuild.compiling import compile_apart
 from qabuild.console import SILENT, Reporter
@@ -173,6 +174,7 @@ def _carry_out_training(
 
 def _assemble(made: Plan, results: Store, stage: Path, offline: bool, reporter: Reporter) -> Artifact:
     """Compile and reference, from the store or made now, in one sealed folder."""
+    _refuse_calibration_on_asked(made.target, offline)
     compiled = _carry_out(made.step("compile"), results, reporter, lambda folder: _compile(made, folder))
     answered = _carry_out(
         made.step("reference"),
@@ -233,7 +235,16 @@ def _compile(made: Plan, folder: Path) -> Mapping[str, Any]:
     return record
 
 
+def _refuse_calibration_on_asked(target: Target, offline: bool) -> None:
+    """Refuse to calibrate on what the verification asks; and fetch what the compiler, which has no network, reads."""
+    options = target.backend
+    if isinstance(options, Calibrated) and options.calibrates(target.runtime):
+        drawn = calibration.draw(options, calibration.questions(options, offline=offline))
+        calibration.refuse_asked(options, drawn, _questions(target, offline).questions)
+
+
 def _questions(target: Target, offline: bool) -> data.QuestionSet:
+    """The questions that prove the artifact."""
     return data.load(
         target.verify.dataset,
         revision=target.verify.revision,
@@ -291,7 +302,7 @@ def _manifest(made: Plan, compiled: Entry) -> dict[str, Any]:
         **_manifest_of_target(made),
         "qabuild": qabuild.__version__,
         "checkpoint": _described(checkpoint),
-        "backend": target.backend.model_dump(mode="json"),
+        "backend": calibration.sealed(target.backend),
         "runtime": target.runtime.model_dump(mode="json"),
         "record": compiled.record,
         "versions": _versions(compiled.inputs),
@@ -385,11 +396,11 @@ def _name(stage: Path, goal: Path, *, passed: bool) -> Path:
 
 def _keep_card(goal: Path, stage: Path) -> None:
     """Take over what people wrote into the model card of the artifact that is replaced."""
-    if (goal / card.FILE).is_file():
-        written = (goal / card.FILE).read_text(encoding="utf-8", errors="replace")
+    if (goal / handwritten.FILE).is_file():
+        written = (goal / handwritten.FILE).read_text(encoding="utf-8", errors="replace")
         with suppress(BadTarget):  # what cannot be read is kept as it is
-            written = card.without_made(written)
-        (stage / card.FILE).write_text(written, encoding="utf-8")
+            written = handwritten.without_made(written)
+        (stage / handwritten.FILE).write_text(written, encoding="utf-8")
 
 
 def _failed(goal: Path) -> Path:

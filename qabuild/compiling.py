@@ -23,7 +23,8 @@ def compile_apart(checkpoint: Checkpoint, options: Frozen, runtime: Runtime, dir
         "runtime": runtime.model_dump(mode="json"),
         "directory": str(directory),
     }
-    return run_apart("qabuild.compiling", request, directory, "compiler")
+    # All that it reads was fetched before.
+    return run_apart("qabuild.compiling", request, directory, "compiler", environment={"HF_HUB_OFFLINE": "1"})
 
 
 def _compile(request: Mapping[str, Any], tell: Tell) -> Mapping[str, Any]:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from qabuild import artifact as artifacts
 from qabuild import machine, reference, roundtrip
-from qabuild.backends import BACKENDS, backend
+from qabuild.backends import BACKENDS, backend, calibration
+from qabuild.backends.calibration import Calibrated
 from qabuild.hub import is_path
 from qabuild.looking import Look
 from qabuild.origin import Autocast, trainings
@@ -31,14 +32,24 @@ STEPS = ("compile", "reference", "verify")
 """Of every target. Those of a training come before, and `teacher`, its answers, before `verify`."""
 
 UNKNOWN = "unknown until its Hub id is resolved"
-UNKNOWN_PARTS = ("checkpoint", "teacher", "logits", "search", "train.dataset", "verify.dataset", "compile", "reference")
+UNKNOWN_PARTS = (
+    *("checkpoint", "teacher", "logits", "search", "train.dataset"),
+    *("calibration", "verify.dataset", "compile", "reference"),
+)
 """Inputs that may not be known yet."""
+
+BYTES = {"checkpoint": "checkpoint", "calibration": "calibration data", "verify.dataset": "data set"}
+"""Inputs that are digests, and of what."""
 
 # Modules and packages whose code decides a step's result, beside the backend's own.
 CODE: dict[str, tuple[str, ...]] = {
     "compile": ("checkpoint", "compiling", "examination", "serving", "weights"),
+    "calibration": ("data", "pipeline", "squad"),
     "reference": ("checkpoint", "data", "pipeline", "reference"),
-    "verify": ("data", "evidence", "loading", "pipeline", "reference", "roundtrip", "squad", "verification"),
+    "verify": (
+        *("data", "evidence", "loading", "pipeline", "reference", "roundtrip", "squad", "statistics"),
+        "verification",
+    ),
 }
 
 
@@ -52,6 +63,8 @@ class Facts:
     """The trainings that lead to it."""
     data: str | None
     """Digest or commit sha of the data set; None where it is not known yet."""
+    calibration: str | None = None
+    """The same of the questions that compiling reads, where it reads any."""
     versions: Mapping[str, str]
     code: Mapping[str, str]
     """SHA-256 of each module that takes part in a step."""
@@ -126,6 +139,7 @@ def gather(target: Target, results: Store, name: str, *, fetch: bool, offline: b
         checkpoint=checkpoint,
         stages=tuple(map(look.stage, trainings(target.origin))),
         data=look.data(target.verify, "verify.dataset"),
+        calibration=look.data(target.backend.source, "backend.calibration") if _calibrates(target) else None,
         versions=machine.versions({*roundtrip.PACKAGES, *module.PACKAGES}),
         code=code,
         machine=here,
@@ -161,6 +175,10 @@ def history_name(target: Target, output: Path) -> str:
 # --- facts ----------------------------------------------------------------------------------------------------------
 
 
+def _calibrates(target: Target) -> bool:
+    return isinstance(target.backend, Calibrated) and target.backend.calibrates(target.runtime)
+
+
 def _code() -> dict[str, str]:
     """The version of a step's own code is the code: no number that someone could forget to raise."""
     here = Path(__file__).parent
@@ -176,11 +194,14 @@ def _inputs(target: Target, facts: Facts) -> dict[str, Inputs]:
     backend_packages = backend(target.backend.name).PACKAGES
     compiling = {
         "checkpoint": checkpoint,
-        **_flat("backend", target.backend.model_dump(mode="json")),
+        **_flat("backend", calibration.sealed(target.backend)),
+        **({"calibration": facts.calibration} if _calibrates(target) else {}),
         **_flat("runtime", target.runtime.model_dump(mode="json")),
         **_packages(facts.versions, {*reference.PACKAGES, *backend_packages}),
         **_kernels(target, facts),
-        "code": _code_of(facts.code, CODE["compile"], target.backend.name),
+        "code": _code_of(
+            facts.code, CODE["compile"] + (CODE["calibration"] if _calibrates(target) else ()), target.backend.name
+        ),
     }
     asking = {
         "checkpoint": checkpoint,
@@ -190,7 +211,7 @@ def _inputs(target: Target, facts: Facts) -> dict[str, Inputs]:
         "code": _code_of(facts.code, CODE["reference"]),
     }
     verifying = {
-        "compile": key_of(compiling) if checkpoint else None,
+        "compile": None if None in (checkpoint, compiling.get("calibration", "")) else key_of(compiling),
         "reference": key_of(asking) if checkpoint and facts.data else None,
         "verify.stock": target.verify.stock,
         "verify.batch_size": target.verify.batch_size,
@@ -324,8 +345,8 @@ def describe_changes(old: Inputs, new: Inputs, steps: set[str], trained: bool = 
             continue
         if name in steps or (trained and name == "checkpoint"):
             changes.append(f"follows {name if name in steps else 'train'}")
-        elif name in ("checkpoint", "verify.dataset"):
-            changes.append(f"the bytes of the {'checkpoint' if name == 'checkpoint' else 'data set'} changed")
+        elif name in BYTES:
+            changes.append(f"the bytes of the {BYTES[name]} changed")
         elif name == "code":
             changes.append("qabuild's own code for this step changed")
         elif name.startswith("package "):

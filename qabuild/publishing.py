@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from qabuild import artifact as artifacts
-from qabuild import card, hub, proof
+from qabuild import handwritten, hub, proof
 from qabuild.artifact import Artifact
 from qabuild.attempts import log_in, persistently
 from qabuild.console import SILENT, Reporter
-from qabuild.errors import BadTarget, UntrustedInput, VerificationFailed
+from qabuild.errors import BadTarget, QABuildError, UntrustedInput, VerificationFailed
 from qabuild.evidence import Verification
 from qabuild.pushing import Push
 from qabuild.repository import MAIN, Change
 
 LARGEST_FILE = 50 * 10**9
-"""Bytes; https://huggingface.co/docs/hub/storage-limits"""
+"""Bytes; https://huggingface.co/docs/hub/repositories-recommendations"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,13 +76,14 @@ def publish(
     repo = _repository(artifact, repo)
     _require_names(revision, tag)
     _require_within_limits(artifact)
-    api = persistently(log_in, repo, reporter)
+    with _telling(lambda: f"nothing was published: {repo} is as it was"):
+        api = persistently(log_in, repo, reporter)
     push = Push(api, artifact, found, repo, private=private, revision=revision, create_pr=create_pr, tag=tag)
     verified = None
-    with push.explained():
+    with _telling(push.state):
         persistently(push.look if dry_run else push.attempt, repo, reporter)
         if not dry_run:
-            _write_card(artifact, push.wanted[card.FILE])
+            _write_card(artifact, push.wanted[handwritten.FILE])
             if push.changed or verify_remote:
                 verified = _fetch_back(push, verify_remote, dataset, reporter)
             persistently(push.name_it, repo, reporter)
@@ -103,6 +105,16 @@ def require_ready(repo: str | None, where: str, reporter: Reporter = SILENT) -> 
     persistently(log_in, _named(repo, where), reporter)
 
 
+@contextmanager
+def _telling(state: Callable[[], str]) -> Iterator[None]:
+    """Add to every error what is on the Hub now."""
+    try:
+        yield
+    except QABuildError as error:
+        error.message = f"{error.message}\n  {state()}"
+        raise
+
+
 def _fetch_back(push: Push, verify: bool, dataset: str | None, reporter: Reporter) -> Verification | None:
     """Download the commit, hold it against the manifest, and with `verify` put the questions through it."""
     assert push.commit is not None
@@ -112,7 +124,7 @@ def _fetch_back(push: Push, verify: bool, dataset: str | None, reporter: Reporte
             lambda: push.api.snapshot_download(push.repo, revision=push.commit, local_dir=folder), push.repo, reporter
         )
         fetched = artifacts.open_artifact(Path(folder), push.artifact.digest)
-        for name in (artifacts.EVIDENCE, card.FILE):
+        for name in (artifacts.EVIDENCE, handwritten.FILE):
             sent, path = push.wanted[name], fetched.directory / name
             if not path.is_file() or path.read_bytes() != (sent if isinstance(sent, bytes) else sent.read_bytes()):
                 raise UntrustedInput(f"{push.repo}: {name} is not what was sent", "publish again")
@@ -130,7 +142,7 @@ def _write_card(artifact: Artifact, content: Path | bytes) -> None:
     partial = artifact.directory / f".{artifacts.EVIDENCE}.partial"
     try:
         partial.write_bytes(content)
-        os.replace(partial, artifact.directory / card.FILE)
+        os.replace(partial, artifact.directory / handwritten.FILE)
     finally:
         partial.unlink(missing_ok=True)
 

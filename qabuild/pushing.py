@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from qabuild import artifact as artifacts
-from qabuild import card, repository
+from qabuild import card, handwritten, repository
 from qabuild.artifact import Artifact
 from qabuild.errors import BadTarget, QABuildError
 from qabuild.evidence import Verification
@@ -68,10 +68,10 @@ class Push:
             raise BadTarget(f"{self.repo} is public", "make it private on its page, or publish without --private")
         with TemporaryDirectory() as folder:
             self._fetch(artifacts.MANIFEST, Path(folder))
-            if not self.create_pr:
+            if self.snapshot.branch and not self.create_pr:  # else all that is there stays where it is
                 self._refuse_other_content(Path(folder))
-            there = self._fetch(card.FILE, Path(folder))
-        self.wanted = {**_files(self.artifact), card.FILE: self._card(there).encode()}
+            there = self._fetch(handwritten.FILE, Path(folder))
+        self.wanted = {**_files(self.artifact), handwritten.FILE: self._card(there).encode()}
         self.changes = repository.compare(self.wanted, self.snapshot)
 
     def name_it(self) -> None:
@@ -79,22 +79,14 @@ class Push:
         if self.tag and repository.tagged(self.api, self.repo, self.tag) != self.commit:
             self.api.create_tag(self.repo, tag=self.tag, revision=self.commit)
 
-    @contextmanager
-    def explained(self) -> Iterator[None]:
-        """Add to every error what is on the Hub now."""
-        try:
-            yield
-        except QABuildError as error:
-            if self.sent and not self.commit:
-                with suppress(Exception):  # what the Hub has just refused to say, it may still not say
-                    self.look()
-                    self.sent = self._is_there()
-            error.message = f"{error.message}\n  {self._state()}"
-            raise
-
-    def _state(self) -> str:
+    def state(self) -> str:
+        """What is on the Hub now, in words, after something went wrong."""
+        if self.sent and not self.commit:
+            with suppress(Exception):  # what the Hub has just refused to say, it may still not say
+                self.look()
+                self.sent = self._is_there()
         if self.commit:
-            tag = f" (whether the tag '{self.tag}' is, is not known)" if self.tag else ""
+            tag = f"; the tag '{self.tag}' may be missing" if self.tag else ""
             return f"all files are at {self.repo}, commit {self.commit}{tag}: another run completes it"
         if self.sent:
             return f"whether the commit to {self.repo} was made is not known: another run finds out, and completes it"
@@ -135,27 +127,32 @@ class Push:
         return Path(path).read_text(encoding="utf-8", errors="replace")
 
     def _card(self, there: str | None) -> str:
-        beside = self.artifact.directory / card.FILE
+        beside = self.artifact.directory / handwritten.FILE
         here = beside.read_text(encoding="utf-8") if beside.exists() else None
         return card.make(
             self.artifact,
             self.found,
-            card.merge(card.read(here), card.read(there)),
+            handwritten.merge(handwritten.read(here), handwritten.read(there)),
             repo=self.repo,
             revision=self.revision,
             base_license=repository.license_of(self.api, self.artifact.manifest.checkpoint),
         )
 
     def _refuse_other_content(self, folder: Path) -> None:
-        try:
-            own = {*artifacts.read_manifest(folder).files, artifacts.MANIFEST, artifacts.EVIDENCE}
-        except QABuildError:  # there is none, or it is that of something else
-            own = set()
-        if others := sorted(set(self.snapshot.files) - own - {card.FILE, repository.ATTRIBUTES}):
+        """Only an earlier build of the same target is replaced unasked."""
+        own: set[str] = set()
+        others: list[str] = []
+        with suppress(QABuildError):  # there is no manifest, or it is that of something else
+            manifest = artifacts.read_manifest(folder)
+            own = {*manifest.files, artifacts.MANIFEST, artifacts.EVIDENCE}
+            others = [f"the artifact '{manifest.name}'"] if manifest.name != self.artifact.manifest.name else []
+        others += sorted(set(self.snapshot.files) - own - {handwritten.FILE, repository.ATTRIBUTES})
+        if others:
             shown = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
             raise BadTarget(
                 f"{self.repo} ({self.revision}) holds something else, which would be replaced: {shown}",
-                "name another repository with --repo, delete these files there, or propose it with --create-pr",
+                "name another repository with --repo or another branch with --revision, delete it there, "
+                "or propose it with --create-pr",
             )
 
     def _refuse_other_tag(self) -> None:

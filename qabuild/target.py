@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -41,6 +41,7 @@ SOURCES: tuple[KeyPath, ...] = (
     ("train", "deepspeed"),
     ("distill", "teacher", "model"),
     ("distill", "teacher", "target"),
+    ("backend", "calibration"),
     ("verify", "dataset"),
 )
 
@@ -185,7 +186,10 @@ class Target(Frozen):
     @classmethod
     def _is_a_folder_name(cls, name: str) -> str:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or name.endswith(".failed"):
-            raise ValueError("the file's name becomes a folder's: letters, digits, '.', '_' and '-', not '.failed'")
+            raise ValueError(
+                f"{name!r} would be the artifact's folder, whose name is made of a to z, A to Z, 0 to 9, '.', '_' and "
+                "'-' and does not end in '.failed': rename the file"
+            )
         return name
 
 
@@ -283,7 +287,7 @@ def _because(built_on_by: tuple[Path, ...]) -> str:
 def _read(path: Path, why: str) -> _File:
     because = f" ({why})" if why else ""
     try:
-        text = path.read_bytes().decode("utf-8")
+        text = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
         raise BadTarget(f"{path}: no such target{because}", _offer_neighbours(path)) from None
     except IsADirectoryError:
@@ -297,9 +301,9 @@ def _read(path: Path, why: str) -> _File:
     try:
         content = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise BadTarget(
-            f"{path}: not TOML: {error}{because}", "strings stand in quotes, tables in [brackets]"
-        ) from None
+        twice = "overwrite" in str(error) or "twice" in str(error)
+        hint = "a key or a table stands there twice" if twice else "strings stand in quotes, tables in [brackets]"
+        raise BadTarget(f"{path}: not TOML: {error}{because}", hint) from None
     return _File(path, text, _with_absolute_sources(content, path.parent))
 
 
@@ -361,6 +365,8 @@ def _parse_override(override: str) -> Toml:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text  # a bare word is a string, so that no quotes within quotes are needed
+    if path == ["extends"]:
+        raise BadTarget(f"--set {override}: another target to start from is not set for one run", "write a file for it")
     nested: Toml = {path[-1]: value}
     for part in reversed(path[:-1]):
         nested = {part: nested}
@@ -374,25 +380,38 @@ def _explain(error: ValidationError, files: list[_File], overrides: Sequence[str
     """All mistakes, one a line, each with its place, its key path, what was given and what would be accepted."""
     messages: dict[KeyPath, str] = {}
     for mistake in error.errors():
-        path = _key_path(mistake["loc"])
-        messages.setdefault(path, f"{_place(path, files, overrides)}: {'.'.join(path)}: {_wrong(mistake, path)}")
+        path = _key_path(mistake)
+        place = _place(path, files, overrides, mistake["type"] == "value_error")
+        messages.setdefault(path, f"{place}: {'.'.join(path)}: {_wrong(mistake, path)}")
     count = "one mistake" if len(messages) == 1 else f"{len(messages)} mistakes"
     return f"{files[0].path}: {count}\n" + "\n".join(f"  {message}" for message in messages.values())
 
 
-def _key_path(location: Iterable[int | str]) -> KeyPath:
-    """Where the mistake stands in the file: pydantic's location without the name of the union's member."""
-    path = tuple(str(part) for part in location)
-    return (
-        ("backend", *path[2:])
-        if path[:1] == ("backend",) and len(path) > 2
-        else path[: 1 if path[0] == "backend" else None]
-    )
+def _key_path(mistake: Any) -> KeyPath:
+    """Where the mistake stands in the file: pydantic's location without the names of a union's members."""
+    if mistake["type"].startswith("union_tag"):
+        return ("backend", "name")
+    parts = [str(part) for part in mistake["loc"]]
+    if parts[0] == "backend":
+        del parts[1:2]
+    path: KeyPath = ()
+    for part in parts:
+        known = _fields(path)
+        if not known:  # below a key there are no more keys
+            return path
+        path = (*path, part)
+        if part not in known:
+            return path
+    return path
 
 
-def _place(path: KeyPath, files: list[_File], overrides: Sequence[str]) -> str:
-    if any(override.split("=")[0].strip() == ".".join(path) for override in overrides):
-        return "--set"
+def _place(path: KeyPath, files: list[_File], overrides: Sequence[str], of_a_table: bool) -> str:
+    """File and line, or "--set"; what is wrong with a table as a whole is so by the override of any of its keys."""
+    key = ".".join(path)
+    for override in overrides:
+        name = override.split("=")[0].strip()
+        if name == key or (of_a_table and name.startswith(f"{key}.")):
+            return "--set"
     for length in range(len(path), 0, -1):  # a missing key is placed at its table
         for file in files:
             if line := file.lines.get(path[:length]):
@@ -403,22 +422,29 @@ def _place(path: KeyPath, files: list[_File], overrides: Sequence[str]) -> str:
 def _wrong(mistake: Any, path: KeyPath) -> str:
     kind, given = mistake["type"], mistake["input"]
     if kind == "extra_forbidden":
-        return f"unknown key{_offer(path)}"
+        return f"unknown key{_offer(path, mistake['loc'])}"
     if kind == "missing":
-        return f"is missing; accepted: {_accepted(path)}"
+        wanted = f"a table with a name: {', '.join(BACKENDS)}" if path == ("backend",) else _accepted(path)
+        return f"is missing; accepted: {wanted}"
     if kind == "value_error":
         return str(mistake["ctx"]["error"])
     if kind.startswith("union_tag"):
         name = given.get("name") if isinstance(given, dict) else given
         near = difflib.get_close_matches(str(name), BACKENDS, n=1)
         perhaps = f"; perhaps you meant {near[0]!r}" if near else ""
-        return f"backend.name is {name!r}; accepted: {', '.join(BACKENDS)}{perhaps}"
+        return f"{f'given {name!r}' if name else 'is missing'}; accepted: {', '.join(BACKENDS)}{perhaps}"
     return f"given {given!r}; accepted: {_accepted(path) or mistake['msg']} ({mistake['msg']})"
 
 
-def _offer(path: KeyPath) -> str:
+def _offer(path: KeyPath, location: Sequence[int | str]) -> str:
     """Which key was probably meant: the nearest name in the same table, or the same name in others."""
     siblings = _fields(path[:-1])
+    if path[0] == "backend":
+        siblings = backend(str(location[1])).Options.model_fields
+        if owners := [name for name in BACKENDS if path[-1] in backend(name).Options.model_fields]:
+            return f" of backend {location[1]}; it belongs to {', '.join(owners)}"
+    elif len(path) == 1:
+        siblings = {"extends": None, **siblings}
     if near := difflib.get_close_matches(path[-1], siblings, n=1):
         return f"; perhaps you meant {near[0]!r}"
     homes = [other[:-1] for other in _all_keys() if other[-1] == path[-1]]

@@ -159,7 +159,7 @@ def test_a_changed_gate_judges_again_what_was_measured(workshop):
     assert workshop.store.keys() == keys
     assert after.evidence["measurement"] == measured
     assert after.manifest.verify["gates"]["min_f1_retention"] == 0.5
-    assert after.manifest.publish == {"repo": "me/there"}
+    assert after.manifest.publish["repo"] == "me/there"
     assert after.manifest.files == before.manifest.files
 
 

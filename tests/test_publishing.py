@@ -18,7 +18,7 @@ import yaml
 from hub import Hub, Repository
 
 from qabuild import artifact as artifacts
-from qabuild import card
+from qabuild import card, handwritten
 from qabuild.artifact import open_artifact
 from qabuild.evidence import Verification
 
@@ -289,6 +289,15 @@ def test_a_repository_that_holds_something_else_is_refused(desk, theirs):
     assert set(desk.files()) == {theirs, "README.md"}
 
 
+def test_an_artifact_of_another_target_is_refused_but_on_a_branch_of_its_own(desk):
+    desk.publish(desk.artifact())
+    other = desk.artifact("other")
+    assert "which would be replaced: the artifact 'tiny'" in desk.publish(other, status=2)
+    desk.publish(other, "--revision", "other")
+    assert json.loads(desk.files("other")["manifest.json"])["name"] == "other"
+    assert json.loads(desk.files("main")["manifest.json"])["name"] == "tiny"
+
+
 def test_a_file_that_came_to_an_artifact_on_the_hub_is_not_deleted_unasked(desk):
     desk.publish(desk.artifact())
     desk.hub.commit("model", "me/tiny", {**desk.files(), "LICENSE": b"mine"})
@@ -406,7 +415,9 @@ def test_the_target_on_the_card_is_one(tmp_path):
     from qabuild.target import load
 
     artifact = open_artifact(proven.make(tmp_path / "tiny"))
-    text = card.make(artifact, proof_of(artifact), card.Own(), repo="me/tiny", revision="main", base_license=None)
+    text = card.make(
+        artifact, proof_of(artifact), handwritten.Own(), repo="me/tiny", revision="main", base_license=None
+    )
     (tmp_path / "tiny.toml").write_text(text.split("```toml\n")[1].split("```")[0])
     target = load(tmp_path / "tiny.toml")
     assert target.backend.model_dump() == artifact.manifest.backend
@@ -471,16 +482,16 @@ def test_a_card_with_metadata_that_is_none_is_refused(desk):
 
 
 def test_a_rebuilt_artifact_keeps_the_words_and_drops_the_figures():
-    made = card.OPENED.format(sum="0" * 64) + "\n# tiny\n\nF1 50.00\n" + card.CLOSED
+    made = handwritten.OPENED.format(sum="0" * 64) + "\n# tiny\n\nF1 50.00\n" + handwritten.CLOSED
     text = f"---\nlicense: mit\nmodel-index:\n- name: tiny\n---\nBefore.\n\n{made}\n\nAfter.\n"
-    kept = card.without_made(text)
+    kept = handwritten.without_made(text)
     assert "F1" not in kept
     assert "model-index" not in kept
-    assert card.read(kept) == card.read(text)
-    assert replace(card.read(kept), published=None) == card.Own(
+    assert handwritten.read(kept) == handwritten.read(text)
+    assert replace(handwritten.read(kept), published=None) == handwritten.Own(
         before="Before.", after="After.", metadata={"license": "mit"}
     )
-    assert card.without_made("# Wholly my own\n") == "# Wholly my own\n"
+    assert handwritten.without_made("# Wholly my own\n") == "# Wholly my own\n"
 
 
 # --- the whole way --------------------------------------------------------------------------------------------------
