@@ -48,8 +48,9 @@ def _metadata(artifact: Artifact, found: Verification, own: Own, base_license: s
     from huggingface_hub import EvalResult, ModelCardData
 
     manifest, data = artifact.manifest, found.measurement.data
-    name, relation = manifest.checkpoint["name"], "finetune" if "train" in manifest.steps else "quantized"
-    base = {"base_model": name, "base_model_relation": relation} if manifest.checkpoint["revision"] else {}
+    source = manifest.training["start"] if manifest.training else manifest.checkpoint
+    relation = "finetune" if manifest.training else "quantized"
+    base = {"base_model": source["name"], "base_model_relation": relation} if source["revision"] else {}
     license = manifest.publish.get("license") or own.metadata.get("license") or base_license
     weights = any(file.endswith(".safetensors") for file in manifest.files if "/" not in file)
     scores = {"exact_match": ("EM", found.measurement.exact_match), "f1": ("F1", found.measurement.f1)}

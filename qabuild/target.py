@@ -149,6 +149,12 @@ class Target(Frozen):
         built._origin = origin if isinstance(origin, Trained) else None
         return built
 
+    def with_origin(self, origin: Origin) -> Target:
+        """This target, with another way to its checkpoint."""
+        changed = self.model_copy()
+        changed._origin = origin
+        return changed
+
     def _own_origin(self, bases: Mapping[str, Target]) -> Origin:
         def of(source: CheckpointSource) -> Origin:
             return bases[source.target].origin if source.target else source
