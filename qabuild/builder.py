@@ -17,7 +17,7 @@ import qabuild
 from qabuild import artifact as artifacts
 from qabuild import data, doctor, handwritten, hub, lock, machine, plan, reference, serving, squad, verification
 from qabuild.artifact import Artifact
-from qabuild.backends import backend, calibration
+from qabuild.backends import calibration
 from qabuild.backends.calibration import Calibrated
 from qabuild.checkpoint import Checkpoint, load_model, load_tokenizer
 from qabuild.compiling import compile_apart
@@ -112,7 +112,7 @@ def train(
 
 def _require_machine(target: Target, compile_only: bool) -> None:
     if compile_only:
-        machine.require(backend(target.backend.name).PACKAGES, "cpu")
+        machine.require(plan.needed(target), "cpu")
     else:
         machine.refuse(doctor.missing(target))
 
