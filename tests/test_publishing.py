@@ -18,9 +18,11 @@ import yaml
 from hub import Hub, Repository
 
 from qabuild import artifact as artifacts
-from qabuild import card, handwritten
+from qabuild import card, handwritten, publishing
 from qabuild.artifact import open_artifact
+from qabuild.errors import BadTarget, QABuildError, UntrustedInput
 from qabuild.evidence import Verification
+from qabuild.publishing import publish
 
 pytestmark = pytest.mark.hub
 
@@ -224,19 +226,43 @@ UNPROVED: dict[str, tuple[Callable[[Path], object], int, str]] = {
 }
 
 
+@pytest.fixture
+def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no one get as far as the Hub."""
+    monkeypatch.setattr(publishing, "log_in", lambda: pytest.fail("the Hub was asked"))
+
+
 @pytest.mark.parametrize(("change", "status", "expected"), UNPROVED.values(), ids=UNPROVED)
-def test_what_is_not_proved_is_not_published(desk, change, status, expected):
-    artifact = desk.artifact()
+def test_what_is_not_proved_is_not_published(tmp_path, no_hub, change, status, expected):
+    artifact = proven.make(tmp_path / "tiny")
     change(artifact)
-    said = desk.publish(artifact, status=status)
-    assert expected in said
+    with pytest.raises(QABuildError) as caught:
+        publish(artifact)
+    assert caught.value.exit_status == status
+    assert expected in str(caught.value)
+
+
+def test_a_failure_on_the_command_line_has_its_status(desk):
+    artifact = desk.artifact()
+    measured(artifact, f1=1.0)
+    assert "verification failed" in desk.publish(artifact, status=1)
     assert not desk.hub.requests
 
 
-def test_an_artifact_of_fewer_questions_than_its_target_asks_for_is_refused(desk):
-    asked = open_artifact(desk.artifact()).manifest.verify
-    fewer = desk.artifact("fewer", verify={**asked, "samples": 100})
-    assert "other questions than its target names (samples)" in desk.publish(fewer, status=4)
+def test_an_artifact_of_fewer_questions_than_its_target_asks_for_is_refused(tmp_path, no_hub):
+    asked = open_artifact(proven.make(tmp_path / "tiny")).manifest.verify
+    fewer = proven.make(tmp_path / "fewer", verify={**asked, "samples": 100})
+    with pytest.raises(UntrustedInput, match=r"other questions than its target names \(samples\)"):
+        publish(fewer)
+
+
+def test_a_verification_under_other_versions_is_recorded_as_such(tmp_path):
+    artifact = proven.make(tmp_path / "tiny")
+    assert proof_of(open_artifact(artifact)).other_versions == {}
+    measured(artifact, versions={"torch": "1.0"})
+    found = proof_of(open_artifact(artifact))
+    assert found.passed
+    assert found.other_versions == {"tokenizers": "(none)", "torch": "1.0", "transformers": "(none)"}
 
 
 def test_a_build_of_another_machine_is_published_where_the_release_is_the_same(desk):
@@ -247,27 +273,32 @@ def test_a_build_of_another_machine_is_published_where_the_release_is_the_same(d
 
 
 @pytest.mark.parametrize(
-    ("arguments", "status", "expected"),
+    ("place", "expected"),
     [
-        (["--repo", "tiny"], 2, "no name of a repository"),
-        (["--repo", "me/ti--ny"], 2, "no name of a repository"),
-        (["--repo", "me/.tiny"], 2, "no name of a repository"),
-        (["--repo", "a/b/c"], 2, "no name of a repository"),
-        (["--repo", "them/tiny"], 3, 'You don\'t have the rights to create a model under "them"'),
-        (["--revision", "no such"], 2, "no name of a branch"),
-        (["--tag", "v 1"], 2, "no name of a tag"),
+        ({"repo": "tiny"}, "tiny is no name of a repository"),
+        ({"repo": "me/ti--ny"}, "no name of a repository"),
+        ({"repo": "me/.tiny"}, "no name of a repository"),
+        ({"repo": "a/b/c"}, "no name of a repository"),
+        ({"revision": "no such"}, "'no such' is no name of a branch"),
+        ({"tag": "v 1"}, "'v 1' is no name of a tag"),
     ],
 )
-def test_a_place_that_cannot_be_is_refused(desk, arguments, status, expected):
-    said = desk.publish(desk.artifact(), *arguments, status=status)
-    assert expected in said
+def test_a_place_that_cannot_be_is_refused(tmp_path, no_hub, place, expected):
+    with pytest.raises(BadTarget, match=expected):
+        publish(proven.make(tmp_path / "tiny"), **place)
+
+
+def test_an_artifact_whose_target_names_no_repository_is_refused(tmp_path, no_hub):
+    artifact = proven.make(tmp_path / "tiny", publish={"repo": None, "license": None})
+    with pytest.raises(BadTarget, match="its target does not say where to publish it"):
+        publish(artifact)
+
+
+def test_a_namespace_of_others_is_refused(desk):
+    said = desk.publish(desk.artifact(), "--repo", "them/tiny", status=3)
+    assert 'You don\'t have the rights to create a model under "them"' in said
+    assert "nothing was published: them/tiny is as it was" in said
     assert not desk.hub.repositories
-
-
-def test_an_artifact_whose_target_names_no_repository_is_refused(desk):
-    artifact = desk.artifact(publish={"repo": None, "license": None})
-    assert "its target does not say where to publish it" in desk.publish(artifact, status=2)
-    desk.publish(artifact, "--repo", "me/tiny")
 
 
 @pytest.mark.parametrize(
@@ -322,13 +353,10 @@ def test_a_file_that_the_hub_finds_too_large_is_told(desk, monkeypatch):
     assert set(desk.files()) == {".gitattributes"}
 
 
-def test_a_file_above_the_known_limit_is_refused_unsent(tmp_path, monkeypatch):
-    from qabuild import publishing
-    from qabuild.errors import BadTarget
-
+def test_a_file_above_the_known_limit_is_refused_unsent(tmp_path, no_hub, monkeypatch):
     monkeypatch.setattr(publishing, "LARGEST_FILE", 6000)
     with pytest.raises(BadTarget, match=r"model\.safetensors: .* the Hub takes no file above"):
-        publishing.publish(proven.make(tmp_path / "tiny"))
+        publish(proven.make(tmp_path / "tiny"))
 
 
 # --- what the Hub does ----------------------------------------------------------------------------------------------
