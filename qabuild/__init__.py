@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from qabuild.builder import Built, build
+    from qabuild.builder import Built, build, train
+    from qabuild.comparing import Comparison, compare
     from qabuild.errors import BadTarget, MissingEnvironment, QABuildError, UntrustedInput, VerificationFailed
     from qabuild.evidence import Verification
     from qabuild.loading import load
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "BadTarget": "errors",
     "Built": "builder",
+    "Comparison": "comparing",
     "MissingEnvironment": "errors",
     "Published": "publishing",
     "QABuildError": "errors",
@@ -36,14 +38,17 @@ _HOMES = {
     "Verification": "evidence",
     "VerificationFailed": "errors",
     "build": "builder",
+    "compare": "comparing",
     "load": "loading",
     "publish": "publishing",
+    "train": "builder",
     "verify": "verification",
 }
 
 __all__ = [
     "BadTarget",
     "Built",
+    "Comparison",
     "MissingEnvironment",
     "Published",
     "QABuildError",
@@ -53,10 +58,16 @@ __all__ = [
     "Verification",
     "VerificationFailed",
     "build",
+    "compare",
     "load",
     "publish",
+    "train",
     "verify",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 def __getattr__(name: str) -> Any:

@@ -54,6 +54,8 @@ class Manifest:
     steps: Mapping[str, str]
     """Key of each step of the plan that made this."""
     files: Mapping[str, SealedFile]
+    training: Mapping[str, Any] | None = None
+    """How the checkpoint was trained, and how its teacher answers the same questions; None where it was found."""
 
     def to_json(self) -> str:
         document = {"format": FORMAT, **self.__dict__, "files": {n: f.__dict__ for n, f in sorted(self.files.items())}}

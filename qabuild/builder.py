@@ -1,4 +1,4 @@
-"""Carries out a plan: checkpoint, compile, reference, seal, verify, name."""
+"""Carries out a plan: checkpoint, train, compile, reference, seal, verify, name."""
 
 from __future__ import annotations
 
@@ -9,22 +9,27 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import qabuild
 from qabuild import artifact as artifacts
-from qabuild import data, doctor, handwritten, hub, lock, machine, plan, reference, serving, verification
+from qabuild import data, doctor, handwritten, hub, lock, machine, plan, reference, serving, squad, verification
 from qabuild.artifact import Artifact
-from qabuild.backends import backend
+from qabuild.backends import backend, calibration
+from qabuild.backends.calibration import Calibrated
 from qabuild.checkpoint import Checkpoint, load_model, load_tokenizer
 from qabuild.compiling import compile_apart
 from qabuild.console import SILENT, Reporter
 from qabuild.errors import BadTarget, QABuildError
 from qabuild.evidence import Measurement, Verification
 from qabuild.plan import Plan, Step
-from qabuild.store import Entry, Store, explained, place
+from qabuild.store import Entry, Store, explained, key_of, place
 from qabuild.target import Target
+from qabuild.training.apart import carry_out
+from qabuild.training.request import Request
+from qabuild.training.steps import Stage, StepName
 
 MEASUREMENT = "measurement.json"
 
@@ -70,17 +75,36 @@ def build(
     name = plan.history_name(target, goal.parent)
     with results.lock(name, wait=False, what=str(goal)), _explained(goal.parent):
         _clean_up(goal)
-        facts = plan.gather(target, results, name, fetch=True, offline=offline)
-        made = plan.make(target, facts)
+        made = _plan(target, results, name, offline)
         if kept := _kept(goal, made, compile_only):
             reporter.say(f"{goal}: nothing to do")
             return kept
+        made = _train(made, results, name, offline, reporter)
         with _staged(goal) as stage:
             artifact = _assemble(made, results, stage, offline, reporter)
             found = None if compile_only else _verify(artifact, made, results, offline, reporter)
             results.remember(name, {step.name: step.key for step in made.steps if step.key and step.inputs})
             landed = _name(stage, goal, passed=found is None or found.passed)
     return Built(directory=landed, plan=made, manifest=artifact.digest, verification=found, kept=False)
+
+
+def train(
+    target: Target | str | Path,
+    *,
+    locked: bool = False,
+    offline: bool = False,
+    results: Store | None = None,
+    reporter: Reporter = SILENT,
+) -> Checkpoint:
+    """The checkpoint that a build of `target` would compile, trained if need be, and nothing further.
+
+    Raises what the trainings raise, MissingEnvironment where this machine lacks what the target needs.
+    """
+    target = target if isinstance(target, Target) else lock.load(target, locked=locked)
+    results = results or Store()
+    _require_machine(target, compile_only=True)
+    name = plan.history_name(target, results.root)
+    return _known(_train(_plan(target, results, name, offline), results, name, offline, reporter).checkpoint)
 
 
 # --- steps ----------------------------------------------------------------------------------------------------------
@@ -103,15 +127,92 @@ def _require_ours(goal: Path) -> None:
             )
 
 
+def _plan(target: Target, results: Store, name: str, offline: bool) -> Plan:
+    return plan.make(target, plan.gather(target, results, name, fetch=True, offline=offline))
+
+
+def _train(made: Plan, results: Store, name: str, offline: bool, reporter: Reporter) -> Plan:
+    """Carry out the trainings that lead to the checkpoint, each once those before it are known."""
+    for number in range(len(made.stages)):
+        stage = made.stages[number]
+        steps = {each: made.step(f"{stage.label}{each}") for each in stage.inputs}
+        if not (steps["train"].kept and results.find_whole(steps["train"].key or "")):
+            _carry_out_training(stage, steps, results, offline, reporter)
+            made = _plan(made.target, results, name, offline)
+        else:
+            reporter.say(f"{steps['train'].name}: kept ({steps['train'].reason})")
+    return made
+
+
+def _carry_out_training(
+    stage: Stage, steps: Mapping[StepName, Step], results: Store, offline: bool, reporter: Reporter
+) -> None:
+    found: dict[str, Entry] = {}
+
+    def produce(name: StepName, folder: Path) -> Mapping[str, Any]:
+        inputs, distill = stage.inputs[name], stage.trained.distill
+        best = found["search"].record["best"] if "search" in found else {}
+        request = Request(
+            step=name,
+            start=_known(stage.start),
+            teacher=stage.teacher,
+            train=stage.trained.train,
+            distill=distill and distill.model_copy(update=best),
+            device=inputs["train.device"],
+            dtype=inputs["train.dtype"],
+            logits=found["logits"].directory if "logits" in found else None,
+            work=results.work(key_of(inputs)),
+            directory=folder,
+            offline=offline,
+        )
+        return carry_out(request, reporter)
+
+    for name, step in steps.items():
+        found[name] = _carry_out(step, results, reporter, partial(produce, name))
+
+
 def _assemble(made: Plan, results: Store, stage: Path, offline: bool, reporter: Reporter) -> Artifact:
     """Compile and reference, from the store or made now, in one sealed folder."""
+    _refuse_calibration_on_asked(made.target, offline)
     compiled = _carry_out(made.step("compile"), results, reporter, lambda folder: _compile(made, folder))
     answered = _carry_out(
-        made.step("reference"), results, reporter, lambda folder: _refer(made, folder, offline, reporter)
+        made.step("reference"),
+        results,
+        reporter,
+        lambda folder: _refer(made, _known(made.checkpoint), folder, offline, reporter),
     )
+    training = _record_training(made, results, offline, reporter) if made.stages else None
     place(compiled, stage)
     place(answered, stage / reference.FOLDER)
-    return artifacts.seal(stage, **_manifest(made, compiled))
+    return artifacts.seal(stage, **_manifest(made, compiled), training=training)
+
+
+def _record_training(made: Plan, results: Store, offline: bool, reporter: Reporter) -> dict[str, Any]:
+    """How the checkpoint was trained, and, where it had a teacher, how that answers the same questions."""
+    stage = made.stages[-1]
+    entry = results.find(stage.key or "")
+    record: dict[str, Any] = {
+        "start": _described(_known(stage.start)),
+        "train": stage.trained.train.model_dump(mode="json", exclude={"dataset", "deepspeed", "save_steps"}),
+        **(entry.record if entry else {}),
+    }
+    if made.target.distill:
+        teacher = _known(stage.teacher)
+        step = made.step("teacher")
+        answered = _carry_out(step, results, reporter, lambda folder: _refer(made, teacher, folder, offline, reporter))
+        golds = {question.id: question.answers for question in _questions(made.target, offline).questions}
+        scores = squad.score(reference.read(answered.directory).answers, golds)
+        record["teacher"] = {**_described(teacher), "exact_match": scores.exact_match, "f1": scores.f1}
+    return record
+
+
+def _described(checkpoint: Checkpoint) -> dict[str, Any]:
+    return {
+        "name": checkpoint.name,
+        "revision": checkpoint.revision,
+        "digest": checkpoint.digest,
+        "model_type": checkpoint.config.get("model_type"),
+    }
 
 
 def _carry_out(step: Step, results: Store, reporter: Reporter, produce: Any) -> Entry:
@@ -133,9 +234,17 @@ def _compile(made: Plan, folder: Path) -> Mapping[str, Any]:
     return record
 
 
-def _refer(made: Plan, folder: Path, offline: bool, reporter: Reporter) -> Mapping[str, Any]:
-    checkpoint, target = _known(made.checkpoint), made.target
-    questions = data.load(
+def _refuse_calibration_on_asked(target: Target, offline: bool) -> None:
+    """Refuse to calibrate on what the verification asks; and fetch what the compiler, which has no network, reads."""
+    options = target.backend
+    if isinstance(options, Calibrated) and options.calibrates(target.runtime):
+        drawn = calibration.draw(options, calibration.questions(options, offline=offline))
+        calibration.refuse_asked(options, drawn, _questions(target, offline).questions)
+
+
+def _questions(target: Target, offline: bool) -> data.QuestionSet:
+    """The questions that prove the artifact."""
+    return data.load(
         target.verify.dataset,
         revision=target.verify.revision,
         split=target.verify.split,
@@ -144,6 +253,11 @@ def _refer(made: Plan, folder: Path, offline: bool, reporter: Reporter) -> Mappi
         fingerprint=target.verify.fingerprint,
         offline=offline,
     )
+
+
+def _refer(made: Plan, checkpoint: Checkpoint, folder: Path, offline: bool, reporter: Reporter) -> Mapping[str, Any]:
+    target = made.target
+    questions = _questions(target, offline)
     described = {
         "dataset": questions.name,
         "file": hub.is_path(target.verify.dataset),
@@ -186,13 +300,8 @@ def _manifest(made: Plan, compiled: Entry) -> dict[str, Any]:
     return {
         **_manifest_of_target(made),
         "qabuild": qabuild.__version__,
-        "checkpoint": {
-            "name": checkpoint.name,
-            "revision": checkpoint.revision,
-            "digest": checkpoint.digest,
-            "model_type": checkpoint.config.get("model_type"),
-        },
-        "backend": target.backend.model_dump(mode="json"),
+        "checkpoint": _described(checkpoint),
+        "backend": calibration.sealed(target.backend),
         "runtime": target.runtime.model_dump(mode="json"),
         "record": compiled.record,
         "versions": _versions(compiled.inputs),

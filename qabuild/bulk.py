@@ -106,12 +106,14 @@ def answer_file(
         reporter=reporter,
     )
     form = answers_format or ("predictions" if target.endswith(".json") else "jsonl")
+    if form == "predictions" and run.parameters.get("top_k", 1) > 1:
+        raise BadTarget(f"{target}: SQuAD's predictions hold one answer each", "name a .jsonl file for several")
+    require_place(source, target)
     if target == PIPE:
         return run.to_stream(sys.stdout.buffer, form)
     if _is_pipe(target):
         with open(target, "wb") as stream:
             return run.to_stream(stream, form)
-    _refuse_same(source, target)
     return run.to_file(Path(target).resolve(), form, answered_by)
 
 
@@ -308,7 +310,17 @@ def _mode(name: str) -> int:
         return stat.S_IFREG
 
 
-def _refuse_same(source: str, target: str) -> None:
+def require_place(source: str, target: str) -> None:
+    """Raise BadTarget where the answers to the questions in `source` cannot become the file `target`."""
+    if _is_pipe(target):
+        if os.path.isdir(target):
+            raise BadTarget(f"{target}: is a folder", "name a file in it for the answers")
+        return
+    folder = Path(target).absolute().parent
+    if not folder.is_dir():
+        raise BadTarget(f"{target}: there is no folder {folder}", "make it, or name another file of answers")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise BadTarget(f"{target}: the folder {folder} is not writable", "name a file of answers in another")
     if os.path.exists(target) and source != PIPE and os.path.exists(source) and os.path.samefile(source, target):
         raise BadTarget(f"{target}: the answers would replace the questions", "name another file of answers")
 
@@ -364,9 +376,11 @@ def _squad(stream: IO[bytes], where: str) -> Iterator[Row]:
 def _row(entry: Any, holder: Any, where: str, at: str) -> Row:
     """The row of `entry`; `holder` has its context."""
     name = entry.get("id") if isinstance(entry, dict) else None
-    known = name if isinstance(name, str | int) else None
+    known = name if type(name) in (str, int) else None
     try:
-        if type(name) is not int:
+        if known is None:
+            if name is not None:
+                return _bad(at, f"{at}.id is neither a string nor a whole number")
             field(entry, "id", str, where, at)
         question = field(entry, "question", str, where, at)
         context = field(holder, "context", str, where, at)

@@ -22,7 +22,7 @@ class Kept:
 
     key: str
     step: str
-    """compile, reference, verify; or `DAMAGED`."""
+    """compile, reference, verify, a step of a training; or `DAMAGED`."""
     what: str
     """What it was made from, in a few words."""
     size: int
@@ -57,7 +57,7 @@ def prune(
     if not dry_run:
         for kept in going:
             store.drop(kept.key)
-        _clear_staging(store)
+        _clear_unfinished(store)
     return going
 
 
@@ -89,10 +89,11 @@ def _kept(store: Store, key: str) -> Kept | None:
 
 
 def _what(inputs: object) -> str:
-    """The backend and its runtime, or the questions asked."""
+    """The backend and its runtime, the questions asked, or how it was trained."""
     if not isinstance(inputs, dict):
         return ""
-    names = ("backend.name", "runtime.device", "runtime.dtype", "verify.split", "verify.samples")
+    made = ("backend.name", "runtime.device", "runtime.dtype", "verify.split", "verify.samples")
+    names = (*made, "train.split", "train.samples", "train.device", "train.dtype")
     return " ".join(str(inputs[name]) for name in names if inputs.get(name) is not None)
 
 
@@ -101,9 +102,9 @@ def _files(folder: Path) -> Iterator[Path]:
         yield from (Path(at, name) for name in names)
 
 
-def _clear_staging(store: Store) -> None:
+def _clear_unfinished(store: Store) -> None:
     """Remove what killed builds left: folders that no running build holds the lock of."""
-    for folder in store.staged():
+    for folder in store.unfinished():
         try:
             with store.lock(folder.name.removesuffix(".dropped"), wait=False):
                 shutil.rmtree(folder, ignore_errors=True)

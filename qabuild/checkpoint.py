@@ -28,7 +28,7 @@ from qabuild.examination import (
     refuse_ids_beyond,
 )
 from qabuild.weights import PATTERNS as WEIGHT_PATTERNS
-from qabuild.weights import examine_weights, refuse_headless
+from qabuild.weights import examine_weights, head_of, refuse_headless
 
 SAMPLE = "sample"
 _SHOWN = 5  # tensors named in a message; the rest is counted
@@ -54,17 +54,19 @@ def resolve(
     revision: str | None = None,
     *,
     digest: str | None = None,
+    head: bool = True,
     offline: bool = False,
 ) -> Checkpoint:
     """Find the checkpoint `source`: "sample", a folder (begins with '/', '.' or '~', or is a path object) or a Hub id.
 
     `revision` is for a Hub id: a branch, tag or sha; a missing one means the main branch. `digest` is what
-    the checkpoint's own must be. With `offline`, or HF_HUB_OFFLINE=1, a Hub id is looked for in the cache only.
+    the checkpoint's own must be. Without `head` it need not have a question-answering head, since it is yet to be
+    trained. With `offline`, or HF_HUB_OFFLINE=1, a Hub id is looked for in the cache only.
 
     Raises BadTarget for what is not there or cannot serve, UntrustedInput for what is damaged, unsafe to load or of
     another digest, QABuildError where the Hub fails.
     """
-    found = _resolved(source, revision, offline)
+    found = _resolved(source, revision, head, offline)
     if digest not in (None, found.digest):
         raise UntrustedInput(
             f"{source}: its digest is {found.digest}, pinned is {digest}",
@@ -73,23 +75,26 @@ def resolve(
     return found
 
 
-def _resolved(source: str | os.PathLike[str], revision: str | None, offline: bool) -> Checkpoint:
+def _resolved(source: str | os.PathLike[str], revision: str | None, head: bool, offline: bool) -> Checkpoint:
     if hub.is_path(source) or source == SAMPLE:
         if revision is not None:
             raise BadTarget(
                 f"revision '{revision}' is given for the checkpoint '{source}', which is not on the Hub",
                 "leave out the revision, or name a Hub id",
             )
-        return _examined(_local(source), SAMPLE if source == SAMPLE else _folder_name(source), None)
+        return _examined(_local(source), SAMPLE if source == SAMPLE else _folder_name(source), None, head)
     sha = hub.commit(str(source), revision, "model", offline=offline)
     directory = _fetched(str(source), sha, offline)
-    return _examined(directory, str(source), sha, _left_on_hub(str(source), sha, directory, offline))
+    return _examined(directory, str(source), sha, head, _left_on_hub(str(source), sha, directory, offline))
 
 
-def load_model(checkpoint: Checkpoint, *, attention: Literal["eager", "sdpa"] | None = None) -> Any:
+def load_model(
+    checkpoint: Checkpoint, *, attention: Literal["eager", "sdpa"] | None = None, fresh_head: bool = False
+) -> Any:
     """The checkpoint as an `AutoModelForQuestionAnswering`: eager fp32 on the CPU, in eval mode.
 
-    `attention` overrides transformers' choice of implementation. Raises BadTarget for an architecture without a
+    `attention` overrides transformers' choice of implementation. With `fresh_head`, a checkpoint that has no
+    question-answering head gets a random one, for training. Raises BadTarget for an architecture without a
     question-answering model, MissingEnvironment if it needs a package that is not installed, UntrustedInput if weights
     are missing, of a wrong shape, infinite or no numbers.
     """
@@ -112,7 +117,7 @@ def load_model(checkpoint: Checkpoint, *, attention: Literal["eager", "sdpa"] | 
             output_loading_info=True,
             **({} if attention is None else {"attn_implementation": attention}),
         )
-    _refuse_fresh_weights(report, checkpoint.directory)
+    _refuse_fresh_weights(report, checkpoint.directory, head_of(checkpoint.config) if fresh_head else None)
     _refuse_non_finite_weights(model, checkpoint.directory)
     return model.eval()
 
@@ -153,10 +158,13 @@ def copy_tokenizer(checkpoint: Checkpoint, directory: Path) -> None:
 # --- finding and examining ---------------------------------------------------------------------------------------
 
 
-def _examined(directory: Path, name: str, revision: str | None, other_files: Sequence[str] = ()) -> Checkpoint:
+def _examined(
+    directory: Path, name: str, revision: str | None, head: bool, other_files: Sequence[str] = ()
+) -> Checkpoint:
     config = examine_config(directory)
     weights = examine_weights(directory, other_files)
-    refuse_headless(weights, config, directory)
+    if head:
+        refuse_headless(weights, config, directory)
     tokenizer = examine_tokenizer(directory, weights.embedding_rows or _vocab_size(config))
     return Checkpoint(
         directory=directory,
@@ -243,15 +251,19 @@ def _refuse_unmapped(checkpoint: Checkpoint) -> None:
         )
 
 
-def _refuse_fresh_weights(report: Mapping[str, Any], directory: Path) -> None:
-    """Refuse a model some of whose weights were not in the checkpoint and are therefore random."""
+def _refuse_fresh_weights(report: Mapping[str, Any], directory: Path, fresh: str | None = None) -> None:
+    """Refuse a model some of whose weights were not in the checkpoint and are therefore random.
+
+    Those whose names begin with `fresh` may be.
+    """
+    missing = [key for key in report["missing_keys"] if fresh is None or not key.startswith(fresh)]
     # Names, or tuples that begin with one: transformers 4.57 reports the former, others the latter.
     misshapen = [item if isinstance(item, str) else item[0] for item in report["mismatched_keys"]]
-    for fresh, problem in ((report["missing_keys"], "missing"), (misshapen, "of another shape than config.json says")):
-        if fresh:
-            shown = ", ".join(map(repr, sorted(fresh)[:_SHOWN])) + (", ..." if len(fresh) > _SHOWN else "")
+    for random, problem in ((missing, "missing"), (misshapen, "of another shape than config.json says")):
+        if random:
+            shown = ", ".join(map(repr, sorted(random)[:_SHOWN])) + (", ..." if len(random) > _SHOWN else "")
             raise UntrustedInput(
-                f"{directory}: {len(fresh)} weights of the model are {problem}: {shown}",
+                f"{directory}: {len(random)} weights of the model are {problem}: {shown}",
                 "random ones would take their place: name a checkpoint fine-tuned for question answering, whole",
             )
 

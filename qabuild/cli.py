@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import difflib
 import functools
+import itertools
 import json
+import os
 import re
 import signal
 import sys
@@ -27,6 +29,7 @@ from qabuild.errors import INTERRUPTED, BadTarget, QABuildError, UntrustedInput,
 if TYPE_CHECKING:
     from qabuild.builder import Built
     from qabuild.cache import Kept
+    from qabuild.comparing import Comparison
     from qabuild.evidence import Verification
     from qabuild.plan import Step
     from qabuild.publishing import Published
@@ -46,10 +49,15 @@ Exit status:
 """
 
 
+FLAGS = {"-q", "--quiet", "-v", "--verbose", "--json"}
+"""Options of every command."""
+
+
 class _Commands(click.Group):
     """A group in which `qabuild TARGET.toml` is short for `qabuild build TARGET.toml`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        args = self._command_first(args)
         if args and args[0] not in {*self.commands, "-h", "--help", "--version"}:
             if not ctx.resilient_parsing:  # as when a shell completes what is half typed
                 self._refuse_mistyped_command(ctx, args[0])
@@ -58,6 +66,12 @@ class _Commands(click.Group):
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         return super().shell_complete(ctx, incomplete) or [CompletionItem(incomplete, type="file")]
+
+    def _command_first(self, args: list[str]) -> list[str]:
+        """`qabuild -q verify X` means `qabuild verify -q X`."""
+        flags = list(itertools.takewhile(FLAGS.__contains__, args))
+        rest = args[len(flags) :]
+        return [rest[0], *flags, *rest[1:]] if rest and rest[0] in self.commands else args
 
     def _refuse_mistyped_command(self, ctx: click.Context, word: str) -> None:
         if "." in word or "/" in word or word.startswith("-") or Path(word).exists():
@@ -111,6 +125,18 @@ class Quantity(click.ParamType[float]):
         return float(found[1]) * units[found[2]]
 
 
+class BatchSizes(click.ParamType[tuple[int, ...]]):
+    """Whole numbers from 1, with commas between them."""
+
+    name = "sizes"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        words = [word.strip() for word in str(value).split(",") if word.strip()] if isinstance(value, str) else value
+        if not all(str(word).isdecimal() and int(word) > 0 for word in words):
+            self.fail(f"{value!r} is not a list of numbers from 1, as in 1,8,32", param, ctx)
+        return tuple(dict.fromkeys(int(word) for word in words))
+
+
 target_files = click.argument("targets", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="TARGET...")
 artifact_folders = click.argument(
     "artifacts", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="ARTIFACT..."
@@ -157,7 +183,12 @@ def build(
     an earlier build as it was.
     """
     from qabuild.lock import load
+    from qabuild.training import ranks
 
+    place = ranks.current()
+    if place.rank > 0:
+        place.follow()
+        return
     read = [load(path, overrides, locked=locked) for path in targets]
     _require_distinct(read)
     if then_publish:
@@ -180,7 +211,11 @@ def build(
         )
         return _then_published(outcome, built, console) if then_publish and not outcome.error else outcome
 
-    _conclude([attempt(target) for target in read], console)
+    try:
+        outcomes = [attempt(target) for target in read]
+    finally:
+        place.announce(None)
+    _conclude(outcomes, console)
 
 
 @cli.command()
@@ -226,6 +261,141 @@ def verify(
         return _Outcome(shown=str(path), document=document, error=_failure(found, path), verification=found)
 
     _conclude([attempt(path) for path in artifacts], console)
+
+
+def comparing(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What `compare` and `report` have in common: the arguments and options that say what is measured."""
+
+    @click.argument("artifacts", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="ARTIFACT|TARGET...")
+    @click.option("--baseline", metavar="NAME", help="Which of them the others are held against.  [first eager fp32]")
+    @click.option("--data", "dataset", metavar="SOURCE", help="Where the questions are: a SQuAD-layout file, a Hub id.")
+    @offline_option
+    @functools.wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        return command(*args, **kwargs)
+
+    return wrapped
+
+
+def batch_sizes_option(default: str) -> Callable[..., Any]:
+    """Batch sizes beside that of the target."""
+    return click.option(
+        "--batch-sizes",
+        type=BatchSizes(),
+        default=default,
+        show_default=bool(default),
+        help="Measure at these batch sizes beside that of the target, as in 1,32.",
+    )
+
+
+@cli.command()
+@comparing
+@batch_sizes_option("")
+@click.option("--latency", is_flag=True, help="Ask questions one by one as well, at batch size 1.")
+@click.option(
+    "--format",
+    "layout",
+    type=click.Choice(["table", "json", "csv", "markdown"]),
+    default="table",
+    show_default=True,
+    help="How to print it.",
+)
+@common
+def compare(
+    artifacts: Sequence[Path],
+    baseline: str | None,
+    batch_sizes: Sequence[int],
+    latency: bool,
+    dataset: str | None,
+    offline: bool,
+    layout: str,
+    console: Console,
+) -> None:
+    """Measure artifacts side by side: speed, accuracy, latency, size.
+
+    All are loaded, each in a process of its own, and answer the questions that they were verified on, taking turns.
+    Of a target the artifact in ./artifacts is taken. In brackets stand 95 % intervals. The answers that are scored
+    are those that were timed, and must be those of the verification; the exit status is 1 where they are not.
+    """
+    from qabuild.comparing import compare as compare_artifacts
+    from qabuild.comparing import tables
+    from qabuild.target import absolute_source
+
+    console.json |= layout == "json"
+    found = compare_artifacts(
+        artifacts,
+        baseline=baseline,
+        batch_sizes=batch_sizes,
+        latency=latency,
+        dataset=dataset and absolute_source(dataset, Path.cwd()),
+        offline=offline,
+        reporter=console,
+    )
+    shown = {
+        "csv": lambda: emit(tables.comma_separated(found)),
+        "markdown": lambda: emit(tables.markdown(found)),
+        "table": lambda: table(tables.columns(found), tables.rows(found)),
+    }
+    console.say(tables.conditions(found))
+    console.result(found.to_dict(), shown.get(layout, shown["table"]))
+    _leave(found)
+
+
+@cli.command()
+@comparing
+@batch_sizes_option("1,32")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("report.html"),
+    show_default=True,
+    help="Where the page goes.",
+)
+@click.option(
+    "--png", type=click.Path(path_type=Path, dir_okay=False), help="Write speed against F1 as a picture, too."
+)
+@common
+def report(
+    artifacts: Sequence[Path],
+    baseline: str | None,
+    batch_sizes: Sequence[int],
+    dataset: str | None,
+    offline: bool,
+    output: Path,
+    png: Path | None,
+    console: Console,
+) -> None:
+    """Measure artifacts as `compare` does, and make one page of all that was found, which needs no network.
+
+    The page shows speed against accuracy, all figures, latency, speed by length and batch size, where each artifact
+    comes from, and every answer that is not that of the baseline, in its context. The exit status is that of `compare`.
+    """
+    from qabuild import machine, reporting
+    from qabuild.comparing import compare as compare_artifacts
+    from qabuild.comparing import tables
+    from qabuild.target import absolute_source
+
+    machine.require(reporting.PACKAGES, "cpu")
+    for path in filter(None, (output, png)):
+        if not path.parent.is_dir():
+            raise BadTarget(f"{path}: there is no folder {path.parent}", "make it, or name another file")
+    found = compare_artifacts(
+        artifacts,
+        baseline=baseline,
+        batch_sizes=batch_sizes,
+        latency=True,
+        dataset=dataset and absolute_source(dataset, Path.cwd()),
+        offline=offline,
+        reporter=console,
+    )
+    reporting.write_page(found, output)
+    if png:
+        reporting.write_picture(found, png)
+    console.say(tables.conditions(found))
+    console.say(f"written: {', '.join(str(path) for path in (output, png) if path)}")
+    console.result(found.to_dict(), lambda: table(tables.columns(found), tables.rows(found)))
+    _leave(found)
 
 
 @cli.command()
@@ -346,10 +516,11 @@ def answer(
     on where it stopped. A row that cannot be answered is reported, and makes the exit status 4 in the end.
     """
     from qabuild import loading
-    from qabuild.bulk import answer_file
+    from qabuild.bulk import answer_file, require_place
     from qabuild.pipeline import QuestionAnsweringPipeline
 
     console = Console(quiet=quiet, verbose=verbose)
+    require_place(questions, output)
     opened = loading.find(artifact, revision=revision, digest=digest)
     summary = answer_file(
         QuestionAnsweringPipeline(*loading.load_model(opened)),
@@ -552,6 +723,20 @@ def _conclude(outcomes: Sequence[_Outcome], console: Console) -> None:
         sys.exit(error.exit_status)
 
 
+def _leave(found: Comparison) -> None:
+    """Tell what failed in a comparison, and leave with the status of the first failure."""
+    from qabuild.evidence import describe
+
+    for failure in found.failures:
+        _complain(QABuildError(failure.error, failure.hint))
+    for each in found.measured:
+        for gate in each.failed_gates:
+            _complain(VerificationFailed(f"{each.name} does not answer as it was verified\n  {describe(gate)}"))
+    statuses = [failure.status for failure in found.failures]
+    if not found.passed:
+        sys.exit(statuses[0] if statuses else VerificationFailed.exit_status)
+
+
 def _row(outcome: _Outcome) -> list[str]:
     found = outcome.verification
     if found is None:
@@ -656,6 +841,8 @@ def _require_distinct(targets: Sequence[Target]) -> None:
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Run the command line; every way out has its exit status."""
     _heed_signals()
+    if sys.stdout is None:  # closed, as by `>&-`
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process runs
     arguments = list(sys.argv[1:] if args is None else args)
     # Looked for by hand, since a mistake in the command line is told before the command line is understood.
     verbose = any(re.fullmatch(r"--verbose|-\w*v\w*", argument) for argument in arguments)

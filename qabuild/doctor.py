@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qabuild import machine
-from qabuild.backends import BACKENDS, backend
+from qabuild import expectation, machine
+from qabuild.backends import BACKENDS, backend, openvino
+from qabuild.machine import FAST
 from qabuild.target import Target
 
 
@@ -26,41 +27,39 @@ class Finding:
     """What follows from it, or what to do about it."""
 
 
-FAST: dict[str, tuple[str, ...]] = {
-    "bf16": ("AVX512-BF16", "AMX-BF16"),
-    "int8": ("AVX512-VNNI", "AVX-VNNI", "AMX-INT8"),
-}
-"""Instruction sets without any of which a dtype gains little on a CPU."""
-
-
 def examine() -> list[Finding]:
     """Look at processor, devices and packages. Imports the runtimes it asks, so it takes some seconds."""
     return [
         Finding(subject="processor", found=f"{machine.cpu()}, {machine.cores()} cores"),
         *(_kernels(dtype) for dtype in FAST),
+        _fastest(),
         _gpu(),
         _package("torch", "torch", _torch),
         _package("transformers", "transformers", lambda: ""),
         _package("ONNX Runtime", "onnxruntime", lambda: ", ".join(_providers())),
         _package("DeepSpeed", "deepspeed", _deepspeed),
+        _package("OpenVINO", "openvino", _openvino),
     ]
 
 
 def missing(target: Target) -> list[str]:
     """What this machine lacks for `target`; empty where nothing is missing."""
-    options = target.backend
-    lacks = machine.missing(backend(options.name).PACKAGES, target.runtime.device)
-    if not lacks and target.runtime.device == "cuda":
-        lacks += _cuda_runtime(options)
-    return lacks
+    module = backend(target.backend.name)
+    lacks = machine.missing(module.PACKAGES, target.runtime.device)
+    if lacks:
+        return lacks
+    return [*_cuda_runtime(target.runtime.device), *module.lacks(target.backend, target.runtime)]
 
 
 def slow(target: Target) -> str | None:
     """Why `target` runs here, but slowly; None where nothing speaks against it."""
     dtype = target.runtime.dtype
-    if target.runtime.device != "cpu" or dtype not in FAST or set(FAST[dtype]) & set(machine.instruction_sets()):
+    if target.runtime.device != "cpu" or dtype not in FAST:
         return None
-    return f"runs, but gains little: this processor has none of {', '.join(FAST[dtype])}"
+    if not set(FAST[dtype]) & set(machine.instruction_sets()):
+        return f"runs, but gains little: this processor has none of {', '.join(FAST[dtype])}"
+    expected = expectation.of(dtype)
+    return f"likely to be slower than fp32: {expected.why}" if expected and expected.rate < 1 else None
 
 
 def _kernels(dtype: str) -> Finding:
@@ -69,6 +68,16 @@ def _kernels(dtype: str) -> Finding:
         subject=f"{dtype} on the CPU",
         found=", ".join(here) or "slow",
         note="" if here else f"would need {' or '.join(FAST[dtype])}",
+    )
+
+
+def _fastest() -> Finding:
+    """An order of dtypes, from what the processor can multiply; only a comparison can prove it."""
+    ranking = expectation.ranking()
+    return Finding(
+        subject="fastest on the CPU",
+        found=f"expected: {', then '.join(rule.dtype for rule in ranking)}; with OpenVINO where it is installed",
+        note=f"{'; '.join(rule.why for rule in ranking if rule.dtype != 'fp32')}; `qabuild compare` measures it",
     )
 
 
@@ -113,6 +122,14 @@ def _providers() -> list[str]:
     return list(importlib.import_module("onnxruntime").get_available_providers())
 
 
+def _openvino() -> str:
+    if machine.preloaded("tcmalloc"):
+        return "does not survive the preloaded tcmalloc: unset LD_PRELOAD"
+    with _silent():
+        devices: list[str] = openvino.package().Core().available_devices
+    return ", ".join(devices)
+
+
 def _deepspeed() -> str:
     with _silent():
         builders: Any = importlib.import_module("deepspeed.ops.op_builder.all_ops").ALL_OPS
@@ -123,18 +140,15 @@ def _deepspeed() -> str:
     )
 
 
-def _cuda_runtime(options: Any) -> list[str]:
-    """What a GPU target lacks although there is a GPU and the packages are installed."""
+def _cuda_runtime(device: str) -> list[str]:
+    """What a GPU target lacks although there is a GPU: the checkpoint itself answers in torch, whatever the backend."""
+    if device != "cuda":
+        return []
     import torch
 
-    lacks = []
-    if not torch.cuda.is_available():  # the checkpoint itself answers in torch, whatever the backend
-        lacks.append("torch finds no CUDA device: install torch's CUDA build for this driver")
-    if options.name == "onnxruntime":
-        wanted = options.provider or "CUDAExecutionProvider"
-        if wanted not in _providers():
-            lacks.append(f"ONNX Runtime has no {wanted}: pip uninstall onnxruntime, then pip install 'qabuild[gpu]'")
-    return lacks
+    if torch.cuda.is_available():
+        return []
+    return ["torch finds no CUDA device: install torch's CUDA build for this driver"]
 
 
 @contextlib.contextmanager

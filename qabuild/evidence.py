@@ -119,6 +119,15 @@ class Gate:
     passed: bool
 
 
+def describe(gate: Gate) -> str:
+    """The gate in one line: what was found, and what must be."""
+    return f"{gate.name}: {_figure(gate.value)}, must be {_figure(gate.limit)}"
+
+
+def _figure(value: float | bool | None) -> str:
+    return "not measured" if value is None else str(value) if isinstance(value, bool) else f"{value:.4g}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Verification:
     """The evidence: what was found of which artifact, and whether that is enough."""

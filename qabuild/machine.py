@@ -6,9 +6,11 @@ import ctypes
 import functools
 import os
 import platform
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from importlib import metadata
+from math import ceil, inf
 from pathlib import Path
 
 from qabuild.errors import MissingEnvironment
@@ -25,17 +27,30 @@ INSTRUCTION_SETS: dict[str, str] = {
     "amx_int8": "AMX-INT8",
 }
 
+FAST: dict[str, tuple[str, ...]] = {
+    "bf16": ("AVX512-BF16", "AMX-BF16"),
+    "int8": ("AVX512-VNNI", "AVX-VNNI", "AMX-INT8"),
+}
+"""Instruction sets without any of which a dtype gains little on a CPU."""
+
 # Packages that come with an extra, and how to get them.
 INSTALL: dict[str, str] = {
     "deepspeed": "pip install 'qabuild[deepspeed]'",
+    "nncf": "pip install 'qabuild[openvino]'",
     "onnx": "pip install 'qabuild[cpu]' or 'qabuild[gpu]'",
     "onnxruntime": "pip install 'qabuild[cpu]' or 'qabuild[gpu]'",
+    "jinja2": "pip install 'qabuild[report]'",
+    "openvino": "pip install 'qabuild[openvino]'",
+    "optuna": "pip install 'qabuild[search]'",
+    "vl-convert-python": "pip install 'qabuild[report]'",
     "optimum": "pip install 'qabuild[cpu]' or 'qabuild[gpu]'",
     "optimum-onnx": "pip install 'qabuild[cpu]' or 'qabuild[gpu]'",
 }
 
 
 CPUINFO = Path("/proc/cpuinfo")
+CGROUPS = Path("/sys/fs/cgroup")
+CGROUP = Path("/proc/self/cgroup")
 
 # Distributions that offer the same package, of which one is installed.
 ALTERNATIVES: dict[str, tuple[str, ...]] = {"onnxruntime": ("onnxruntime", "onnxruntime-gpu")}
@@ -60,15 +75,51 @@ def cpu() -> str:
     return f"{name} ({', '.join(numbers)})" if numbers else name
 
 
+def vendor() -> str:
+    """Who made the processor, as the system has it: GenuineIntel, AuthenticAMD; empty where it does not say."""
+    return _processor(CPUINFO).get("vendor_id", "")
+
+
 def cores() -> int:
-    """How many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """How many processors this process may use: by its affinity, and by the quota of its control group."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, ceil(min(allowed, _quota(CGROUPS, CGROUP))))
+
+
+def _quota(root: Path, membership: Path) -> float:
+    """The least cpu.max of the process's control group and those above it, in processors (cgroups, version 2)."""
+    try:
+        own = re.search(r"^0::/(.*)$", membership.read_text(encoding="utf-8"), re.MULTILINE)
+    except OSError:
+        own = None
+    if own is None:
+        return inf
+    group = root / own[1]
+    quotas = [inf]
+    for folder in (group, *group.parents):
+        with suppress(OSError, ValueError):  # the root has no such file, and "max" is no number
+            quota, period = (folder / "cpu.max").read_text(encoding="utf-8").split()
+            quotas.append(int(quota) / int(period))
+    return min(quotas)
 
 
 def instruction_sets() -> tuple[str, ...]:
     """Those of `INSTRUCTION_SETS` that the processor has, by their usual names."""
     flags = set(_processor(CPUINFO).get("flags", "").split())
     return tuple(name for flag, name in INSTRUCTION_SETS.items() if flag in flags)
+
+
+def lacks_instructions(dtype: str) -> bool:
+    """Whether this is an x86 processor with none of the instructions that `FAST` names for the dtype."""
+    return platform.machine() in ("x86_64", "AMD64") and not set(FAST[dtype]) & set(instruction_sets())
+
+
+def preloaded(library: str) -> bool:
+    """Whether a library of that name stands before the system's own in this process (LD_PRELOAD, ld.so.preload)."""
+    named = os.environ.get("LD_PRELOAD", "")
+    with suppress(OSError):
+        named += Path("/etc/ld.so.preload").read_text(encoding="utf-8", errors="replace")
+    return library in named
 
 
 @functools.cache

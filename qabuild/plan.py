@@ -8,32 +8,48 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from qabuild import artifact as artifacts
 from qabuild import machine, reference, roundtrip
-from qabuild.backends import BACKENDS, backend
-from qabuild.errors import BadTarget, QABuildError, UntrustedInput
-from qabuild.hub import commit, is_path
-from qabuild.sample import HELDOUT, TRAIN
+from qabuild.backends import BACKENDS, backend, calibration
+from qabuild.backends.calibration import Calibrated
+from qabuild.hub import is_path
+from qabuild.looking import Look
+from qabuild.origin import Autocast, trainings
 from qabuild.store import Entry, Inputs, Store, key_of
 from qabuild.target import Target
+from qabuild.training import steps as training
+from qabuild.training.steps import Stage
 
 if TYPE_CHECKING:
     from qabuild.checkpoint import Checkpoint
 
 STEPS = ("compile", "reference", "verify")
+"""Of every target. Those of a training come before, and `teacher`, its answers, before `verify`."""
 
 UNKNOWN = "unknown until its Hub id is resolved"
+UNKNOWN_PARTS = (
+    *("checkpoint", "teacher", "logits", "search", "train.dataset"),
+    *("calibration", "verify.dataset", "compile", "reference"),
+)
+"""Inputs that may not be known yet."""
+
+BYTES = {"checkpoint": "checkpoint", "calibration": "calibration data", "verify.dataset": "data set"}
+"""Inputs that are digests, and of what."""
 
 # Modules and packages whose code decides a step's result, beside the backend's own.
 CODE: dict[str, tuple[str, ...]] = {
     "compile": ("checkpoint", "compiling", "examination", "serving", "weights"),
+    "calibration": ("data", "pipeline", "squad"),
     "reference": ("checkpoint", "data", "pipeline", "reference"),
-    "verify": ("data", "evidence", "loading", "pipeline", "reference", "roundtrip", "squad", "verification"),
+    "verify": (
+        *("data", "evidence", "loading", "pipeline", "reference", "roundtrip", "squad", "statistics"),
+        "verification",
+    ),
 }
 
 
@@ -42,9 +58,13 @@ class Facts:
     """All that a plan depends on beside the target."""
 
     checkpoint: Checkpoint | None
-    """None where it is not known yet: a Hub id that was not resolved."""
+    """None where it is not known yet: a Hub id that was not resolved, a training that was not carried out."""
+    stages: tuple[Stage, ...] = ()
+    """The trainings that lead to it."""
     data: str | None
     """Digest or commit sha of the data set; None where it is not known yet."""
+    calibration: str | None = None
+    """The same of the questions that compiling reads, where it reads any."""
     versions: Mapping[str, str]
     code: Mapping[str, str]
     """SHA-256 of each module that takes part in a step."""
@@ -77,6 +97,7 @@ class Plan:
 
     target: Target
     checkpoint: Checkpoint | None
+    stages: tuple[Stage, ...]
     missing: tuple[str, ...]
     steps: tuple[Step, ...]
 
@@ -101,27 +122,49 @@ def gather(target: Target, results: Store, name: str, *, fetch: bool, offline: b
     `qabuild.checkpoint.resolve` raises, but for a Hub id that is not in the cache when `fetch` is false.
     """
     module = backend(target.backend.name)
-    checkpoint = _checkpoint(target, fetch=fetch, offline=offline)
+    code, here = _code(), machine.describe()
+    look = Look(
+        target.origin,
+        results,
+        versions=_packages(machine.versions(training.PACKAGES), training.PACKAGES),
+        code={name: _code_of(code, rooms) for name, rooms in training.CODE.items()},
+        conditions={name: training.conditions(here, name) for name in get_args(Autocast)},
+        fetch=fetch,
+        offline=offline,
+    )
+    checkpoint = look.checkpoint(target.origin)
     if checkpoint is not None:
         module.check(checkpoint.config, target.backend, target.runtime)
     return Facts(
         checkpoint=checkpoint,
-        data=_data(target, fetch=fetch, offline=offline),
+        stages=tuple(map(look.stage, trainings(target.origin))),
+        data=look.data(target.verify, "verify.dataset"),
+        calibration=look.data(target.backend.source, "backend.calibration") if _calibrates(target) else None,
         versions=machine.versions({*roundtrip.PACKAGES, *module.PACKAGES}),
-        code=_code(),
-        machine=machine.describe(),
-        missing=tuple(machine.missing(module.PACKAGES, target.runtime.device)),
+        code=code,
+        machine=here,
+        missing=tuple(machine.missing(needed(target), target.runtime.device)),
         kept=results.keys(),
         previous=results.recall(name),
     )
 
 
+def needed(target: Target) -> tuple[str, ...]:
+    """Distributions that building `target` takes beside qabuild's own."""
+    searched = any(trained.distill and trained.distill.search for trained in trainings(target.origin))
+    return (*backend(target.backend.name).PACKAGES, *(training.SEARCH_PACKAGES if searched else ()))
+
+
 def make(target: Target, facts: Facts) -> Plan:
     """The steps of `target`. Pure."""
     steps = [_checkpoint_step(facts)]
-    for name, inputs in zip(STEPS, _inputs(target, facts), strict=True):
+    for stage in facts.stages:
+        steps.extend(_stage_steps(stage, facts, steps))
+    for name, inputs in _inputs(target, facts).items():
         steps.append(_step(name, inputs, facts, steps))
-    return Plan(target=target, checkpoint=facts.checkpoint, missing=facts.missing, steps=tuple(steps))
+    return Plan(
+        target=target, checkpoint=facts.checkpoint, stages=facts.stages, missing=facts.missing, steps=tuple(steps)
+    )
 
 
 def history_name(target: Target, output: Path) -> str:
@@ -132,42 +175,8 @@ def history_name(target: Target, output: Path) -> str:
 # --- facts ----------------------------------------------------------------------------------------------------------
 
 
-def _checkpoint(target: Target, *, fetch: bool, offline: bool) -> Checkpoint | None:
-    from qabuild.checkpoint import resolve
-
-    model, revision, digest = target.checkpoint.model, target.checkpoint.revision, target.checkpoint.digest
-    if fetch or is_path(model) or model == "sample":
-        return resolve(model, revision, digest=digest, offline=offline)
-    try:
-        return resolve(model, revision, digest=digest, offline=True)
-    except QABuildError as error:
-        _require_unknown(error)
-        return None
-
-
-def _data(target: Target, *, fetch: bool, offline: bool) -> str | None:
-    """What identifies the data set, without reading it: the digest of a file, the commit of a Hub repository."""
-    source, split = target.verify.dataset, target.verify.split
-    if source == "sample":
-        return artifacts.sha256(TRAIN if split == "train" else HELDOUT)
-    if is_path(source):
-        try:
-            return artifacts.sha256(Path(source))
-        except OSError as error:
-            raise BadTarget(f"{source}: {error.strerror}", "let verify.dataset name a SQuAD-layout file") from None
-    try:
-        return commit(source, target.verify.revision, "dataset", offline=offline or not fetch)
-    except QABuildError as error:
-        if fetch:
-            raise
-        _require_unknown(error)
-        return None
-
-
-def _require_unknown(error: QABuildError) -> None:
-    """Pass only what a network would mend; an id that is none, or a damaged checkpoint, is wrong now."""
-    if isinstance(error, (BadTarget, UntrustedInput)):
-        raise error
+def _calibrates(target: Target) -> bool:
+    return isinstance(target.backend, Calibrated) and target.backend.calibrates(target.runtime)
 
 
 def _code() -> dict[str, str]:
@@ -179,35 +188,52 @@ def _code() -> dict[str, str]:
 # --- keys -----------------------------------------------------------------------------------------------------------
 
 
-def _inputs(target: Target, facts: Facts) -> tuple[Inputs, Inputs, Inputs]:
-    """What decides compiling, the reference and the verification, as flat names and values."""
-    checkpoint = facts.checkpoint.digest if facts.checkpoint else None
+def _inputs(target: Target, facts: Facts) -> dict[str, Inputs]:
+    """What decides each step after the checkpoint's own, as flat names and values."""
+    checkpoint = _identity(facts)
     backend_packages = backend(target.backend.name).PACKAGES
     compiling = {
         "checkpoint": checkpoint,
-        **_flat("backend", target.backend.model_dump(mode="json")),
+        **_flat("backend", calibration.sealed(target.backend)),
+        **({"calibration": facts.calibration} if _calibrates(target) else {}),
         **_flat("runtime", target.runtime.model_dump(mode="json")),
-        **_packages(facts, {*reference.PACKAGES, *backend_packages}),
+        **_packages(facts.versions, {*reference.PACKAGES, *backend_packages}),
         **_kernels(target, facts),
-        "code": _code_of(facts, CODE["compile"], target.backend.name),
+        "code": _code_of(
+            facts.code, CODE["compile"] + (CODE["calibration"] if _calibrates(target) else ()), target.backend.name
+        ),
     }
     asking = {
         "checkpoint": checkpoint,
         **_flat("verify", _questions(target, facts)),
         "reference.device": _reference_device(target, facts),
-        **_packages(facts, reference.PACKAGES),
-        "code": _code_of(facts, CODE["reference"]),
+        **_packages(facts.versions, reference.PACKAGES),
+        "code": _code_of(facts.code, CODE["reference"]),
     }
     verifying = {
-        "compile": key_of(compiling) if checkpoint else None,
+        "compile": None if None in (checkpoint, compiling.get("calibration", "")) else key_of(compiling),
         "reference": key_of(asking) if checkpoint and facts.data else None,
         "verify.stock": target.verify.stock,
         "verify.batch_size": target.verify.batch_size,
         **_flat("machine", {k: v for k, v in facts.machine.items() if k in ("cpu", "cores", "gpus", "driver")}),
-        **_packages(facts, facts.versions),
-        "code": _code_of(facts, CODE["verify"], target.backend.name),
+        **_packages(facts.versions, facts.versions),
+        "code": _code_of(facts.code, CODE["verify"], target.backend.name),
     }
-    return compiling, asking, verifying
+    teaching = {"teacher": {**asking, "checkpoint": _teacher(facts)}} if target.distill else {}
+    return {"compile": compiling, "reference": asking, **teaching, "verify": verifying}
+
+
+def _identity(facts: Facts) -> str | None:
+    """The checkpoint's digest, or the key of the training that will make it."""
+    if facts.checkpoint is not None:
+        return facts.checkpoint.digest
+    return facts.stages[-1].key if facts.stages else None
+
+
+def _teacher(facts: Facts) -> str | None:
+    """The digest of the teacher's checkpoint, which answers the questions as a reference too."""
+    teacher = facts.stages[-1].teacher
+    return teacher.digest if teacher else None
 
 
 def _questions(target: Target, facts: Facts) -> dict[str, Any]:
@@ -236,19 +262,19 @@ def _kernels(target: Target, facts: Facts) -> dict[str, Any]:
     return {}
 
 
-def _packages(facts: Facts, packages: Iterable[str]) -> dict[str, str]:
+def _packages(versions: Mapping[str, str], packages: Iterable[str]) -> dict[str, str]:
     names = {name for package in packages for name in machine.distributions(package)}
-    return {f"package {name}": facts.versions[name] for name in sorted(names) if name in facts.versions}
+    return {f"package {name}": versions[name] for name in sorted(names) if name in versions}
 
 
-def _code_of(facts: Facts, rooms: tuple[str, ...], own_backend: str | None = None) -> str:
+def _code_of(code: Mapping[str, str], rooms: tuple[str, ...], own_backend: str | None = None) -> str:
     """One digest over the modules of `rooms`, and over those of the backend: what no other backend owns."""
     others = {f"backends/{name}" for name in BACKENDS if name != own_backend}
     wanted = (*rooms, "backends") if own_backend else rooms
     return key_of(
         {
             module: digest
-            for module, digest in facts.code.items()
+            for module, digest in code.items()
             if module not in others and any(module == room or module.startswith(f"{room}/") for room in wanted)
         }
     )
@@ -266,18 +292,27 @@ def _flat(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _checkpoint_step(facts: Facts) -> Step:
     """What all others follow. Its key is the digest of its bytes, and nothing of it is kept in the store."""
-    if facts.checkpoint is None:
+    found = facts.stages[0].start if facts.stages else facts.checkpoint
+    if found is None:
         key, reason = None, UNKNOWN
     else:
-        key, previous = facts.checkpoint.digest, facts.previous.get("compile")
+        key, previous = found.digest, facts.previous.get("train" if facts.stages else "compile")
         changed = previous is not None and previous.inputs.get("checkpoint") != key
         reason = "its bytes changed" if changed else "its bytes are here"
     return Step(name="checkpoint", key=key, kept=key is not None, reason=reason, inputs={}, seconds=None)
 
 
+def _stage_steps(stage: Stage, facts: Facts, before: list[Step]) -> Iterator[Step]:
+    """The steps of one training; those that only lead to it are not needed where its result is kept."""
+    for name, inputs in stage.inputs.items():
+        step = _step(f"{stage.label}{name}", inputs, facts, before)
+        needless = stage.result is not None and name != "train"
+        yield replace(step, kept=True, reason="not needed") if needless else step
+
+
 def _step(name: str, inputs: Inputs, facts: Facts, before: list[Step]) -> Step:
     previous = facts.previous.get(name)
-    unknown = any(inputs.get(part, "") is None for part in ("checkpoint", "verify.dataset", "compile", "reference"))
+    unknown = any(inputs.get(part, "") is None for part in UNKNOWN_PARTS)
     key = None if unknown else key_of(inputs)
     kept = key in facts.kept
     return Step(
@@ -295,22 +330,23 @@ def _reason(inputs: Inputs, previous: Entry | None, unknown: bool, kept: bool, b
         return UNKNOWN
     if previous is None:
         return "another build made it" if kept else "not built before"
-    if changes := describe_changes(previous.inputs, inputs, {step.name for step in before[1:]}):
+    trained = any(step.name.endswith("train") for step in before)
+    if changes := describe_changes(previous.inputs, inputs, {step.name for step in before[1:]}, trained):
         return "; ".join(changes) + (", and that was built before" if kept else "")
     return "nothing changed" if kept else "its result is no longer in the store"
 
 
-def describe_changes(old: Inputs, new: Inputs, steps: set[str]) -> list[str]:
-    """What differs between two sets of inputs, in words."""
+def describe_changes(old: Inputs, new: Inputs, steps: set[str], trained: bool = False) -> list[str]:
+    """What differs between two sets of inputs, in words; `trained` says that the checkpoint is made by a step."""
     changes = []
     for name in dict.fromkeys([*new, *old]):
         was, now = old.get(name), new.get(name)
         if was == now:
             continue
-        if name in steps:
-            changes.append(f"follows {name}")
-        elif name in ("checkpoint", "verify.dataset"):
-            changes.append(f"the bytes of the {'checkpoint' if name == 'checkpoint' else 'data set'} changed")
+        if name in steps or (trained and name == "checkpoint"):
+            changes.append(f"follows {name if name in steps else 'train'}")
+        elif name in BYTES:
+            changes.append(f"the bytes of the {BYTES[name]} changed")
         elif name == "code":
             changes.append("qabuild's own code for this step changed")
         elif name.startswith("package "):

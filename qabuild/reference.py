@@ -65,9 +65,10 @@ def asking(model: Any, tokenizer: Any, *, squad_v2: bool) -> Ask:
     pipeline = QuestionAnsweringPipeline(model, tokenizer, handle_impossible_answer=squad_v2)
 
     def ask(questions: Sequence[Question]) -> Answered:
-        examples = [{"question": question.question, "context": question.context} for question in questions]
+        # A stream, since the answer to a list of one question is no list.
+        examples = ({"question": question.question, "context": question.context} for question in questions)
         started = time.perf_counter()
-        results = pipeline(examples)
+        results = list(pipeline(examples))
         seconds = time.perf_counter() - started
         # Where no span is left, as with logits that are not numbers, the result is an empty list.
         answers = {q.id: result["answer"] if result else "" for q, result in zip(questions, results, strict=True)}

@@ -17,7 +17,7 @@ from qabuild.backends import Frozen, Runtime, backend
 HANDLER = "handler.py"
 REQUIREMENTS = "requirements.txt"
 
-COMPILING_ONLY = frozenset({"onnx"})
+COMPILING_ONLY = frozenset({"nncf", "onnx"})
 """Packages of the backends that loading does not need."""
 
 TEMPLATE = Template(

@@ -3,6 +3,7 @@
     <store>/v1/results/<key>/entry.json     what the step was, what decided it, the files with size and SHA-256
     <store>/v1/results/<key>/files/         what it made
     <store>/v1/staging/<key>/               what is being made; what a killed build left is removed by the next
+    <store>/v1/work/<key>/                  what a long step goes on from after an interruption; gone when it is done
     <store>/v1/locks/                       one per key and per artifact
     <store>/v1/history/                     which keys a target was last built from, to tell what changed
 
@@ -79,12 +80,13 @@ class Store:
         """Where the result with that key is, or would be."""
         return self._base / "results" / key
 
-    def staged(self) -> list[Path]:
+    def work(self, key: str) -> Path:
+        """A folder for the step with that key, to go on from after an interruption. It goes when the result is here."""
+        return self._base / "work" / key
+
+    def unfinished(self) -> list[Path]:
         """Folders of results that are being made, or that killed builds left behind."""
-        try:
-            return sorted((self._base / "staging").iterdir())
-        except OSError:
-            return []
+        return [path for name in ("staging", "work") for path in sorted((self._base / name).glob("*"))]
 
     def find(self, key: str) -> Entry | None:
         """The result with that key, its entry read and no file hashed; None where there is none that can be read."""
@@ -138,6 +140,7 @@ class Store:
                 (stage / ENTRY).write_text(_document(entry), encoding="utf-8")
                 entry.directory.parent.parent.mkdir(parents=True, exist_ok=True)
                 os.rename(stage, entry.directory.parent)
+            shutil.rmtree(self.work(key), ignore_errors=True)
         return entry
 
     def drop(self, key: str) -> None:

@@ -9,16 +9,17 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args
 
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, PrivateAttr, ValidationError, ValidationInfo, field_validator, model_validator
 
 from qabuild.backends import BACKENDS, Dtype, Frozen, Runtime, backend
 from qabuild.errors import BadTarget
+from qabuild.origin import CheckpointSource, Distill, Origin, Train, Trained
 
 if TYPE_CHECKING:
     BackendOptions = Any  # the Options of the backend that `name` chooses
@@ -33,32 +34,16 @@ KeyPath = tuple[str, ...]
 
 # Keys that may name a path. A relative one is relative to the file that states it, so it is made absolute before
 # `extends` merges files of different folders.
-SOURCES: tuple[KeyPath, ...] = (("checkpoint", "model"), ("checkpoint", "target"), ("verify", "dataset"))
-
-
-class CheckpointSource(Frozen):
-    """Where the weights come from. Of a target that was read, `model` is always known."""
-
-    model: str = Field(
-        "",
-        description="a Hub id (owner/name), a path that begins with ./, ../, / or ~, or 'sample', the embedded one; "
-        "this or `target` is required",
-    )
-    revision: str | None = Field(
-        None, description="branch, tag or commit of a Hub id; its commit sha is recorded either way"
-    )
-    digest: str | None = Field(
-        None, pattern="^[0-9a-f]{64}$", description="what the checkpoint's digest must be, as its manifest states it"
-    )
-    target: str | None = Field(
-        None, min_length=1, description="name or path of another target, whose checkpoint this one builds on"
-    )
-
-    @model_validator(mode="after")
-    def _has_one_source(self) -> Self:
-        if bool(self.model) == bool(self.target):
-            raise ValueError("name one of `model` and `target`")
-        return self
+SOURCES: tuple[KeyPath, ...] = (
+    ("checkpoint", "model"),
+    ("checkpoint", "target"),
+    ("train", "dataset"),
+    ("train", "deepspeed"),
+    ("distill", "teacher", "model"),
+    ("distill", "teacher", "target"),
+    ("backend", "calibration"),
+    ("verify", "dataset"),
+)
 
 
 class Gates(Frozen):
@@ -77,6 +62,9 @@ class Gates(Frozen):
     )
     min_speedup: float | None = Field(
         None, gt=0, description="least samples/s of the artifact over that of the checkpoint, in the same run"
+    )
+    min_teacher_f1_retention: float | None = Field(
+        None, ge=0, le=1, description="least F1 of the distilled checkpoint over F1 of its teacher, 0 to 1"
     )
 
     def by_dtype(self, dtype: Dtype) -> Gates:
@@ -136,17 +124,72 @@ class Target(Frozen):
 
     name: str
     description: str = Field("", description="one line for tables")
-    checkpoint: CheckpointSource
+    checkpoint: CheckpointSource = Field(description="where the weights come from")
+    train: Train | None = Field(None, description="fine-tune the checkpoint first")
+    distill: Distill | None = Field(None, description="let a teacher take part in the training")
     backend: BackendOptions
     runtime: Runtime = Field(Runtime(), description="device and dtype")
     verify: Verify = Field(Verify(), description="the round trip that proves the artifact")
     publish: Publish = Field(Publish(), description="where to publish")
+    _origin: Origin | None = PrivateAttr(None)
+
+    @property
+    def origin(self) -> Origin:
+        """How the checkpoint that is compiled comes about, other targets included."""
+        return self._origin or self._own_origin({})
+
+    def built_on(self, bases: Mapping[str, Target]) -> Target:
+        """This target, once those that it names as `target` are known, by their paths."""
+        own = self.train or self.distill
+        base = bases.get(self.checkpoint.target or "")
+        # What is built on a target is its checkpoint, not its artifact: without a training of its own, its tables.
+        tables = {} if own or not base else {"train": base.train, "distill": base.distill}
+        built = self.model_copy(update={"checkpoint": base.checkpoint if base else self.checkpoint, **tables})
+        origin = self._own_origin(bases)
+        built._origin = origin if isinstance(origin, Trained) else None
+        return built
+
+    def _own_origin(self, bases: Mapping[str, Target]) -> Origin:
+        def of(source: CheckpointSource) -> Origin:
+            return bases[source.target].origin if source.target else source
+
+        if not (self.train or self.distill):
+            return of(self.checkpoint)
+        return Trained(
+            name=self.name,
+            start=of(self.checkpoint),
+            train=self.train or Train(),
+            distill=self.distill,
+            teacher=of(self.distill.teacher) if self.distill else None,
+        )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _starts_from_its_teacher(cls, tables: Any) -> Any:
+        """A student that is named nowhere is made of its teacher's layers."""
+        if isinstance(tables, dict) and "checkpoint" not in tables:
+            distill, train = tables.get("distill"), tables.get("train")
+            teacher = distill.get("teacher") if isinstance(distill, dict) else None
+            if isinstance(teacher, dict) and isinstance(train, dict) and "layers" in train:
+                return {**tables, "checkpoint": teacher}
+        return tables
+
+    @field_validator("distill")
+    @classmethod
+    def _trials_can_be_scored(cls, distill: Distill | None, info: ValidationInfo) -> Distill | None:
+        train = info.data.get("train")
+        if distill and distill.search and not (train and train.held_out):
+            raise ValueError("a search scores its trials on held-out questions: set train.held_out")
+        return distill
 
     @field_validator("name")
     @classmethod
     def _is_a_folder_name(cls, name: str) -> str:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or name.endswith(".failed"):
-            raise ValueError("the file's name becomes a folder's: letters, digits, '.', '_' and '-', not '.failed'")
+            raise ValueError(
+                f"{name!r} would be the artifact's folder, whose name is made of a to z, A to Z, 0 to 9, '.', '_' and "
+                "'-' and does not end in '.failed': rename the file"
+            )
         return name
 
 
@@ -171,11 +214,9 @@ def _load(path: Path, overrides: Sequence[str], built_on_by: tuple[Path, ...]) -
     except ValidationError as error:
         raise BadTarget(_explain(error, files, overrides)) from None
     backend(target.backend.name).check({}, target.backend, target.runtime)
-    if target.checkpoint.target is None:
-        return target
-    base = _load(Path(target.checkpoint.target), (), (*built_on_by, path))
-    # What is built on a target is its checkpoint, not its artifact.
-    return target.model_copy(update={"checkpoint": base.checkpoint})
+    teacher = target.distill.teacher.target if target.distill else None
+    named = filter(None, (target.checkpoint.target, teacher))
+    return target.built_on({base: _load(Path(base), (), (*built_on_by, path)) for base in named})
 
 
 def json_schema() -> dict[str, Any]:
@@ -246,7 +287,7 @@ def _because(built_on_by: tuple[Path, ...]) -> str:
 def _read(path: Path, why: str) -> _File:
     because = f" ({why})" if why else ""
     try:
-        text = path.read_bytes().decode("utf-8")
+        text = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
         raise BadTarget(f"{path}: no such target{because}", _offer_neighbours(path)) from None
     except IsADirectoryError:
@@ -260,9 +301,9 @@ def _read(path: Path, why: str) -> _File:
     try:
         content = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise BadTarget(
-            f"{path}: not TOML: {error}{because}", "strings stand in quotes, tables in [brackets]"
-        ) from None
+        twice = "overwrite" in str(error) or "twice" in str(error)
+        hint = "a key or a table stands there twice" if twice else "strings stand in quotes, tables in [brackets]"
+        raise BadTarget(f"{path}: not TOML: {error}{because}", hint) from None
     return _File(path, text, _with_absolute_sources(content, path.parent))
 
 
@@ -273,8 +314,10 @@ def _offer_neighbours(path: Path) -> str:
 
 
 def _with_absolute_sources(content: Toml, folder: Path) -> Toml:
-    for section, key in SOURCES:
-        table = content.get(section)
+    for *tables, key in SOURCES:
+        table: Any = content
+        for name in tables:
+            table = table.get(name) if isinstance(table, dict) else None
         if isinstance(table, dict) and isinstance(source := table.get(key), str):
             table[key] = _target_path(source, folder) if key == "target" else absolute_source(source, folder)
     return content
@@ -300,7 +343,7 @@ def _merge(base: Toml, over: Toml) -> Toml:
     What belongs to one value is not inherited by another: a backend's options, the revision and sums of a Hub id.
     """
     merged = dict(base)
-    if any(over.get(key, base.get(key)) != base.get(key) for _, key in SOURCES):
+    if any(over.get(key, base.get(key)) != base.get(key) for key in ("model", "target", "dataset")):
         for key in ("revision", "digest", "fingerprint", "model", "target"):
             merged.pop(key, None)
     for key, value in over.items():
@@ -322,6 +365,8 @@ def _parse_override(override: str) -> Toml:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text  # a bare word is a string, so that no quotes within quotes are needed
+    if path == ["extends"]:
+        raise BadTarget(f"--set {override}: another target to start from is not set for one run", "write a file for it")
     nested: Toml = {path[-1]: value}
     for part in reversed(path[:-1]):
         nested = {part: nested}
@@ -335,25 +380,38 @@ def _explain(error: ValidationError, files: list[_File], overrides: Sequence[str
     """All mistakes, one a line, each with its place, its key path, what was given and what would be accepted."""
     messages: dict[KeyPath, str] = {}
     for mistake in error.errors():
-        path = _key_path(mistake["loc"])
-        messages.setdefault(path, f"{_place(path, files, overrides)}: {'.'.join(path)}: {_wrong(mistake, path)}")
+        path = _key_path(mistake)
+        place = _place(path, files, overrides, mistake["type"] == "value_error")
+        messages.setdefault(path, f"{place}: {'.'.join(path)}: {_wrong(mistake, path)}")
     count = "one mistake" if len(messages) == 1 else f"{len(messages)} mistakes"
     return f"{files[0].path}: {count}\n" + "\n".join(f"  {message}" for message in messages.values())
 
 
-def _key_path(location: Iterable[int | str]) -> KeyPath:
-    """Where the mistake stands in the file: pydantic's location without the name of the union's member."""
-    path = tuple(str(part) for part in location)
-    return (
-        ("backend", *path[2:])
-        if path[:1] == ("backend",) and len(path) > 2
-        else path[: 1 if path[0] == "backend" else None]
-    )
+def _key_path(mistake: Any) -> KeyPath:
+    """Where the mistake stands in the file: pydantic's location without the names of a union's members."""
+    if mistake["type"].startswith("union_tag"):
+        return ("backend", "name")
+    parts = [str(part) for part in mistake["loc"]]
+    if parts[0] == "backend":
+        del parts[1:2]
+    path: KeyPath = ()
+    for part in parts:
+        known = _fields(path)
+        if not known:  # below a key there are no more keys
+            return path
+        path = (*path, part)
+        if part not in known:
+            return path
+    return path
 
 
-def _place(path: KeyPath, files: list[_File], overrides: Sequence[str]) -> str:
-    if any(override.split("=")[0].strip() == ".".join(path) for override in overrides):
-        return "--set"
+def _place(path: KeyPath, files: list[_File], overrides: Sequence[str], of_a_table: bool) -> str:
+    """File and line, or "--set"; what is wrong with a table as a whole is so by the override of any of its keys."""
+    key = ".".join(path)
+    for override in overrides:
+        name = override.split("=")[0].strip()
+        if name == key or (of_a_table and name.startswith(f"{key}.")):
+            return "--set"
     for length in range(len(path), 0, -1):  # a missing key is placed at its table
         for file in files:
             if line := file.lines.get(path[:length]):
@@ -364,22 +422,29 @@ def _place(path: KeyPath, files: list[_File], overrides: Sequence[str]) -> str:
 def _wrong(mistake: Any, path: KeyPath) -> str:
     kind, given = mistake["type"], mistake["input"]
     if kind == "extra_forbidden":
-        return f"unknown key{_offer(path)}"
+        return f"unknown key{_offer(path, mistake['loc'])}"
     if kind == "missing":
-        return f"is missing; accepted: {_accepted(path)}"
+        wanted = f"a table with a name: {', '.join(BACKENDS)}" if path == ("backend",) else _accepted(path)
+        return f"is missing; accepted: {wanted}"
     if kind == "value_error":
         return str(mistake["ctx"]["error"])
     if kind.startswith("union_tag"):
         name = given.get("name") if isinstance(given, dict) else given
         near = difflib.get_close_matches(str(name), BACKENDS, n=1)
         perhaps = f"; perhaps you meant {near[0]!r}" if near else ""
-        return f"backend.name is {name!r}; accepted: {', '.join(BACKENDS)}{perhaps}"
+        return f"{f'given {name!r}' if name else 'is missing'}; accepted: {', '.join(BACKENDS)}{perhaps}"
     return f"given {given!r}; accepted: {_accepted(path) or mistake['msg']} ({mistake['msg']})"
 
 
-def _offer(path: KeyPath) -> str:
+def _offer(path: KeyPath, location: Sequence[int | str]) -> str:
     """Which key was probably meant: the nearest name in the same table, or the same name in another."""
     siblings = _fields(path[:-1])
+    if path[0] == "backend":
+        siblings = backend(str(location[1])).Options.model_fields
+        if owners := [name for name in BACKENDS if path[-1] in backend(name).Options.model_fields]:
+            return f" of backend {location[1]}; it belongs to {', '.join(owners)}"
+    elif len(path) == 1:
+        siblings = {"extends": None, **siblings}
     if near := difflib.get_close_matches(path[-1], siblings, n=1):
         return f"; perhaps you meant {near[0]!r}"
     for other in _all_keys():
@@ -400,8 +465,8 @@ def _fields(table: KeyPath) -> dict[str, Any]:
     model: type[BaseModel] = Target
     for part in table:
         field = model.model_fields.get(part)
-        inner = field.annotation if field else None
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+        inner = table_of(field.annotation) if field else None
+        if inner is None:
             return {}
         model = inner
     return {key: field for key, field in model.model_fields.items() if (model, key) != (Target, "name")}
@@ -410,6 +475,11 @@ def _fields(table: KeyPath) -> dict[str, Any]:
 def _all_keys(table: KeyPath = ()) -> Iterator[KeyPath]:
     for key, field in _fields(table).items():
         yield (*table, key)
-        annotation = field.annotation
-        if (*table, key) == ("backend",) or (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+        if (*table, key) == ("backend",) or table_of(field.annotation):
             yield from _all_keys((*table, key))
+
+
+def table_of(annotation: Any) -> type[BaseModel] | None:
+    """The model behind a field that is a table, or a table that may be absent; None for any other field."""
+    members = (annotation, *get_args(annotation))
+    return next((each for each in members if isinstance(each, type) and issubclass(each, BaseModel)), None)

@@ -6,6 +6,7 @@ a Verification, the evidence that lies beside the manifest.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -21,9 +22,10 @@ from qabuild.backends import backend
 from qabuild.console import SILENT, Reporter
 from qabuild.data import Question, QuestionSet
 from qabuild.errors import BadTarget, UntrustedInput
-from qabuild.evidence import Flip, Gate, Measurement, Speed, Stock, Verification
+from qabuild.evidence import Flip, Gate, Measurement, Speed, Stock, Verification, describe
 from qabuild.loading import load_model
 from qabuild.reference import Answered, Ask
+from qabuild.statistics import mean_interval, ratio_interval
 from qabuild.target import Gates
 
 ARTIFACT, CHECKPOINT, STOCK = "artifact", "checkpoint", "stock"
@@ -31,7 +33,6 @@ ARTIFACT, CHECKPOINT, STOCK = "artifact", "checkpoint", "stock"
 SPEED_QUESTIONS = 512  # how many of the questions artifact and checkpoint answer by turns
 WARM_UP = 8  # questions that each answers before the first round
 TIE = 1e-4  # two answers whose scores are this close may change places with the order of sums
-RESAMPLES = 2000  # of the bootstrap: the interval's ends then move by less than a tenth of its width
 
 
 def verify(
@@ -60,7 +61,12 @@ def verify(
     questions = find_questions(artifact, dataset, offline=offline)
     baseline = _load_baseline(artifact, checkpoint, offline) if checkpoint else None
     found = judge(artifact, measure(artifact, questions, baseline, reporter), gates)
-    write(found, artifact.directory)
+    try:
+        write(found, artifact.directory)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        reporter.say(f"{path}: not writable, so the evidence of this verification is not kept beside the manifest")
     return found
 
 
@@ -94,7 +100,7 @@ def measure(
     `questions` are not those of the sealed reference.
     """
     sealed = reference.read(artifact.directory / reference.FOLDER)
-    _require_same_questions(questions, sealed)
+    require_same_questions(questions, sealed)
     manifest = artifact.manifest
     model, tokenizer = load_model(artifact)
     squad_v2 = questions.has_unanswerable
@@ -134,6 +140,7 @@ def judge(artifact: Artifact, measurement: Measurement, gates: Gates, key: str |
             measurement.stock.agreement if measurement.stock else None,
         ),
         _at_least("min_speedup", limits.min_speedup, measurement.speed.speedup if measurement.speed else None),
+        _at_least("min_teacher_f1_retention", limits.min_teacher_f1_retention, _kept_of_teacher(artifact, measurement)),
     ]
     judged = [Gate(name=n, limit=lim, value=v, passed=ok) for n, lim, v, ok in found if lim is not None]
     return Verification(
@@ -157,11 +164,19 @@ def _stock_limit(artifact: Artifact, measurement: Measurement, limits: Gates) ->
     return 1.0 if artifact.manifest.runtime["dtype"] == "fp32" else limits.min_agreement
 
 
+def _kept_of_teacher(artifact: Artifact, measurement: Measurement) -> float | None:
+    """F1 of the distilled checkpoint over that of its teacher, on the same questions."""
+    teacher = (artifact.manifest.training or {}).get("teacher")
+    return measurement.checkpoint_f1 / teacher["f1"] if teacher and teacher["f1"] else None
+
+
 def explain_failure(verification: Verification, directory: Path) -> tuple[str, str]:
     """Message and hint for an artifact that did not pass: which gates, and which questions to look at."""
     lines = [f"{directory}: verification failed"]
     for gate in verification.failed_gates:
-        lines.append(f"  {gate.name}: {_figure(gate.value)}, must be {_figure(gate.limit)}")
+        lines.append(f"  {describe(gate)}")
+    if not verification.measurement.checkpoint_f1:
+        lines.append("  the checkpoint itself answers none of the questions right: a share of nothing proves nothing")
     lost = [flip for flip in verification.measurement.flips if flip.f1_difference < 0]
     for flip in lost[:3]:
         lines.append(
@@ -170,10 +185,6 @@ def explain_failure(verification: Verification, directory: Path) -> tuple[str, s
     flipped = len(verification.measurement.flips)
     hint = f"{flipped} answers changed, {len(lost)} for the worse: see `flips` in {directory / artifacts.EVIDENCE}"
     return "\n".join(lines), hint
-
-
-def _figure(value: float | bool | None) -> str:
-    return "not measured" if value is None else str(value) if isinstance(value, bool) else f"{value:.4g}"
 
 
 def write(verification: Verification, directory: Path) -> None:
@@ -201,7 +212,8 @@ def _load_baseline(artifact: Artifact, source: str, offline: bool) -> Any:
     return load_checkpoint(found).to(artifact.manifest.runtime["device"])
 
 
-def _require_same_questions(questions: QuestionSet, sealed: reference.Reference) -> None:
+def require_same_questions(questions: QuestionSet, sealed: reference.Reference) -> None:
+    """Raise UntrustedInput unless these are the questions that the sealed reference answers."""
     if questions.fingerprint != sealed.data["fingerprint"]:
         raise UntrustedInput(
             f"{questions.name}: these are not the questions that the artifact was built with "
@@ -246,19 +258,15 @@ def _answers_of(name: str, rounds: Sequence[Round]) -> dict[str, str]:
 
 
 def _speed(rounds: Sequence[Round]) -> Speed | None:
-    import numpy as np
-
     if not rounds:
         return None
     count = sum(len(each[ARTIFACT].answers) for each in rounds)
-    own, other = (np.array([each[name].seconds for each in rounds]) for name in (ARTIFACT, CHECKPOINT))
-    drawn = np.random.default_rng(0).integers(0, len(rounds), (RESAMPLES, len(rounds)))
-    low, high = np.percentile(other[drawn].sum(1) / own[drawn].sum(1), (2.5, 97.5))
+    own, other = ([each[name].seconds for each in rounds] for name in (ARTIFACT, CHECKPOINT))
     return Speed(
-        artifact=float(count / own.sum()),
-        checkpoint=float(count / other.sum()),
-        speedup=float(other.sum() / own.sum()),
-        speedup_interval=(float(low), float(high)),
+        artifact=count / sum(own),
+        checkpoint=count / sum(other),
+        speedup=sum(other) / sum(own),
+        speedup_interval=ratio_interval(other, own),
         questions=count,
         rounds=len(rounds),
     )
@@ -326,21 +334,10 @@ def _compare_answers(
         "exact_match": own.exact_match,
         "f1": own.f1,
         "f1_difference": own.f1 - base.f1,
-        "f1_difference_interval": paired_bootstrap(differences),
+        "f1_difference_interval": mean_interval(differences),
         "agreement": 1 - len(flips) / len(questions),
         "flips": sorted(flips, key=lambda flip: flip.f1_difference),
     }
-
-
-def paired_bootstrap(differences: Sequence[float]) -> tuple[float, float]:
-    """95 % percentile interval of the mean of paired differences (Efron 1979); the questions are drawn again."""
-    import numpy as np
-
-    values = np.asarray(differences)
-    generator = np.random.default_rng(0)
-    means = [values[generator.integers(0, len(values), len(values))].mean() for _ in range(RESAMPLES)]
-    low, high = np.percentile(means, (2.5, 97.5))
-    return float(low), float(high)
 
 
 def _compare_logits(

@@ -58,7 +58,7 @@ def examine_weights(directory: Path, other_files: Sequence[str] = ()) -> Weights
 
 def refuse_headless(weights: Weights, config: Mapping[str, Any], directory: Path) -> None:
     """Raise UntrustedInput if no tensor can belong to the architecture's question-answering head."""
-    head = _HEADS.get(config["model_type"], _HEAD)
+    head = head_of(config)
     if not any(name.startswith(head) or f".{head}" in name for name in weights.shapes):
         architectures = config.get("architectures")
         made_as = ", ".join(map(repr, architectures)) if isinstance(architectures, list) else ""
@@ -67,6 +67,11 @@ def refuse_headless(weights: Weights, config: Mapping[str, Any], directory: Path
             f"{made_as or 'a model without a head'})",
             "a fresh head would answer at random: name a checkpoint fine-tuned on SQuAD or the like",
         )
+
+
+def head_of(config: Mapping[str, Any]) -> str:
+    """How the names of the weights of the architecture's question-answering head begin."""
+    return _HEADS.get(config["model_type"], _HEAD)
 
 
 def _no_safetensors(directory: Path, other_files: Sequence[str]) -> UntrustedInput:

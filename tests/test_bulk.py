@@ -138,8 +138,15 @@ def test_several_answers_a_question(tmp_path: Path) -> None:
     first, second = read_jsonl(tmp_path / "a.jsonl")
     assert [answer["answer"] for answer in first["answers"]] == ["été0", "東京"]
     assert second == {"id": "one", "answers": [{"answer": "word", "score": 1.0, "start": 0, "end": 1}]}
-    answer_file(FirstWord(), questions, tmp_path / "a.json", parameters={"top_k": 2})
-    assert json.loads((tmp_path / "a.json").read_text()) == {"q0": "été0", "one": "word"}
+    with pytest.raises(BadTarget, match="hold one answer"):
+        answer_file(FirstWord(), questions, tmp_path / "a.json", parameters={"top_k": 2})
+
+
+@pytest.mark.parametrize(("place", "problem"), [("nowhere/a.jsonl", "there is no folder"), (".", "is a folder")])
+def test_a_place_that_takes_no_answers_is_refused_before_any_is_given(tmp_path: Path, place: str, problem: str) -> None:
+    questions = write_jsonl(tmp_path / "q.jsonl", rows(1))
+    with pytest.raises(BadTarget, match=problem):
+        answer_file(None, questions, tmp_path / place)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 1 << 16])
@@ -197,8 +204,8 @@ BAD: list[tuple[Any, str]] = [
     ({"id": "x", "question": "?"}, "line 2 has no 'context'"),
     ({"id": "x", "question": None, "context": "c"}, "line 2.question is not a string"),
     ({"question": "?", "context": "c"}, "line 2 has no 'id'"),
-    ({"id": 1.5, "question": "?", "context": "c"}, "line 2.id is not a string"),
-    ({"id": True, "question": "?", "context": "c"}, "line 2.id is not a string"),
+    ({"id": 1.5, "question": "?", "context": "c"}, "line 2.id is neither a string nor a whole number"),
+    ({"id": True, "question": "?", "context": "c"}, "line 2.id is neither a string nor a whole number"),
     ({"id": "x", "question": " ", "context": "c"}, "line 2.question is blank"),
     ({"id": "x", "question": "?", "context": "\ud800"}, "line 2 holds characters"),
     ({"id": "\ud800", "question": "?"}, "line 2 has no 'context'"),

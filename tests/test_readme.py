@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from qabuild import cli
 from qabuild.backends import BACKENDS, architectures, backend
 from qabuild.errors import INTERRUPTED
-from qabuild.target import SOURCES, Target
+from qabuild.target import SOURCES, Target, table_of
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -96,8 +96,8 @@ def keys(model: type[BaseModel], table: str = "") -> Iterator[tuple[str, str, st
                 for key, option in backend(each).Options.model_fields.items():
                     if key != "name":
                         yield "backend", key, f"{each}: {option.description}{default(option)}"
-        elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            nested.append((f"{table}.{name}".strip("."), field.annotation))
+        elif inner := table_of(field.annotation):
+            nested.append((f"{table}.{name}".strip("."), inner))
         else:
             yield table, name, f"{field.description or ''}{default(field)}"
     for name, inner in nested:
@@ -155,8 +155,10 @@ def test_every_target_says_what_it_makes_and_where_its_paths_are(path):
 
     target = load(path)
     assert target.description
-    for table, key in SOURCES:
-        source = getattr(getattr(target, table), key)
+    for path in SOURCES:
+        source: Any = target
+        for key in path:
+            source = getattr(source, key, None)
         assert source is None or not Path(source).is_absolute()
 
 

@@ -99,6 +99,12 @@ def test_all_mistakes_of_a_file_are_told_at_once_with_line_key_and_what_is_accep
         (MINIMAL + "[verify]\nsamples = true\n", "verify.samples: given True"),
         (MINIMAL + "[publish]\nrepo = 'no-owner'\n", "publish.repo: given 'no-owner'"),
         (MINIMAL + "[publsh]\nrepo = 'a/b'\n", "perhaps you meant 'publish'"),
+        (MINIMAL + "[verify]\nstock = 1.5\n", "one mistake"),
+        (MINIMAL + "[verify]\nstock = 1.5\n", "verify.stock: given 1.5"),
+        (MINIMAL + "[verify.gates]\nmax_logit_difference = inf\n", "verify.gates.max_logit_difference: given inf"),
+        ("[checkpoint]\nmodel = 'sample'\n", "backend: is missing; accepted: a table with a name: eager"),
+        (MINIMAL + "level = 2\n", "backend.level: unknown key of backend eager; it belongs to onnxruntime"),
+        (MINIMAL + MINIMAL, "a table stands there twice"),
         ("extends = 3\n" + MINIMAL, "extends: given 3"),
         ("extends = 'gone.toml'\n" + MINIMAL, "gone.toml: no such target (extended by"),
     ],
@@ -165,8 +171,8 @@ def test_a_folder_and_what_is_not_utf8_are_refused(tmp_path):
 
 
 def test_a_name_that_is_no_folder_name_is_refused(write):
-    assert "becomes a folder's" in complaint(write(MINIMAL, "a b.toml"))
-    assert "becomes a folder's" in complaint(write(MINIMAL, "x.failed.toml"))
+    assert "rename the file" in complaint(write(MINIMAL, "a b.toml"))
+    assert "rename the file" in complaint(write(MINIMAL, "x.failed.toml"))
 
 
 def test_extends_shares_tables_and_the_nearer_file_wins(write):

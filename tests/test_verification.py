@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +22,13 @@ from qabuild import artifact as artifacts
 from qabuild import data, reference, verification
 from qabuild.artifact import Artifact, open_artifact, seal
 from qabuild.checkpoint import load_model, load_tokenizer, resolve
+from qabuild.console import Silent
 from qabuild.errors import BadTarget, UntrustedInput
 from qabuild.evidence import Verification
+from qabuild.statistics import mean_interval
 from qabuild.store import Store
 from qabuild.target import Gates
-from qabuild.verification import judge, paired_bootstrap, verify
+from qabuild.verification import judge, verify
 
 # A random checkpoint answers at random, so its F1 says nothing; what it computes says all.
 TARGET = """
@@ -382,7 +386,7 @@ def test_evidence_survives_its_json(made):
 
 @given(st.lists(st.floats(-100, 100), min_size=1, max_size=60))
 def test_the_interval_lies_within_the_differences_and_around_their_mean(differences):
-    low, high = paired_bootstrap(differences)
+    low, high = mean_interval(differences)
     assert min(differences) - 1e-9 <= low <= high <= max(differences) + 1e-9
     if len(set(differences)) == 1:
         assert low == pytest.approx(high)
@@ -391,7 +395,7 @@ def test_the_interval_lies_within_the_differences_and_around_their_mean(differen
 def test_the_interval_is_the_textbooks():
     """Of many draws from a normal distribution, the percentile interval is the mean -+ 1.96 standard errors."""
     values = np.random.default_rng(1).normal(0.3, 2.0, 5000)
-    low, high = paired_bootstrap(list(values))
+    low, high = mean_interval(list(values))
     error = values.std() / np.sqrt(len(values))
     assert low == pytest.approx(values.mean() - 1.96 * error, abs=0.1 * error)
     assert high == pytest.approx(values.mean() + 1.96 * error, abs=0.1 * error)
@@ -421,3 +425,51 @@ def test_scores_of_the_evidence_are_evaluates_own(made):
     assert artifact.evidence is not None
     assert artifact.evidence["measurement"]["checkpoint_f1"] == pytest.approx(scores.f1)
     assert artifact.evidence["measurement"]["checkpoint_exact_match"] == pytest.approx(scores.exact_match)
+
+
+@pytest.mark.parametrize("count", [1, 33])
+def test_as_few_or_as_many_questions_as_there_are(tmp_path, count):
+    """The stock pipeline, and ours, give no list for a list of one question."""
+    name = tmp_path / "few.toml"
+    text = TARGET.format(model="sample", backend="eager", options="").replace("samples = 16", f"samples = {count}")
+    name.write_text(text.replace("[verify]", '[verify]\nstock = "all"'), encoding="utf-8")
+    found = qabuild.build(name, tmp_path / "artifacts").verification
+    assert found.passed
+    assert (found.measurement.questions, found.measurement.stock.questions) == (count, count)
+
+
+def test_a_question_longer_than_is_read_is_cut_for_the_stock_pipeline_too(made):
+    """It documents `max_question_len`, and heeds it with slow tokenizers only."""
+    from qabuild.roundtrip import RoundTrip
+
+    folder = made("eager", "sample")
+    model, tokenizer = load_model(resolve(str(folder), None)), load_tokenizer(folder)
+    some = data.load("sample").questions[0]
+    long = [replace(some, question=" ".join([some.question] * times)) for times in (9, 300)]
+    stock = RoundTrip(model, tokenizer, batch_size=2, squad_v2=False)
+    ours = reference.asking(model, tokenizer, squad_v2=False)
+    for question in long:
+        assert stock([question]).answers == ours([question]).answers
+
+
+def test_what_cannot_be_written_to_is_verified_all_the_same(made, tmp_path, monkeypatch):
+    folder = shutil.copytree(made("eager", "sample"), tmp_path / "copy")
+    before = (folder / artifacts.EVIDENCE).read_bytes()
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(verification, "write", refuse)
+    said: list[str] = []
+    monkeypatch.setattr(Silent, "say", lambda _, message: said.append(message))
+    assert verify(folder).passed
+    assert (folder / artifacts.EVIDENCE).read_bytes() == before
+    assert any("not kept" in message for message in said)
+
+
+def test_a_backend_that_is_not_known_here_is_told(tampered):
+    folder = tampered(lambda folder: None, "eager", "sample")
+    manifest = folder / artifacts.MANIFEST
+    manifest.write_text(manifest.read_text().replace('"name": "eager"', '"name": "novel"'))
+    with pytest.raises(UntrustedInput, match="no backend 'novel'"):
+        verify(folder)

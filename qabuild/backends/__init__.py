@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from qabuild.errors import UntrustedInput
+
 if TYPE_CHECKING:
     from qabuild.checkpoint import Checkpoint
 
@@ -21,7 +23,7 @@ Dtype = Literal["fp32", "fp16", "bf16", "int8"]
 class Frozen(BaseModel):
     """A value that is read once: no unknown keys, no change afterwards, no silent conversion."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Runtime(Frozen):
@@ -48,6 +50,9 @@ class Backend(Protocol):
         Raises BadTarget for a combination of keys or an architecture that is not supported. What the machine
         lacks is the business of `qabuild.machine`.
         """
+
+    def lacks(self, options: Any, runtime: Runtime) -> list[str]:
+        """What this machine lacks to run such a model, beside `PACKAGES` and the device; each with its remedy."""
 
     def compile(self, checkpoint: Checkpoint, options: Any, runtime: Runtime, directory: Path) -> dict[str, Any]:
         """Write everything that `load` needs, config and tokenizer included, into the empty `directory`.
@@ -76,9 +81,12 @@ BACKENDS: dict[str, str] = {
     "torchscript": "qabuild.backends.torchscript",
     "onnxruntime": "qabuild.backends.onnxruntime",
     "deepspeed": "qabuild.backends.deepspeed",
+    "openvino": "qabuild.backends.openvino",
 }
 
 
 def backend(name: str) -> Backend:
-    """The backend module of that name (a key of `BACKENDS`)."""
+    """The backend module of that name (a key of `BACKENDS`). Raises UntrustedInput for any other."""
+    if name not in BACKENDS:
+        raise UntrustedInput(f"there is no backend {name!r} here: known are {', '.join(BACKENDS)}", "update qabuild")
     return cast(Backend, importlib.import_module(BACKENDS[name]))

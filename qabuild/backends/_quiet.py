@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,3 +17,14 @@ def quiet_logging(level: int = logging.WARNING) -> Iterator[None]:
         yield
     finally:
         logging.disable(before)
+
+
+@contextmanager
+def quiet_tracing(level: int = logging.WARNING) -> Iterator[None]:
+    """Keep TorchScript's deprecation and the tracer's remarks from the user; the comparison judges the trace."""
+    from torch.jit import TracerWarning
+
+    with quiet_logging(level), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"`?torch\.jit\.\w+`? is ", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", category=TracerWarning)
+        yield

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -92,6 +92,14 @@ class TorchModel(torch.nn.Module):  # type: ignore[misc]  # torch is not type-ch
         return torch.autocast(
             self._device.type, dtype=dtype or torch.float16, enabled=dtype is not None, cache_enabled=cache_enabled
         )
+
+
+def completed(given: Mapping[str, torch.Tensor], inputs: Sequence[str]) -> dict[str, torch.Tensor]:
+    """All of `inputs`, for a graph, which has no defaults: no mask means that every token counts, no token types that
+    all are 0."""
+    ids = given["input_ids"]
+    defaults = {"attention_mask": torch.ones_like, "token_type_ids": torch.zeros_like}
+    return {name: given[name] if name in given else defaults[name](ids) for name in inputs}
 
 
 def named(model: Any, config: Any) -> Any:

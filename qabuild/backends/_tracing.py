@@ -10,7 +10,7 @@ import torch
 
 from qabuild.backends import Runtime
 from qabuild.backends._archive import save
-from qabuild.backends._torch import AUTOCAST, TorchModel, device, inputs_of, named
+from qabuild.backends._torch import AUTOCAST, TorchModel, completed, device, inputs_of, named
 from qabuild.backends.comparison import TOLERANCES, answers, probes, require_same
 
 if TYPE_CHECKING:
@@ -48,11 +48,11 @@ def trace(eager: TorchModel, example: dict[str, Any]) -> Any:
     """
     arguments = tuple(example[name].to(eager.device) for name in eager.inputs)
     with torch.no_grad(), eager.autocast(cache_enabled=False):
-        traced = torch.jit.trace(_Positional(eager.answer, eager.inputs).eval(), arguments, check_trace=False)
+        traced = torch.jit.trace(Positional(eager.answer, eager.inputs).eval(), arguments, check_trace=False)
         return torch.jit.freeze(traced)
 
 
-class _Positional(torch.nn.Module):  # type: ignore[misc]  # torch is not type-checked here
+class Positional(torch.nn.Module):  # type: ignore[misc]  # torch is not type-checked here
     """A model that takes its inputs in order and returns two tensors, which is all that a trace can hold."""
 
     def __init__(self, model: Any, inputs: Sequence[str]) -> None:
@@ -74,10 +74,7 @@ def load(path: Path, inputs: Sequence[str], refused: Sequence[str], config: Any,
     module = torch.jit.load(path, map_location=where)
 
     def answer(**given: torch.Tensor) -> Any:
-        """A trace has no defaults: no mask means that every token counts, no token types that all are 0."""
-        ids = given["input_ids"]
-        defaults = {"attention_mask": torch.ones_like, "token_type_ids": torch.zeros_like}
         with torch.jit.optimized_execution(False):
-            return module(*(given[name] if name in given else defaults[name](ids) for name in inputs))
+            return module(*completed(given, inputs).values())
 
     return named(TorchModel(answer, inputs, config, where, AUTOCAST[runtime.dtype], refused), config)

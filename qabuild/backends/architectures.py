@@ -11,7 +11,8 @@ from typing import Any
 from qabuild.errors import BadTarget
 
 ORT, OPTIMISED, FP16, TRACED = "onnxruntime", "onnxruntime with level > 0", "onnxruntime in fp16", "torchscript"
-WAYS = ("eager", TRACED, ORT, OPTIMISED, FP16, "deepspeed")
+OPENVINO = "openvino"
+WAYS = ("eager", TRACED, ORT, OPTIMISED, FP16, "deepspeed", OPENVINO)
 """The ways of running that the table tells apart."""
 
 _FULL: dict[str, str] = {}
@@ -32,7 +33,11 @@ ARCHITECTURES: dict[str, dict[str, str]] = {
     "electra": _FULL,
     "ernie": _NOT_EXPORTED,
     "ibert": _NOT_OPTIMISED,
-    "longformer": {TRACED: "a trace cannot hold its sliding windows", ORT: "the exporter cannot trace it"},
+    "longformer": {
+        TRACED: "a trace cannot hold its sliding windows",
+        ORT: "the exporter cannot trace it",
+        OPENVINO: "a trace cannot hold its sliding windows",
+    },
     "megatron-bert": _NOT_OPTIMISED,
     "mobilebert": _NOT_OPTIMISED,
     "modernbert": _NOT_EXPORTED,

@@ -101,6 +101,11 @@ def check(config: Mapping[str, Any], options: Options, runtime: Runtime) -> None
         )
 
 
+def lacks(options: Options, runtime: Runtime) -> list[str]:
+    """Nothing: torch runs all of it, however slowly."""
+    return []
+
+
 def compile(checkpoint: Checkpoint, options: Options, runtime: Runtime, directory: Path) -> dict[str, Any]:
     """Copy config, weights and tokenizer byte for byte and write `deepspeed.json` beside them."""
     from qabuild.backends._torch import copy_checkpoint

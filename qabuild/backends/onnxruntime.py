@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from qabuild import machine
 from qabuild.backends import Frozen, Runtime
 from qabuild.backends.architectures import FP16, OPTIMISED, ORT, check_architecture
 from qabuild.errors import BadTarget, MissingEnvironment, UntrustedInput
@@ -80,6 +81,18 @@ def check(config: Mapping[str, Any], options: Options, runtime: Runtime) -> None
         check_architecture(FP16, config)
 
 
+def lacks(options: Options, runtime: Runtime) -> list[str]:
+    """The provider, where the installed ONNX Runtime is built without it."""
+    provider = options.provider or DEFAULT_PROVIDER[runtime.device]
+    if provider == "CPUExecutionProvider":  # every build has it
+        return []
+    import onnxruntime
+
+    if provider in onnxruntime.get_available_providers():
+        return []
+    return [f"ONNX Runtime has no {provider}: pip uninstall onnxruntime, then pip install 'qabuild[gpu]'"]
+
+
 def compile(checkpoint: Checkpoint, options: Options, runtime: Runtime, directory: Path) -> dict[str, Any]:
     """Write `model.onnx`, config and tokenizer; the folder also loads with ORTModelForQuestionAnswering itself.
 
@@ -102,12 +115,12 @@ def load(directory: Path, options: Options, runtime: Runtime) -> Any:
 
     Raises MissingEnvironment where that provider is not available, or did not start.
     """
-    provider = options.provider or DEFAULT_PROVIDER[runtime.device]
-    _require(provider)
+    machine.refuse(lacks(options, runtime))
     from qabuild.backends._onnx import load_graph
 
     if not (directory / "model.onnx").is_file():
         raise UntrustedInput(f"{directory}: there is no model.onnx in it", "build the artifact anew")
+    provider = options.provider or DEFAULT_PROVIDER[runtime.device]
     model = load_graph(directory, provider)
     if model.provider != provider:
         raise MissingEnvironment(
@@ -122,13 +135,3 @@ def snippet(options: Options, runtime: Runtime) -> str:
     provider = options.provider or DEFAULT_PROVIDER[runtime.device]
     exact = ', provider_options={"use_tf32": "0"}' if provider == "CUDAExecutionProvider" else ""
     return SNIPPET.format(provider=provider, options=exact)
-
-
-def _require(provider: Provider) -> None:
-    import onnxruntime
-
-    if provider not in onnxruntime.get_available_providers():
-        raise MissingEnvironment(
-            f"the installed ONNX Runtime has no {provider}",
-            "install onnxruntime-gpu in place of onnxruntime (pip install 'qabuild[gpu]')",
-        )

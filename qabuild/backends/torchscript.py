@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from qabuild.backends import Frozen, Runtime
-from qabuild.backends._quiet import quiet_logging
+from qabuild.backends._quiet import quiet_tracing
 from qabuild.backends.architectures import TRACED, check_architecture
 from qabuild.errors import BadTarget
 
@@ -78,6 +76,11 @@ def check(config: Mapping[str, Any], options: Options, runtime: Runtime) -> None
     check_architecture(TRACED, config)
 
 
+def lacks(options: Options, runtime: Runtime) -> list[str]:
+    """Nothing: torch runs all of it, however slowly."""
+    return []
+
+
 def compile(checkpoint: Checkpoint, options: Options, runtime: Runtime, directory: Path) -> dict[str, Any]:
     """Write `model.pt`, config and tokenizer.
 
@@ -88,7 +91,7 @@ def compile(checkpoint: Checkpoint, options: Options, runtime: Runtime, director
     from qabuild.checkpoint import copy_tokenizer
 
     check(checkpoint.config, options, runtime)
-    with quiet():
+    with quiet_tracing():
         record = _tracing.build(checkpoint, runtime, directory / MODULE)
     (directory / TRACE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     shutil.copyfile(checkpoint.directory / "config.json", directory / "config.json")
@@ -112,7 +115,7 @@ def load(directory: Path, options: Options, runtime: Runtime) -> Any:
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(directory, local_files_only=True)
-    with quiet():
+    with quiet_tracing():
         return _tracing.load(directory / MODULE, trace["inputs"], trace["refused"], config, runtime)
 
 
@@ -121,14 +124,3 @@ def snippet(options: Options, runtime: Runtime) -> str:
     from qabuild.backends._snippets import filled
 
     return filled(SNIPPET, runtime)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep TorchScript's deprecation and the tracer's remarks from the user; the comparison judges the trace."""
-    from torch.jit import TracerWarning
-
-    with quiet_logging(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=r"`?torch\.jit\.\w+`? is ", category=DeprecationWarning)
-        warnings.filterwarnings("ignore", category=TracerWarning)
-        yield

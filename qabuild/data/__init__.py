@@ -11,7 +11,16 @@ from pathlib import Path
 
 from qabuild import hub
 from qabuild.data.files import read_squad
-from qabuild.data.questions import Question, QuestionSet, check, fingerprint, question_set, select, subset
+from qabuild.data.questions import (
+    Question,
+    QuestionSet,
+    check,
+    fingerprint,
+    question_set,
+    select,
+    subset,
+    without_misplaced,
+)
 from qabuild.data.tables import load_table
 from qabuild.errors import BadTarget, UntrustedInput
 
@@ -28,31 +37,34 @@ def load(
     samples: int | None = None,
     seed: int = 0,
     fingerprint: str | None = None,
+    max_misplaced: float = 0.0,
     offline: bool = False,
 ) -> QuestionSet:
     """Read the questions of `source`: "sample", a path (begins with '/', '.' or '~', or is a path object) or a Hub id.
 
     `revision` is for a Hub id: a branch, tag or sha. `split` is for a Hub id and the sample ("train", or "validation"
     for its held-out questions); a file is one split. `samples` draws a subset by `seed`. `fingerprint` is what that
-    of the whole split must be. `offline` uses the cache only.
+    of the whole split must be. `max_misplaced` is the share of the questions that may have an answer that is not in
+    place, and are left out. `offline` uses the cache only.
 
     Raises BadTarget for what is not there, UntrustedInput for questions that are damaged or of another fingerprint,
     QABuildError where the Hub or the disk fails.
     """
     if not hub.is_path(source) and source != SAMPLE:
-        found = load_table(str(source), revision, split, offline)
+        found = load_table(str(source), revision, split, offline, max_misplaced)
     elif revision is not None:
         raise BadTarget(
             f"revision '{revision}' is given for the data '{source}', which is not on the Hub",
             "leave out the revision, or name a Hub id",
         )
     else:
-        found = _sample(split) if source == SAMPLE else _from_file(Path(source))
+        found = _sample(split) if source == SAMPLE else _from_file(Path(source), max_misplaced)
     if fingerprint not in (None, found.fingerprint):
         raise UntrustedInput(
             f"{source}: the questions' fingerprint is {found.fingerprint}, pinned is {fingerprint}",
             "give the data set that was pinned; if the change is wanted, lock the target again",
         )
+    found = without_misplaced(found) if max_misplaced else found
     return found if samples is None else subset(found, samples, seed)
 
 
@@ -65,6 +77,6 @@ def _sample(split: str) -> QuestionSet:
     return question_set(read_squad(Path(files[split])), SAMPLE, None, split)
 
 
-def _from_file(path: Path) -> QuestionSet:
+def _from_file(path: Path, max_misplaced: float) -> QuestionSet:
     path = path.expanduser()
-    return question_set(read_squad(path), path.name, None, None)
+    return question_set(read_squad(path, max_misplaced), path.name, None, None)

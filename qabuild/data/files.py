@@ -14,14 +14,16 @@ from qabuild.data.questions import Question, check
 from qabuild.errors import BadTarget, UntrustedInput
 
 
-def read_squad(path: Path) -> tuple[Question, ...]:
+def read_squad(path: Path, max_misplaced: float = 0.0) -> tuple[Question, ...]:
     """The questions of a SQuAD-layout JSON file (v1.1 or v2.0, plain or gzip), in the file's order.
+
+    `max_misplaced` is the share of them that may have an answer that is not in place.
 
     Raises BadTarget if there is no such file, UntrustedInput naming file and place if its content is not sound.
     """
     where = str(path)
     questions = tuple(_questions(_parsed(path), where))
-    check(questions, where)
+    check(questions, where, max_misplaced)
     return questions
 
 

@@ -7,7 +7,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import overload
 
 from qabuild.errors import BadTarget, UntrustedInput
@@ -41,6 +41,9 @@ class QuestionSet:
     revision: str | None
     split: str | None
     fingerprint: str
+    """Of all questions that the source holds, those left out among them."""
+    misplaced: tuple[str, ...] = ()
+    """Ids of questions that were left out, since an answer does not stand where it should."""
 
     @property
     def has_unanswerable(self) -> bool:
@@ -113,8 +116,17 @@ def select(questions: QuestionSet | Sequence[Question], ids: Sequence[str]) -> Q
     return tuple(known[name] for name in ids)
 
 
-def check(questions: Sequence[Question], where: str) -> None:
+def without_misplaced(questions: QuestionSet) -> QuestionSet:
+    """The questions whose answers all stand where they should; the others are named."""
+    kept = tuple(filter(_in_place, questions.questions))
+    misplaced = tuple(question.id for question in questions.questions if not _in_place(question))
+    return replace(questions, questions=kept, misplaced=misplaced)
+
+
+def check(questions: Sequence[Question], where: str, max_misplaced: float = 0.0) -> None:
     """Hold the questions against what must be true of them; `where` names their source in messages.
+
+    `max_misplaced` is the share of them that may have an answer that is not in place.
 
     Raises UntrustedInput for no questions, blank or unencodable texts, duplicate ids, answers that are not in place.
     """
@@ -138,11 +150,13 @@ def check(questions: Sequence[Question], where: str) -> None:
     )
     ids = Counter(question.id for question in questions)
     _refuse(where, "share an id with another", "give each an id of its own", [i for i, n in ids.items() if n > 1])
+    misplaced = [question.id for question in questions if not _in_place(question)]
+    allowed = f" (at most {max_misplaced:.2%} of {len(questions)} are allowed)" if max_misplaced else ""
     _refuse(
         where,
-        "have an answer that does not stand in the context at its answer_start",
+        f"have an answer that does not stand in the context at its answer_start{allowed}",
         "correct answer_start (in characters, not bytes) or the answer's text",
-        [question.id for question in questions if not _in_place(question)],
+        misplaced if len(misplaced) > max_misplaced * len(questions) else [],
     )
 
 
@@ -172,4 +186,5 @@ def _in_place(question: Question) -> bool:
 
 
 def _with(questions: QuestionSet, chosen: tuple[Question, ...]) -> QuestionSet:
-    return question_set(chosen, questions.name, questions.revision, questions.split)
+    chosen_set = question_set(chosen, questions.name, questions.revision, questions.split)
+    return replace(chosen_set, misplaced=questions.misplaced)

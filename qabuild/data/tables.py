@@ -18,7 +18,7 @@ from qabuild.hub import first_line
 _SPLIT = re.compile(r"\w+(\.\w+)*")
 
 
-def load_table(name: str, revision: str | None, split: str, offline: bool) -> QuestionSet:
+def load_table(name: str, revision: str | None, split: str, offline: bool, max_misplaced: float = 0.0) -> QuestionSet:
     """The questions of one split of a data set: a table of id, question, context and answers {text, answer_start}.
 
     Raises BadTarget for what is not there, UntrustedInput for questions that are damaged, QABuildError where the Hub
@@ -29,7 +29,7 @@ def load_table(name: str, revision: str | None, split: str, offline: bool) -> Qu
     sha = hub.commit(name, revision, "dataset", offline=offline)
     where = f"{name} ({split})"
     questions = tuple(_row(row, index, where) for index, row in enumerate(_table(name, sha, split, offline)))
-    check(questions, where)
+    check(questions, where, max_misplaced)
     return question_set(questions, name, sha, split)
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 import itertools
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from qabuild.pipeline import inputs
-from qabuild.pipeline.decode import Decoder
+from qabuild.pipeline.decode import Decoder, Spans
 from qabuild.pipeline.inputs import Pair
 from qabuild.pipeline.parameters import Parameters
 from qabuild.pipeline.results import Result, results
@@ -25,6 +26,9 @@ Item = TypeVar("Item")
 
 AT_ONCE_CHARACTERS = 1 << 22
 """Characters of contexts, counted for each question, that are tokenised and answered together."""
+STREAM_ON_CPU = 256
+"""Questions of a stream that are answered together on a CPU, which takes seconds for so many: answers come often, and
+few are lost where the run is interrupted."""
 WINDOWS_TOGETHER = 64
 """Windows of like length whose arrays are made together, where a batch is smaller."""
 LENGTH_STEP = 16
@@ -40,6 +44,9 @@ class QuestionAnsweringPipeline:
     `model` is called with those of `input_ids`, `attention_mask` and `token_type_ids` that the tokenizer names (int64
     [batch, sequence], on the model's device), and returns `start_logits` and `end_logits` [batch, sequence]. The
     tokenizer is a fast one.
+
+    A model may have a method `submit` as well, which takes the same, returns before it is computed, and can be called
+    again meanwhile; what it returns has a method `result`, which waits for the output.
 
     Every parameter can be set here for all calls or in a call:
 
@@ -60,8 +67,8 @@ class QuestionAnsweringPipeline:
 
     A call takes `question=` and `context=` (strings, or lists of the same length, or a list of questions and one
     context), a dictionary with these keys, a list of such dictionaries, or a generator or torch Dataset of them. The
-    latter two give an iterator that holds some thousand questions at a time. A result is a dictionary:
-    `score`, `start` and `end` (characters of the context), and `answer`.
+    latter two give an iterator that holds some hundred questions at a time, on a GPU some thousand. A result is a
+    dictionary: `score`, `start` and `end` (characters of the context), and `answer`.
     """
 
     task = "question-answering"
@@ -77,6 +84,7 @@ class QuestionAnsweringPipeline:
             if name in tokenizer.model_input_names or name == "attention_mask"
         ]
         self._extra = {"use_cache": False} if _takes(model, "use_cache") else {}
+        self._submit = getattr(model, "submit", None)
 
     def __call__(self, *args: Any, **named: Any) -> Result | list[Result] | list[Any] | Iterator[Any]:
         """Answer; the class describes the forms.
@@ -87,8 +95,7 @@ class QuestionAnsweringPipeline:
         parameters = self._parameters.given({key: value for key, value in named.items() if key not in inputs.FORMS})
         cut = parameters.cut(self.tokenizer)
         if asked.shape == "stream":
-            at_once = 1 if parameters.batch_size == 1 else parameters.questions_at_once
-            return self._answer(asked.pairs, parameters, cut, at_once)
+            return self._answer(asked.pairs, parameters, cut, self._ahead(parameters))
         answers = self._answer(asked.pairs, parameters, cut, parameters.questions_at_once)
         return next(answers) if asked.shape == "one" else list(answers)
 
@@ -102,13 +109,21 @@ class QuestionAnsweringPipeline:
             device = next((weight.device for weight in self.model.parameters()), None)
         return torch.device("cpu" if device is None else device)
 
+    def _ahead(self, parameters: Parameters) -> int:
+        """How many questions of a stream are read before the first of them is answered."""
+        if parameters.batch_size == 1:
+            return 1
+        most = parameters.questions_at_once
+        return min(most, STREAM_ON_CPU) if self.device.type == "cpu" else most
+
     def _answer(
         self, pairs: Iterable[Pair], parameters: Parameters, cut: Cut, at_once: int
     ) -> Iterator[Result | list[Result]]:
-        """The results in order. For a GPU, the next questions are tokenised and sent before the last come back."""
+        """The results in order. Where the model computes while we go on, as on a GPU or with a `submit`, the next
+        questions are tokenised and sent before the last come back."""
         device = self.device
         chunks = _chunks(pairs, at_once)
-        if device.type != "cuda" or at_once == 1:
+        if not (device.type == "cuda" or self._submit) or at_once == 1:
             for chunk in chunks:
                 windows = self._make_windows(chunk, cut)
                 yield from results(chunk, windows, self._run(windows, parameters, cut, device).finish(), parameters)
@@ -120,20 +135,20 @@ class QuestionAnsweringPipeline:
             for chunk, windows, running in _one_behind(sent):
                 yield from results(chunk, windows, running.finish(), parameters)
 
-    def _run(self, windows: Windows, parameters: Parameters, cut: Cut, device: Any) -> Decoder:
+    def _run(self, windows: Windows, parameters: Parameters, cut: Cut, device: Any) -> _Sent:
         """Put all windows through the model, long ones first."""
         import torch
 
-        decoder = Decoder(windows, parameters.n_best, parameters.max_answer_len)
+        sent = _Sent(Decoder(windows, parameters.n_best, parameters.max_answer_len))
         with torch.inference_mode():
             for rows, length, count in _groups(windows.length, parameters, cut, device):
                 tensors = self._tensors(windows.arrays(rows, length, self._names), device)
                 batches = zip(*(tensor.split(count) for tensor in tensors.values()), strict=True)
                 place = windows.place(rows, length)
                 for at, batch in zip(range(0, len(rows), count), batches, strict=True):
-                    start, end = self._logits(dict(zip(tensors, batch, strict=True)), device)
-                    decoder.add(rows[at : at + count], place[:, at : at + count], start, end)
-        return decoder
+                    output = self._send(dict(zip(tensors, batch, strict=True)), device)
+                    sent.add(rows[at : at + count], place[:, at : at + count], output)
+        return sent
 
     def _tensors(self, arrays: Mapping[str, Integers], device: Any) -> dict[str, Any]:
         """The arrays as tensors; for a GPU in memory that it can fetch them from while the CPU goes on."""
@@ -142,13 +157,41 @@ class QuestionAnsweringPipeline:
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
         return {name: tensor.pin_memory() for name, tensor in tensors.items()} if device.type == "cuda" else tensors
 
-    def _logits(self, tensors: Mapping[str, Any], device: Any) -> tuple[Any, Any]:
+    def _send(self, tensors: Mapping[str, Any], device: Any) -> Any:
+        """The model's output, or what its `submit` promises it by."""
+        if self._submit:
+            return self._submit(**tensors)
         if device.type != "cpu":
             tensors = {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
-        output = self.model(**tensors, **self._extra)
-        if hasattr(output, "start_logits"):
-            return output.start_logits, output.end_logits
-        return (output["start_logits"], output["end_logits"]) if isinstance(output, Mapping) else output[:2]
+        return self.model(**tensors, **self._extra)
+
+
+class _Sent:
+    """Batches on their way through the model: what is there is searched at once, what is promised in `finish`."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self._decoder = decoder
+        self._promised: deque[tuple[Integers, Integers, Any]] = deque()
+
+    def add(self, rows: Integers, place: Integers, output: Any) -> None:
+        """The output of the windows `rows`, or an object whose `result()` waits for it."""
+        if hasattr(output, "result"):
+            self._promised.append((rows, place, output))
+        else:
+            self._decoder.add(rows, place, *_logits(output))
+
+    def finish(self) -> Spans:
+        """The spans of all windows."""
+        while self._promised:
+            rows, place, promise = self._promised.popleft()
+            self._decoder.add(rows, place, *_logits(promise.result()))
+        return self._decoder.finish()
+
+
+def _logits(output: Any) -> tuple[Any, Any]:
+    if hasattr(output, "start_logits"):
+        return output.start_logits, output.end_logits
+    return (output["start_logits"], output["end_logits"]) if isinstance(output, Mapping) else output[:2]
 
 
 def _takes(model: Any, name: str) -> bool:

@@ -107,6 +107,10 @@ def _check(key: str, value: Any) -> None:
 def _text(key: str, value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError(f"`{key}` must be a string, not {type(value).__name__}")
+    try:
+        value.isascii() or value.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"`{key}` holds characters that are no text (lone surrogates)") from None
     return value
 
 

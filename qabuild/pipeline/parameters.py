@@ -5,12 +5,23 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from numbers import Integral
 from typing import Any, Literal
 
 from qabuild.pipeline.windows import Cut
 
 AT_ONCE = 1024
 """Questions answered together, at most."""
+COUNTS = {
+    "top_k": 1,
+    "doc_stride": 0,
+    "max_answer_len": 1,
+    "max_seq_len": 1,
+    "max_question_len": 1,
+    "batch_size": 1,
+    "batch_tokens": 1,
+}
+"""Parameters that are whole numbers, and the least that each can be."""
 AT_ONCE_SPANS = 1 << 18
 """Spans kept of windows answered together, counted as if every question had one window."""
 
@@ -32,12 +43,17 @@ class Parameters:
     normalize: Literal["window", "context"] = "window"
 
     def __post_init__(self) -> None:
-        for name in ("top_k", "max_answer_len", "max_seq_len", "max_question_len", "batch_size", "batch_tokens"):
+        for name, least in COUNTS.items():
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} parameter should be >= 1 (got {value})")
-        if self.doc_stride is not None and self.doc_stride < 0:
-            raise ValueError(f"doc_stride parameter should be >= 0 (got {self.doc_stride})")
+            if value is None:
+                continue
+            if not isinstance(value, Integral) or isinstance(value, bool):
+                raise TypeError(f"{name} parameter should be a whole number (got {value!r})")
+            if value < least:
+                raise ValueError(f"{name} parameter should be >= {least} (got {value})")
+        for name in ("handle_impossible_answer", "align_to_words"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} parameter should be True or False (got {getattr(self, name)!r})")
         for name, choices in (
             ("normalize", ("window", "context")),
             ("padding", (False, True, "do_not_pad", "longest", "max_length")),

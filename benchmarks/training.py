@@ -1,0 +1,205 @@
+"""How fast a training is beside the plain recipe of transformers' question-answering example, and what it costs in F1.
+
+    python benchmarks/training.py CHECKPOINT TRAIN DEV --questions 512 --asked 500 [--layers 0,2,5] [--device cuda]
+
+Each recipe trains the same checkpoint on the same questions for one epoch, in a process of its own:
+
+    plain       transformers' Trainer as it comes: windows padded to 384 tokens, fp32, dropout on
+    grouped     qabuild's, in fp32 with the checkpoint's dropout: windows of about one length together, memory kept
+    no dropout  the same without dropout
+    qabuild     the same in the autocast that is fast here
+
+Printed are windows per second, on the clock and per second of processor time (which other work on the machine leaves
+alone), their ratios to the plain recipe, and EM and F1 on `--asked` questions of DEV.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from qabuild import data, machine
+from qabuild.checkpoint import load_tokenizer, resolve
+from qabuild.origin import Train
+from qabuild.training.allocator import keep_memory
+from qabuild.training.request import Request
+from qabuild.training.steps import conditions
+
+RECIPES = ("plain", "grouped", "no dropout", "qabuild")
+ROW = "{:<11}{:>8}{:>12}{:>8}{:>15}{:>8}{:>9}{:>8}"
+
+
+def main() -> None:
+    arguments = parse()
+    if arguments.recipe:
+        print(json.dumps(measure(arguments)))
+        return
+    print(f"{machine.cpu()}, {machine.cores()} cores, {', '.join(machine.instruction_sets())}", *machine.gpus())
+    print(ROW.format("", "windows", "windows/s", "", "per CPU second", "", "EM", "F1"), flush=True)
+    first: dict[str, Any] = {}
+    for recipe in arguments.recipes or RECIPES:
+        command = [sys.executable, *sys.argv, "--recipe", recipe]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        found = json.loads(done.stdout.splitlines()[-1])
+        first = first or found
+        print(
+            ROW.format(
+                recipe,
+                found["windows"],
+                f"{found['per_second']:.3f}",
+                f"{found['per_second'] / first['per_second']:.1f}x",
+                f"{found['per_cpu_second']:.3f}",
+                f"{found['per_cpu_second'] / first['per_cpu_second']:.1f}x",
+                f"{found['exact_match']:.2f}",
+                f"{found['f1']:.2f}",
+            ),
+            flush=True,
+        )
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("checkpoint", "train", "dev"):
+        parser.add_argument(name, type=Path)
+    parser.add_argument("--questions", type=int, default=512, help="that each recipe learns from")
+    parser.add_argument("--asked", type=int, default=500, help="questions of DEV for EM and F1")
+    parser.add_argument("--layers", type=lambda text: tuple(map(int, text.split(","))), default=None)
+    parser.add_argument("--learning-rate", type=float, default=1e-4)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--recipes", nargs="+", choices=RECIPES, help="only these")
+    parser.add_argument("--recipe", choices=RECIPES, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Train by one recipe, and score what came of it."""
+    if arguments.recipe != "plain":
+        keep_memory()
+    with tempfile.TemporaryDirectory() as folder:
+        request = asked(arguments, Path(folder))
+        trainer = plain_trainer(request) if arguments.recipe == "plain" else own_trainer(request)
+        windows = len(trainer.train_dataset)
+        began, used = time.perf_counter(), time.process_time()
+        trainer.train()
+        seconds, processor = time.perf_counter() - began, time.process_time() - used
+    from qabuild.training.curves import score
+
+    dev = data.load(arguments.dev.resolve(), samples=arguments.asked).questions
+    scores = score(trainer.model.eval(), load_tokenizer(request.start.directory), dev)
+    return {
+        "windows": windows,
+        "per_second": windows / seconds,
+        "per_cpu_second": windows / processor,
+        "exact_match": scores.exact_match,
+        "f1": scores.f1,
+    }
+
+
+def asked(arguments: argparse.Namespace, folder: Path) -> Request:
+    here = conditions(machine.describe(), "auto")
+    return Request(
+        step="train",
+        start=resolve(arguments.checkpoint),
+        teacher=None,
+        train=Train(
+            dataset=str(arguments.train.resolve()),
+            samples=arguments.questions,
+            layers=arguments.layers,
+            epochs=1,
+            learning_rate=arguments.learning_rate,
+            dropout=0.0 if arguments.recipe in ("no dropout", "qabuild") else None,
+            save_steps=10**9,
+        ),
+        distill=None,
+        device=arguments.device,
+        dtype=here["train.dtype"] if arguments.recipe == "qabuild" else "fp32",
+        logits=None,
+        work=folder,
+        directory=folder,
+        offline=True,
+    )
+
+
+def own_trainer(request: Request) -> Any:
+    """The Trainer of a build."""
+    from qabuild.training import examples
+    from qabuild.training.student import make_student
+    from qabuild.training.trainer import make_trainer
+
+    tokenizer = load_tokenizer(request.start.directory)
+    found = examples.load(request.train, tokenizer)
+    return make_trainer(
+        request,
+        make_student(request.start, request.train, request.device),
+        found,
+        examples.Collator(found, tokenizer.model_input_names),
+        alpha=1.0,
+        temperature=1.0,
+        callbacks=(),
+    )
+
+
+def plain_trainer(request: Request) -> Any:
+    """transformers' Trainer with its defaults, as run_qa.py uses it."""
+    from transformers import Trainer, TrainingArguments, default_data_collator
+
+    from qabuild.checkpoint import load_model
+    from qabuild.training.student import keep_layers
+
+    train = request.train
+    model = load_model(request.start)
+    if train.layers is not None:
+        keep_layers(model, train.layers, request.start.name)
+    arguments = TrainingArguments(
+        output_dir=str(request.work),
+        per_device_train_batch_size=train.batch_size,
+        num_train_epochs=train.epochs,
+        learning_rate=train.learning_rate,
+        use_cpu=request.device == "cpu",
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+    return Trainer(
+        model=model, args=arguments, train_dataset=plain_features(request), data_collator=default_data_collator
+    )
+
+
+def plain_features(request: Request) -> list[dict[str, Any]]:
+    """Windows as the example makes them: by the tokenizer, each padded to 384 tokens."""
+    tokenizer = load_tokenizer(request.start.directory)
+    questions = data.load(request.train.dataset, samples=request.train.samples, seed=request.train.seed).questions
+    encoded = tokenizer(
+        [question.question for question in questions],
+        [question.context for question in questions],
+        truncation="only_second",
+        max_length=request.train.max_seq_len,
+        stride=request.train.doc_stride,
+        return_overflowing_tokens=True,
+        return_offsets_mapping=True,
+        padding="max_length",
+    )
+    features = []
+    for row, number in enumerate(encoded["overflow_to_sample_mapping"]):
+        question, offsets = questions[number], encoded["offset_mapping"][row]
+        begin, end = question.answer_starts[0], question.answer_starts[0] + len(question.answers[0])
+        columns = [column for column, part in enumerate(encoded.sequence_ids(row)) if part == 1]
+        at = (0, 0)
+        if offsets[columns[0]][0] <= begin and end <= offsets[columns[-1]][1]:
+            at = (
+                max(column for column in columns if offsets[column][0] <= begin),
+                min(column for column in columns if offsets[column][1] >= end),
+            )
+        inputs = {name: encoded[name][row] for name in tokenizer.model_input_names}
+        features.append({**inputs, "start_positions": at[0], "end_positions": at[1]})
+    return features
+
+
+if __name__ == "__main__":
+    main()

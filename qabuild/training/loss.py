@@ -1,0 +1,40 @@
+"""What a student is trained on: the right answers, and what the teacher makes of the question."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def answer_loss(start_logits: Tensor, end_logits: Tensor, starts: Tensor, ends: Tensor, mask: Tensor) -> Tensor:
+    """Cross entropy of start and end, averaged. Logits and `mask` are [rows, length], positions [rows]."""
+    from torch.nn.functional import cross_entropy
+
+    start = cross_entropy(_unpadded(start_logits, mask), starts)
+    end = cross_entropy(_unpadded(end_logits, mask), ends)
+    return (start + end) / 2
+
+
+def distillation_loss(student: Tensor, teacher: Tensor, mask: Tensor, temperature: float) -> Tensor:
+    """KL divergence of softened distributions over the tokens that `mask` marks, times temperature squared.
+
+    Logits and mask are [rows, length]; the mean over the rows is taken ('batchmean'). Hinton et al. 2015, arXiv
+    1503.02531, section 2: the square keeps the gradients' size as the temperature changes.
+    """
+    from torch.nn.functional import kl_div, log_softmax
+
+    log_student = log_softmax(_unpadded(student / temperature, mask), dim=-1)
+    log_teacher = log_softmax(_unpadded(teacher / temperature, mask), dim=-1)
+    return kl_div(log_student, log_teacher, reduction="batchmean", log_target=True) * temperature**2
+
+
+def _unpadded(logits: Tensor, mask: Tensor) -> Tensor:
+    """Logits in fp32, those of padding so low that no probability is left to them.
+
+    Lowest, not infinite: what the softmax makes of both is 0, and infinities would be subtracted from each other.
+    """
+    import torch
+
+    return logits.float().masked_fill(mask == 0, torch.finfo(torch.float32).min)

@@ -1,0 +1,127 @@
+"""The steps of a training, as they are carried out in its own process."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from qabuild.apart import Tell
+from qabuild.checkpoint import copy_tokenizer, load_model, load_tokenizer
+from qabuild.errors import BadTarget, QABuildError
+from qabuild.training import curves, examples
+from qabuild.training import logits as teaching
+from qabuild.training.examples import Collator, Examples
+from qabuild.training.request import Request
+from qabuild.training.student import make_student
+from qabuild.training.trainer import drop_torn_states, last_state, make_trainer
+from qabuild.training.vocabulary import require_same_tokens
+
+
+def logits(request: Request, tell: Tell) -> Mapping[str, Any]:
+    """Let the teacher answer every window, once."""
+    assert request.teacher
+    tokenizer = load_tokenizer(request.teacher.directory)
+    found = examples.load(request.train, tokenizer, offline=request.offline)
+    require_same_tokens(
+        (request.teacher.name, tokenizer),
+        (request.start.name, load_tokenizer(request.start.directory)),
+        found.questions,
+        examples.cut_of(request.train, tokenizer),
+    )
+    model = load_model(request.teacher).to(request.device)
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        tell({"step": done, "steps": len(found)})
+
+    teaching.make(model, tokenizer.model_input_names, found, request.directory, _autocast(request), advance)
+    return {"examples": found.counts}
+
+
+def search(request: Request, tell: Tell) -> Mapping[str, Any]:
+    """Look for the alpha and the temperature of the best student."""
+    from qabuild.training.search import search as try_all
+
+    tokenizer = load_tokenizer((request.teacher or request.start).directory)
+    found = examples.load(request.train, tokenizer, offline=request.offline)
+    return try_all(request, found, lambda tried, part: fit(tried, part, tokenizer, tell))
+
+
+def train(request: Request, tell: Tell) -> Mapping[str, Any]:
+    """Train, from the last saved state where there is one, and write the checkpoint."""
+    # With a teacher its windows are learnt from, which are the student's as well: `logits` has made sure of it.
+    tokenizer = load_tokenizer((request.teacher or request.start).directory)
+    found = examples.load(request.train, tokenizer, offline=request.offline)
+    record = fit(request, found, tokenizer, tell)
+    weights = request.distill and {"alpha": request.distill.alpha, "temperature": request.distill.temperature}
+    return {"examples": found.counts, "distill": weights, **record}
+
+
+def fit(request: Request, found: Examples, tokenizer: Any, tell: Tell) -> Mapping[str, Any]:
+    """Train on `found`; one process of those that take part writes."""
+    _require_gpu_for_fp16(request)
+    model = make_student(request.start, request.train, request.device)
+    opened = teaching.open_logits(request.logits, found) if request.logits else None
+    watch = curves.Curves(request.work / curves.FILE, found.held_out, tokenizer, tell)
+    trainer = make_trainer(
+        request,
+        model,
+        found,
+        Collator(found, tokenizer.model_input_names, opened),
+        alpha=request.distill.alpha if request.distill else 1.0,
+        temperature=request.distill.temperature if request.distill else 1.0,
+        callbacks=[watch],
+    )
+    drop_torn_states(request.work)
+    state = last_state(request.work)
+    if state:
+        tell({"resumed": int(state.name.rpartition("-")[2])})
+    with _memory_explained(request):
+        result = trainer.train(resume_from_checkpoint=str(state) if state else None)
+    if trainer.is_world_process_zero():
+        _save(trainer, request)
+    return {"steps": result.global_step, "loss": result.training_loss}
+
+
+def _save(trainer: Any, request: Request) -> None:
+    trainer.accelerator.unwrap_model(trainer.model).save_pretrained(request.directory, safe_serialization=True)
+    for path in request.directory.glob("*.safetensors"):
+        path.chmod(0o644)  # is written for its owner alone
+    copy_tokenizer(request.start, request.directory)
+    shutil.copyfile(request.work / curves.FILE, request.directory / curves.FILE)
+
+
+def _autocast(request: Request) -> Any:
+    import torch
+
+    if request.dtype == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(request.device, torch.bfloat16 if request.dtype == "bf16" else torch.float16)
+
+
+def _require_gpu_for_fp16(request: Request) -> None:
+    if request.dtype == "fp16" and request.device == "cpu":
+        raise BadTarget('train.dtype is "fp16", and there is no GPU here', 'on a CPU train in "bf16" or "fp32"')
+
+
+@contextlib.contextmanager
+def _memory_explained(request: Request) -> Iterator[None]:
+    """Turn what torch raises where the memory does not suffice into an error that says what to do."""
+    import torch
+
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
+        plain = isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError)
+        if plain and "allocate memory" not in str(error):
+            raise
+        parts = 2 * request.train.gradient_accumulation_steps
+        raise QABuildError(
+            f"too little memory to train on batches of {request.train.batch_size} windows "
+            f"in {request.train.gradient_accumulation_steps} parts",
+            f"put them through the model in more parts: train.gradient_accumulation_steps = {parts}",
+        ) from error
