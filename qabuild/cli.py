@@ -399,31 +399,6 @@ def report(
 
 
 @cli.command()
-@click.argument("artifact", type=click.Path(path_type=Path))
-@click.option("--repo", metavar="OWNER/NAME", help="The repository; without it, the target's publish.repo.")
-@click.option("--private", is_flag=True, help="Make the repository private, where it is made.")
-@click.option("--revision", default="main", show_default=True, metavar="BRANCH", help="Branch to publish to.")
-@click.option("--create-pr", is_flag=True, help="Propose it as a pull request.")
-@click.option("--tag", metavar="NAME", help="Name the commit, as in --tag v1.")
-@click.option("--dry-run", is_flag=True, help="Only list what would go, and how large it is.")
-@click.option("--verify-remote", is_flag=True, help="Verify what was downloaded again, too.")
-@data_option
-@common
-def publish(artifact: Path, repo: str | None, dataset: str | None, console: Console, **options: Any) -> None:
-    """Push a verified ARTIFACT to the Hugging Face Hub as one commit, and fetch it back.
-
-    Refuses what is not verified, was changed since, or would replace something else. Run again after a failure, it
-    does what is left to do.
-    """
-    from qabuild import publishing
-    from qabuild.target import absolute_source
-
-    source = dataset and absolute_source(dataset, Path.cwd())
-    published = publishing.publish(artifact, repo, dataset=source, reporter=console, **options)
-    console.result(published.to_dict(), lambda: _show_published(published))
-
-
-@cli.command()
 @target_files
 @output_option
 @set_option
@@ -455,6 +430,31 @@ def plan(targets: Sequence[Path], output: Path, overrides: Sequence[str], locked
                 emit(f"{made.target.name}: {lack}")
 
     console.result([made.to_dict() for made in plans], show)
+
+
+@cli.command()
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.option("--repo", metavar="OWNER/NAME", help="The repository; without it, the target's publish.repo.")
+@click.option("--private", is_flag=True, help="Make the repository private, where it is made.")
+@click.option("--revision", default="main", show_default=True, metavar="BRANCH", help="Branch to publish to.")
+@click.option("--create-pr", is_flag=True, help="Propose it as a pull request.")
+@click.option("--tag", metavar="NAME", help="Name the commit, as in --tag v1.")
+@click.option("--dry-run", is_flag=True, help="Only list what would go, and how large it is.")
+@click.option("--verify-remote", is_flag=True, help="Verify what was downloaded again, too.")
+@data_option
+@common
+def publish(artifact: Path, repo: str | None, dataset: str | None, console: Console, **options: Any) -> None:
+    """Push a verified ARTIFACT to the Hugging Face Hub as one commit, and fetch it back.
+
+    Refuses what is not verified, was changed since, or would replace something else. Run again after a failure, it
+    does what is left to do.
+    """
+    from qabuild import publishing
+    from qabuild.target import absolute_source
+
+    source = dataset and absolute_source(dataset, Path.cwd())
+    published = publishing.publish(artifact, repo, dataset=source, reporter=console, **options)
+    console.result(published.to_dict(), lambda: _show_published(published))
 
 
 @cli.command()
