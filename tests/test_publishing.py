@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,8 @@ import proven
 import pytest
 import yaml
 from hub import Hub, Repository
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from qabuild import artifact as artifacts
 from qabuild import card, handwritten, publishing
@@ -459,6 +462,35 @@ def test_the_target_on_the_card_is_one(tmp_path):
     assert target.verify.gates.model_dump() == artifact.manifest.verify["gates"]
 
 
+WORDS = st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs", "Zl", "Zp")) | st.just("\n"), max_size=60)
+
+
+@settings(max_examples=15)
+@given(before=WORDS, after=WORDS, license=st.sampled_from([None, "mit"]), tags=st.lists(WORDS, max_size=2))
+def test_whatever_people_write_is_read_again_as_they_wrote_it(small, before, after, license, tags):
+    metadata = {"license": license, "tags": sorted({tag for tag in tags if tag})}
+    own = handwritten.Own(
+        before=before.strip(), after=after.strip(), metadata={key: value for key, value in metadata.items() if value}
+    )
+    made = card.make(small, proof_of(small), own, repo="me/tiny", revision="main", base_license=None)
+    found = handwritten.read(made)
+    assert replace(found, published=None) == own
+    assert found.published == found.sum == own.sum
+    assert card.make(small, proof_of(small), found, repo="me/tiny", revision="main", base_license=None) == made
+
+
+@given(text=st.text(max_size=40))
+def test_a_cell_of_a_table_is_one_line_without_markup(text):
+    cell = card._cell(text)
+    assert "\n" not in cell
+    assert not re.search(r"(?<!\\)(\\\\)*[|<*`]", cell)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> artifacts.Artifact:
+    return open_artifact(proven.make(tmp_path_factory.mktemp("small") / "tiny"))
+
+
 def proof_of(artifact: artifacts.Artifact) -> Verification:
     assert artifact.evidence is not None
     return Verification.from_dict(artifact.evidence)
@@ -520,6 +552,45 @@ def test_a_rebuilt_artifact_keeps_the_words_and_drops_the_figures():
         before="Before.", after="After.", metadata={"license": "mit"}
     )
     assert handwritten.without_made("# Wholly my own\n") == "# Wholly my own\n"
+
+
+# --- on the real Hub as well ----------------------------------------------------------------------------------------
+
+THERE_AND_BACK = """\
+import secrets, sys
+from pathlib import Path
+from huggingface_hub import HfApi
+from qabuild.artifact import open_artifact
+from qabuild.loading import find
+from qabuild.publishing import publish
+api, artifact = HfApi(), Path(sys.argv[1])
+repo = f"{api.whoami()['name']}/qabuild-test-{secrets.token_hex(4)}"
+try:
+    first = publish(artifact, repo, private=True, tag="v1")
+    again = publish(artifact, repo, private=True, tag="v1")
+    found = find(repo, revision="v1", digest=open_artifact(artifact).digest)
+    print(first.changed, again.changed, again.commit == first.commit, len(found.manifest.files))
+    (artifact / "README.md").write_text("Other words.")
+    proposed = publish(artifact, repo, private=True, create_pr=True)
+    again = publish(artifact, repo, private=True, create_pr=True)
+    print(proposed.changed, again.changed, proposed.pull_request == again.pull_request)
+finally:
+    api.delete_repo(repo)
+"""
+
+
+@pytest.mark.parametrize("real", [False, pytest.param(True, marks=pytest.mark.real_hub)])
+def test_there_and_back(desk, real):
+    token = os.environ.get("QABUILD_TEST_TOKEN") if real else TOKEN
+    if token is None:
+        pytest.skip("no token for the real Hub in QABUILD_TEST_TOKEN")
+    environment = {**os.environ, **desk.hub.environment(desk.folder / "home"), "HF_TOKEN": token}
+    if real:
+        del environment["HF_ENDPOINT"]
+    command = [sys.executable, "-c", THERE_AND_BACK, desk.artifact()]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["True False True 5", "True False True"]
 
 
 # --- the whole way --------------------------------------------------------------------------------------------------
