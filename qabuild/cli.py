@@ -192,7 +192,9 @@ def build(
     read = [load(path, overrides, locked=locked) for path in targets]
     _require_distinct(read)
     if then_publish:
-        _require_publishable(read, compile_only, console)
+        if compile_only or offline:
+            raise click.UsageError("--publish goes with neither --compile-only nor --offline")
+        _require_publishable(read, console)
     from qabuild.builder import build as build_target
 
     def attempt(target: Target) -> _Outcome:
@@ -672,12 +674,10 @@ def _attempt(work: Callable[[], T], console: Console) -> T | QABuildError:
         return told
 
 
-def _require_publishable(targets: Sequence[Target], compile_only: bool, console: Console) -> None:
+def _require_publishable(targets: Sequence[Target], console: Console) -> None:
     """Tell before the work what would keep its result from being published."""
     from qabuild.publishing import require_ready
 
-    if compile_only:
-        raise click.UsageError("only what is verified can be published: leave out --compile-only or --publish")
     repos = [target.publish.repo for target in targets if target.publish.repo]
     if twice := sorted({repo for repo in repos if repos.count(repo) > 1}):
         raise BadTarget(f"two targets are published to {', '.join(twice)}", "give each a publish.repo of its own")

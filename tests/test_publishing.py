@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import proven
 import pytest
@@ -21,8 +21,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qabuild import artifact as artifacts
-from qabuild import card, handwritten, publishing
+from qabuild import attempts, card, handwritten, publishing
 from qabuild.artifact import open_artifact
+from qabuild.console import SILENT
 from qabuild.errors import BadTarget, QABuildError, UntrustedInput
 from qabuild.evidence import Verification
 from qabuild.publishing import publish
@@ -393,6 +394,25 @@ def test_a_hub_that_repeats_the_token_is_not_repeated(desk, arguments):
     desk.hub.fail("POST .*/preupload/main", status=403, says=f"token {TOKEN} has no rights", times=9)
     said = desk.publish(desk.artifact(), *arguments, status=3)
     assert "token (token) has no rights" in said
+
+
+def test_a_transfer_that_breaks_is_tried_again_and_a_defect_is_not(monkeypatch):
+    monkeypatch.setattr(attempts, "WAITS", (0, 0))
+    tried: list[str] = []
+
+    def of(file: str) -> Callable[[], object]:
+        """A function of that file, which fails as the library that transfers by Xet does."""
+        scope: dict[str, Any] = {"tried": tried}
+        exec(compile("def work():\n tried.append('x')\n raise RuntimeError('CAS error')", file, "exec"), scope)
+        return cast(Callable[[], object], scope["work"])
+
+    with pytest.raises(QABuildError, match="me/tiny: the transfer failed: CAS error") as caught:
+        attempts.persistently(of("/site-packages/huggingface_hub/_commit_api.py"), "me/tiny", SILENT)
+    assert "HF_HUB_DISABLE_XET=1" in (caught.value.hint or "")
+    assert len(tried) == 3
+    with pytest.raises(RuntimeError, match="CAS error"):
+        attempts.persistently(of("/site-packages/qabuild/pushing.py"), "me/tiny", SILENT)
+    assert len(tried) == 4
 
 
 def test_no_token_is_in_anything_that_was_published(desk):
