@@ -349,8 +349,8 @@ def _merge(base: Toml, over: Toml) -> Toml:
     What belongs to one value is not inherited by another: a backend's options, the revision and sums of a Hub id.
     """
     merged = dict(base)
-    if any(over.get(key, base.get(key)) != base.get(key) for key in ("model", "target", "dataset")):
-        for key in ("revision", "digest", "fingerprint", "model", "target"):
+    if any(over.get(key, base.get(key)) != base.get(key) for key in ("model", "target", "dataset", "calibration")):
+        for key in ("revision", "digest", "fingerprint", "model", "target", "calibration_revision"):
             merged.pop(key, None)
     for key, value in over.items():
         old = merged.get(key)

@@ -36,7 +36,7 @@ def compare(
 
     What cannot be measured is among the comparison's failures. Raises BadTarget where there is nothing to compare or
     two were verified on different data, UntrustedInput where `dataset` is another; and, where none can be measured,
-    what the first of them raised.
+    what one of them raised.
     """
     from qabuild.comparing import contestants, measuring, scoring
 

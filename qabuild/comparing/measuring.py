@@ -65,7 +65,7 @@ def measure(
 ) -> Runs:
     """Load each in a process of its own, and let them answer in turns.
 
-    Those that fail on the way are added to `failures`, and the others go on. Raises what the first of them raised
+    Those that fail on the way are added to `failures`, and the others go on. Raises what the last of them raised
     where none is left.
     """
     scored = int(contestants[0].artifact.manifest.verify["batch_size"])

@@ -66,7 +66,7 @@ def _measured(run: Run, own: Answered, standard: Run | None, base: Answered | No
 
 def _origin(contestant: Contestant) -> Mapping[str, Any]:
     document = asdict(contestant.artifact.manifest)
-    kept = ("name", "qabuild", "checkpoint", "backend", "runtime", "record", "versions")
+    kept = ("name", "qabuild", "checkpoint", "backend", "runtime", "record", "versions", "training")
     return {**{key: document[key] for key in kept}, "digest": contestant.artifact.digest}
 
 

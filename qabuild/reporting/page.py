@@ -87,6 +87,7 @@ def _origin(each: Measured) -> list[tuple[str, str]]:
     return [
         ("manifest", manifest["digest"]),
         ("checkpoint", _line(manifest["checkpoint"])),
+        ("training", _line(manifest["training"] or {})),
         ("backend", _line(manifest["backend"])),
         ("runtime", _line(manifest["runtime"])),
         ("compiling", _line(manifest["record"])),
