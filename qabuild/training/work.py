@@ -76,7 +76,8 @@ def fit(request: Request, found: Examples, tokenizer: Any, tell: Tell) -> Mappin
         temperature=request.distill.temperature if request.distill else 1.0,
         callbacks=[watch],
     )
-    drop_torn_states(request.work)
+    if trainer.is_world_process_zero():
+        drop_torn_states(request.work)
     state = last_state(request.work)
     if state:
         tell({"resumed": int(state.name.rpartition("-")[2])})
