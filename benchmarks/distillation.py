@@ -4,20 +4,23 @@
 
 TEACHER is a checkpoint, TRAIN and DEV are SQuAD files. The student starts from some of the teacher's layers.
 Writes a target for each of the trainings into FOLDER, carries them out (kept results are taken), and prints EM and F1
-on all questions of DEV. What was interrupted goes on where it stopped.
+on all questions of DEV. What was interrupted goes on where it stopped. To compile what came of it:
+
+    qabuild FOLDER/distilled-0.toml --set backend.name=onnxruntime --set backend.level=2
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import qabuild
 from qabuild import data, squad
 from qabuild.checkpoint import load_model, load_tokenizer
-from qabuild.console import Console
+from qabuild.console import Console, table
 from qabuild.data import Question
 from qabuild.reference import asking
 
@@ -28,7 +31,7 @@ description = "{description}"
 model = "{teacher}"
 
 [train]
-dataset = "./examples.json"
+dataset = "./examples-{questions}.json"
 layers = [{layers}]
 epochs = {epochs}
 learning_rate = {learning_rate}
@@ -64,7 +67,9 @@ def write_examples(questions: Sequence[Question], path: Path) -> None:
         }
         for question in questions
     ]
-    path.write_text(json.dumps({"data": [{"paragraphs": paragraphs}]}, ensure_ascii=False), encoding="utf-8")
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps({"data": [{"paragraphs": paragraphs}]}, ensure_ascii=False), encoding="utf-8")
+    os.replace(partial, path)
 
 
 def write_target(arguments: argparse.Namespace, seed: int, *, distilled: bool) -> Path:
@@ -72,6 +77,7 @@ def write_target(arguments: argparse.Namespace, seed: int, *, distilled: bool) -
     text = TARGET.format(
         description=f"{arguments.questions} questions, seed {seed}",
         teacher=arguments.teacher.resolve(),
+        questions=arguments.questions,
         layers=arguments.layers,
         epochs=arguments.epochs,
         learning_rate=arguments.learning_rate,
@@ -100,10 +106,11 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
-    examples = arguments.output / "examples.json"
+    examples = arguments.output / f"examples-{arguments.questions}.json"
     if not examples.exists():
         write_examples(data.load(arguments.train.resolve(), samples=arguments.questions).questions, examples)
     dev = data.load(arguments.dev.resolve()).questions
+    rows: list[list[str]] = []
     for seed in map(int, arguments.seeds.split(",")):
         for distilled in (False, True):
             if arguments.only == ("alone" if distilled else "distilled"):
@@ -112,7 +119,10 @@ def main() -> None:
             checkpoint = qabuild.train(target, reporter=Console())
             ask = asking(load_model(checkpoint), load_tokenizer(checkpoint.directory), squad_v2=False)
             scores = squad.score(dict(ask(dev).answers), {question.id: question.answers for question in dev})
+            rows.append([target.stem, f"{scores.exact_match:.2f}", f"{scores.f1:.2f}"])
             print(f"{target.stem}: EM {scores.exact_match:.2f}, F1 {scores.f1:.2f}", flush=True)
+    print(f"{arguments.questions} questions of {arguments.train.name}, {len(dev)} of {arguments.dev.name}")
+    table(["student and seed", "EM", "F1"], rows)
 
 
 if __name__ == "__main__":

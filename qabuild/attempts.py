@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from qabuild import hub
@@ -54,19 +57,123 @@ def persistently(work: Callable[[], T], about: str, reporter: Reporter) -> T:
         except QABuildError:
             raise
         except Exception as error:
-            found = _refusal(error)
-            if found is None:
+            refusal = _understand(error)
+            if refusal is None:
                 raise
-            if wait is None or not _passes(found):
-                told = _explained(found, about)
-            else:
-                seconds = _asked_to_wait(found) or wait
-                reporter.say(f"{about}: {_named(found)}; trying again in {seconds:g} s")
-                time.sleep(seconds)
-                continue
-            # The library's own words may repeat what was sent, so they are shown only where no token is in them.
-            raise told from (None if _holds_token(error) else error)
+            if wait is None or not refusal.passing:
+                # The library's own words may repeat what was sent, so they are shown only where no token is in them.
+                raise refusal.told(about) from (None if _holds_token(error) else error)
+            seconds = refusal.wait or wait
+            reporter.say(f"{about}: {refusal.name}; trying again in {seconds:g} s")
+            time.sleep(seconds)
     raise AssertionError("the last attempt returns or raises")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Refusal:
+    """Why the Hub, or the way to it, did not do what was asked."""
+
+    error: Exception
+    name: str
+    status: int | None = None
+    words: str = ""
+    """What the Hub said, with a colon before it."""
+    passing: bool
+    wait: float | None = None
+    """Seconds that it asks to wait."""
+
+    def told(self, about: str) -> QABuildError:
+        match self.status:
+            case 401:
+                return MissingEnvironment(f"{about}: the Hub does not accept the token{self.words}", LOG_IN)
+            case 403:
+                return MissingEnvironment(
+                    f"{about}: the token has no permission for this{self.words}",
+                    "take a token with write permission there, name a repository of your own with --repo, "
+                    "or propose it with --create-pr",
+                )
+            case 404:
+                return BadTarget(
+                    f"{about}: the Hub knows no such repository or revision{self.words}", "check the spelling"
+                )
+            case None if self.words and self.passing:
+                return QABuildError(
+                    f"{about}: {self.name}{self.words}",
+                    "check the network and try again; HF_HUB_DISABLE_XET=1 transfers without Xet",
+                )
+            case None if self.passing:
+                return hub.unreachable(about, "artifact", self.error)
+            case None | 400 | 413 | 422:
+                return BadTarget(f"{about}: the Hub refused it{self.words}", "mend what it says, and publish again")
+            case _:
+                return QABuildError(f"{about}: {self.name}{self.words}", "try again later")
+
+
+def _understand(error: Exception) -> _Refusal | None:
+    """The answer of the Hub, or of the network, that is behind an error; None where there is none."""
+    from huggingface_hub.errors import OfflineModeIsEnabled
+    from requests import RequestException
+
+    chain = [each for each in _chain(error) if isinstance(each, Exception)]
+    if answered := next((each for each in chain if _response(each) is not None), None):
+        return _answer(answered)
+    for each in chain:
+        # Not the system's own errors, which have a number, but for those of connections.
+        incomplete = isinstance(each, OSError) and each.errno is None and not isinstance(each, FileNotFoundError)
+        if incomplete or isinstance(each, (RequestException, ConnectionError, TimeoutError)):
+            passing = not isinstance(each, OfflineModeIsEnabled)
+            return _Refusal(error=each, name=f"no answer ({type(each).__name__})", passing=passing)
+    if _is_of_the_library(error):  # on metadata, on a file that is too large; and of a transfer by Xet, which may pass
+        passing = isinstance(error, RuntimeError)
+        return _Refusal(error=error, name="the transfer failed", words=_told([str(error)]), passing=passing)
+    return None
+
+
+def _answer(error: Exception) -> _Refusal:
+    response = _response(error)
+    seconds = str(response.headers.get("Retry-After", ""))
+    return _Refusal(
+        error=error,
+        name=f"the Hub answered with HTTP status {response.status_code}",
+        status=response.status_code,
+        words=_told((getattr(error, "server_message", None) or "").splitlines()),
+        passing=response.status_code in PASSING,
+        wait=min(float(seconds), LONGEST_WAIT) if seconds.isdigit() else None,
+    )
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """The error, and what it came from."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _response(error: BaseException) -> Any:
+    return getattr(error, "response", None)
+
+
+def _is_of_the_library(error: Exception) -> bool:
+    """Whether huggingface_hub raised it, in words of its own."""
+    frames = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return isinstance(error, (ValueError, RuntimeError)) and "huggingface_hub" in Path(frames[-1]).parts
+
+
+def _told(lines: list[str]) -> str:
+    """Someone else's words in one line, less any token in them."""
+    said = " ".join(" ".join(lines).split())
+    return f": {_without_token(said)}" if said else ""
+
+
+def _without_token(text: str) -> str:
+    from huggingface_hub import get_token
+
+    token = get_token()
+    return text.replace(token, "(token)") if token else text
+
+
+def _holds_token(error: BaseException) -> bool:
+    return any(_without_token(str(each)) != str(each) for each in _chain(error))
 
 
 @contextmanager
@@ -85,86 +192,3 @@ def _quiet(reporter: Reporter) -> Iterator[None]:
                 reporter.say(str(remark.message))
     finally:
         logging.set_verbosity(verbosity)
-
-
-def _refusal(error: BaseException) -> BaseException | None:
-    """The answer of the Hub, or of the network, that is behind an error; None where there is none."""
-    from requests import RequestException
-
-    chain = list(_chain(error))
-    # Other than its base class, an OSError of the system, these are about the network.
-    about_network = [e for e in chain if isinstance(e, (RequestException, ConnectionError, TimeoutError))]
-    if about_network:
-        return next((e for e in about_network if _status(e)), about_network[0])
-    # What huggingface_hub says of the Hub's answers beside HTTP status, as on metadata or a file that is too large.
-    return error if isinstance(error, (ValueError, RuntimeError)) else None
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The error, and what it came from."""
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def _status(error: BaseException) -> int | None:
-    return getattr(getattr(error, "response", None), "status_code", None)
-
-
-def _passes(error: BaseException) -> bool:
-    from huggingface_hub.errors import OfflineModeIsEnabled
-
-    status = _status(error)
-    if status is not None:
-        return status in PASSING
-    return not isinstance(error, (OfflineModeIsEnabled, ValueError, RuntimeError))
-
-
-def _asked_to_wait(error: BaseException) -> float | None:
-    headers = getattr(getattr(error, "response", None), "headers", None) or {}
-    seconds = str(headers.get("Retry-After", ""))
-    return min(float(seconds), LONGEST_WAIT) if seconds.isdigit() else None
-
-
-def _named(error: BaseException) -> str:
-    status = _status(error)
-    return f"the Hub answered with HTTP status {status}" if status else f"no answer ({type(error).__name__})"
-
-
-def _explained(error: BaseException, about: str) -> QABuildError:
-    status, said = _status(error), _said(error)
-    if status == 401:
-        return MissingEnvironment(f"{about}: the Hub does not accept the token{said}", LOG_IN)
-    if status == 403:
-        return MissingEnvironment(
-            f"{about}: the token has no permission for this{said}",
-            "take a token with write permission there, name a repository of your own with --repo, "
-            "or propose it with --create-pr",
-        )
-    if status == 404:
-        return BadTarget(f"{about}: the Hub knows no such repository or revision{said}", "check the spelling")
-    if status in (400, 413, 422) or (status is None and isinstance(error, (ValueError, RuntimeError))):
-        return BadTarget(f"{about}: the Hub refused it{said}", "mend what it says, and publish again")
-    if status is None:
-        return hub.unreachable(about, "model", error if isinstance(error, Exception) else Exception())
-    return QABuildError(f"{about}: {_named(error)}{said}", "try again later")
-
-
-def _said(error: BaseException) -> str:
-    """The server's own words, less any token in them."""
-    words = getattr(error, "server_message", None)
-    if words is None and isinstance(error, (ValueError, RuntimeError)):
-        words = str(error)
-    lines = [line.strip() for line in str(words or "").splitlines() if line.strip()]
-    return f": {_without_token(' '.join(lines))}" if lines else ""
-
-
-def _without_token(text: str) -> str:
-    from huggingface_hub import get_token
-
-    token = get_token()
-    return text.replace(token, "(token)") if token else text
-
-
-def _holds_token(error: BaseException) -> bool:
-    return any(_without_token(str(each)) != str(each) for each in _chain(error))

@@ -17,7 +17,7 @@ import qabuild
 from qabuild import artifact as artifacts
 from qabuild import data, doctor, handwritten, hub, lock, machine, plan, reference, serving, squad, verification
 from qabuild.artifact import Artifact
-from qabuild.backends import backend, calibration
+from qabuild.backends import calibration
 from qabuild.backends.calibration import Calibrated
 from qabuild.checkpoint import Checkpoint, load_model, load_tokenizer
 from qabuild.compiling import compile_apart
@@ -112,7 +112,7 @@ def train(
 
 def _require_machine(target: Target, compile_only: bool) -> None:
     if compile_only:
-        machine.require(backend(target.backend.name).PACKAGES, "cpu")
+        machine.require(plan.needed(target), "cpu")
     else:
         machine.refuse(doctor.missing(target))
 
@@ -151,13 +151,13 @@ def _carry_out_training(
 
     def produce(name: StepName, folder: Path) -> Mapping[str, Any]:
         inputs, distill = stage.inputs[name], stage.trained.distill
-        best = found["search"].record["best"] if "search" in found else {}
+        searched = found["search"].record if "search" in found else {}
         request = Request(
             step=name,
             start=_known(stage.start),
             teacher=stage.teacher,
             train=stage.trained.train,
-            distill=distill and distill.model_copy(update=best),
+            distill=distill and distill.model_copy(update=searched.get("best", {})),
             device=inputs["train.device"],
             dtype=inputs["train.dtype"],
             logits=found["logits"].directory if "logits" in found else None,
@@ -165,7 +165,8 @@ def _carry_out_training(
             directory=folder,
             offline=offline,
         )
-        return carry_out(request, reporter)
+        trials = {"search": searched["trials"]} if searched else {}
+        return {**carry_out(request, reporter), **trials}
 
     for name, step in steps.items():
         found[name] = _carry_out(step, results, reporter, partial(produce, name))

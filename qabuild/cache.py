@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qabuild.errors import QABuildError
-from qabuild.store import ENTRY, Store
+from qabuild.store import ENTRY, Store, compiled_for_this_machine
 
 DAMAGED = "damaged"
 """The step of a result whose entry cannot be read."""
@@ -58,6 +58,7 @@ def prune(
         for kept in going:
             store.drop(kept.key)
         _clear_unfinished(store)
+        shutil.rmtree(compiled_for_this_machine("", store.root), ignore_errors=True)
     return going
 
 

@@ -43,20 +43,27 @@ def make(
     return written(read(written("0" * 64)).sum)
 
 
+def base(artifact: Artifact) -> Mapping[str, Any]:
+    """name and revision of the model that it all started from: what was trained, or the checkpoint itself."""
+    training = artifact.manifest.training
+    return training["start"] if training else artifact.manifest.checkpoint
+
+
 def _metadata(artifact: Artifact, found: Verification, own: Own, base_license: str | None) -> Any:
     """The card's metadata, as huggingface_hub's ModelCardData."""
     from huggingface_hub import EvalResult, ModelCardData
 
     manifest, data = artifact.manifest, found.measurement.data
-    name, relation = manifest.checkpoint["name"], "finetune" if "train" in manifest.steps else "quantized"
-    base = {"base_model": name, "base_model_relation": relation} if manifest.checkpoint["revision"] else {}
+    model = base(artifact)
+    relation = "finetune" if manifest.training else "quantized"
+    related = {"base_model": model["name"], "base_model_relation": relation} if model["revision"] else {}
     license = manifest.publish.get("license") or own.metadata.get("license") or base_license
     weights = any(file.endswith(".safetensors") for file in manifest.files if "/" not in file)
     scores = {"exact_match": ("EM", found.measurement.exact_match), "f1": ("F1", found.measurement.f1)}
     return ModelCardData(
         **{key: value for key, value in own.metadata.items() if key not in ("license", "tags")},
         **({"license": license} if license else {}),
-        **base,
+        **related,
         datasets=[data["dataset"]] if data["revision"] else None,
         library_name="transformers" if weights else manifest.backend["name"],
         metrics=list(scores),
@@ -86,6 +93,8 @@ def _facts(artifact: Artifact, found: Verification) -> dict[str, Any]:
     return {
         "name": manifest.name,
         "checkpoint": manifest.checkpoint,
+        "training": manifest.training,
+        "needs": manifest.record.get("needs") or {},
         "backend": manifest.backend["name"],
         "runtime": manifest.runtime,
         "qabuild": manifest.qabuild,

@@ -192,7 +192,9 @@ def build(
     read = [load(path, overrides, locked=locked) for path in targets]
     _require_distinct(read)
     if then_publish:
-        _require_publishable(read, compile_only, console)
+        if compile_only or offline:
+            raise click.UsageError("--publish goes with neither --compile-only nor --offline")
+        _require_publishable(read, console)
     from qabuild.builder import build as build_target
 
     def attempt(target: Target) -> _Outcome:
@@ -399,31 +401,6 @@ def report(
 
 
 @cli.command()
-@click.argument("artifact", type=click.Path(path_type=Path))
-@click.option("--repo", metavar="OWNER/NAME", help="The repository; without it, the target's publish.repo.")
-@click.option("--private", is_flag=True, help="Make the repository private, where it is made.")
-@click.option("--revision", default="main", show_default=True, metavar="BRANCH", help="Branch to publish to.")
-@click.option("--create-pr", is_flag=True, help="Propose it as a pull request.")
-@click.option("--tag", metavar="NAME", help="Name the commit, as in --tag v1.")
-@click.option("--dry-run", is_flag=True, help="Only list what would go, and how large it is.")
-@click.option("--verify-remote", is_flag=True, help="Verify what was downloaded again, too.")
-@data_option
-@common
-def publish(artifact: Path, repo: str | None, dataset: str | None, console: Console, **options: Any) -> None:
-    """Push a verified ARTIFACT to the Hugging Face Hub as one commit, and fetch it back.
-
-    Refuses what is not verified, was changed since, or would replace something else. Run again after a failure, it
-    does what is left to do.
-    """
-    from qabuild import publishing
-    from qabuild.target import absolute_source
-
-    source = dataset and absolute_source(dataset, Path.cwd())
-    published = publishing.publish(artifact, repo, dataset=source, reporter=console, **options)
-    console.result(published.to_dict(), lambda: _show_published(published))
-
-
-@cli.command()
 @target_files
 @output_option
 @set_option
@@ -455,6 +432,31 @@ def plan(targets: Sequence[Path], output: Path, overrides: Sequence[str], locked
                 emit(f"{made.target.name}: {lack}")
 
     console.result([made.to_dict() for made in plans], show)
+
+
+@cli.command()
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.option("--repo", metavar="OWNER/NAME", help="The repository; without it, the target's publish.repo.")
+@click.option("--private", is_flag=True, help="Make the repository private, where it is made.")
+@click.option("--revision", default="main", show_default=True, metavar="BRANCH", help="Branch to publish to.")
+@click.option("--create-pr", is_flag=True, help="Propose it as a pull request.")
+@click.option("--tag", metavar="NAME", help="Name the commit, as in --tag v1.")
+@click.option("--dry-run", is_flag=True, help="Only list what would go, and how large it is.")
+@click.option("--verify-remote", is_flag=True, help="Verify what was downloaded again, too.")
+@data_option
+@common
+def publish(artifact: Path, repo: str | None, dataset: str | None, console: Console, **options: Any) -> None:
+    """Push a verified ARTIFACT to the Hugging Face Hub as one commit, and fetch it back.
+
+    Refuses what is not verified, was changed since, or would replace something else. Run again after a failure, it
+    does what is left to do.
+    """
+    from qabuild import publishing
+    from qabuild.target import absolute_source
+
+    source = dataset and absolute_source(dataset, Path.cwd())
+    published = publishing.publish(artifact, repo, dataset=source, reporter=console, **options)
+    console.result(published.to_dict(), lambda: _show_published(published))
 
 
 @cli.command()
@@ -672,12 +674,10 @@ def _attempt(work: Callable[[], T], console: Console) -> T | QABuildError:
         return told
 
 
-def _require_publishable(targets: Sequence[Target], compile_only: bool, console: Console) -> None:
+def _require_publishable(targets: Sequence[Target], console: Console) -> None:
     """Tell before the work what would keep its result from being published."""
     from qabuild.publishing import require_ready
 
-    if compile_only:
-        raise click.UsageError("only what is verified can be published: leave out --compile-only or --publish")
     repos = [target.publish.repo for target in targets if target.publish.repo]
     if twice := sorted({repo for repo in repos if repos.count(repo) > 1}):
         raise BadTarget(f"two targets are published to {', '.join(twice)}", "give each a publish.repo of its own")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qabuild import expectation, machine
+from qabuild import expectation, machine, plan
 from qabuild.backends import BACKENDS, backend, openvino
 from qabuild.machine import FAST
 from qabuild.target import Target
@@ -45,7 +45,7 @@ def examine() -> list[Finding]:
 def missing(target: Target) -> list[str]:
     """What this machine lacks for `target`; empty where nothing is missing."""
     module = backend(target.backend.name)
-    lacks = machine.missing(module.PACKAGES, target.runtime.device)
+    lacks = machine.missing(plan.needed(target), target.runtime.device)
     if lacks:
         return lacks
     return [*_cuda_runtime(target.runtime.device), *module.lacks(target.backend, target.runtime)]

@@ -26,6 +26,7 @@ _METADATA = frozenset(
         "base_model",
         "base_model_relation",
         "datasets",
+        "eval_results",
         "library_name",
         "metrics",
         "model-index",

@@ -10,16 +10,18 @@ from __future__ import annotations
 import json
 import os
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from qabuild import hub
 from qabuild.backends import Frozen
 from qabuild.errors import BadTarget
-from qabuild.target import Target
+from qabuild.origin import CheckpointSource, Train, Trained, pinned, sources, trainings
+from qabuild.target import Target, Verify
 from qabuild.target import load as load_target
 
 
@@ -47,6 +49,10 @@ class Lock(Frozen):
 
     checkpoint: CheckpointPin
     verify: DataPin
+    checkpoints: tuple[CheckpointPin, ...] = Field((), strict=False)
+    """Others that its checkpoint is trained from: teachers, and what those are trained from."""
+    datasets: tuple[DataPin, ...] = Field((), strict=False)
+    """What is learnt from."""
 
 
 def path_of(target: Path) -> Path:
@@ -63,16 +69,19 @@ def load(path: str | Path, overrides: Sequence[str] = (), *, locked: bool = Fals
     path = Path(path)
     target = load_target(path, overrides)
     lock = read(path_of(path))
-    pins_checkpoint = lock is not None and _asked_checkpoint(lock) == _checkpoint_of(target)
-    pins_data = lock is not None and _asked_data(lock) == _data_of(target)
-    if locked and not (pins_checkpoint and pins_data):
-        raise BadTarget(_unlocked(target, path_of(path), lock, pins_checkpoint), f"run `qabuild lock {path}`")
+    pins_checkpoint = lock is not None and _asked_checkpoint(lock) == _asked_of(target.checkpoint)
+    pins_data = lock is not None and _asked_data(lock.verify) == _data_of(target.verify)
+    pins = _training_pins(target, lock)
+    if locked and not (pins_checkpoint and pins_data and not pins.missing):
+        raise BadTarget(_unlocked(target, path_of(path), lock, pins_checkpoint, pins), f"run `qabuild lock {path}`")
     if lock and pins_checkpoint:
-        pinned = {"revision": lock.checkpoint.commit, "digest": lock.checkpoint.digest}
-        target = target.model_copy(update={"checkpoint": target.checkpoint.model_copy(update=pinned)})
+        pins_to = {"revision": lock.checkpoint.commit, "digest": lock.checkpoint.digest}
+        target = target.model_copy(update={"checkpoint": target.checkpoint.model_copy(update=pins_to)})
     if lock and pins_data:
-        pinned = {"revision": lock.verify.commit, "fingerprint": lock.verify.fingerprint}
-        target = target.model_copy(update={"verify": target.verify.model_copy(update=pinned)})
+        pins_to = {"revision": lock.verify.commit, "fingerprint": lock.verify.fingerprint}
+        target = target.model_copy(update={"verify": target.verify.model_copy(update=pins_to)})
+    if isinstance(target.origin, Trained):
+        target = target.with_origin(pinned(target.origin, pins.checkpoints, pins.trains))
     return target
 
 
@@ -81,21 +90,34 @@ def make(target: Target, *, offline: bool = False) -> Lock:
     from qabuild import data
     from qabuild.checkpoint import resolve
 
-    checkpoint = resolve(target.checkpoint.model, target.checkpoint.revision, offline=offline)
-    questions = data.load(
-        target.verify.dataset, revision=target.verify.revision, split=target.verify.split, offline=offline
-    )
+    def checkpoint(source: CheckpointSource, head: bool) -> CheckpointPin:
+        found = resolve(source.model, source.revision, head=head, offline=offline)
+        return CheckpointPin(**_asked_of(source), commit=found.revision, digest=found.digest)
+
+    def questions(asked: Train | Verify) -> DataPin:
+        share = asked.max_misplaced if isinstance(asked, Train) else 0.0
+        found = data.load(
+            asked.dataset, revision=asked.revision, split=asked.split, max_misplaced=share, offline=offline
+        )
+        return DataPin(**_data_of(asked), commit=found.revision, fingerprint=found.fingerprint)
+
+    trained = list(trainings(target.origin))
+    others = [source for source in dict.fromkeys(sources(target.origin)) if source != target.checkpoint]
     return Lock(
-        checkpoint=CheckpointPin(**_checkpoint_of(target), commit=checkpoint.revision, digest=checkpoint.digest),
-        verify=DataPin(**_data_of(target), commit=questions.revision, fingerprint=questions.fingerprint),
+        checkpoint=checkpoint(target.checkpoint, head=not trained),
+        verify=questions(target.verify),
+        checkpoints=tuple(checkpoint(source, head=False) for source in others),
+        datasets=tuple(dict.fromkeys(questions(each.train) for each in trained)),
     )
 
 
 def write(lock: Lock, path: Path) -> bool:
     """Put the lock file at `path`, whole or not at all; returns whether that changed anything."""
     lines = ["# Written by `qabuild lock`; keep it under version control beside its target."]
-    for table, pins in lock.model_dump(exclude_none=True).items():
-        lines += ["", f"[{table}]", *(f"{key} = {json.dumps(value)}" for key, value in pins.items())]
+    for name, pins in lock.model_dump(exclude_none=True).items():
+        header = f"[[{name}]]" if isinstance(pins, tuple) else f"[{name}]"
+        for table in pins if isinstance(pins, tuple) else (pins,):
+            lines += ["", header, *(f"{key} = {json.dumps(value)}" for key, value in table.items())]
     text = "\n".join(lines) + "\n"
     if path.is_file() and path.read_text(encoding="utf-8") == text:
         return False
@@ -119,33 +141,65 @@ def read(path: Path) -> Lock | None:
         raise BadTarget(f"{path}: damaged: {why}", f"run `qabuild lock {path.with_suffix('.toml')}`") from None
 
 
-def _checkpoint_of(target: Target) -> dict[str, Any]:
-    """What the target asks for, without paths, which differ between machines."""
-    return {"model": _name(target.checkpoint.model), "revision": target.checkpoint.revision}
+@dataclass(frozen=True, kw_only=True)
+class _TrainingPins:
+    """What a lock pins of the trainings that lead to a checkpoint."""
+
+    checkpoints: Mapping[CheckpointSource, CheckpointSource]
+    trains: Mapping[Train, Train]
+    missing: Sequence[str]
+    """What they ask for and the lock does not pin."""
 
 
-def _data_of(target: Target) -> dict[str, Any]:
-    verify = target.verify
-    return {"dataset": _name(verify.dataset), "revision": verify.revision, "split": verify.split}
+def _training_pins(target: Target, lock: Lock | None) -> _TrainingPins:
+    checkpoints, trains, missing = {}, {}, []
+    pins = (lock.checkpoint, *lock.checkpoints) if lock else ()
+    trained = list(trainings(target.origin))
+    for source in sources(target.origin) if trained else ():
+        pin = next((pin for pin in pins if pin.model_dump(include={"model", "revision"}) == _asked_of(source)), None)
+        if pin:
+            checkpoints[source] = source.model_copy(update={"revision": pin.commit, "digest": pin.digest})
+        else:
+            missing.append(_name(source.model))
+    for each in trained:
+        found = next((pin for pin in lock.datasets if _asked_data(pin) == _data_of(each.train)), None) if lock else None
+        if found:
+            pinned_to = {"revision": found.commit, "fingerprint": found.fingerprint}
+            trains[each.train] = each.train.model_copy(update=pinned_to)
+        else:
+            missing.append(_name(each.train.dataset))
+    return _TrainingPins(checkpoints=checkpoints, trains=trains, missing=missing)
+
+
+def _asked_of(source: CheckpointSource) -> dict[str, Any]:
+    """What is asked for, without paths, which differ between machines."""
+    return {"model": _name(source.model), "revision": source.revision}
+
+
+def _data_of(asked: Train | Verify) -> dict[str, Any]:
+    return {"dataset": _name(asked.dataset), "revision": asked.revision, "split": asked.split}
 
 
 def _asked_checkpoint(lock: Lock) -> dict[str, Any]:
     return lock.checkpoint.model_dump(include={"model", "revision"})
 
 
-def _asked_data(lock: Lock) -> dict[str, Any]:
-    return lock.verify.model_dump(include={"dataset", "revision", "split"})
+def _asked_data(pin: DataPin) -> dict[str, Any]:
+    return pin.model_dump(include={"dataset", "revision", "split"})
 
 
 def _name(source: str) -> str:
     return Path(source).name if hub.is_path(source) else source
 
 
-def _unlocked(target: Target, path: Path, lock: Lock | None, pins_checkpoint: bool) -> str:
+def _unlocked(target: Target, path: Path, lock: Lock | None, pins_checkpoint: bool, pins: _TrainingPins) -> str:
     if lock is None:
         return f"{path}: there is no lock, and --locked builds nothing without one"
-    asked, pinned = (
-        (_data_of(target), _asked_data(lock)) if pins_checkpoint else (_checkpoint_of(target), _asked_checkpoint(lock))
+    asked, locked = (
+        (_data_of(target.verify), _asked_data(lock.verify))
+        if pins_checkpoint
+        else (_asked_of(target.checkpoint), _asked_checkpoint(lock))
     )
-    changed = ", ".join(f"{key} {pinned[key]} became {asked[key]}" for key in asked if asked[key] != pinned[key])
-    return f"{path}: the target changed after it was locked: {changed}"
+    changes = [f"{key} {locked[key]} became {asked[key]}" for key in asked if asked[key] != locked[key]]
+    changes += [f"{name} is not pinned" for name in pins.missing]
+    return f"{path}: the target changed after it was locked: {', '.join(changes)}"

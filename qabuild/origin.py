@@ -6,8 +6,8 @@ steps of them and `qabuild.training` carries those out.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -160,6 +160,20 @@ def sources(origin: Origin) -> Iterator[CheckpointSource]:
             yield from sources(needed)
     if isinstance(origin, CheckpointSource):
         yield origin
+
+
+def pinned(
+    origin: Origin, checkpoints: Mapping[CheckpointSource, CheckpointSource], trains: Mapping[Train, Train]
+) -> Origin:
+    """The same origin, with pinned sources in the place of those that were asked for."""
+    if isinstance(origin, CheckpointSource):
+        return checkpoints.get(origin, origin)
+    return replace(
+        origin,
+        start=pinned(origin.start, checkpoints, trains),
+        teacher=pinned(origin.teacher, checkpoints, trains) if origin.teacher else None,
+        train=trains.get(origin.train, origin.train),
+    )
 
 
 def _collect(origin: Origin | None, seen: list[Trained]) -> None:

@@ -135,7 +135,7 @@ class Push:
             handwritten.merge(handwritten.read(here), handwritten.read(there)),
             repo=self.repo,
             revision=self.revision,
-            base_license=repository.license_of(self.api, self.artifact.manifest.checkpoint),
+            base_license=repository.license_of(self.api, card.base(self.artifact)),
         )
 
     def _refuse_other_content(self, folder: Path) -> None:

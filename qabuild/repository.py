@@ -111,7 +111,7 @@ def license_of(api: HfApi, checkpoint: Mapping[str, Any]) -> str | None:
     """The license that the checkpoint's own card states; None where it is not on the Hub, or states none."""
     from huggingface_hub.errors import RepositoryNotFoundError
 
-    if checkpoint["revision"] is None:
+    if not checkpoint["revision"]:
         return None
     try:
         data = api.model_info(checkpoint["name"]).card_data

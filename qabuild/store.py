@@ -227,6 +227,14 @@ def default_root() -> Path:
     return user_cache_path("qabuild")
 
 
+def compiled_for_this_machine(digest: str, root: Path | None = None) -> Path:
+    """Where a runtime may keep what it makes of the files with that digest, or of any ("") while it loads them.
+
+    No result of a step: it is made again in a second, by whoever misses it, and is never part of an artifact.
+    """
+    return (root or default_root()) / LAYOUT / "compiled" / digest
+
+
 def place(entry: Entry, directory: Path) -> None:
     """Put the files of a result into `directory`, as hard links where the file system allows."""
     for name in entry.files:

@@ -149,6 +149,12 @@ class Target(Frozen):
         built._origin = origin if isinstance(origin, Trained) else None
         return built
 
+    def with_origin(self, origin: Origin) -> Target:
+        """This target, with another way to its checkpoint."""
+        changed = self.model_copy()
+        changed._origin = origin
+        return changed
+
     def _own_origin(self, bases: Mapping[str, Target]) -> Origin:
         def of(source: CheckpointSource) -> Origin:
             return bases[source.target].origin if source.target else source
@@ -343,8 +349,8 @@ def _merge(base: Toml, over: Toml) -> Toml:
     What belongs to one value is not inherited by another: a backend's options, the revision and sums of a Hub id.
     """
     merged = dict(base)
-    if any(over.get(key, base.get(key)) != base.get(key) for key in ("model", "target", "dataset")):
-        for key in ("revision", "digest", "fingerprint", "model", "target"):
+    if any(over.get(key, base.get(key)) != base.get(key) for key in ("model", "target", "dataset", "calibration")):
+        for key in ("revision", "digest", "fingerprint", "model", "target", "calibration_revision"):
             merged.pop(key, None)
     for key, value in over.items():
         old = merged.get(key)
@@ -437,7 +443,7 @@ def _wrong(mistake: Any, path: KeyPath) -> str:
 
 
 def _offer(path: KeyPath, location: Sequence[int | str]) -> str:
-    """Which key was probably meant: the nearest name in the same table, or the same name in another."""
+    """Which key was probably meant: the nearest name in the same table, or the same name in others."""
     siblings = _fields(path[:-1])
     if path[0] == "backend":
         siblings = backend(str(location[1])).Options.model_fields
@@ -447,9 +453,10 @@ def _offer(path: KeyPath, location: Sequence[int | str]) -> str:
         siblings = {"extends": None, **siblings}
     if near := difflib.get_close_matches(path[-1], siblings, n=1):
         return f"; perhaps you meant {near[0]!r}"
-    for other in _all_keys():
-        if other[-1] == path[-1]:
-            return f"; it belongs to [{'.'.join(other[:-1])}]" if len(other) > 1 else "; it belongs to the top"
+    homes = [other[:-1] for other in _all_keys() if other[-1] == path[-1]]
+    if homes:
+        named = [f"[{'.'.join(home)}]" if home else "the top" for home in homes]
+        return f"; it belongs to {' or '.join(named)}"
     return f"; known here: {', '.join(siblings)}" if siblings else ""
 
 

@@ -73,6 +73,14 @@ def _create(handler: Any) -> None:
     handler.send_json({"url": f"{handler.hub.url}/{repo_id}"})
 
 
+def _delete(handler: Any) -> None:
+    asked = json.loads(handler.body)
+    repo_id = f"{asked['organization']}/{asked['name']}"
+    if _writable(handler, repo_id):
+        del handler.hub.repositories["model", repo_id]
+        handler.send_json({})
+
+
 def _writable(handler: Any, repo_id: str, *, proposal: bool = False) -> Repository | None:
     """The repository, where the one who asks may write to it; None once the request has been refused."""
     account = handler.account()
@@ -215,6 +223,7 @@ WRITING: list[tuple[str, str, Callable[..., None]]] = [
     ("GET", "/api/whoami-v2", _whoami),
     ("POST", "/api/validate-yaml", _validate_yaml),
     ("POST", "/api/repos/create", _create),
+    ("DELETE", "/api/repos/delete", _delete),
     ("POST", rf"{API}/preupload/(?P<revision>.+)", _preupload),
     ("POST", rf"/{REPO}\.git/info/lfs/objects/batch", _batch),
     ("POST", rf"/{REPO}\.git/info/lfs/objects/verify", _verify),

@@ -669,7 +669,7 @@ def test_targets_are_built_wherever_and_overridden_as_asked(built, qabuild):
     )
     assert ran.status == 0
     manifest = open_artifact(Path("a/b/tiny")).manifest
-    assert manifest.publish == {"repo": "me/there"}
+    assert manifest.publish["repo"] == "me/there"
     assert manifest.verify["gates"]["min_speedup"] == 0.01
 
 

@@ -15,6 +15,7 @@ from hub import Hub
 from qabuild import data, lock, sample
 from qabuild.checkpoint import resolve
 from qabuild.errors import BadTarget, UntrustedInput
+from qabuild.origin import Trained
 from qabuild.target import load as load_target
 
 TARGET = """\
@@ -106,6 +107,21 @@ def test_a_damaged_lock_is_not_passed_over(target, content):
     lock.path_of(target).write_bytes(content)
     with pytest.raises(BadTarget, match=r"x\.lock: damaged"):
         lock.load(target)
+
+
+def test_a_trained_checkpoint_is_pinned_by_all_that_it_is_trained_from(target):
+    (target.parent / "teacher.toml").write_text(TARGET + '[train]\ndataset = "./questions.json"\n', encoding="utf-8")
+    taught = TARGET.replace("./weights", "sample") + '[train]\ndataset = "sample"\n[distill.teacher]\n'
+    target.write_text(f'{taught}target = "teacher"\n', encoding="utf-8")
+    with pytest.raises(BadTarget, match=r"questions\.json is not pinned"):
+        lock.load(target, locked=True)
+    assert lock.write(lock.make(load_target(target)), lock.path_of(target))
+    origin = lock.load(target, locked=True).origin
+    assert isinstance(origin, Trained)
+    assert isinstance(origin.teacher, Trained)
+    assert origin.start.digest == origin.teacher.start.digest == resolve("sample").digest
+    assert origin.train.fingerprint == data.load("sample", split="train").fingerprint
+    assert origin.teacher.train.fingerprint == data.load("sample").fingerprint
 
 
 @pytest.mark.hub

@@ -28,8 +28,10 @@ CHECKPOINT = Checkpoint(
 PACKAGES = (
     "deepspeed",
     "evaluate",
+    "nncf",
     "onnx",
     "onnxruntime",
+    "openvino",
     "optimum",
     "optimum-onnx",
     "tokenizers",
@@ -143,6 +145,32 @@ def test_a_file_of_questions_counts_by_its_name_not_by_its_folder():
     assert changed(here, renamed) == ANSWERED
 
 
+def test_calibration_questions_count_by_their_bytes_and_name_where_they_are_read():
+    def calibrated(dtype: str, path: str = "/here/train.json", **changed: Any) -> Plan:
+        tables = {"backend": {"calibration": path}, "runtime": {"dtype": dtype}}
+        return make(target("openvino", **tables), facts(**{"calibration": "a" * 64, **changed}))
+
+    assert changed(calibrated("int8"), calibrated("int8", "/there/train.json")) == NONE
+    assert changed(calibrated("int8"), calibrated("int8", calibration="b" * 64)) == COMPILED
+    assert changed(calibrated("fp32"), calibrated("fp32", calibration="b" * 64)) == NONE
+    assert "the bytes of the calibration data changed" in describe_changes(
+        calibrated("int8").step("compile").inputs,
+        calibrated("int8", calibration="b" * 64).step("compile").inputs,
+        set(),
+    )
+    unknown = calibrated("int8", "owner/data", calibration=None)
+    assert (unknown.step("compile").key, unknown.step("verify").key) == (None, None)
+    assert unknown.step("reference").key
+
+
+def test_the_code_that_cuts_calibration_questions_decides_int8_only():
+    def with_code(dtype: str, digest: str) -> Plan:
+        return make(target("openvino", runtime={"dtype": dtype}), facts(code={"data/files": digest}, calibration="a"))
+
+    assert changed(with_code("int8", "0" * 64), with_code("int8", "1" * 64)) == ALL
+    assert changed(with_code("fp32", "0" * 64), with_code("fp32", "1" * 64)) == ANSWERED
+
+
 def every_option() -> list[Any]:
     """Every key that any backend has in a target, each with every other value that it may take."""
     return [
@@ -159,7 +187,11 @@ def _others(field: Any) -> list[Any]:
         return [not field.default]
     literals = [value for arm in (field.annotation, *get_args(field.annotation)) for value in get_args(arm)]
     others = [value for value in literals if isinstance(value, (str, int)) and value != field.default]
-    return others or [field.default + 1]
+    if others:
+        return others
+    if field.default is None:
+        return [0.5 if float in get_args(field.annotation) else "main"]
+    return [f"./{field.default}"] if isinstance(field.default, str) else [field.default + 1]
 
 
 @pytest.mark.parametrize(("name", "key", "value"), every_option())

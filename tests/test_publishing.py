@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import proven
 import pytest
 import yaml
 from hub import Hub, Repository
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from qabuild import artifact as artifacts
-from qabuild import card, handwritten
+from qabuild import attempts, card, handwritten, publishing
 from qabuild.artifact import open_artifact
+from qabuild.console import SILENT
+from qabuild.errors import BadTarget, QABuildError, UntrustedInput
 from qabuild.evidence import Verification
+from qabuild.publishing import publish
 
 pytestmark = pytest.mark.hub
 
@@ -224,19 +230,43 @@ UNPROVED: dict[str, tuple[Callable[[Path], object], int, str]] = {
 }
 
 
+@pytest.fixture
+def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no one get as far as the Hub."""
+    monkeypatch.setattr(publishing, "log_in", lambda: pytest.fail("the Hub was asked"))
+
+
 @pytest.mark.parametrize(("change", "status", "expected"), UNPROVED.values(), ids=UNPROVED)
-def test_what_is_not_proved_is_not_published(desk, change, status, expected):
-    artifact = desk.artifact()
+def test_what_is_not_proved_is_not_published(tmp_path, no_hub, change, status, expected):
+    artifact = proven.make(tmp_path / "tiny")
     change(artifact)
-    said = desk.publish(artifact, status=status)
-    assert expected in said
+    with pytest.raises(QABuildError) as caught:
+        publish(artifact)
+    assert caught.value.exit_status == status
+    assert expected in str(caught.value)
+
+
+def test_a_failure_on_the_command_line_has_its_status(desk):
+    artifact = desk.artifact()
+    measured(artifact, f1=1.0)
+    assert "verification failed" in desk.publish(artifact, status=1)
     assert not desk.hub.requests
 
 
-def test_an_artifact_of_fewer_questions_than_its_target_asks_for_is_refused(desk):
-    asked = open_artifact(desk.artifact()).manifest.verify
-    fewer = desk.artifact("fewer", verify={**asked, "samples": 100})
-    assert "other questions than its target names (samples)" in desk.publish(fewer, status=4)
+def test_an_artifact_of_fewer_questions_than_its_target_asks_for_is_refused(tmp_path, no_hub):
+    asked = open_artifact(proven.make(tmp_path / "tiny")).manifest.verify
+    fewer = proven.make(tmp_path / "fewer", verify={**asked, "samples": 100})
+    with pytest.raises(UntrustedInput, match=r"other questions than its target names \(samples\)"):
+        publish(fewer)
+
+
+def test_a_verification_under_other_versions_is_recorded_as_such(tmp_path):
+    artifact = proven.make(tmp_path / "tiny")
+    assert proof_of(open_artifact(artifact)).other_versions == {}
+    measured(artifact, versions={"torch": "1.0"})
+    found = proof_of(open_artifact(artifact))
+    assert found.passed
+    assert found.other_versions == {"tokenizers": "(none)", "torch": "1.0", "transformers": "(none)"}
 
 
 def test_a_build_of_another_machine_is_published_where_the_release_is_the_same(desk):
@@ -247,27 +277,32 @@ def test_a_build_of_another_machine_is_published_where_the_release_is_the_same(d
 
 
 @pytest.mark.parametrize(
-    ("arguments", "status", "expected"),
+    ("place", "expected"),
     [
-        (["--repo", "tiny"], 2, "no name of a repository"),
-        (["--repo", "me/ti--ny"], 2, "no name of a repository"),
-        (["--repo", "me/.tiny"], 2, "no name of a repository"),
-        (["--repo", "a/b/c"], 2, "no name of a repository"),
-        (["--repo", "them/tiny"], 3, 'You don\'t have the rights to create a model under "them"'),
-        (["--revision", "no such"], 2, "no name of a branch"),
-        (["--tag", "v 1"], 2, "no name of a tag"),
+        ({"repo": "tiny"}, "tiny is no name of a repository"),
+        ({"repo": "me/ti--ny"}, "no name of a repository"),
+        ({"repo": "me/.tiny"}, "no name of a repository"),
+        ({"repo": "a/b/c"}, "no name of a repository"),
+        ({"revision": "no such"}, "'no such' is no name of a branch"),
+        ({"tag": "v 1"}, "'v 1' is no name of a tag"),
     ],
 )
-def test_a_place_that_cannot_be_is_refused(desk, arguments, status, expected):
-    said = desk.publish(desk.artifact(), *arguments, status=status)
-    assert expected in said
+def test_a_place_that_cannot_be_is_refused(tmp_path, no_hub, place, expected):
+    with pytest.raises(BadTarget, match=expected):
+        publish(proven.make(tmp_path / "tiny"), **place)
+
+
+def test_an_artifact_whose_target_names_no_repository_is_refused(tmp_path, no_hub):
+    artifact = proven.make(tmp_path / "tiny", publish={"repo": None, "license": None})
+    with pytest.raises(BadTarget, match="its target does not say where to publish it"):
+        publish(artifact)
+
+
+def test_a_namespace_of_others_is_refused(desk):
+    said = desk.publish(desk.artifact(), "--repo", "them/tiny", status=3)
+    assert 'You don\'t have the rights to create a model under "them"' in said
+    assert "nothing was published: them/tiny is as it was" in said
     assert not desk.hub.repositories
-
-
-def test_an_artifact_whose_target_names_no_repository_is_refused(desk):
-    artifact = desk.artifact(publish={"repo": None, "license": None})
-    assert "its target does not say where to publish it" in desk.publish(artifact, status=2)
-    desk.publish(artifact, "--repo", "me/tiny")
 
 
 @pytest.mark.parametrize(
@@ -322,13 +357,10 @@ def test_a_file_that_the_hub_finds_too_large_is_told(desk, monkeypatch):
     assert set(desk.files()) == {".gitattributes"}
 
 
-def test_a_file_above_the_known_limit_is_refused_unsent(tmp_path, monkeypatch):
-    from qabuild import publishing
-    from qabuild.errors import BadTarget
-
+def test_a_file_above_the_known_limit_is_refused_unsent(tmp_path, no_hub, monkeypatch):
     monkeypatch.setattr(publishing, "LARGEST_FILE", 6000)
     with pytest.raises(BadTarget, match=r"model\.safetensors: .* the Hub takes no file above"):
-        publishing.publish(proven.make(tmp_path / "tiny"))
+        publish(proven.make(tmp_path / "tiny"))
 
 
 # --- what the Hub does ----------------------------------------------------------------------------------------------
@@ -362,6 +394,25 @@ def test_a_hub_that_repeats_the_token_is_not_repeated(desk, arguments):
     desk.hub.fail("POST .*/preupload/main", status=403, says=f"token {TOKEN} has no rights", times=9)
     said = desk.publish(desk.artifact(), *arguments, status=3)
     assert "token (token) has no rights" in said
+
+
+def test_a_transfer_that_breaks_is_tried_again_and_a_defect_is_not(monkeypatch):
+    monkeypatch.setattr(attempts, "WAITS", (0, 0))
+    tried: list[str] = []
+
+    def of(file: str) -> Callable[[], object]:
+        """A function of that file, which fails as the library that transfers by Xet does."""
+        scope: dict[str, Any] = {"tried": tried}
+        exec(compile("def work():\n tried.append('x')\n raise RuntimeError('CAS error')", file, "exec"), scope)
+        return cast(Callable[[], object], scope["work"])
+
+    with pytest.raises(QABuildError, match="me/tiny: the transfer failed: CAS error") as caught:
+        attempts.persistently(of("/site-packages/huggingface_hub/_commit_api.py"), "me/tiny", SILENT)
+    assert "HF_HUB_DISABLE_XET=1" in (caught.value.hint or "")
+    assert len(tried) == 3
+    with pytest.raises(RuntimeError, match="CAS error"):
+        attempts.persistently(of("/site-packages/qabuild/pushing.py"), "me/tiny", SILENT)
+    assert len(tried) == 4
 
 
 def test_no_token_is_in_anything_that_was_published(desk):
@@ -431,6 +482,35 @@ def test_the_target_on_the_card_is_one(tmp_path):
     assert target.verify.gates.model_dump() == artifact.manifest.verify["gates"]
 
 
+WORDS = st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs", "Zl", "Zp")) | st.just("\n"), max_size=60)
+
+
+@settings(max_examples=15)
+@given(before=WORDS, after=WORDS, license=st.sampled_from([None, "mit"]), tags=st.lists(WORDS, max_size=2))
+def test_whatever_people_write_is_read_again_as_they_wrote_it(small, before, after, license, tags):
+    metadata = {"license": license, "tags": sorted({tag for tag in tags if tag})}
+    own = handwritten.Own(
+        before=before.strip(), after=after.strip(), metadata={key: value for key, value in metadata.items() if value}
+    )
+    made = card.make(small, proof_of(small), own, repo="me/tiny", revision="main", base_license=None)
+    found = handwritten.read(made)
+    assert replace(found, published=None) == own
+    assert found.published == found.sum == own.sum
+    assert card.make(small, proof_of(small), found, repo="me/tiny", revision="main", base_license=None) == made
+
+
+@given(text=st.text(max_size=40))
+def test_a_cell_of_a_table_is_one_line_without_markup(text):
+    cell = card._cell(text)
+    assert "\n" not in cell
+    assert not re.search(r"(?<!\\)(\\\\)*[|<*`]", cell)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> artifacts.Artifact:
+    return open_artifact(proven.make(tmp_path_factory.mktemp("small") / "tiny"))
+
+
 def proof_of(artifact: artifacts.Artifact) -> Verification:
     assert artifact.evidence is not None
     return Verification.from_dict(artifact.evidence)
@@ -492,6 +572,45 @@ def test_a_rebuilt_artifact_keeps_the_words_and_drops_the_figures():
         before="Before.", after="After.", metadata={"license": "mit"}
     )
     assert handwritten.without_made("# Wholly my own\n") == "# Wholly my own\n"
+
+
+# --- on the real Hub as well ----------------------------------------------------------------------------------------
+
+THERE_AND_BACK = """\
+import secrets, sys
+from pathlib import Path
+from huggingface_hub import HfApi
+from qabuild.artifact import open_artifact
+from qabuild.loading import find
+from qabuild.publishing import publish
+api, artifact = HfApi(), Path(sys.argv[1])
+repo = f"{api.whoami()['name']}/qabuild-test-{secrets.token_hex(4)}"
+try:
+    first = publish(artifact, repo, private=True, tag="v1")
+    again = publish(artifact, repo, private=True, tag="v1")
+    found = find(repo, revision="v1", digest=open_artifact(artifact).digest)
+    print(first.changed, again.changed, again.commit == first.commit, len(found.manifest.files))
+    (artifact / "README.md").write_text("Other words.")
+    proposed = publish(artifact, repo, private=True, create_pr=True)
+    again = publish(artifact, repo, private=True, create_pr=True)
+    print(proposed.changed, again.changed, proposed.pull_request == again.pull_request)
+finally:
+    api.delete_repo(repo)
+"""
+
+
+@pytest.mark.parametrize("real", [False, pytest.param(True, marks=pytest.mark.real_hub)])
+def test_there_and_back(desk, real):
+    token = os.environ.get("QABUILD_TEST_TOKEN") if real else TOKEN
+    if token is None:
+        pytest.skip("no token for the real Hub in QABUILD_TEST_TOKEN")
+    environment = {**os.environ, **desk.hub.environment(desk.folder / "home"), "HF_TOKEN": token}
+    if real:
+        del environment["HF_ENDPOINT"]
+    command = [sys.executable, "-c", THERE_AND_BACK, desk.artifact()]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["True False True 5", "True False True"]
 
 
 # --- the whole way --------------------------------------------------------------------------------------------------

@@ -33,6 +33,7 @@ MADE = {
     "torchscript": ("fp32", "bf16"),
     "onnxruntime": ("int8",),
     "deepspeed": ("bf16",),
+    "openvino": ("fp32",),
 }
 ASKED = {"question": "Who repaired the bridge?", "context": "The bridge was repaired by Alma Serin in 1871."}
 OTHER = {"question": "When was it repaired?", "context": "The bridge was repaired by Alma Serin in 1871. " * 40}
@@ -132,8 +133,8 @@ def rounded(answers: Any) -> Any:
 
 @pytest.mark.parametrize("name", MADE)
 def test_a_download_answers_with_what_its_requirements_name_and_nothing_else(name, hub, tmp_path):
-    if name == "deepspeed" and not find_spec("deepspeed"):
-        pytest.skip("deepspeed is not installed")
+    if name in ("deepspeed", "openvino") and not find_spec(name):
+        pytest.skip(f"{name} is not installed")
     of = [made(name, dtype, tmp_path / f"{name}-{dtype}") for dtype in MADE[name]]
     snippets = []
     for artifact in of:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +16,7 @@ from qabuild import machine
 from qabuild.backends import Runtime
 from qabuild.backends._torch import TorchModel, completed, named
 from qabuild.backends.openvino import package, precision
+from qabuild.store import compiled_for_this_machine
 
 if TYPE_CHECKING:
     from qabuild.backends.openvino import Options
@@ -21,14 +25,31 @@ OUTPUTS = ("start_logits", "end_logits")
 
 
 def load(path: Path, config: Any, options: Options, runtime: Runtime) -> Any:
-    """The graph in `path` on all cores that this process may use, one stream of requests for each."""
-    cores = machine.cores()
+    """The graph in `path` on all cores that this process may use."""
+    core = package().Core()
     settings = {
         "INFERENCE_PRECISION_HINT": precision(options, runtime),
-        "INFERENCE_NUM_THREADS": cores,
-        "NUM_STREAMS": cores,
+        "INFERENCE_NUM_THREADS": machine.cores(),
+        **_kept(path),
     }
-    return named(OpenVinoModel(package().Core().compile_model(path, "CPU", settings), config), config)
+    graph = core.read_model(path)
+    names = [port.any_name for port in graph.inputs]
+    compile_for = lambda streams: core.compile_model(path, "CPU", {**settings, "NUM_STREAMS": streams})  # noqa: E731
+    return named(OpenVinoModel(compile_for, names, config), config)
+
+
+def _kept(path: Path) -> dict[str, str]:
+    """The setting by which OpenVINO keeps what it makes of these very bytes; none where nothing can be kept.
+
+    What it kept is not sealed; it notices one that is damaged, and makes it anew.
+    """
+    digest = hashlib.sha256(path.read_bytes() + path.with_suffix(".bin").read_bytes()).hexdigest()
+    folder = compiled_for_this_machine(digest)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return {}
+    return {"CACHE_DIR": str(folder)}
 
 
 class Running:
@@ -47,24 +68,39 @@ class Running:
 
 
 class OpenVinoModel(TorchModel):
-    """A compiled graph. `submit` starts a batch and does not wait for it, so that several are computed at once."""
+    """A graph. A call takes all threads for one batch; `submit` starts a batch, so that each core computes another.
 
-    def __init__(self, compiled: Any, config: Any) -> None:
-        inputs = [port.any_name for port in compiled.inputs]
+    `compile_for` compiles the graph for a number of requests at once; what is not used is not compiled.
+    """
+
+    def __init__(self, compile_for: Callable[[int], Any], inputs: Sequence[str], config: Any) -> None:
         super().__init__(self._answer, inputs, config, torch.device("cpu"))
-        self._compiled = compiled
+        self._compile_for = compile_for
         self._idle: deque[Any] = deque()
+
+    @cached_property
+    def alone(self) -> Any:
+        """Compiled for one batch at a time."""
+        return self._compile_for(1)
+
+    @cached_property
+    def together(self) -> Any:
+        """Compiled for as many batches at a time as there are cores."""
+        return self._compile_for(machine.cores())
 
     def submit(self, **given: torch.Tensor) -> Running:
         """Start computing what a call with the same inputs returns."""
-        inputs = {name: tensor.contiguous().numpy() for name, tensor in completed(given, self.inputs).items()}
+        inputs = self._arrays(given)
         try:
             request = self._idle.pop()
         except IndexError:
-            request = self._compiled.create_infer_request()
+            request = self.together.create_infer_request()
         request.start_async(inputs, share_inputs=True)
         return Running(request, inputs, self._idle)
 
-    def _answer(self, **given: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        output = self.submit(**given).result()
-        return output.start_logits, output.end_logits
+    def _answer(self, **given: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        found = self.alone.create_infer_request().infer(self._arrays(given), share_inputs=True)
+        return tuple(torch.from_numpy(found[name].copy()) for name in OUTPUTS)
+
+    def _arrays(self, given: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+        return {name: tensor.contiguous().numpy() for name, tensor in completed(given, self.inputs).items()}

@@ -146,7 +146,7 @@ class QuestionAnsweringPipeline:
                 batches = zip(*(tensor.split(count) for tensor in tensors.values()), strict=True)
                 place = windows.place(rows, length)
                 for at, batch in zip(range(0, len(rows), count), batches, strict=True):
-                    output = self._send(dict(zip(tensors, batch, strict=True)), device)
+                    output = self._send(dict(zip(tensors, batch, strict=True)), device, alone=len(windows) <= count)
                     sent.add(rows[at : at + count], place[:, at : at + count], output)
         return sent
 
@@ -157,9 +157,9 @@ class QuestionAnsweringPipeline:
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
         return {name: tensor.pin_memory() for name, tensor in tensors.items()} if device.type == "cuda" else tensors
 
-    def _send(self, tensors: Mapping[str, Any], device: Any) -> Any:
-        """The model's output, or what its `submit` promises it by."""
-        if self._submit:
+    def _send(self, tensors: Mapping[str, Any], device: Any, *, alone: bool) -> Any:
+        """The model's output, or what its `submit` promises it by. A batch that is alone has the whole machine."""
+        if self._submit and not alone:
             return self._submit(**tensors)
         if device.type != "cpu":
             tensors = {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}

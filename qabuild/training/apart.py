@@ -18,10 +18,9 @@ PAUSE = 30.0
 def carry_out(request: Request, reporter: Reporter) -> Mapping[str, Any]:
     """The step's record. Raises what the step raises."""
     request.work.mkdir(parents=True, exist_ok=True)
-    telling, document, environment = _Telling(request.step, reporter), request.to_dict(), {}
-    if request.step == "train":  # all else one process does alone
-        ranks.current().announce(document)
-        environment = ranks.current().environment()
+    telling, document = _Telling(request.step, reporter), request.to_dict()
+    # All but the training itself one process does alone.
+    environment = ranks.current().announce(document) if request.step == "train" else {}
     try:
         return run_apart("qabuild.training", document, request.directory, "training", telling.hear, environment)
     finally:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from collections.abc import Mapping
 from datetime import timedelta
 from functools import cache, cached_property
@@ -29,32 +30,42 @@ class Ranks:
         self._environment = dict(environment)
         self.rank = int(environment.get("RANK", "0"))
         self.count = int(environment.get("WORLD_SIZE", "1"))
-        self._trainings = 0
+        self._told = 0
 
-    def environment(self) -> dict[str, str]:
-        """Variables for the process that takes part in the next training.
+    def announce(self, request: Mapping[str, Any] | None) -> dict[str, str]:
+        """Tell the others of a training, or with None that there will be no more.
 
-        The number of a restart keeps what one training leaves in the launcher's store from the next.
+        Returns the variables for the process by which this one takes part: none where there are no others.
         """
-        restart = 1000 * int(self._environment.get("TORCHELASTIC_RESTART_COUNT", "0")) + self._trainings
-        return {**self._environment, "TORCHELASTIC_RESTART_COUNT": str(restart)} if self.count > 1 else {}
-
-    def announce(self, request: Mapping[str, Any] | None) -> None:
-        """Tell the others of a training, or with None that there will be no more."""
-        if self.count > 1:
-            self._trainings += 1
-            self._store.set(f"qabuild/{self._trainings}", json.dumps(request))
+        if self.count == 1:
+            return {}
+        message = {"request": request, "port": _free_port()}
+        self._store.set(self._next(), json.dumps(message))
+        return self._meeting(message)
 
     def follow(self) -> None:
         """Take part in every training that the first process tells of, until there are no more."""
         while True:
-            self._trainings += 1
-            request = json.loads(self._store.get(f"qabuild/{self._trainings}"))
+            message = json.loads(self._store.get(self._next()))
+            request = message["request"]
             if request is None:
                 return
             run_apart(
-                "qabuild.training", request, Path(request["directory"]), "training", environment=self.environment()
+                "qabuild.training",
+                request,
+                Path(request["directory"]),
+                "training",
+                environment=self._meeting(message),
             )
+
+    def _next(self) -> str:
+        self._told += 1
+        return f"qabuild/{self._told}"
+
+    def _meeting(self, message: Mapping[str, Any]) -> dict[str, str]:
+        """Each training has a store of its own, kept by its first process: leftovers of one would mislead the next."""
+        store = {"MASTER_PORT": str(message["port"]), "TORCHELASTIC_USE_AGENT_STORE": "False"}
+        return {**self._environment, **store}
 
     @cached_property
     def _store(self) -> Any:
@@ -62,6 +73,12 @@ class Ranks:
 
         host, port = self._environment["MASTER_ADDR"], int(self._environment["MASTER_PORT"])
         return TCPStore(host, port, is_master=False, timeout=PATIENCE)
+
+
+def _free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("", 0))
+        return int(one.getsockname()[1])
 
 
 @cache

@@ -23,7 +23,7 @@ StepName = Literal["logits", "search", "train"]
 PACKAGES = ("accelerate", "tokenizers", "torch", "transformers")
 SEARCH_PACKAGES = ("optuna",)
 
-_WINDOWS = ("checkpoint", "data", "pipeline/windows", "training/examples")
+_WINDOWS = ("checkpoint", "data", "pipeline/parameters", "pipeline/windows", "training/examples")
 CODE: dict[str, tuple[str, ...]] = {
     "logits": (*_WINDOWS, "training/logits"),
     "search": (*_WINDOWS, "pipeline", "squad", "training"),

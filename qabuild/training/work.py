@@ -84,7 +84,7 @@ def fit(request: Request, found: Examples, tokenizer: Any, tell: Tell) -> Mappin
         result = trainer.train(resume_from_checkpoint=str(state) if state else None)
     if trainer.is_world_process_zero():
         _save(trainer, request)
-    return {"steps": result.global_step, "loss": result.training_loss}
+    return {"steps": result.global_step}
 
 
 def _save(trainer: Any, request: Request) -> None:

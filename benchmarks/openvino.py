@@ -1,0 +1,228 @@
+"""OpenVINO's targets beside the stock pipeline on the eager fp32 model, and beside the other CPU backends.
+
+    python benchmarks/openvino.py --checkpoint CHECKPOINT --train train-v1.1.json --data dev-v1.1.json
+
+compiles every contestant, then prints four tables: speed, whole pipelines taking turns on the same questions (ours over
+what was compiled, transformers' own at batch 8 over the checkpoint; a figure is the median of the rounds' ratios, in
+brackets the lowest and the highest); EM, F1 and changed answers, on all questions; the time that one question takes,
+alone; and what loading takes, each in a process of its own. int8 is calibrated on questions of --train.
+
+Keep other work off the machine. --questions, --f1-questions and --latency-questions 0 leave a table out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import logging, pipeline
+
+from qabuild import data, machine, squad
+from qabuild.backends import Runtime, backend
+from qabuild.checkpoint import load_model, load_tokenizer, resolve
+from qabuild.data import Question
+from qabuild.pipeline import QuestionAnsweringPipeline
+
+STOCK = "stock, eager fp32"
+Ask = Callable[[Sequence[Question]], list[str]]
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One way to compile the checkpoint."""
+
+    backend: str
+    dtype: Any = "fp32"
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return " ".join([self.backend, self.dtype, *(f"{key}={value}" for key, value in self.options.items())])
+
+    def settings(self, train: Path) -> tuple[Any, Any, Runtime]:
+        """Module, options and runtime."""
+        module = backend(self.backend)
+        more = {"calibration": str(train)} if "calibration" in module.Options.model_fields else {}
+        return module, module.Options(**{**more, **self.options}), Runtime(dtype=self.dtype)
+
+
+CONTESTANTS = (
+    Contestant("openvino"),
+    Contestant("openvino", "bf16"),
+    Contestant("openvino", "int8"),
+    Contestant("openvino", "int8", {"rest": "bf16"}),
+    Contestant("onnxruntime"),
+    Contestant("onnxruntime", "int8"),
+    Contestant("torchscript"),
+    Contestant("eager"),
+    Contestant("eager", "bf16"),
+)
+
+
+def main() -> None:
+    arguments = parse()
+    warnings.simplefilter("ignore")
+    logging.set_verbosity_error()
+    if arguments.load:
+        print(json.dumps(loading(CONTESTANTS[arguments.load[0]], arguments)))
+        return
+    versions = machine.versions(["torch", "transformers", "openvino", "nncf", "onnxruntime"])
+    print(f"{machine.cpu()}: {', '.join(machine.instruction_sets())}; {machine.cores()} cores; {versions}")
+    folder = arguments.artifacts or Path(tempfile.mkdtemp(prefix="qabuild-openvino-"))
+    contestants = [CONTESTANTS[number] for number in arguments.only] if arguments.only else CONTESTANTS
+    here = [each for each in contestants if compiled(each, arguments, folder)]
+    everything = data.load(arguments.data).questions
+    asks = {each.name: asking(each, arguments, folder) for each in here}
+    if arguments.questions:
+        some = data.subset(everything, arguments.questions)
+        speed({STOCK: stock(arguments.checkpoint), **asks}, some, arguments.rounds)
+    if arguments.f1_questions:
+        count = min(arguments.f1_questions, len(everything))
+        accuracy(asks, data.subset(everything, count), arguments.reference)
+    if arguments.latency_questions:
+        latency({STOCK: stock(arguments.checkpoint), **asks}, data.subset(everything, arguments.latency_questions))
+    print("\nloading, in a process of its own")
+    for each in here:
+        print(f"  {each.name:<32} {apart(each, folder)}")
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--train", type=Path, required=True, help="SQuAD layout; int8 is calibrated on some of it")
+    parser.add_argument("--data", type=Path, required=True, help="SQuAD layout; what is asked")
+    parser.add_argument("--questions", type=int, default=320, help="for speed")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--f1-questions", type=int, default=10**9, help="for EM and F1; all of them")
+    parser.add_argument("--latency-questions", type=int, default=100)
+    parser.add_argument("--reference", type=int, default=0, metavar="N", help="whose answers count as unchanged")
+    parser.add_argument("--artifacts", type=Path, help="where what was compiled is kept for the next run")
+    parser.add_argument("--only", type=int, nargs="+", metavar="N", help="contestants by their number, from 0")
+    parser.add_argument("--load", type=int, nargs=1, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def compiled(contestant: Contestant, arguments: argparse.Namespace, folder: Path) -> bool:
+    """Compile it, unless it was; False where this machine lacks what it needs, which is said."""
+    module, options, runtime = contestant.settings(arguments.train)
+    if lacks := machine.missing(module.PACKAGES, "cpu") or module.lacks(options, runtime):
+        print(f"  {contestant.name}: left out, {'; '.join(lacks)}")
+        return False
+    directory = folder / contestant.name
+    if not directory.is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as staged:
+            module.compile(resolve(arguments.checkpoint), options, runtime, Path(staged))
+            Path(staged).rename(directory)
+    return True
+
+
+def asking(contestant: Contestant, arguments: argparse.Namespace, folder: Path) -> Ask:
+    module, options, runtime = contestant.settings(arguments.train)
+    directory = folder / contestant.name
+    answer: Any = QuestionAnsweringPipeline(module.load(directory, options, runtime), load_tokenizer(directory))
+
+    def ask(questions: Sequence[Question]) -> list[str]:
+        found = answer([{"question": each.question, "context": each.context} for each in questions])
+        return [each["answer"] for each in (found if isinstance(found, list) else [found])]
+
+    return ask
+
+
+def stock(checkpoint: Path) -> Ask:
+    tokenizer = load_tokenizer(checkpoint)
+    answer = pipeline("question-answering", model=load_model(resolve(checkpoint)), tokenizer=tokenizer, batch_size=8)
+
+    def ask(questions: Sequence[Question]) -> list[str]:
+        found = answer([{"question": each.question, "context": each.context} for each in questions])
+        return [each["answer"] for each in (found if isinstance(found, list) else [found])]
+
+    return ask
+
+
+def timed(ask: Ask, questions: Sequence[Question]) -> float:
+    begin = time.perf_counter()
+    ask(questions)
+    return time.perf_counter() - begin
+
+
+def speed(asks: Mapping[str, Ask], questions: Sequence[Question], rounds: int) -> None:
+    """Every contestant in every round, each as often first as the others."""
+    for ask in asks.values():
+        ask(questions[:16])
+    seconds: dict[str, list[float]] = {name: [] for name in asks}
+    names = list(asks)
+    for number in range(rounds):
+        turn = number % len(names)
+        for name in names[turn:] + names[:turn]:
+            seconds[name].append(timed(asks[name], questions))
+    print(f"\nspeed, {len(questions)} questions, {rounds} rounds")
+    for name, own in seconds.items():
+        ratios = sorted(other / mine for other, mine in zip(seconds[STOCK], own, strict=True))
+        rate = len(questions) / statistics.median(own)
+        times = f"{statistics.median(ratios):6.2f} times stock ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+        print(f"  {name:<32} {rate:8.1f} questions/s {times}", flush=True)
+
+
+def accuracy(asks: Mapping[str, Ask], questions: Sequence[Question], reference: int) -> None:
+    """EM and F1; and how many answers are others than those of the contestant with the number `reference`."""
+    gold = {question.id: question.answers for question in questions}
+    print(f"\naccuracy, {len(questions)} questions")
+    names = list(asks)
+    standard: list[str] | None = None
+    for name in [names[reference], *(each for each in names if each != names[reference])]:
+        answers = asks[name](questions)
+        standard = standard or answers
+        scores = squad.score(dict(zip(gold, answers, strict=True)), gold)
+        changed = sum(one != other for one, other in zip(answers, standard, strict=True))
+        print(f"  {name:<32} EM {scores.exact_match:6.2f}  F1 {scores.f1:6.2f}  {changed:5} others", flush=True)
+
+
+def latency(asks: Mapping[str, Ask], questions: Sequence[Question]) -> None:
+    """One question at a time, the contestants taking turns question by question."""
+    seconds: dict[str, list[float]] = {name: [] for name in asks}
+    for question in questions:
+        for name, ask in asks.items():
+            seconds[name].append(timed(ask, [question]))
+    print(f"\none question alone, {len(questions)} questions: milliseconds")
+    for name, own in seconds.items():
+        p99 = statistics.quantiles(own, n=100)[98]
+        print(f"  {name:<32} median {1e3 * statistics.median(own):7.1f}  p99 {1e3 * p99:7.1f}", flush=True)
+
+
+def apart(contestant: Contestant, folder: Path) -> str:
+    """What a fresh process says of loading it."""
+    number = CONTESTANTS.index(contestant)
+    command = [sys.executable, __file__, *sys.argv[1:], "--artifacts", str(folder), "--load", str(number)]
+    found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    return f"{found['seconds']:6.2f} s  {found['megabytes']:6.0f} MB more than before"
+
+
+def loading(contestant: Contestant, arguments: argparse.Namespace) -> dict[str, float]:
+    """Seconds and memory from the files to the first answer, torch and transformers being there already."""
+    question = data.load(arguments.data, samples=1).questions
+    load_tokenizer(arguments.artifacts / contestant.name)
+    before, begin = megabytes(), time.perf_counter()
+    asking(contestant, arguments, arguments.artifacts)(question)
+    return {"seconds": time.perf_counter() - begin, "megabytes": megabytes() - before}
+
+
+def megabytes() -> float:
+    """Of memory that the process has now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 2**20
+
+
+if __name__ == "__main__":
+    main()
