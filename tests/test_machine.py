@@ -34,6 +34,8 @@ model name	: another
 flags		: fpu
 """
 ALDER_LAKE = "processor : 0\ncpu family : 6\nmodel : 151\nmodel name : 12th Gen Core\nflags : sse2 avx2 avx_vnni\n"
+ZEN_5 = "processor : 0\nvendor_id : AuthenticAMD\ncpu family : 26\nflags : avx2 avx512f avx512_vnni avx512_bf16\n"
+WITHOUT_AMX = "processor : 0\nvendor_id : GenuineIntel\ncpu family : 6\nflags : avx2 avx512f avx512_vnni avx512_bf16\n"
 ZEN_3 = "processor : 0\ncpu family : 25\nmodel : 1\nmodel name : AMD EPYC\nflags : sse2 avx2 vaes\n"
 GRAVITON = "processor : 0\nBogoMIPS : 2100.00\nFeatures : fp asimd asimddp i8mm bf16\nCPU implementer : 0x41\n"
 
@@ -123,6 +125,58 @@ def test_a_system_without_cpuinfo_has_a_processor_all_the_same(tmp_path, monkeyp
     assert machine.instruction_sets() == ()
 
 
+@pytest.mark.parametrize(
+    ("quotas", "cores"),
+    [
+        ({}, 8),
+        ({"": "max 100000"}, 8),
+        ({"pod/app": "150000 100000"}, 2),
+        ({"pod": "300000 100000", "pod/app": "max 100000"}, 3),
+        ({"pod": "50000 100000", "pod/app": "400000 100000"}, 1),
+        ({"pod/other": "100000 100000", "pod/app": "not numbers"}, 8),
+    ],
+    ids=["none", "unlimited", "its own", "the parent's", "the least", "another's"],
+)
+def test_the_cores_are_those_that_the_control_group_pays_for(tmp_path, monkeypatch, quotas, cores):
+    for group, text in quotas.items():
+        (tmp_path / group).mkdir(parents=True, exist_ok=True)
+        (tmp_path / group / "cpu.max").write_text(f"{text}\n")
+    membership = tmp_path / "cgroup"
+    membership.write_text("1:cpu:/elsewhere\n0::/pod/app\n")
+    monkeypatch.setattr(machine, "CGROUPS", tmp_path)
+    monkeypatch.setattr(machine, "CGROUP", membership)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
+    assert machine.cores() == cores
+    monkeypatch.setattr(machine, "CGROUP", tmp_path / "gone")
+    assert machine.cores() == 8
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "order", "why"),
+    [
+        (SAPPHIRE_RAPIDS, ["int8", "bf16", "fp32"], "AMX-BF16 multiplies whole tiles"),
+        (ZEN_5, ["int8", "bf16", "fp32"], "AVX512-BF16 makes two products"),
+        (WITHOUT_AMX, ["int8", "fp32", "bf16"], "it is AMX that is fast there"),
+        (ALDER_LAKE, ["int8", "fp32", "bf16"], "AVX-VNNI makes four products"),
+        (ZEN_3, ["fp32", "int8", "bf16"], "needs overflow_fix"),
+    ],
+    ids=["sapphire-rapids", "zen-5", "without-amx", "alder-lake", "zen-3"],
+)
+def test_the_doctor_expects_an_order_of_numbers_and_says_why(processor, without_runtimes, cpuinfo, order, why):
+    processor(cpuinfo)
+    fastest = finding("fastest on the CPU")
+    assert f"expected: {', then '.join(order)}" in fastest.found
+    assert why in fastest.note
+    assert "qabuild compare" in fastest.note
+
+
+def test_bf16_that_is_slower_than_fp32_is_told(processor):
+    processor(WITHOUT_AMX)
+    assert "slower than fp32" in doctor.slow(target("eager", dtype="bf16"))
+    processor(ZEN_5)
+    assert doctor.slow(target("eager", dtype="bf16")) is None
+
+
 def test_this_machine_describes_itself_in_json():
     described = json.loads(json.dumps(machine.describe()))
     assert described["cpu"]
@@ -210,7 +264,7 @@ def finding(subject: str) -> doctor.Finding:
 @pytest.fixture
 def without_runtimes(installed: Any) -> None:
     """No runtime but torch, so that looking at the rest takes no time."""
-    installed({"onnxruntime": None, "onnxruntime-gpu": None, "deepspeed": None})
+    installed(dict.fromkeys(("onnxruntime", "onnxruntime-gpu", "deepspeed", "openvino")))
 
 
 @pytest.mark.usefixtures("without_runtimes")

@@ -11,8 +11,10 @@ import importlib.util
 import itertools
 import os
 import random
+import time
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -894,6 +896,44 @@ def test_the_search_finds_what_trying_every_span_finds(
         assert all(first <= last < min(size[row], first + longest) for first, last in found)
     assert null.numpy() == pytest.approx(spans.null, rel=1e-5, abs=1e-30)
     assert mass.numpy() == pytest.approx(spans.mass, rel=1e-5)
+
+
+def test_a_model_that_computes_several_batches_at_once_answers_like_one_that_does_not() -> None:
+    class Submitting(Hashing):
+        """Finishes its batches in any order."""
+
+        sent = 0
+
+        def submit(self, **tensors: torch.Tensor) -> Any:
+            self.sent += 1
+            return pool.submit(self._late, self.sent, tensors)
+
+        def _late(self, number: int, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            time.sleep(0.003 * (number % 3))
+            return self(**tensors)
+
+    tokenizer, model = TOKENIZERS["bert"](), Submitting()
+    examples = [{"question": QUESTION, "context": long_text(20 + number % 300, number)} for number in range(200)]
+    expected = QuestionAnsweringPipeline(Hashing(), tokenizer, top_k=3)(examples)
+    with ThreadPoolExecutor(3) as pool:
+        assert QuestionAnsweringPipeline(model, tokenizer, top_k=3)(examples) == expected
+        assert list(QuestionAnsweringPipeline(model, tokenizer, top_k=3)(iter(examples))) == expected
+        assert model.sent > 20
+        sent = model.sent
+        QuestionAnsweringPipeline(model, tokenizer)(examples[:1])
+        assert model.sent == sent  # a batch that is alone is not worth sending off
+
+
+def test_an_error_of_a_batch_that_was_sent_off_is_raised() -> None:
+    class Failing(Hashing):
+        def submit(self, **tensors: torch.Tensor) -> Any:
+            failed: Any = Future()
+            failed.set_exception(RuntimeError("out of memory"))
+            return failed
+
+    examples = [{"question": QUESTION, "context": long_text(100, number)} for number in range(60)]
+    with pytest.raises(RuntimeError, match="out of memory"):
+        QuestionAnsweringPipeline(Failing(), TOKENIZERS["bert"]())(examples)
 
 
 @pytest.mark.gpu

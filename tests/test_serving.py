@@ -10,7 +10,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -133,8 +132,8 @@ def rounded(answers: Any) -> Any:
 
 @pytest.mark.parametrize("name", MADE)
 def test_a_download_answers_with_what_its_requirements_name_and_nothing_else(name, hub, tmp_path):
-    if name in ("deepspeed", "openvino") and not find_spec(name):
-        pytest.skip(f"{name} is not installed")
+    if lacks := machine.missing(backend(name).PACKAGES, "cpu"):
+        pytest.skip("; ".join(lacks))
     of = [made(name, dtype, tmp_path / f"{name}-{dtype}") for dtype in MADE[name]]
     snippets = []
     for artifact in of:

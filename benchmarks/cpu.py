@@ -1,13 +1,15 @@
 """OpenVINO's targets beside the stock pipeline on the eager fp32 model, and beside the other CPU backends.
 
-    python benchmarks/openvino.py --checkpoint CHECKPOINT --train train-v1.1.json --data dev-v1.1.json
+    python benchmarks/cpu.py --checkpoint CHECKPOINT --train train-v1.1.json --data dev-v1.1.json
 
 compiles every contestant, then prints four tables: speed, whole pipelines taking turns on the same questions (ours over
 what was compiled, transformers' own at batch 8 over the checkpoint; a figure is the median of the rounds' ratios, in
 brackets the lowest and the highest); EM, F1 and changed answers, on all questions; the time that one question takes,
 alone; and what loading takes, each in a process of its own. int8 is calibrated on questions of --train.
 
-Keep other work off the machine. --questions, --f1-questions and --latency-questions 0 leave a table out.
+Keep other work off the machine. Where that cannot be, `taskset -c 0 python benchmarks/cpu.py --cpu-time ...` gives
+every contestant one core and counts what it computed, not how long it waited.
+--questions, --f1-questions and --latency-questions 0 leave a table out.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ from qabuild.data import Question
 from qabuild.pipeline import QuestionAnsweringPipeline
 
 STOCK = "stock, eager fp32"
+Clock = Callable[[], float]
 Ask = Callable[[Sequence[Question]], list[str]]
 
 
@@ -79,14 +82,15 @@ def main() -> None:
         return
     versions = machine.versions(["torch", "transformers", "openvino", "nncf", "onnxruntime"])
     print(f"{machine.cpu()}: {', '.join(machine.instruction_sets())}; {machine.cores()} cores; {versions}")
-    folder = arguments.artifacts or Path(tempfile.mkdtemp(prefix="qabuild-openvino-"))
+    folder = arguments.artifacts or Path(tempfile.mkdtemp(prefix="qabuild-cpu-"))
     contestants = [CONTESTANTS[number] for number in arguments.only] if arguments.only else CONTESTANTS
     here = [each for each in contestants if compiled(each, arguments, folder)]
     everything = data.load(arguments.data).questions
     asks = {each.name: asking(each, arguments, folder) for each in here}
     if arguments.questions:
         some = data.subset(everything, arguments.questions)
-        speed({STOCK: stock(arguments.checkpoint), **asks}, some, arguments.rounds)
+        clock = time.process_time if arguments.cpu_time else time.perf_counter
+        speed({STOCK: stock(arguments.checkpoint), **asks}, some, arguments.rounds, clock)
     if arguments.f1_questions:
         count = min(arguments.f1_questions, len(everything))
         accuracy(asks, data.subset(everything, count), arguments.reference)
@@ -108,6 +112,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--latency-questions", type=int, default=100)
     parser.add_argument("--reference", type=int, default=0, metavar="N", help="whose answers count as unchanged")
     parser.add_argument("--artifacts", type=Path, help="where what was compiled is kept for the next run")
+    parser.add_argument("--cpu-time", action="store_true", help="the process's own time, whatever else runs")
     parser.add_argument("--only", type=int, nargs="+", metavar="N", help="contestants by their number, from 0")
     parser.add_argument("--load", type=int, nargs=1, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -151,13 +156,13 @@ def stock(checkpoint: Path) -> Ask:
     return ask
 
 
-def timed(ask: Ask, questions: Sequence[Question]) -> float:
-    begin = time.perf_counter()
+def timed(ask: Ask, questions: Sequence[Question], clock: Clock) -> float:
+    begin = clock()
     ask(questions)
-    return time.perf_counter() - begin
+    return clock() - begin
 
 
-def speed(asks: Mapping[str, Ask], questions: Sequence[Question], rounds: int) -> None:
+def speed(asks: Mapping[str, Ask], questions: Sequence[Question], rounds: int, clock: Clock) -> None:
     """Every contestant in every round, each as often first as the others."""
     for ask in asks.values():
         ask(questions[:16])
@@ -166,7 +171,7 @@ def speed(asks: Mapping[str, Ask], questions: Sequence[Question], rounds: int) -
     for number in range(rounds):
         turn = number % len(names)
         for name in names[turn:] + names[:turn]:
-            seconds[name].append(timed(asks[name], questions))
+            seconds[name].append(timed(asks[name], questions, clock))
     print(f"\nspeed, {len(questions)} questions, {rounds} rounds")
     for name, own in seconds.items():
         ratios = sorted(other / mine for other, mine in zip(seconds[STOCK], own, strict=True))
@@ -194,7 +199,7 @@ def latency(asks: Mapping[str, Ask], questions: Sequence[Question]) -> None:
     seconds: dict[str, list[float]] = {name: [] for name in asks}
     for question in questions:
         for name, ask in asks.items():
-            seconds[name].append(timed(ask, [question]))
+            seconds[name].append(timed(ask, [question], time.perf_counter))
     print(f"\none question alone, {len(questions)} questions: milliseconds")
     for name, own in seconds.items():
         p99 = statistics.quantiles(own, n=100)[98]
