@@ -15,7 +15,7 @@ from qabuild.backends._openvino import OUTPUTS, OpenVinoModel, load
 from qabuild.backends._torch import inputs_of
 from qabuild.backends._tracing import Positional
 from qabuild.backends.comparison import TOLERANCES, answers, probes, require_same
-from qabuild.backends.openvino import package
+from qabuild.backends.openvino import package, precision
 from qabuild.errors import VerificationFailed
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from qabuild.data import Question
 
 _COUNTED = re.compile(r"[A-Za-z]+_\d+")
+
+INT8 = Runtime(dtype="int8")
 
 HELD_BACK = 300
 """Training questions by which accuracy control judges, beside those that it calibrates on."""
@@ -108,7 +110,7 @@ def quantise(
     record: dict[str, Any] = {"calibration": {**calibration.described(drawn), "windows": len(windows)}}
     if options.accuracy_drop is None:
         return nncf.quantize(graph, nncf.Dataset(windows), advanced_parameters=advanced, **chosen), record
-    judge = Judge(tokenizer, config)
+    judge = Judge(tokenizer, config, precision(options, INT8))
     others = calibration.held_back(options, everything, HELD_BACK)
     before = judge.f1(graph, others.questions)
     quantised = nncf.quantize_with_accuracy_control(
@@ -139,8 +141,8 @@ def head(graph: Any) -> str:
 class Judge:
     """What the answers of a graph are worth, as NNCF's accuracy control asks for it."""
 
-    def __init__(self, tokenizer: Any, config: Any) -> None:
-        self._tokenizer, self._config = tokenizer, config
+    def __init__(self, tokenizer: Any, config: Any, precision: str) -> None:
+        self._tokenizer, self._config, self._precision = tokenizer, config, precision
 
     def __call__(self, compiled: Any, questions: Iterable[Question]) -> tuple[float, list[float]]:
         """F1 of the compiled graph on the questions, in points: their mean, and that of each."""
@@ -159,4 +161,5 @@ class Judge:
 
     def f1(self, graph: Any, questions: Iterable[Question]) -> float:
         """F1 of a graph that is not compiled yet."""
-        return self(package().compile_model(graph, "CPU"), questions)[0]
+        settings = {"INFERENCE_PRECISION_HINT": self._precision}
+        return self(package().compile_model(graph, "CPU", settings), questions)[0]
