@@ -191,6 +191,8 @@ def _others(field: Any) -> list[Any]:
         return others
     if field.default is None:
         return [0.5 if float in get_args(field.annotation) else "main"]
+    if isinstance(field.default, float):
+        return [field.default / 2]
     return [f"./{field.default}"] if isinstance(field.default, str) else [field.default + 1]
 
 

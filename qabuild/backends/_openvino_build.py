@@ -100,7 +100,8 @@ def quantise(
     drawn = calibration.draw(options, everything)
     windows = calibration.windows(drawn, tokenizer, inputs)
     fix = nncf.OverflowFix.ENABLE if options.overflow_fix else nncf.OverflowFix.DISABLE
-    advanced = nncf.AdvancedQuantizationParameters(overflow_fix=fix)
+    smooth = nncf.AdvancedSmoothQuantParameters(matmul=options.smooth_quant_alpha)
+    advanced = nncf.AdvancedQuantizationParameters(overflow_fix=fix, smooth_quant_alphas=smooth)
     chosen = {
         "model_type": nncf.ModelType.TRANSFORMER,
         "preset": nncf.QuantizationPreset(options.preset),

@@ -76,6 +76,9 @@ class Options(Calibrated):
     preset: Literal["mixed", "performance"] = Field(
         "mixed", description="int8: ranges of activations: mixed takes them as they are, performance symmetric"
     )
+    smooth_quant_alpha: float = Field(
+        0.75, ge=0, le=1, description="int8: how much of the outliers of activations SmoothQuant moves into weights"
+    )
     rest: Literal["fp32", "bf16"] = Field("fp32", description="int8: numbers of what is not quantised: fp32, bf16")
     overflow_fix: bool = Field(
         False, description="int8: weights in 7 bits, for processors without VNNI, whose sums of 8 bits overflow"
