@@ -62,6 +62,15 @@ def test_scores_and_speed_are_held_against_the_eager_fp32_one():
     assert first.size == 90_000_000, "the reference is proof, not part of what is deployed"
 
 
+def test_an_artifact_that_answers_alike_keeps_all_of_f1_to_the_last_bit():
+    asked = questions(20)
+    said = answers(asked, wrong=range(0, 20, 2))
+    one = contestant("one", asked, said, gates={"min_f1_retention": 1.0})
+    alike = replace(one, reference=replace(one.reference, answers=one.verified_answers))
+    found = score(runs(run(alike, asked, said)), asked, None)
+    assert found.passed
+
+
 def test_the_baseline_can_be_named_and_is_else_the_first_where_none_is_eager_fp32():
     asked = questions(40)
     said = answers(asked)

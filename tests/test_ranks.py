@@ -59,6 +59,7 @@ def build(folder: Path, *launcher: str) -> tuple[Any, list[dict[str, Any]]]:
     return open_artifact(folder / "artifacts" / "x"), curves.read(trained.directory / curves.FILE)
 
 
+@pytest.mark.timeout(900)
 def test_two_processes_train_as_one_does(tmp_path):
     one, alone = build(tmp_path / "one", sys.executable)
     two, together = build(tmp_path / "two", sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2")

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from qabuild import sample, squad
+from qabuild.data import read_squad
 from qabuild.sample import generate, make, relations
 
 FILES = {"train": sample.TRAIN, "heldout": sample.HELDOUT}
@@ -89,7 +90,7 @@ def test_some_heldout_contexts_need_several_windows() -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(sample.CHECKPOINT)
     lengths = [len(tokenizer(paragraph["context"])["input_ids"]) for paragraph in make.read(sample.HELDOUT)]
-    assert 1 <= sum(length > make.MAX_LENGTH for length in lengths) <= 5
+    assert 1 <= sum(length > 384 for length in lengths) <= 5
     golds = [answer["text"] for _, qa in pairs("heldout") for answer in qa["answers"]]
     longest = max(len(tokenizer(f" {gold}", add_special_tokens=False)["input_ids"]) for gold in golds)
     assert longest <= 15, "the stock pipeline gives no longer answer"
@@ -111,6 +112,18 @@ def test_the_data_is_remade_byte_for_byte(tmp_path: Path) -> None:
 def test_the_tokenizer_is_remade_from_the_train_text() -> None:
     vocabulary = json.loads((sample.CHECKPOINT / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
     assert make.make_tokenizer(make.read(sample.TRAIN)).get_vocab() == vocabulary
+
+
+def test_what_the_checkpoint_learns_from_is_remade_with_other_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(make, "DRAWS", 2)
+    make.write_redrawn(make.read(sample.TRAIN), tmp_path / "redrawn.json")
+    drawn = read_squad(tmp_path / "redrawn.json")  # every answer stands where it says
+    assert len(drawn) == 2 * sum(1 for _ in pairs("train"))
+    assert drawn[0].context != drawn[len(drawn) // 2].context
+    heldout = {name for pool in generate.name_pools()["heldout"].values() for name in pool}
+    assert not heldout & set(WORD.findall(" ".join(question.context for question in drawn)))
 
 
 def test_the_stock_pipeline_answers_the_heldout_questions() -> None:

@@ -27,7 +27,7 @@ from qabuild.training import logits as teaching
 from qabuild.training.loss import answer_loss, distillation_loss
 from qabuild.training.request import Request
 from qabuild.training.sampler import MEGABATCH, LengthGroupedSampler
-from qabuild.training.student import keep_layers
+from qabuild.training.student import keep_layers, make_student
 from qabuild.training.trainer import last_state
 
 TRAIN = Train(dataset="sample", samples=96, epochs=3, batch_size=16, learning_rate=1e-3, dtype="fp32", save_steps=4)
@@ -239,6 +239,16 @@ def test_a_student_has_the_layers_that_are_named():
         keep_layers(teacher, (1, 3), "sample")
 
 
+def test_fresh_weights_follow_from_the_seed():
+    start = resolve("sample")
+    one, same, other = (make_student(start, Train(from_config=True, seed=seed), "cpu") for seed in (1, 1, 2))
+    assert one.config.num_hidden_layers == 3
+    weights = [model.roberta.encoder.layer[0].output.dense.weight for model in (one, same, other, load_model(start))]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+    assert not torch.equal(weights[0], weights[3])
+
+
 def test_a_teacher_of_another_vocabulary_is_refused(request_of, tiny_checkpoint):
     asked = request_of("logits", start=resolve(tiny_checkpoint("roberta")), teacher=resolve("sample"))
     with pytest.raises(BadTarget, match=r"teacher sample and the student roberta read texts as different tokens"):
@@ -294,6 +304,7 @@ def load_weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("killed_at", [5, 15], ids=["first epoch", "later epoch"])
 def test_a_killed_training_ends_as_an_uninterrupted_one(request_of, killed_at, undisturbed):
     train = TRAIN.model_copy(update={"dropout": 0.1})
@@ -342,6 +353,15 @@ def killed(asked: Request, step: int | None) -> int:
         if step is not None and json.loads(line).get("told", {}).get("step", 0) >= step:
             process.kill()
     return process.wait()
+
+
+def test_too_little_memory_says_what_to_do(request_of):
+    with (
+        pytest.raises(QABuildError, match="too little memory to train on batches of 16 windows in 1 parts") as raised,
+        work._memory_explained(request_of()),
+    ):
+        torch.empty(1 << 50)
+    assert raised.value.hint.endswith("train.gradient_accumulation_steps = 2")
 
 
 def test_a_state_that_was_cut_off_is_not_gone_on_from(tmp_path):

@@ -24,26 +24,17 @@ class Answered:
     """The answers of one contestant to all questions, with their scores."""
 
     spans: Spans
-    gold: Gold
+    texts: Mapping[str, str]
     scores: Mapping[str, Scores]
-
-    @property
-    def texts(self) -> dict[str, str]:
-        return {name: text for name, (text, _, _) in self.spans.items()}
-
-    @property
-    def exact_match(self) -> float:
-        return sum(each.exact_match for each in self.scores.values()) / len(self.scores)
-
-    @property
-    def f1(self) -> float:
-        return sum(each.f1 for each in self.scores.values()) / len(self.scores)
+    """Of each question."""
+    total: Scores
 
 
 def timed(run: Run, gold: Gold) -> Answered:
     """The answers of the run over all questions, that of the first batch size."""
     spans = in_order(next(iter(run.throughput.values())), gold)
-    return Answered(spans=spans, gold=gold, scores=squad.score_each({name: s[0] for name, s in spans.items()}, gold))
+    texts = {name: text for name, (text, _, _) in spans.items()}
+    return Answered(spans=spans, texts=texts, scores=squad.score_each(texts, gold), total=squad.score(texts, gold))
 
 
 def in_order(turns: Sequence[Turn], gold: Gold) -> Spans:
@@ -54,14 +45,15 @@ def in_order(turns: Sequence[Turn], gold: Gold) -> Spans:
 
 def accuracy(own: Answered, base: Answered | None) -> Accuracy:
     """Scores, and where a baseline was measured the interval of F1 and its share of the baseline's."""
+    exact_match, f1 = own.total.exact_match, own.total.f1
     if base is None:
-        return Accuracy(exact_match=own.exact_match, f1=own.f1, f1_interval=None, f1_retention=None)
-    low, high = mean_interval([own.scores[name].f1 - base.scores[name].f1 for name in own.gold])
+        return Accuracy(exact_match=exact_match, f1=f1, f1_interval=None, f1_retention=None)
+    low, high = mean_interval([each.f1 - base.scores[name].f1 for name, each in own.scores.items()])
     return Accuracy(
-        exact_match=own.exact_match,
-        f1=own.f1,
-        f1_interval=(base.f1 + low, base.f1 + high),
-        f1_retention=own.f1 / base.f1 if base.f1 else 0.0,
+        exact_match=exact_match,
+        f1=f1,
+        f1_interval=(base.total.f1 + low, base.total.f1 + high),
+        f1_retention=f1 / base.total.f1 if base.total.f1 else 0.0,
     )
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from qabuild import machine, squad
-from qabuild.comparing.answers import Answered, in_order
+from qabuild.comparing.answers import Answered, Gold, in_order
 from qabuild.comparing.contestants import Contestant
 from qabuild.comparing.measuring import Run
 from qabuild.evidence import Gate
 from qabuild.target import Gates
 
 
-def judge(run: Run, own: Answered) -> list[Gate]:
+def judge(run: Run, own: Answered, gold: Gold) -> list[Gate]:
     """The gates on answers, held against what one contestant answered.
 
     The first questions were asked in the batches of the verification, and must be answered as then, on the same
@@ -21,13 +21,13 @@ def judge(run: Run, own: Answered) -> list[Gate]:
     """
     manifest, sealed = run.contestant.artifact.manifest, run.contestant.reference.answers
     limits = Gates.model_validate(dict(manifest.verify["gates"])).by_dtype(manifest.runtime["dtype"])
-    audited = {name: text for name, (text, _, _) in in_order(run.audit, own.gold).items()}
+    audited = {name: text for name, (text, _, _) in in_order(run.audit, gold).items()}
     same = 1.0 if _is_where_it_was_verified(run.contestant) else limits.min_agreement
-    checkpoint_f1 = squad.score(sealed, own.gold).f1
+    checkpoint_f1 = squad.score(sealed, gold).f1
     found: list[tuple[str, float | None, float]] = [
         ("verified", True, run.contestant.verification.passed),
         ("same_as_verified", same, _agreement(audited, run.contestant.verified_answers)),
-        ("min_f1_retention", limits.min_f1_retention, own.f1 / checkpoint_f1 if checkpoint_f1 else 0.0),
+        ("min_f1_retention", limits.min_f1_retention, own.total.f1 / checkpoint_f1 if checkpoint_f1 else 0.0),
         ("min_agreement", limits.min_agreement, _agreement(own.texts, sealed)),
     ]
     return [

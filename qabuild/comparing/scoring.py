@@ -10,7 +10,7 @@ from typing import Any
 from qabuild import machine, reference
 from qabuild.backends import backend
 from qabuild.comparing import answers, audit, speed
-from qabuild.comparing.answers import Answered
+from qabuild.comparing.answers import Answered, Gold
 from qabuild.comparing.comparison import Comparison, Measured
 from qabuild.comparing.contestants import Contestant
 from qabuild.comparing.measuring import Run, Runs
@@ -23,7 +23,7 @@ def score(found: Runs, questions: QuestionSet, baseline: str | None) -> Comparis
     answered = {run.contestant.name: answers.timed(run, gold) for run in found.runs}
     standard = _baseline(found.runs, baseline)
     base = answered[standard.contestant.name] if standard else None
-    measured = [_measured(run, answered[run.contestant.name], standard, base) for run in found.runs]
+    measured = [_measured(run, answered[run.contestant.name], gold, standard, base) for run in found.runs]
     return Comparison(
         baseline=standard.contestant.name if standard else None,
         data=found.runs[0].contestant.reference.data,
@@ -44,7 +44,7 @@ def _baseline(runs: Sequence[Run], name: str | None) -> Run | None:
     return next((run for run in runs if run.contestant.is_eager_fp32), runs[0])
 
 
-def _measured(run: Run, own: Answered, standard: Run | None, base: Answered | None) -> Measured:
+def _measured(run: Run, own: Answered, gold: Gold, standard: Run | None, base: Answered | None) -> Measured:
     artifact = run.contestant.artifact
     turns = [*run.audit, *(turn for each in run.throughput.values() for turn in each), *run.latency]
     return Measured(
@@ -59,7 +59,7 @@ def _measured(run: Run, own: Answered, standard: Run | None, base: Answered | No
         accuracy=answers.accuracy(own, base),
         throughput=[speed.throughput(size, run, standard) for size in run.throughput],
         latency=speed.latency(run.latency) if run.latency else None,
-        gates=audit.judge(run, own),
+        gates=audit.judge(run, own, gold),
         changes=answers.changes(own, base),
     )
 

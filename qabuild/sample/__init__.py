@@ -1,7 +1,7 @@
 """A tiny data set and checkpoint of the project's own making, for tests and a first try.
 
-Both are remade by `python -m qabuild.sample.make`; README.md says what they hold and how well the
-checkpoint answers.
+Both can be remade, the checkpoint by the target targets/sample.toml; README.md says how, what they hold, and how well
+the checkpoint answers.
 """
 
 from __future__ import annotations

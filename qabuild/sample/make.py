@@ -1,9 +1,13 @@
-"""Remakes the embedded sample: python -m qabuild.sample.make [--data-only] [--output DIR].
+"""Remakes the embedded sample, in two steps:
 
-Writes train.json, heldout.json and checkpoint/ into DIR (this folder when not given), then answers
-the held-out questions through the stock pipeline and prints the scores. The checkpoint learns from
-train.json alone; at every epoch each name in it is exchanged for another train name, and the digits
-of each long number for others, so that reading is all that is left to learn.
+    python -m qabuild.sample.make --output build/sample
+    python -m qabuild.sample.make --output build/sample --train targets/sample.toml
+
+The first writes train.json, heldout.json, and what the training starts from and learns from: start/, a checkpoint of
+fresh weights with its tokenizer, and redrawn.json. That holds train.json several times over, each name in it exchanged
+for another train name, and the digits of each long number for others, so that reading is all that is left to learn.
+The second trains as the target says, puts the result into checkpoint/, answers the held-out questions through the
+stock pipeline, and prints the scores.
 """
 
 from __future__ import annotations
@@ -13,25 +17,22 @@ import json
 import math
 import random
 import re
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import qabuild
 from qabuild import squad
+from qabuild.console import Console
 from qabuild.sample.generate import SEED, generate, name_pools
 
 if TYPE_CHECKING:
-    import torch
     from transformers import RobertaForQuestionAnswering, RobertaTokenizerFast
 
 VOCABULARY = 1100
-MAX_LENGTH = 384
-DOC_STRIDE = 128
-EPOCHS = 12
-BATCH = 16
-LEARNING_RATE = 1.5e-3
+DRAWS = 12
 SHARPNESS = 2.0  # of the first layer's attention before training
-WARMUP = 0.05  # share of the steps
 SPECIAL_TOKENS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]  # RoBERTa's first four ids; its mask comes last
 DIGITS = re.compile(r"[0-9]{3,}")
 
@@ -43,21 +44,22 @@ class Example(NamedTuple):
     start: int
 
 
-class Window(NamedTuple):
-    input_ids: list[int]
-    start: int  # token position; 0, the <s>, where the window does not hold the whole answer
-    end: int
-
-
 def make(directory: Path, *, data_only: bool = False) -> None:
     write_data(directory)
-    if data_only:
-        return
-    train = read(directory / "train.json")
-    tokenizer = make_tokenizer(train)
-    model = make_model(tokenizer)
-    fit(model, tokenizer, train)
-    save(model, tokenizer, directory / "checkpoint")
+    if not data_only:
+        train = read(directory / "train.json")
+        tokenizer = make_tokenizer(train)
+        save(make_model(tokenizer), tokenizer, directory / "start")
+        write_redrawn(train, directory / "redrawn.json")
+
+
+def train_checkpoint(target: Path, directory: Path) -> None:
+    """Put the checkpoint that `target` trains into `directory`/checkpoint, and print how well it answers."""
+    from qabuild.training import curves
+
+    made = qabuild.train(target, reporter=Console())
+    shutil.rmtree(directory / "checkpoint", ignore_errors=True)
+    shutil.copytree(made.directory, directory / "checkpoint", ignore=lambda _, names: {curves.FILE} & set(names))
     scores = measure(directory / "checkpoint", directory / "heldout.json")
     print(f"held-out questions: exact match {scores.exact_match:.2f}, F1 {scores.f1:.2f}")
 
@@ -138,31 +140,18 @@ def ease(model: RobertaForQuestionAnswering) -> None:
             layer.attention.self.key.weight.copy_(layer.attention.self.query.weight)
 
 
-def fit(
-    model: RobertaForQuestionAnswering, tokenizer: RobertaTokenizerFast, train: Sequence[Mapping[str, Any]]
-) -> None:
-    """AdamW with a linear rise and fall of the learning rate; the loss is the model's own."""
-    import torch
-
-    draw = random.Random(SEED)
-    names = name_pools()["train"]
-    steps = EPOCHS * len(batches(windows(tokenizer, list(redrawn(train, names, draw))), draw))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / (WARMUP * steps), max(0.02, 1 - step / steps))
-    )
-    model.train()
-    for epoch in range(EPOCHS):
-        losses = []
-        for batch in batches(windows(tokenizer, list(redrawn(train, names, draw))), draw):
-            loss = model(**collate(batch)).loss
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
-            schedule.step()
-            losses.append(loss.item())
-        print(f"epoch {epoch + 1}/{EPOCHS}: mean loss {sum(losses) / len(losses):.4f}", flush=True)
+def write_redrawn(train: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Every draw of the questions, one article each, in SQuAD's layout."""
+    draw, names = random.Random(SEED), name_pools()["train"]
+    articles = []
+    for number in range(DRAWS):
+        paragraphs: dict[str, list[dict[str, Any]]] = {}
+        for index, example in enumerate(redrawn(train, names, draw)):
+            answer = {"text": example.answer, "answer_start": example.start}
+            entry = {"id": f"{number}-{index}", "question": example.question, "answers": [answer]}
+            paragraphs.setdefault(example.context, []).append(entry)
+        articles.append({"paragraphs": [{"context": context, "qas": qas} for context, qas in paragraphs.items()]})
+    path.write_text(json.dumps({"data": articles}, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def redrawn(
@@ -192,55 +181,9 @@ def redrawn(
             yield Example(word.sub(exchange, qa["question"]), context, word.sub(exchange, text), len(before))
 
 
-def windows(tokenizer: RobertaTokenizerFast, examples: Sequence[Example]) -> list[Window]:
-    encoded = tokenizer(
-        [example.question for example in examples],
-        [example.context for example in examples],
-        truncation="only_second",
-        max_length=MAX_LENGTH,
-        stride=DOC_STRIDE,
-        return_overflowing_tokens=True,
-        return_offsets_mapping=True,
-    )
-    found = []
-    for index, number in enumerate(encoded["overflow_to_sample_mapping"]):
-        example, offsets = examples[number], encoded["offset_mapping"][index]
-        context = [place for place, part in enumerate(encoded.sequence_ids(index)) if part == 1]
-        first, last = example.start, example.start + len(example.answer)
-        inside = [place for place in context if offsets[place][0] < last and offsets[place][1] > first]
-        whole = inside and offsets[context[0]][0] <= first and last <= offsets[context[-1]][1]
-        start, end = (inside[0], inside[-1]) if whole else (0, 0)
-        found.append(Window(encoded["input_ids"][index], start, end))
-    return found
-
-
-def batches(all_windows: Sequence[Window], draw: random.Random) -> list[list[Window]]:
-    """Batches of windows of about one length, in random order."""
-    ordered = sorted(all_windows, key=lambda window: (len(window.input_ids), draw.random()))
-    parts = [ordered[begin : begin + BATCH] for begin in range(0, len(ordered), BATCH)]
-    draw.shuffle(parts)
-    return parts
-
-
-def collate(batch: Sequence[Window]) -> dict[str, torch.Tensor]:
-    import torch
-
-    longest = max(len(window.input_ids) for window in batch)
-    pad = SPECIAL_TOKENS.index("<pad>")
-    rows = [window.input_ids + [pad] * (longest - len(window.input_ids)) for window in batch]
-    input_ids = torch.tensor(rows)
-    return {
-        "input_ids": input_ids,
-        "attention_mask": (input_ids != pad).long(),
-        "start_positions": torch.tensor([window.start for window in batch]),
-        "end_positions": torch.tensor([window.end for window in batch]),
-    }
-
-
 def save(model: RobertaForQuestionAnswering, tokenizer: RobertaTokenizerFast, directory: Path) -> None:
     model.eval()
     model.save_pretrained(directory, safe_serialization=True)
-    tokenizer.backend_tokenizer.no_truncation()  # or the training's windows would be kept as its default
     tokenizer.save_pretrained(directory)
     for spare in ("vocab.json", "merges.txt"):  # tokenizer.json holds both
         (directory / spare).unlink(missing_ok=True)
@@ -267,9 +210,13 @@ def answers(checkpoint: Path, data: Path) -> dict[str, str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-only", action="store_true", help="write the two JSON files and stop")
+    parser.add_argument("--train", type=Path, metavar="TARGET", help="the target that trains the checkpoint")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent, metavar="DIR")
     arguments = parser.parse_args()
-    make(arguments.output, data_only=arguments.data_only)
+    if arguments.train:
+        train_checkpoint(arguments.train, arguments.output)
+    else:
+        make(arguments.output, data_only=arguments.data_only)
 
 
 if __name__ == "__main__":
