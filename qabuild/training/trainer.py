@@ -111,6 +111,7 @@ def make_trainer(
         remove_unused_columns=False,
         dataloader_pin_memory=request.device == "cuda",
     )
+    arguments._n_gpu = min(1, arguments.n_gpu)  # several GPUs in one process would each get a whole batch
     return QuestionAnsweringTrainer(
         model=model,
         args=arguments,

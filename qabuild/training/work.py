@@ -76,19 +76,22 @@ def fit(request: Request, found: Examples, tokenizer: Any, tell: Tell) -> Mappin
         temperature=request.distill.temperature if request.distill else 1.0,
         callbacks=[watch],
     )
-    drop_torn_states(request.work)
+    if trainer.is_world_process_zero():
+        drop_torn_states(request.work)
     state = last_state(request.work)
     if state:
         tell({"resumed": int(state.name.rpartition("-")[2])})
     with _memory_explained(request):
         result = trainer.train(resume_from_checkpoint=str(state) if state else None)
+    trainer.save_model(str(request.directory))  # all take part: with ZeRO each holds a part of the weights
     if trainer.is_world_process_zero():
-        _save(trainer, request)
+        _complete(request)
     return {"steps": result.global_step}
 
 
-def _save(trainer: Any, request: Request) -> None:
-    trainer.accelerator.unwrap_model(trainer.model).save_pretrained(request.directory, safe_serialization=True)
+def _complete(request: Request) -> None:
+    """Make a checkpoint of what the Trainer saved: with tokenizer and log, without its pickle."""
+    (request.directory / "training_args.bin").unlink(missing_ok=True)
     for path in request.directory.glob("*.safetensors"):
         path.chmod(0o644)  # is written for its owner alone
     copy_tokenizer(request.start, request.directory)
