@@ -79,6 +79,8 @@ def build(
         if kept := _kept(goal, made, compile_only):
             reporter.say(f"{goal}: nothing to do")
             return kept
+        if not made.step("reference").kept:
+            _questions(target, offline)  # what is wrong with them is told before any work
         made = _train(made, results, name, offline, reporter)
         with _staged(goal) as stage:
             artifact = _assemble(made, results, stage, offline, reporter)

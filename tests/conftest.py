@@ -28,6 +28,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.add_cleanup(lambda: shutil.rmtree(home, ignore_errors=True))
     # Kernels that DeepSpeed compiled for this machine stay where they are: minutes of work, and no state.
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path.home() / ".cache" / "torch_extensions"))
+    # One thread for each of the workers that pytest-xdist starts: more wait for each other, and spin.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     for name in ("ENDPOINT", "TOKEN", "HUB_CACHE", "DATASETS_CACHE", "XET_CACHE", "ASSETS_CACHE"):
         os.environ.pop(f"HF_{name}", None)
     os.environ.update(

@@ -11,7 +11,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,8 @@ class _Timed:
     def __init__(self, model: Any) -> None:
         self._model = model
         self._calls: list[tuple[int, int, Any, Any]] = []
+        if hasattr(model, "submit"):
+            self.submit = self._submit
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
@@ -97,10 +99,31 @@ class _Timed:
         self._calls.append((windows, tokens, started, _mark(on_gpu)))
         return output
 
+    def _submit(self, **inputs: Any) -> _Promise:
+        windows, tokens = inputs["input_ids"].shape
+        return _Promise(self._model.submit(**inputs), lambda start: self._note(windows, tokens, start))
+
+    def _note(self, windows: int, tokens: int, started: float) -> None:
+        """Of calls that overlap, each counts from where the one before it ended: so they sum up to the time of all."""
+        before = self._calls[-1][3] if self._calls else started
+        self._calls.append((windows, tokens, max(started, before), time.perf_counter()))
+
     def take_calls(self) -> list[Call]:
         """The calls since this was last asked."""
         calls, self._calls = self._calls, []
         return [(windows, tokens, _between(start, end)) for windows, tokens, start, end in calls]
+
+
+class _Promise:
+    """A call under way. It counts as ended when its result is there and taken."""
+
+    def __init__(self, promise: Any, ended: Callable[[float], None]) -> None:
+        self._promise, self._ended, self._started = promise, ended, time.perf_counter()
+
+    def result(self) -> Any:
+        output = self._promise.result()
+        self._ended(self._started)
+        return output
 
 
 def _mark(on_gpu: bool) -> Any:

@@ -1,0 +1,168 @@
+"""`compare` and `report`: artifacts side by side."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from qabuild.cli.options import BatchSizes, common, offline_option
+from qabuild.cli.telling import complain
+from qabuild.console import Console, emit, table
+from qabuild.errors import BadTarget, QABuildError, VerificationFailed
+
+if TYPE_CHECKING:
+    from qabuild.comparing import Comparison
+
+
+def comparing(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What `compare` and `report` have in common: the arguments and options that say what is measured."""
+
+    @click.argument("artifacts", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="ARTIFACT|TARGET...")
+    @click.option("--baseline", metavar="NAME", help="Which of them the others are held against.  [first eager fp32]")
+    @click.option("--data", "dataset", metavar="SOURCE", help="Where the questions are: a SQuAD-layout file, a Hub id.")
+    @offline_option
+    @functools.wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        return command(*args, **kwargs)
+
+    return wrapped
+
+
+def batch_sizes_option(default: str) -> Callable[..., Any]:
+    """Batch sizes beside that of the target."""
+    return click.option(
+        "--batch-sizes",
+        type=BatchSizes(),
+        default=default,
+        show_default=bool(default),
+        help="Measure at these batch sizes beside that of the target, as in 1,32.",
+    )
+
+
+@click.command()
+@comparing
+@batch_sizes_option("")
+@click.option("--latency", is_flag=True, help="Ask questions one by one as well, at batch size 1.")
+@click.option(
+    "--format",
+    "layout",
+    type=click.Choice(["table", "json", "csv", "markdown"]),
+    default="table",
+    show_default=True,
+    help="How to print it.",
+)
+@common
+def compare(
+    artifacts: Sequence[Path],
+    baseline: str | None,
+    batch_sizes: Sequence[int],
+    latency: bool,
+    dataset: str | None,
+    offline: bool,
+    layout: str,
+    console: Console,
+) -> None:
+    """Measure artifacts side by side: speed, accuracy, latency, size.
+
+    All are loaded, each in a process of its own, and answer the questions that they were verified on, taking turns.
+    Of a target the artifact in ./artifacts is taken. In brackets stand 95 % intervals. The answers that are scored
+    are those that were timed, and must be those of the verification; the exit status is 1 where they are not.
+    """
+    from qabuild.comparing import compare as compare_artifacts
+    from qabuild.comparing import tables
+    from qabuild.target import absolute_source
+
+    console.json |= layout == "json"
+    found = compare_artifacts(
+        artifacts,
+        baseline=baseline,
+        batch_sizes=batch_sizes,
+        latency=latency,
+        dataset=dataset and absolute_source(dataset, Path.cwd()),
+        offline=offline,
+        reporter=console,
+    )
+    shown = {
+        "csv": lambda: emit(tables.comma_separated(found)),
+        "markdown": lambda: emit(tables.markdown(found)),
+        "table": lambda: table(tables.columns(found), tables.rows(found)),
+    }
+    console.say(tables.conditions(found))
+    console.result(found.to_dict(), shown.get(layout, shown["table"]))
+    _leave(found)
+
+
+@click.command()
+@comparing
+@batch_sizes_option("1,32")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("report.html"),
+    show_default=True,
+    help="Where the page goes.",
+)
+@click.option(
+    "--png", type=click.Path(path_type=Path, dir_okay=False), help="Write speed against F1 as a picture, too."
+)
+@common
+def report(
+    artifacts: Sequence[Path],
+    baseline: str | None,
+    batch_sizes: Sequence[int],
+    dataset: str | None,
+    offline: bool,
+    output: Path,
+    png: Path | None,
+    console: Console,
+) -> None:
+    """Measure artifacts as `compare` does, and make one page of all that was found, which needs no network.
+
+    The page shows speed against accuracy, all figures, latency, speed by length and batch size, where each artifact
+    comes from, and every answer that is not that of the baseline, in its context. The exit status is that of `compare`.
+    """
+    from qabuild import machine, reporting
+    from qabuild.comparing import compare as compare_artifacts
+    from qabuild.comparing import tables
+    from qabuild.target import absolute_source
+
+    machine.require(reporting.PACKAGES, "cpu")
+    for path in filter(None, (output, png)):
+        if not path.parent.is_dir():
+            raise BadTarget(f"{path}: there is no folder {path.parent}", "make it, or name another file")
+    found = compare_artifacts(
+        artifacts,
+        baseline=baseline,
+        batch_sizes=batch_sizes,
+        latency=True,
+        dataset=dataset and absolute_source(dataset, Path.cwd()),
+        offline=offline,
+        reporter=console,
+    )
+    reporting.write_page(found, output)
+    if png:
+        reporting.write_picture(found, png)
+    console.say(tables.conditions(found))
+    console.say(f"written: {', '.join(str(path) for path in (output, png) if path)}")
+    console.result(found.to_dict(), lambda: table(tables.columns(found), tables.rows(found)))
+    _leave(found)
+
+
+def _leave(found: Comparison) -> None:
+    """Tell what failed in a comparison, and leave with the status of the first failure."""
+    from qabuild.evidence import describe
+
+    for failure in found.failures:
+        complain(QABuildError(failure.error, failure.hint))
+    for each in found.measured:
+        for gate in each.failed_gates:
+            complain(VerificationFailed(f"{each.name} does not answer as it was verified\n  {describe(gate)}"))
+    statuses = [failure.status for failure in found.failures]
+    if not found.passed:
+        sys.exit(statuses[0] if statuses else VerificationFailed.exit_status)

@@ -1,0 +1,96 @@
+"""Arguments and options that several commands have, and the types of their values."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from qabuild.console import Console
+
+FLAGS = {"-q", "--quiet", "-v", "--verbose", "--json"}
+"""Options of every command."""
+
+
+AGES = {"h": 3600, "d": 86400, "w": 7 * 86400}
+
+
+SIZES = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+class Quantity(click.ParamType[float]):
+    """A number with its unit."""
+
+    name = "quantity"
+
+    def __init__(self, units: Mapping[str, int]) -> None:
+        self.units = units
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        units = {unit.lower(): factor for unit, factor in self.units.items()}
+        found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([a-z]+)", str(value).lower())
+        if not found or found[2] not in units:
+            self.fail(f"{value!r} is not a number with one of the units {', '.join(self.units)}", param, ctx)
+        return float(found[1]) * units[found[2]]
+
+
+class BatchSizes(click.ParamType[tuple[int, ...]]):
+    """Whole numbers from 1, with commas between them."""
+
+    name = "sizes"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        words = [word.strip() for word in str(value).split(",") if word.strip()] if isinstance(value, str) else value
+        if not all(str(word).isdecimal() and int(word) > 0 for word in words):
+            self.fail(f"{value!r} is not a list of numbers from 1, as in 1,8,32", param, ctx)
+        return tuple(dict.fromkeys(int(word) for word in words))
+
+
+def common(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options of every command, turned into a `console` argument."""
+
+    @click.option("-q", "--quiet", is_flag=True, help="No progress, no remarks; only the result.")
+    @click.option("-v", "--verbose", is_flag=True, help="Tracebacks with every error.")
+    @click.option("--json", "as_json", is_flag=True, help="The result as one JSON document on stdout.")
+    @functools.wraps(command)
+    def wrapped(*args: Any, quiet: bool, verbose: bool, as_json: bool, **kwargs: Any) -> Any:
+        return command(*args, console=Console(quiet=quiet, verbose=verbose, json=as_json), **kwargs)
+
+    return wrapped
+
+
+target_files = click.argument("targets", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="TARGET...")
+
+
+artifact_folders = click.argument(
+    "artifacts", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="ARTIFACT..."
+)
+
+
+output_option = click.option(
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("artifacts"),
+    show_default=True,
+    help="Folder that the artifacts go to.",
+)
+
+
+set_option = click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key, as in --set verify.samples=200."
+)
+
+
+locked_option = click.option("--locked", is_flag=True, help="Take only what the lock beside each target pins.")
+
+
+data_option = click.option(
+    "--data", "dataset", metavar="SOURCE", help="Where the questions are: a SQuAD-layout file, a Hub id."
+)
+
+
+offline_option = click.option("--offline", is_flag=True, help="Touch no network; say what is missing.")
