@@ -24,9 +24,11 @@ from qabuild.compiling import compile_apart
 from qabuild.console import SILENT, Reporter
 from qabuild.errors import BadTarget, QABuildError
 from qabuild.evidence import Measurement, Verification
+from qabuild.origin import Trained
 from qabuild.plan import Plan, Step
 from qabuild.store import Entry, Store, explained, key_of, place
 from qabuild.target import Target
+from qabuild.training import examples
 from qabuild.training.apart import carry_out
 from qabuild.training.request import Request
 from qabuild.training.steps import Stage, StepName
@@ -79,8 +81,8 @@ def build(
         if kept := _kept(goal, made, compile_only):
             reporter.say(f"{goal}: nothing to do")
             return kept
-        if not made.step("reference").kept:
-            _questions(target, offline)  # what is wrong with them is told before any work
+        if not all(step.kept for step in made.steps if step.name != "verify"):
+            _refuse_learning_from_asked(made, offline)
         made = _train(made, results, name, offline, reporter)
         with _staged(goal) as stage:
             artifact = _assemble(made, results, stage, offline, reporter)
@@ -104,6 +106,8 @@ def train(
     """
     target = target if isinstance(target, Target) else lock.load(target, locked=locked)
     results = results or Store()
+    if not isinstance(target.origin, Trained):
+        raise BadTarget(f"{target.name}: trains nothing", "give it a table [train], or build it")
     _require_machine(target, compile_only=True)
     name = plan.history_name(target, results.root)
     return _known(_train(_plan(target, results, name, offline), results, name, offline, reporter).checkpoint)
@@ -176,7 +180,6 @@ def _carry_out_training(
 
 def _assemble(made: Plan, results: Store, stage: Path, offline: bool, reporter: Reporter) -> Artifact:
     """Compile and reference, from the store or made now, in one sealed folder."""
-    _refuse_calibration_on_asked(made.target, offline)
     compiled = _carry_out(made.step("compile"), results, reporter, lambda folder: _compile(made, folder))
     answered = _carry_out(
         made.step("reference"),
@@ -237,12 +240,19 @@ def _compile(made: Plan, folder: Path) -> Mapping[str, Any]:
     return record
 
 
-def _refuse_calibration_on_asked(target: Target, offline: bool) -> None:
-    """Refuse to calibrate on what the verification asks; and fetch what the compiler, which has no network, reads."""
-    options = target.backend
+def _refuse_learning_from_asked(made: Plan, offline: bool) -> None:
+    """Refuse to train or calibrate on what the verification asks, before any work.
+
+    What is wrong with any of these questions is told here too, and all that compiling reads is fetched: it has no
+    network.
+    """
+    target, options = made.target, made.target.backend
+    asked = _questions(target, offline).questions
+    for stage in made.stages:
+        data.refuse_asked("train.dataset", examples.questions_of(stage.trained.train, offline=offline).questions, asked)
     if isinstance(options, Calibrated) and options.calibrates(target.runtime):
         drawn = calibration.draw(options, calibration.questions(options, offline=offline))
-        calibration.refuse_asked(options, drawn, _questions(target, offline).questions)
+        data.refuse_asked("backend.calibration", drawn.questions, asked)
 
 
 def _questions(target: Target, offline: bool) -> data.QuestionSet:

@@ -19,7 +19,7 @@ from qabuild.backends import BACKENDS, backend, calibration
 from qabuild.backends.calibration import Calibrated
 from qabuild.hub import is_path
 from qabuild.looking import Look
-from qabuild.origin import Autocast, trainings
+from qabuild.origin import Autocast, Trained, trainings
 from qabuild.store import Entry, Inputs, Store, key_of
 from qabuild.target import Target
 from qabuild.training import steps as training
@@ -38,7 +38,13 @@ UNKNOWN_PARTS = (
 )
 """Inputs that may not be known yet."""
 
-BYTES = {"checkpoint": "checkpoint", "calibration": "calibration data", "verify.dataset": "data set"}
+BYTES = {
+    "checkpoint": "checkpoint",
+    "teacher": "teacher",
+    "train.dataset": "training data",
+    "calibration": "calibration data",
+    "verify.dataset": "data set",
+}
 """Inputs that are digests, and of what."""
 
 # Modules and packages whose code decides a step's result, beside the backend's own.
@@ -152,7 +158,8 @@ def gather(target: Target, results: Store, name: str, *, fetch: bool, offline: b
 def needed(target: Target) -> tuple[str, ...]:
     """Distributions that building `target` takes beside qabuild's own."""
     searched = any(trained.distill and trained.distill.search for trained in trainings(target.origin))
-    return (*backend(target.backend.name).PACKAGES, *(training.SEARCH_PACKAGES if searched else ()))
+    trained = training.PACKAGES if isinstance(target.origin, Trained) else ()
+    return (*backend(target.backend.name).PACKAGES, *trained, *(training.SEARCH_PACKAGES if searched else ()))
 
 
 def make(target: Target, facts: Facts) -> Plan:

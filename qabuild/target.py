@@ -222,7 +222,13 @@ def _load(path: Path, overrides: Sequence[str], built_on_by: tuple[Path, ...]) -
     backend(target.backend.name).check({}, target.backend, target.runtime)
     teacher = target.distill.teacher.target if target.distill else None
     named = filter(None, (target.checkpoint.target, teacher))
-    return target.built_on({base: _load(Path(base), (), (*built_on_by, path)) for base in named})
+    built = target.built_on({base: _load(Path(base), (), (*built_on_by, path)) for base in named})
+    if built.verify.gates.min_teacher_f1_retention is not None and built.distill is None:
+        raise BadTarget(
+            f"{path}: verify.gates.min_teacher_f1_retention: there is no teacher",
+            "name one in [distill], or take the gate out",
+        )
+    return built
 
 
 def json_schema() -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from qabuild import plan as planning
-from qabuild.builder import build
+from qabuild.builder import build, train
 from qabuild.checkpoint import resolve
 from qabuild.errors import BadTarget
 from qabuild.origin import Trained, trainings
@@ -133,6 +133,25 @@ def test_what_cannot_be_trained_is_refused_when_it_is_read(folder, override, mes
         load(folder / "taught.toml", [override])
 
 
+def test_a_gate_on_a_teacher_that_is_not_there_is_refused_when_it_is_read(folder):
+    (folder / "plain.toml").write_text('[checkpoint]\nmodel = "sample"\n[backend]\nname = "eager"\n')
+    with pytest.raises(BadTarget, match="there is no teacher"):
+        load(folder / "plain.toml", ["verify.gates.min_teacher_f1_retention=0.9"])
+    with pytest.raises(BadTarget, match="trains nothing"):
+        train(folder / "plain.toml", results=Store(folder / "store"))
+
+
+def test_a_deepspeed_config_that_is_not_there_is_told_in_the_plan(folder):
+    with pytest.raises(BadTarget, match=r"train\.deepspeed: .*zero\.json: .*No such file"):
+        planned(folder / "taught.toml", f"train.deepspeed={folder}/zero.json")
+
+
+def test_what_the_verification_asks_is_not_learnt_from(folder):
+    with pytest.raises(BadTarget, match=r"questions of train\.dataset are asked by the verification as well"):
+        build(load(folder / "taught.toml", ["train.split=validation"]), folder / "artifacts", results=Store(folder))
+    assert not (folder / "artifacts").exists()
+
+
 def test_a_build_trains_once_and_says_how(folder):
     """The student of some thirty questions is worse than its teacher, and the gate says so."""
     store, said = Store(folder / "store"), Said()
@@ -145,6 +164,8 @@ def test_a_build_trains_once_and_says_how(folder):
     assert manifest["training"]["teacher"]["digest"] == resolve("sample").digest
     assert manifest["training"]["distill"] == {"alpha": 0.25, "temperature": 3.0}
     assert manifest["training"]["examples"]["questions"] == 48
+    assert manifest["training"]["examples"]["dataset"] == "sample"
+    assert len(manifest["training"]["examples"]["fingerprint"]) == 64
     assert not store.work(str(built.plan.step("train").key)).exists()
 
     said.lines.clear()

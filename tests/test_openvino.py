@@ -173,10 +173,10 @@ def test_what_the_verification_asks_is_not_calibrated_on(renamed: bool) -> None:
     options = ov.Options(**FEW)
     drawn = calibration.draw(options, calibration.questions(options))
     first = drawn.questions[0]
-    calibration.refuse_asked(options, drawn, [])
+    data.refuse_asked("backend.calibration", drawn.questions, [])
     other = {"id": "another"} if renamed else {"question": "Another?"}
-    with pytest.raises(BadTarget, match=r"1 of the 12 questions of backend\.calibration = 'sample'"):
-        calibration.refuse_asked(options, drawn, [replace(first, **other)])
+    with pytest.raises(BadTarget, match=r"1 of the 12 questions of backend\.calibration"):
+        data.refuse_asked("backend.calibration", drawn.questions, [replace(first, **other)])
 
 
 def test_a_build_that_would_calibrate_on_what_it_asks_makes_nothing(working_directory: Path) -> None:

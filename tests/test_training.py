@@ -253,6 +253,9 @@ def test_a_teacher_of_another_vocabulary_is_refused(request_of, tiny_checkpoint)
     asked = request_of("logits", start=resolve(tiny_checkpoint("roberta")), teacher=resolve("sample"))
     with pytest.raises(BadTarget, match=r"teacher sample and the student roberta read texts as different tokens"):
         work.logits(asked, silent)
+    # Nor where the teacher's logits are there already, as another student of it has left them.
+    with pytest.raises(BadTarget, match=r"read texts as different tokens"):
+        work.train(replace(asked, step="train"), silent)
 
 
 # --- training -------------------------------------------------------------------------------------------------------

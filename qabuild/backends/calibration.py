@@ -10,10 +10,9 @@ from pydantic import Field
 
 from qabuild import hub
 from qabuild.backends import Frozen, Runtime
-from qabuild.errors import BadTarget
 
 if TYPE_CHECKING:
-    from qabuild.data import Question, QuestionSet
+    from qabuild.data import QuestionSet
 
 SPLIT = "train"
 
@@ -24,9 +23,6 @@ class Source(NamedTuple):
     dataset: str
     revision: str | None
     split: str = SPLIT
-
-
-_SHOWN = 5  # ids named in a message; the rest is counted
 
 
 class Calibrated(Frozen):
@@ -80,26 +76,6 @@ def held_back(options: Calibrated, everything: QuestionSet, count: int) -> Quest
     drawn = {question.id for question in draw(options, everything).questions}
     others = data.select(everything, [question.id for question in everything.questions if question.id not in drawn])
     return data.subset(others, min(count, len(others)), options.calibration_seed)
-
-
-def refuse_asked(options: Calibrated, drawn: QuestionSet, asked: Sequence[Question]) -> None:
-    """Raise BadTarget where a question is drawn that the verification asks, by its id or by its texts.
-
-    The ranges would then fit the very questions that are to prove them.
-    """
-    ids, texts = {question.id for question in asked}, {_texts(question) for question in asked}
-    both = [question.id for question in drawn.questions if question.id in ids or _texts(question) in texts]
-    if both:
-        shown = ", ".join(map(repr, both[:_SHOWN])) + (", ..." if len(both) > _SHOWN else "")
-        raise BadTarget(
-            f"{len(both)} of the {len(drawn)} questions of backend.calibration = {options.calibration!r} are asked by "
-            f"the verification as well: {shown}",
-            "calibrate on training questions, or verify on others",
-        )
-
-
-def _texts(question: Question) -> tuple[str, str]:
-    return " ".join(question.question.split()), " ".join(question.context.split())
 
 
 def windows(drawn: QuestionSet, tokenizer: Any, names: Sequence[str]) -> list[Mapping[str, Any]]:

@@ -52,7 +52,7 @@ def accuracy(own: Answered, base: Answered | None) -> Accuracy:
     return Accuracy(
         exact_match=exact_match,
         f1=f1,
-        f1_interval=(base.total.f1 + low, base.total.f1 + high),
+        f1_interval=(max(base.total.f1 + low, 0.0), min(base.total.f1 + high, 100.0)),
         f1_retention=f1 / base.total.f1 if base.total.f1 else 0.0,
     )
 

@@ -28,7 +28,7 @@ def throughput(batch_size: int, run: Run, standard: Run | None) -> Throughput:
         samples_per_second=count / sum(own),
         model_samples_per_second=count / sum(spent for _, _, spent in calls),
         speedup=sum(other) / sum(own) if other else None,
-        speedup_interval=ratio_interval(other, own) if other else None,
+        speedup_interval=ratio_interval(other, own) if other and len(other) > 1 else None,  # one tells of no spread
         by_length=_by_length([call for call in calls if call[0] == batch_size]),
     )
 

@@ -17,6 +17,7 @@ from qabuild.data.questions import (
     check,
     fingerprint,
     question_set,
+    refuse_asked,
     select,
     subset,
     without_misplaced,
@@ -24,7 +25,18 @@ from qabuild.data.questions import (
 from qabuild.data.tables import load_table
 from qabuild.errors import BadTarget, UntrustedInput
 
-__all__ = ["SAMPLE", "Question", "QuestionSet", "check", "fingerprint", "load", "read_squad", "select", "subset"]
+__all__ = [
+    "SAMPLE",
+    "Question",
+    "QuestionSet",
+    "check",
+    "fingerprint",
+    "load",
+    "read_squad",
+    "refuse_asked",
+    "select",
+    "subset",
+]
 
 SAMPLE = "sample"
 

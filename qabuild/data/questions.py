@@ -188,3 +188,22 @@ def _in_place(question: Question) -> bool:
 def _with(questions: QuestionSet, chosen: tuple[Question, ...]) -> QuestionSet:
     chosen_set = question_set(chosen, questions.name, questions.revision, questions.split)
     return replace(chosen_set, misplaced=questions.misplaced)
+
+
+def refuse_asked(key: str, learnt: Sequence[Question], asked: Sequence[Question]) -> None:
+    """Raise BadTarget where a question is learnt from that the verification asks, by its id or by its texts.
+
+    What fits the very questions that are to prove it proves nothing. `key` is the target's that names the former.
+    """
+    ids, texts = {question.id for question in asked}, {_texts(question) for question in asked}
+    both = [question.id for question in learnt if question.id in ids or _texts(question) in texts]
+    if both:
+        shown = ", ".join(map(repr, both[:_SHOWN])) + (", ..." if len(both) > _SHOWN else "")
+        raise BadTarget(
+            f"{len(both)} of the {len(learnt)} questions of {key} are asked by the verification as well: {shown}",
+            f"let {key} name training questions, or verify on others",
+        )
+
+
+def _texts(question: Question) -> tuple[str, str]:
+    return " ".join(question.question.split()), " ".join(question.context.split())

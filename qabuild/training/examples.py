@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from qabuild import data
+from qabuild.data import QuestionSet
 from qabuild.errors import BadTarget, UntrustedInput
 from qabuild.origin import Train
 from qabuild.pipeline.parameters import Parameters
@@ -54,7 +55,16 @@ def load(train: Train, tokenizer: Any, *, offline: bool = False) -> Examples:
     Raises what `qabuild.data.load` raises, BadTarget where there is nothing to learn, UntrustedInput for a tokenizer
     without a CLS token.
     """
-    found = data.load(
+    found = questions_of(train, offline=offline)
+    learnt, held_out = hold_out(found.questions, train.held_out, train.seed)
+    made = make(learnt, tokenizer, train, held_out, misplaced=found.misplaced)
+    source = {"dataset": found.name, "revision": found.revision, "fingerprint": found.fingerprint}
+    return replace(made, counts={**source, **made.counts})
+
+
+def questions_of(train: Train, *, offline: bool = False) -> QuestionSet:
+    """The questions that `train` names, those that it holds out among them. Raises what `qabuild.data.load` raises."""
+    return data.load(
         train.dataset,
         revision=train.revision,
         split=train.split,
@@ -64,8 +74,6 @@ def load(train: Train, tokenizer: Any, *, offline: bool = False) -> Examples:
         max_misplaced=train.max_misplaced,
         offline=offline,
     )
-    learnt, held_out = hold_out(found.questions, train.held_out, train.seed)
-    return make(learnt, tokenizer, train, held_out, misplaced=found.misplaced)
 
 
 def make(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from qabuild import hub
+from qabuild.errors import BadTarget
 from qabuild.origin import Autocast, Trained
 from qabuild.store import Inputs, key_of
 
@@ -145,11 +146,11 @@ def _options(trained: Trained) -> dict[str, Any]:
 
 
 def _content(path: str) -> str:
-    """A config counts by what it says; that it cannot be read is told when it is wanted."""
+    """A config counts by what it says."""
     try:
         return Path(path).read_text(encoding="utf-8")
-    except OSError:
-        return ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadTarget(f"train.deepspeed: {path}: {error}", "let it name a DeepSpeed config, a JSON file") from None
 
 
 def _weights_of_losses(trained: Trained, steps: Mapping[StepName, Inputs]) -> dict[str, Any]:

@@ -22,14 +22,7 @@ from qabuild.training.vocabulary import require_same_tokens
 def logits(request: Request, tell: Tell) -> Mapping[str, Any]:
     """Let the teacher answer every window, once."""
     assert request.teacher
-    tokenizer = load_tokenizer(request.teacher.directory)
-    found = examples.load(request.train, tokenizer, offline=request.offline)
-    require_same_tokens(
-        (request.teacher.name, tokenizer),
-        (request.start.name, load_tokenizer(request.start.directory)),
-        found.questions,
-        examples.cut_of(request.train, tokenizer),
-    )
+    tokenizer, found = _examples(request)
     model = load_model(request.teacher).to(request.device)
     done = 0
 
@@ -46,19 +39,30 @@ def search(request: Request, tell: Tell) -> Mapping[str, Any]:
     """Look for the alpha and the temperature of the best student."""
     from qabuild.training.search import search as try_all
 
-    tokenizer = load_tokenizer((request.teacher or request.start).directory)
-    found = examples.load(request.train, tokenizer, offline=request.offline)
+    tokenizer, found = _examples(request)
     return try_all(request, found, lambda tried, part: fit(tried, part, tokenizer, tell))
 
 
 def train(request: Request, tell: Tell) -> Mapping[str, Any]:
     """Train, from the last saved state where there is one, and write the checkpoint."""
-    # With a teacher its windows are learnt from, which are the student's as well: `logits` has made sure of it.
-    tokenizer = load_tokenizer((request.teacher or request.start).directory)
-    found = examples.load(request.train, tokenizer, offline=request.offline)
+    tokenizer, found = _examples(request)
     record = fit(request, found, tokenizer, tell)
     weights = request.distill and {"alpha": request.distill.alpha, "temperature": request.distill.temperature}
     return {"examples": found.counts, "distill": weights, **record}
+
+
+def _examples(request: Request) -> tuple[Any, Examples]:
+    """Tokenizer and examples; with a teacher those of the teacher, which must be the student's as well."""
+    tokenizer = load_tokenizer((request.teacher or request.start).directory)
+    found = examples.load(request.train, tokenizer, offline=request.offline)
+    if request.teacher:
+        require_same_tokens(
+            (request.teacher.name, tokenizer),
+            (request.start.name, load_tokenizer(request.start.directory)),
+            found.questions,
+            examples.cut_of(request.train, tokenizer),
+        )
+    return tokenizer, found
 
 
 def fit(request: Request, found: Examples, tokenizer: Any, tell: Tell) -> Mapping[str, Any]:
