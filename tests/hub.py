@@ -23,7 +23,6 @@ from types import TracebackType
 from typing import Any, Literal, Self
 from urllib.parse import parse_qs, unquote, urlsplit
 
-import pytest
 import yaml
 
 RepoType = Literal["model", "dataset"]
@@ -118,15 +117,6 @@ class Hub:
         repository = self.repositories.setdefault((repo_type, repo_id), Repository())
         repository.gated = gated
         return repository.commit(files, branch)
-
-    def lead_here(self, patch: pytest.MonkeyPatch) -> None:
-        """Lead huggingface_hub's clients in this process to this Hub, whatever they read when they were imported."""
-        from huggingface_hub import constants, utils
-
-        patch.setattr(constants, "ENDPOINT", self.url)
-        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", self.url + "/{repo_id}/resolve/{revision}/{filename}")
-        patch.setattr(constants, "HF_HUB_OFFLINE", False)
-        utils._http.reset_sessions()
 
     def fail(self, request: str, **how: Any) -> None:
         """Plant a fault; see `Fault`."""

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from qabuild import builder, compiling, handwritten, sample
+from qabuild import builder, compiling, sample
 from qabuild import plan as planning
 from qabuild.artifact import open_artifact
 from qabuild.backends import Runtime, backend
@@ -147,19 +147,6 @@ def test_a_second_build_does_nothing(workshop):
     assert built.verification.passed
     assert workshop.said == [f"{workshop.artifact}: nothing to do"]
     assert snapshot(workshop.artifact) == first
-
-
-def test_a_rebuild_keeps_what_people_wrote_into_the_card(workshop):
-    made = handwritten.OPENED.format(sum="0" * 64) + "\nF1 50.00\n" + handwritten.CLOSED
-    (workshop.artifact / "README.md").write_text(f"---\nlicense: mit\n---\n# My words\n{made}\n")
-    workshop.build("verify.gates.min_f1_retention=0.5")
-    kept = (workshop.artifact / "README.md").read_text()
-    assert "# My words" in kept
-    assert "license: mit" in kept
-    assert "F1 50.00" not in kept
-    (workshop.artifact / "README.md").write_text("---\n{: :\n---\nWhatever this is\n")
-    workshop.build("verify.gates.min_f1_retention=0.6")
-    assert (workshop.artifact / "README.md").read_text() == "---\n{: :\n---\nWhatever this is\n"
 
 
 def test_a_changed_gate_judges_again_what_was_measured(workshop):

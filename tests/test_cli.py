@@ -18,14 +18,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from fcntl import ioctl
-from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
-from line import Ran, run, signals_kept
 
 from qabuild import __version__, console, load, sample
 from qabuild.artifact import open_artifact
@@ -46,6 +45,20 @@ HEAVY = {"torch", "transformers", "numpy", "onnxruntime", "datasets", "evaluate"
 ESCAPE = "\x1b"
 
 
+@dataclass(frozen=True)
+class Ran:
+    """What a command left on its streams, and its exit status."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def document(self) -> Any:
+        """The one JSON document on stdout."""
+        return json.loads(self.out)
+
+
 Run = Callable[..., Ran]
 
 
@@ -53,7 +66,25 @@ Run = Callable[..., Ran]
 def qabuild(capfd: pytest.CaptureFixture[str]) -> Run:
     """`qabuild("plan", "x.toml")`: the command line in this process."""
 
-    return partial(run, capfd)
+    def run(*arguments: object) -> Ran:
+        capfd.readouterr()
+        with signals_kept(), pytest.raises(SystemExit) as left:
+            main([str(argument) for argument in arguments])
+        streams = capfd.readouterr()
+        return Ran(int(left.value.code or 0), streams.out, streams.err)
+
+    return run
+
+
+@contextmanager
+def signals_kept() -> Iterator[None]:
+    """What the block does on signals ends with it."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def process(*arguments: object, **options: Any) -> subprocess.Popen[str]:
