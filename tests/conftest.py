@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +29,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.add_cleanup(lambda: shutil.rmtree(home, ignore_errors=True))
     # Kernels that DeepSpeed compiled for this machine stay where they are: minutes of work, and no state.
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path.home() / ".cache" / "torch_extensions"))
+    # What runs in the background of a script is started with interrupts ignored, and so would be all that it starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     # One thread for each of the workers that pytest-xdist starts: more wait for each other, and spin.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     for name in ("ENDPOINT", "TOKEN", "HUB_CACHE", "DATASETS_CACHE", "XET_CACHE", "ASSETS_CACHE"):
