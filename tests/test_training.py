@@ -32,6 +32,8 @@ from qabuild.training.trainer import last_state
 
 TRAIN = Train(dataset="sample", samples=96, epochs=3, batch_size=16, learning_rate=1e-3, dtype="fp32", save_steps=4)
 """Seven steps to an epoch, 21 in all."""
+TEMPERATURE = 3.0
+"""At which a teacher's logits are learnt from, and so are to be met."""
 
 
 def silent(told: Mapping[str, Any]) -> None:
@@ -384,7 +386,7 @@ def test_a_distilled_student_is_drawn_to_its_teacher(request_of):
     train = TRAIN.model_copy(update={"layers": (0, 2), "learning_rate": 2e-3})
     distances = []
     for alpha in (0.0, 1.0):
-        distill = Distill(teacher=CheckpointSource(model="sample"), alpha=alpha)
+        distill = Distill(teacher=CheckpointSource(model="sample"), alpha=alpha, temperature=TEMPERATURE)
         asked = request_of(
             name=f"alpha {alpha}", train=train, teacher=teacher, distill=distill, logits=taught.directory
         )
@@ -401,4 +403,4 @@ def distance(model: Any, taught: Request) -> float:
     with torch.inference_mode():
         output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
     mask = batch["attention_mask"]
-    return float(distillation_loss(output.start_logits, batch["teacher_start_logits"], mask, 1.0))
+    return float(distillation_loss(output.start_logits, batch["teacher_start_logits"], mask, TEMPERATURE))
