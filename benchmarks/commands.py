@@ -42,6 +42,7 @@ def main() -> None:
     arguments = parse()
     with tempfile.TemporaryDirectory() as folder:
         os.environ["QABUILD_CACHE"] = str(Path(folder, "cache"))
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # pip compiles what it installs, and users run that
         target, bad, output = Path(folder, "target.toml"), Path(folder, "bad.toml"), Path(folder, "artifacts")
         target.write_text(
             TARGET.format(model=json.dumps(arguments.checkpoint), data=json.dumps(arguments.data)), encoding="utf-8"

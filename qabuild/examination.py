@@ -28,9 +28,9 @@ TOKENIZER_PATTERNS = (
 )
 """The names of the files a tokenizer may consist of."""
 
-_CODE_KEYS = ("auto_map", "_attn_implementation", "_attn_implementation_internal")
-# Given in a nested config, this one reaches the same loader as the two above.
+# Given in a nested config, the last one reaches the same loader as the two before it.
 _ATTENTION_KEY, _PLAIN_ATTENTION = "attn_implementation", (None, "eager", "sdpa")
+_CODE_KEYS = ("auto_map", "_attn_implementation", "_attn_implementation_internal", _ATTENTION_KEY)
 
 _ENCODER_DECODERS = ("bart", "bigbird_pegasus", "led", "mbart", "mt5", "mvp", "t5", "umt5")
 _DECODERS = (
@@ -143,9 +143,10 @@ def read_object(directory: Path, name: str) -> dict[str, Any]:
 def _refuse_code(content: Mapping[str, Any], path: Path) -> None:
     """Refuse keys that make transformers fetch and run code, wherever they stand in the file."""
     found = [
-        place
-        for place, key, value in _members(content)
-        if key in _CODE_KEYS or (key == _ATTENTION_KEY and not _is_plain_attention(value))
+        f"{place}.{key}".removeprefix(".")
+        for place, members in _objects(content)
+        for key in _CODE_KEYS
+        if key in members and not (key == _ATTENTION_KEY and _is_plain_attention(members[key]))
     ]
     if found:
         raise UntrustedInput(
@@ -158,18 +159,18 @@ def _is_plain_attention(value: Any) -> bool:
     return value is None or (isinstance(value, str) and value in _PLAIN_ATTENTION)
 
 
-def _members(root: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
-    """Every member of every object in a JSON value: its place, key and value."""
+def _objects(root: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Every object in a JSON value, with its place. A vocabulary has a member a token: they are passed over fast."""
     rest: list[tuple[str, Any]] = [("", root)]
     while rest:
         at, value = rest.pop()
         if isinstance(value, dict):
+            yield at, value
             for key, inner in value.items():
-                shown = key if key.isidentifier() else repr(key)
-                place = f"{at}.{shown}" if at else shown
-                yield place, key, inner
-                rest.append((place, inner))
-        elif isinstance(value, list):
+                if isinstance(inner, dict | list):
+                    shown = key if key.isidentifier() else repr(key)
+                    rest.append((f"{at}.{shown}".removeprefix("."), inner))
+        else:
             rest += [(f"{at}[{index}]", inner) for index, inner in enumerate(value) if isinstance(inner, dict | list)]
 
 

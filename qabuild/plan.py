@@ -174,6 +174,11 @@ def make(target: Target, facts: Facts) -> Plan:
     )
 
 
+def current(target: Target, results: Store, name: str, *, offline: bool) -> Plan:
+    """The plan of a build that is about to begin: every Hub id is resolved and every checkpoint fetched."""
+    return make(target, gather(target, results, name, fetch=True, offline=offline))
+
+
 def history_name(target: Target, output: Path) -> str:
     """Under which name the store remembers what `target` was last built from into `output`."""
     return f"{target.name}-{hashlib.sha256(os.fsencode(output.resolve())).hexdigest()[:16]}"

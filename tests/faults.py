@@ -35,7 +35,7 @@ import evaluate.evaluator
 import torch
 import transformers
 
-from qabuild import builder
+from qabuild import builder, executor
 from qabuild.artifact import open_artifact
 from qabuild.backends import Runtime, backend
 from qabuild.errors import QABuildError
@@ -136,7 +136,7 @@ def _losses(work: Path, goal: Path, stop: Stop, wanted: dict[str, set[str]], poi
 
 def _build(work: Path, samples: int) -> None:
     """Both targets, one after the other, from one store."""
-    builder.compile_apart = _compile_here
+    executor.compile_apart = _compile_here
     torch.set_num_threads(1)
     work.mkdir(exist_ok=True)
     for name, seed in zip(NAMES, (0, 1), strict=True):

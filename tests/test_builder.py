@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from qabuild import builder, compiling, sample
+from qabuild import builder, compiling, naming, sample
 from qabuild import plan as planning
 from qabuild.artifact import open_artifact
 from qabuild.backends import Runtime, backend
@@ -299,7 +299,7 @@ def test_an_artifact_that_a_killed_build_had_put_aside_gets_its_name_back(worksh
 
 
 def test_without_an_exchange_in_one_step_names_are_given_in_two(workshop, monkeypatch):
-    monkeypatch.setattr(builder.ctypes, "CDLL", lambda *_, **__: object())
+    monkeypatch.setattr(naming.ctypes, "CDLL", lambda *_, **__: object())
     workshop.build("verify.gates.min_f1_retention=0.5")
     assert open_artifact(workshop.artifact).manifest.verify["gates"]["min_f1_retention"] == 0.5
     assert entries(workshop.output) == {"tiny"}
