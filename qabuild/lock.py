@@ -21,8 +21,8 @@ from qabuild import hub
 from qabuild.backends import Frozen
 from qabuild.errors import BadTarget
 from qabuild.origin import CheckpointSource, Train, Trained, pinned, sources, trainings
+from qabuild.reading import load as load_target
 from qabuild.target import Target, Verify
-from qabuild.target import load as load_target
 
 
 class CheckpointPin(Frozen):
@@ -64,7 +64,7 @@ def load(path: str | Path, overrides: Sequence[str] = (), *, locked: bool = Fals
     """Read the target at `path` through its lock, if it has one.
 
     What the target no longer asks for, the lock does not pin. With `locked` that is BadTarget, and so is no lock.
-    Raises BadTarget for what `qabuild.target.load` refuses, and for a damaged lock.
+    Raises BadTarget for what `qabuild.reading.load` refuses, and for a damaged lock.
     """
     path = Path(path)
     target = load_target(path, overrides)

@@ -93,19 +93,21 @@ class Look:
             return None
 
     def _stage(self, trained: Trained) -> Stage:
+        start, conditions = self.checkpoint(trained.start, head=False), self._conditions[trained.train.dtype]
+        training.check(trained.train, start, conditions)
         inputs = training.inputs_of(
             trained,
             start=self._identity(trained.start, head=False),
             teacher=self._identity(trained.teacher) if trained.teacher else None,
             data=self.data(trained.train, "train.dataset"),
-            conditions=self._conditions[trained.train.dtype],
+            conditions=conditions,
             code=self._code,
             packages=self._versions,
         )
         return Stage(
             trained=trained,
             label="" if trained == self._own else f"{trained.name} ",
-            start=self.checkpoint(trained.start, head=False),
+            start=start,
             teacher=self.checkpoint(trained.teacher) if trained.teacher else None,
             result=self._result(trained, inputs["train"]),
             inputs=inputs,

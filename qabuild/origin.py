@@ -95,6 +95,8 @@ class Train(Frozen):
             raise ValueError("layers are named once each, in their order")
         if self.layers is not None and self.from_config:
             raise ValueError("name one of `layers` and `from_config`")
+        if self.doc_stride >= self.max_seq_len:
+            raise ValueError("`doc_stride` is less than `max_seq_len`: windows that share all would never end")
         if self.batch_size % self.gradient_accumulation_steps:
             raise ValueError("`gradient_accumulation_steps` divides `batch_size`")
         return self

@@ -23,8 +23,8 @@ from qabuild.backends import Runtime, backend
 from qabuild.builder import Built
 from qabuild.checkpoint import Checkpoint, resolve
 from qabuild.errors import BadTarget, MissingEnvironment, QABuildError
+from qabuild.reading import load
 from qabuild.store import Store
-from qabuild.target import load
 from qabuild.verification import verify
 
 TARGET = """\

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from qabuild import plan as planning
 from qabuild.builder import build, train
@@ -15,8 +16,8 @@ from qabuild.checkpoint import resolve
 from qabuild.errors import BadTarget
 from qabuild.origin import Trained, trainings
 from qabuild.plan import Plan
+from qabuild.reading import load
 from qabuild.store import Store
-from qabuild.target import load
 
 TARGET = """\
 [checkpoint]
@@ -124,6 +125,7 @@ def origin(path: Path) -> Trained:
     [
         ("train.layers=[2, 0]", "layers are named once each, in their order"),
         ("train.gradient_accumulation_steps=3", "`gradient_accumulation_steps` divides `batch_size`"),
+        ("train.doc_stride=384", "`doc_stride` is less than `max_seq_len`"),
         ("distill.search.trials=2", r"set train\.held_out"),
         ("distill.alpha=1.5", "less than or equal to 1"),
     ],
@@ -144,6 +146,22 @@ def test_a_gate_on_a_teacher_that_is_not_there_is_refused_when_it_is_read(folder
 def test_a_deepspeed_config_that_is_not_there_is_told_in_the_plan(folder):
     with pytest.raises(BadTarget, match=r"train\.deepspeed: .*zero\.json: .*No such file"):
         planned(folder / "taught.toml", f"train.deepspeed={folder}/zero.json")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.layers=[0, 3]", r"has layers 0 to 2, and train\.layers names 3"),
+        pytest.param(
+            "train.dtype=fp16",
+            r'train\.dtype is "fp16", and there is no GPU here',
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+        ),
+    ],
+)
+def test_what_this_checkpoint_or_machine_cannot_train_is_told_in_the_plan(folder, override, message):
+    with pytest.raises(BadTarget, match=message):
+        planned(folder / "taught.toml", override)
 
 
 def test_what_the_verification_asks_is_not_learnt_from(folder):

@@ -16,7 +16,7 @@ from qabuild import data, lock, sample
 from qabuild.checkpoint import resolve
 from qabuild.errors import BadTarget, UntrustedInput
 from qabuild.origin import Trained
-from qabuild.target import load as load_target
+from qabuild.reading import load as load_target
 
 TARGET = """\
 [checkpoint]
@@ -137,12 +137,12 @@ def test_a_hub_id_is_pinned_to_its_commit_though_the_branch_moves(tmp_path):
         def run(code: str) -> str:
             environment = {**os.environ, **hub.environment(tmp_path)}
             setup = (
-                f"from pathlib import Path\nfrom qabuild import checkpoint, lock, target\npath = Path({str(path)!r})\n"
+                f"from pathlib import Path\nfrom qabuild import checkpoint, lock, reading\npath = Path({str(path)!r})\n"
             )
             command = [sys.executable, "-c", setup + code]
             return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip()
 
-        make = "made = lock.make(target.load(path)); print(made.checkpoint.commit)"
+        make = "made = lock.make(reading.load(path)); print(made.checkpoint.commit)"
         assert run(f"{make}; lock.write(made, lock.path_of(path))") == first
         second = hub.commit("model", "qa/tiny", {**files, "config.json": files["config.json"] + b"\n"})
         assert run(make) == second

@@ -192,7 +192,7 @@ def test_a_build_that_would_calibrate_on_what_it_asks_makes_nothing(working_dire
 
 
 def test_a_calibration_file_is_found_from_the_targets_own_folder(tmp_path: Path) -> None:
-    from qabuild.target import load
+    from qabuild.reading import load
 
     (tmp_path / "x.toml").write_text(
         '[checkpoint]\nmodel = "sample"\n[backend]\nname = "openvino"\ncalibration = "./train.json"\n'
@@ -203,7 +203,7 @@ def test_a_calibration_file_is_found_from_the_targets_own_folder(tmp_path: Path)
 
 
 def test_the_revision_of_one_calibration_set_is_not_that_of_another(tmp_path: Path) -> None:
-    from qabuild.target import load
+    from qabuild.reading import load
 
     (tmp_path / "base.toml").write_text(
         '[checkpoint]\nmodel = "sample"\n[backend]\nname = "openvino"\ncalibration_revision = "main"\n'

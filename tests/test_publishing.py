@@ -463,7 +463,7 @@ def test_the_card_says_what_was_measured(desk):
 
 
 def test_the_target_on_the_card_is_one(tmp_path):
-    from qabuild.target import load
+    from qabuild.reading import load
 
     artifact = open_artifact(proven.make(tmp_path / "tiny"))
     text = card.make(

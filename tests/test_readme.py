@@ -19,7 +19,9 @@ from pydantic import BaseModel
 from qabuild import cli
 from qabuild.backends import BACKENDS, architectures, backend
 from qabuild.errors import INTERRUPTED
-from qabuild.target import SOURCES, Target, table_of
+from qabuild.mistakes import table_of
+from qabuild.reading import SOURCES
+from qabuild.target import Target
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -153,7 +155,7 @@ def test_every_command_and_exit_status_is_described():
 
 
 def test_the_target_at_the_top_is_the_one_in_the_folder():
-    from qabuild.target import load
+    from qabuild.reading import load
 
     shown = tomllib.loads(next(content for language, content in blocks(README) if language == "toml"))
     target = load(ROOT / "targets" / "ort-fp32-cpu.toml").model_dump(mode="json")
@@ -170,7 +172,7 @@ def test_every_target_that_is_named_is_there():
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("targets/*.toml")), ids=lambda path: path.stem)
 def test_every_target_says_what_it_makes_and_where_its_paths_are(path):
-    from qabuild.target import load
+    from qabuild.reading import load
 
     target = load(path)
     assert target.description

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from qabuild.backends import BACKENDS
 from qabuild.errors import BadTarget, QABuildError
-from qabuild.target import Target, json_schema, load
+from qabuild.reading import load
+from qabuild.target import Target, json_schema
 
 MINIMAL = """\
 [checkpoint]
@@ -227,7 +228,8 @@ def test_overrides(write, monkeypatch, tmp_path):
 def test_no_value_of_any_table_gives_anything_but_a_target_or_a_clear_error(value, table):
     from pydantic import ValidationError
 
-    from qabuild import target as module
+    from qabuild.mistakes import explain
+    from qabuild.reading import File
 
     content = {"checkpoint": {"model": "sample"}, "backend": {"name": "eager"}, table: value, "name": "x"}
     try:
@@ -235,7 +237,7 @@ def test_no_value_of_any_table_gives_anything_but_a_target_or_a_clear_error(valu
         return
     except ValidationError as caught:
         error = caught
-    assert table in module._explain(error, [module._File(Path("x.toml"), "", {})], [])
+    assert table in explain(error, [File(Path("x.toml"), "", {})], [])
 
 
 @given(st.binary(max_size=200))
@@ -252,7 +254,7 @@ def test_reading_a_target_touches_no_network_no_device_and_imports_nothing_heavy
         "import socket, sys\n"
         "def refuse(*_): raise AssertionError('network')\n"
         "socket.socket.connect = refuse\n"
-        "from qabuild.target import load\n"
+        "from qabuild.reading import load\n"
         f"load({str(path)!r})\n"
         "heavy = {'torch', 'transformers', 'onnxruntime', 'optimum', 'datasets', 'numpy', 'huggingface_hub'}\n"
         "print(sorted(heavy & set(sys.modules)))\n"

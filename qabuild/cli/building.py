@@ -111,7 +111,7 @@ def verify(
     Holds every file against the manifest, reloads the model, and puts the questions of the sealed reference through
     it. The evidence beside the manifest is replaced.
     """
-    from qabuild.target import absolute_source
+    from qabuild.reading import absolute_source
     from qabuild.verification import verify as verify_artifact
 
     here = Path.cwd()
@@ -181,7 +181,7 @@ def lock(targets: Sequence[Path], offline: bool, console: Console) -> None:
     read a target through its lock where there is one.
     """
     from qabuild import lock as locks
-    from qabuild.target import load
+    from qabuild.reading import load
 
     read = [(locks.path_of(path), load(path)) for path in targets]
     made = [(path, locks.make(target, offline=offline)) for path, target in read]

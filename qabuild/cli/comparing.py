@@ -75,7 +75,7 @@ def compare(
     """
     from qabuild.comparing import compare as compare_artifacts
     from qabuild.comparing import tables
-    from qabuild.target import absolute_source
+    from qabuild.reading import absolute_source
 
     console.json |= layout == "json"
     found = compare_artifacts(
@@ -130,7 +130,7 @@ def report(
     from qabuild import machine, reporting
     from qabuild.comparing import compare as compare_artifacts
     from qabuild.comparing import tables
-    from qabuild.target import absolute_source
+    from qabuild.reading import absolute_source
 
     machine.require(reporting.PACKAGES, "cpu")
     for path in filter(None, (output, png)):

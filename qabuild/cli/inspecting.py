@@ -76,7 +76,7 @@ def cache_verify(console: Console) -> None:
 @common
 def targets(folder: Path | None, console: Console) -> None:
     """List the targets in FOLDER (./targets, or here), with what each makes."""
-    from qabuild.target import load
+    from qabuild.reading import load
 
     folder = folder or (Path("targets") if Path("targets").is_dir() else Path())
     files = sorted(folder.glob("*.toml"))
@@ -102,7 +102,7 @@ def targets(folder: Path | None, console: Console) -> None:
 @common
 def doctor(targets: Sequence[Path], console: Console) -> None:
     """Say what this machine can build and run, and what it lacks for each TARGET (all of ./targets)."""
-    from qabuild.target import load
+    from qabuild.reading import load
 
     read = [load(path) for path in targets or sorted(Path("targets").glob("*.toml"))]
     from qabuild.doctor import report

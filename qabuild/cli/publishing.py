@@ -40,7 +40,7 @@ def publish(artifact: Path, repo: str | None, dataset: str | None, console: Cons
     does what is left to do.
     """
     from qabuild import publishing
-    from qabuild.target import absolute_source
+    from qabuild.reading import absolute_source
 
     source = dataset and absolute_source(dataset, Path.cwd())
     published = publishing.publish(artifact, repo, dataset=source, reporter=console, **options)

@@ -89,7 +89,7 @@ def _located(path: Path, output: Path) -> tuple[Path, str | None]:
     """The artifact's folder, and of a target where its questions are."""
     if path.suffix != ".toml" or path.is_dir():
         return path, None
-    from qabuild.target import load
+    from qabuild.reading import load
 
     target = load(path)
     folder = output / target.name

@@ -7,14 +7,14 @@ train     the training itself, whose result is a checkpoint
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from qabuild import hub
 from qabuild.errors import BadTarget
-from qabuild.origin import Autocast, Trained
+from qabuild.origin import Autocast, Train, Trained
 from qabuild.store import Inputs, key_of
 
 if TYPE_CHECKING:
@@ -73,6 +73,24 @@ def conditions(machine: Mapping[str, Any], dtype: Autocast) -> dict[str, Any]:
         here = machine["instruction_sets"]
         fast = "bf16" if "AMX-BF16" in here or ("AVX512-BF16" in here and "AMD" in machine["cpu"]) else "fp32"
     return {"train.device": device, "train.dtype": fast}
+
+
+def check(train: Train, start: Checkpoint | None, conditions: Mapping[str, Any]) -> None:
+    """Raise BadTarget, before any work, for a training that could not be carried out here or from that checkpoint."""
+    if train.dtype == "fp16" and conditions["train.device"] == "cpu":
+        raise BadTarget('train.dtype is "fp16", and there is no GPU here', 'on a CPU train in "bf16" or "fp32"')
+    config = start.config if start else {}
+    count = config.get("num_hidden_layers", config.get("n_layers"))  # DistilBERT's own name for it
+    if start and train.layers and isinstance(count, int):
+        refuse_layers_beyond(train.layers, count, start.name)
+
+
+def refuse_layers_beyond(layers: Sequence[int], count: int, name: str) -> None:
+    """Raise BadTarget if the checkpoint `name`, of `count` layers, lacks one of `layers`."""
+    if layers[-1] >= count:
+        raise BadTarget(
+            f"{name}: has layers 0 to {count - 1}, and train.layers names {layers[-1]}", "name some of them"
+        )
 
 
 def inputs_of(

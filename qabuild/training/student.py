@@ -8,6 +8,7 @@ from typing import Any, Literal
 from qabuild.checkpoint import Checkpoint, load_model
 from qabuild.errors import BadTarget
 from qabuild.origin import Train
+from qabuild.training.steps import refuse_layers_beyond
 
 
 def make_student(start: Checkpoint, train: Train, device: Literal["cpu", "cuda"]) -> Any:
@@ -48,10 +49,7 @@ def keep_layers(model: Any, layers: tuple[int, ...], name: str) -> None:
             f"{name}: the layers of a {model.config.model_type!r} cannot be told apart",
             "leave out train.layers, and name a smaller checkpoint as the student",
         )
-    if layers[-1] >= count:
-        raise BadTarget(
-            f"{name}: has layers 0 to {count - 1}, and train.layers names {layers[-1]}", "name some of them"
-        )
+    refuse_layers_beyond(layers, count, name)
     parent, key = found[0]
     setattr(parent, key, ModuleList([getattr(parent, key)[layer] for layer in layers]))
     model.config.num_hidden_layers = len(layers)

@@ -9,7 +9,7 @@ from typing import Any
 
 from qabuild.apart import Tell
 from qabuild.checkpoint import copy_tokenizer, load_model, load_tokenizer
-from qabuild.errors import BadTarget, QABuildError
+from qabuild.errors import QABuildError
 from qabuild.training import curves, examples
 from qabuild.training import logits as teaching
 from qabuild.training.examples import Collator, Examples
@@ -67,7 +67,6 @@ def _examples(request: Request) -> tuple[Any, Examples]:
 
 def fit(request: Request, found: Examples, tokenizer: Any, tell: Tell) -> Mapping[str, Any]:
     """Train on `found`; one process of those that take part writes."""
-    _require_gpu_for_fp16(request)
     model = make_student(request.start, request.train, request.device)
     opened = teaching.open_logits(request.logits, found) if request.logits else None
     watch = curves.Curves(request.work / curves.FILE, found.held_out, tokenizer, tell)
@@ -108,11 +107,6 @@ def _autocast(request: Request) -> Any:
     if request.dtype == "fp32":
         return contextlib.nullcontext()
     return torch.autocast(request.device, torch.bfloat16 if request.dtype == "bf16" else torch.float16)
-
-
-def _require_gpu_for_fp16(request: Request) -> None:
-    if request.dtype == "fp16" and request.device == "cpu":
-        raise BadTarget('train.dtype is "fp16", and there is no GPU here', 'on a CPU train in "bf16" or "fp32"')
 
 
 @contextlib.contextmanager
