@@ -4,8 +4,9 @@
 
 compiles every contestant, then prints four tables: speed, whole pipelines taking turns on the same questions (ours over
 what was compiled, transformers' own at batch 8 over the checkpoint; a figure is the median of the rounds' ratios, in
-brackets the lowest and the highest); EM, F1 and changed answers, on all questions; the time that one question takes,
-alone; and what loading takes, each in a process of its own. int8 is calibrated on questions of --train.
+brackets the lowest and the highest), with what the processor's matrix products would allow; EM, F1 and changed answers,
+on all questions; the time that one question takes, alone; and what loading takes, each in a process of its own. int8
+is calibrated on questions of --train.
 
 Keep other work off the machine. Where that cannot be, `taskset -c 0 python benchmarks/cpu.py --cpu-time ...` gives
 every contestant one core and counts what it computed, not how long it waited.
@@ -28,6 +29,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import logging, pipeline
 
 from qabuild import data, machine, squad
@@ -35,6 +37,8 @@ from qabuild.backends import Runtime, backend
 from qabuild.checkpoint import load_model, load_tokenizer, resolve
 from qabuild.data import Question
 from qabuild.pipeline import QuestionAnsweringPipeline
+from qabuild.pipeline.parameters import Parameters
+from qabuild.pipeline.windows import WindowMaker
 
 STOCK = "stock, eager fp32"
 Clock = Callable[[], float]
@@ -68,6 +72,8 @@ CONTESTANTS = (
     Contestant("onnxruntime"),
     Contestant("onnxruntime", "int8"),
     Contestant("torchscript"),
+    Contestant("torchscript", "bf16"),
+    Contestant("deepspeed", "bf16"),
     Contestant("eager"),
     Contestant("eager", "bf16"),
 )
@@ -91,6 +97,7 @@ def main() -> None:
         some = data.subset(everything, arguments.questions)
         clock = time.process_time if arguments.cpu_time else time.perf_counter
         speed({STOCK: stock(arguments.checkpoint), **asks}, some, arguments.rounds, clock)
+        limits(arguments.checkpoint, some)
     if arguments.f1_questions:
         count = min(arguments.f1_questions, len(everything))
         accuracy(asks, data.subset(everything, count), arguments.reference)
@@ -178,6 +185,41 @@ def speed(asks: Mapping[str, Ask], questions: Sequence[Question], rounds: int, c
         rate = len(questions) / statistics.median(own)
         times = f"{statistics.median(ratios):6.2f} times stock ({ratios[0]:.2f} to {ratios[-1]:.2f})"
         print(f"  {name:<32} {rate:8.1f} questions/s {times}", flush=True)
+
+
+def limits(checkpoint: Path, questions: Sequence[Question]) -> None:
+    """What could be answered if the products of matrices, of tokens without padding, took all of the time.
+
+    In int8 processors promise twice the rate of bf16, which torch has no such product to measure with.
+    """
+    operations = matrix_operations(checkpoint, questions) / len(questions)
+    print(f"\nin matrix products a question takes {operations / 1e9:.2f} GFLOP; at most, on {machine.cores()} cores")
+    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        rate = matrix_rate(dtype)
+        print(f"  {name:<32} {rate / operations:8.1f} questions/s, by {rate / 1e9:.0f} GFLOP/s")
+
+
+def matrix_operations(checkpoint: Path, questions: Sequence[Question]) -> float:
+    """Floating-point operations of an encoder's products: by each token 8 h^2 + 4 h f for the weights of a layer, h
+    wide and f within, and 4 h for each token that it attends to."""
+    tokenizer = load_tokenizer(checkpoint)
+    pairs = [(each.question, each.context) for each in questions]
+    lengths = WindowMaker(tokenizer)(pairs, Parameters().cut(tokenizer)).length.astype(float)
+    config = resolve(checkpoint).config
+    wide, within = config["hidden_size"], config["intermediate_size"]
+    weights = lengths * (8 * wide**2 + 4 * wide * within)
+    return float(config["num_hidden_layers"] * (weights + 4 * wide * lengths**2).sum())
+
+
+def matrix_rate(dtype: torch.dtype, size: int = 2048, times: int = 20) -> float:
+    """Floating-point operations a second in the product of two square matrices, the best of some."""
+    one, other = torch.rand(size, size, dtype=dtype), torch.rand(size, size, dtype=dtype)
+    seconds = []
+    for _ in range(times):
+        begin = time.perf_counter()
+        one @ other
+        seconds.append(time.perf_counter() - begin)
+    return 2 * size**3 / min(seconds)
 
 
 def accuracy(asks: Mapping[str, Ask], questions: Sequence[Question], reference: int) -> None:

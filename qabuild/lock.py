@@ -1,7 +1,7 @@
 """Pins: which bytes a target's Hub ids and files stand for, in a lock file beside it.
 
 `targets/x.lock` states what `targets/x.toml` asked for and what that was: the commit sha and digest of the checkpoint,
-the commit sha and fingerprint of the data set. A target is read through its lock where there is one, so that it means
+the commit sha and fingerprint of each data set. A target is read through its lock where there is one, so that it means
 the same bytes on every machine and every day.
 """
 
@@ -19,6 +19,7 @@ from pydantic import Field, ValidationError
 
 from qabuild import hub
 from qabuild.backends import Frozen
+from qabuild.backends.calibration import Calibrated, Source
 from qabuild.errors import BadTarget
 from qabuild.origin import CheckpointSource, Train, Trained, pinned, sources, trainings
 from qabuild.reading import load as load_target
@@ -52,7 +53,7 @@ class Lock(Frozen):
     checkpoints: tuple[CheckpointPin, ...] = Field((), strict=False)
     """Others that its checkpoint is trained from: teachers, and what those are trained from."""
     datasets: tuple[DataPin, ...] = Field((), strict=False)
-    """What is learnt from."""
+    """What is learnt from or calibrated on."""
 
 
 def path_of(target: Path) -> Path:
@@ -72,14 +73,20 @@ def load(path: str | Path, overrides: Sequence[str] = (), *, locked: bool = Fals
     pins_checkpoint = lock is not None and _asked_checkpoint(lock) == _asked_of(target.checkpoint)
     pins_data = lock is not None and _asked_data(lock.verify) == _data_of(target.verify)
     pins = _training_pins(target, lock)
-    if locked and not (pins_checkpoint and pins_data and not pins.missing):
-        raise BadTarget(_unlocked(target, path_of(path), lock, pins_checkpoint, pins), f"run `qabuild lock {path}`")
+    calibrated = _calibration(target)
+    calibration = _pin_of(calibrated, lock) if calibrated else None
+    missing = [*pins.missing, *([_name(calibrated.dataset)] if calibrated and not calibration else [])]
+    if locked and not (pins_checkpoint and pins_data and not missing):
+        raise BadTarget(_unlocked(target, path_of(path), lock, pins_checkpoint, missing), f"run `qabuild lock {path}`")
     if lock and pins_checkpoint:
         pins_to = {"revision": lock.checkpoint.commit, "digest": lock.checkpoint.digest}
         target = target.model_copy(update={"checkpoint": target.checkpoint.model_copy(update=pins_to)})
     if lock and pins_data:
         pins_to = {"revision": lock.verify.commit, "fingerprint": lock.verify.fingerprint}
         target = target.model_copy(update={"verify": target.verify.model_copy(update=pins_to)})
+    if calibration:
+        pins_to = {"calibration_revision": calibration.commit, "calibration_fingerprint": calibration.fingerprint}
+        target = target.model_copy(update={"backend": target.backend.model_copy(update=pins_to)})
     if isinstance(target.origin, Trained):
         target = target.with_origin(pinned(target.origin, pins.checkpoints, pins.trains))
     return target
@@ -94,7 +101,7 @@ def make(target: Target, *, offline: bool = False) -> Lock:
         found = resolve(source.model, source.revision, head=head, offline=offline)
         return CheckpointPin(**_asked_of(source), commit=found.revision, digest=found.digest)
 
-    def questions(asked: Train | Verify) -> DataPin:
+    def questions(asked: Train | Verify | Source) -> DataPin:
         share = asked.max_misplaced if isinstance(asked, Train) else 0.0
         found = data.load(
             asked.dataset, revision=asked.revision, split=asked.split, max_misplaced=share, offline=offline
@@ -103,11 +110,14 @@ def make(target: Target, *, offline: bool = False) -> Lock:
 
     trained = list(trainings(target.origin))
     others = [source for source in dict.fromkeys(sources(target.origin)) if source != target.checkpoint]
+    calibrated = _calibration(target)
     return Lock(
         checkpoint=checkpoint(target.checkpoint, head=not trained),
         verify=questions(target.verify),
         checkpoints=tuple(checkpoint(source, head=False) for source in others),
-        datasets=tuple(dict.fromkeys(questions(each.train) for each in trained)),
+        datasets=tuple(
+            dict.fromkeys(questions(each) for each in (*(each.train for each in trained), calibrated) if each)
+        ),
     )
 
 
@@ -162,8 +172,7 @@ def _training_pins(target: Target, lock: Lock | None) -> _TrainingPins:
         else:
             missing.append(_name(source.model))
     for each in trained:
-        found = next((pin for pin in lock.datasets if _asked_data(pin) == _data_of(each.train)), None) if lock else None
-        if found:
+        if found := _pin_of(each.train, lock):
             pinned_to = {"revision": found.commit, "fingerprint": found.fingerprint}
             trains[each.train] = each.train.model_copy(update=pinned_to)
         else:
@@ -171,12 +180,22 @@ def _training_pins(target: Target, lock: Lock | None) -> _TrainingPins:
     return _TrainingPins(checkpoints=checkpoints, trains=trains, missing=missing)
 
 
+def _calibration(target: Target) -> Source | None:
+    """The data set that compiling `target` is calibrated on."""
+    options = target.backend
+    return options.source if isinstance(options, Calibrated) and options.calibrates(target.runtime) else None
+
+
+def _pin_of(asked: Train | Source, lock: Lock | None) -> DataPin | None:
+    return next((pin for pin in lock.datasets if _asked_data(pin) == _data_of(asked)), None) if lock else None
+
+
 def _asked_of(source: CheckpointSource) -> dict[str, Any]:
     """What is asked for, without paths, which differ between machines."""
     return {"model": _name(source.model), "revision": source.revision}
 
 
-def _data_of(asked: Train | Verify) -> dict[str, Any]:
+def _data_of(asked: Train | Verify | Source) -> dict[str, Any]:
     return {"dataset": _name(asked.dataset), "revision": asked.revision, "split": asked.split}
 
 
@@ -192,7 +211,7 @@ def _name(source: str) -> str:
     return Path(source).name if hub.is_path(source) else source
 
 
-def _unlocked(target: Target, path: Path, lock: Lock | None, pins_checkpoint: bool, pins: _TrainingPins) -> str:
+def _unlocked(target: Target, path: Path, lock: Lock | None, pins_checkpoint: bool, missing: Sequence[str]) -> str:
     if lock is None:
         return f"{path}: there is no lock, and --locked builds nothing without one"
     asked, locked = (
@@ -201,5 +220,5 @@ def _unlocked(target: Target, path: Path, lock: Lock | None, pins_checkpoint: bo
         else (_asked_of(target.checkpoint), _asked_checkpoint(lock))
     )
     changes = [f"{key} {locked[key]} became {asked[key]}" for key in asked if asked[key] != locked[key]]
-    changes += [f"{name} is not pinned" for name in pins.missing]
+    changes += [f"{name} is not pinned" for name in missing]
     return f"{path}: the target changed after it was locked: {', '.join(changes)}"

@@ -184,7 +184,8 @@ def _merge(base: Toml, over: Toml) -> Toml:
     """
     merged = dict(base)
     if any(over.get(key, base.get(key)) != base.get(key) for key in ("model", "target", "dataset", "calibration")):
-        for key in ("revision", "digest", "fingerprint", "model", "target", "calibration_revision"):
+        pins = ("revision", "digest", "fingerprint", "calibration_revision", "calibration_fingerprint")
+        for key in ("model", "target", *pins):
             merged.pop(key, None)
     for key, value in over.items():
         old = merged.get(key)

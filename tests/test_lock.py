@@ -13,6 +13,7 @@ import pytest
 from hub import Hub
 
 from qabuild import data, lock, sample
+from qabuild.backends import calibration
 from qabuild.checkpoint import resolve
 from qabuild.errors import BadTarget, UntrustedInput
 from qabuild.origin import Trained
@@ -122,6 +123,23 @@ def test_a_trained_checkpoint_is_pinned_by_all_that_it_is_trained_from(target):
     assert origin.start.digest == origin.teacher.start.digest == resolve("sample").digest
     assert origin.train.fingerprint == data.load("sample", split="train").fingerprint
     assert origin.teacher.train.fingerprint == data.load("sample").fingerprint
+
+
+def test_calibration_questions_are_pinned_where_they_are_read(target):
+    content = TARGET.replace('name = "eager"', 'name = "openvino"\ncalibration = "./calibration.json"')
+    shutil.copyfile(sample.TRAIN, target.parent / "calibration.json")
+    target.write_text(content, encoding="utf-8")
+    assert lock.load(target, locked=True).backend.calibration_fingerprint is None, "fp32 is not calibrated"
+    target.write_text(f'{content}[runtime]\ndtype = "int8"\n', encoding="utf-8")
+    with pytest.raises(BadTarget, match=r"calibration\.json is not pinned"):
+        lock.load(target, locked=True)
+    assert lock.write(lock.make(load_target(target)), lock.path_of(target))
+    options = lock.load(target, locked=True).backend
+    assert options.calibration_fingerprint == calibration.questions(options).fingerprint
+    assert calibration.sealed(options) == calibration.sealed(load_target(target).backend), "locking makes nothing anew"
+    shutil.copyfile(sample.HELDOUT, target.parent / "calibration.json")
+    with pytest.raises(UntrustedInput, match="lock the target again"):
+        calibration.questions(options)
 
 
 @pytest.mark.hub

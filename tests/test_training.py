@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,7 +23,7 @@ from qabuild.checkpoint import Checkpoint, load_model, load_tokenizer, resolve
 from qabuild.data import Question
 from qabuild.errors import BadTarget, QABuildError, UntrustedInput
 from qabuild.origin import CheckpointSource, Distill, Train
-from qabuild.training import curves, examples, work
+from qabuild.training import attention, curves, examples, work
 from qabuild.training import logits as teaching
 from qabuild.training.loss import answer_loss, distillation_loss
 from qabuild.training.request import Request
@@ -212,6 +213,52 @@ def test_padding_takes_no_part_in_the_losses():
     assert float(kept) == pytest.approx(float(answer_loss(student, teacher, at, at, mask)), rel=1e-6)
 
 
+# --- attention ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("asks", ["no mask", "padding", "a bias for each head", "a boolean mask", "a causal mask"])
+@pytest.mark.parametrize("scale", [None, 0.3])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
+def test_attention_and_its_gradients_are_torchs(asks, scale, dtype, tolerance):
+    """The own one under an autocast that would change its numbers, held against torch's in fp32."""
+    torch.manual_seed(0)
+    inputs = torch.randn(3, 2, 4, 7, 8)
+    padded = torch.ones(2, 1, 1, 7, dtype=torch.bool)
+    padded[1, ..., 5:] = False
+    masks = {"padding": torch.where(padded, 0.0, torch.finfo(dtype).min), "a boolean mask": padded}
+    mask = torch.randn(2, 4, 7, 7) if asks == "a bias for each head" else masks.get(asks)
+    found = []
+    for attend, numbers in ((attention.attention, dtype), (attention.torchs, torch.float32)):
+        given = inputs.to(numbers).requires_grad_()
+        own_mask = mask.to(numbers) if mask is not None and mask.is_floating_point() else mask
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype != torch.float32 and numbers == dtype):
+            output = attend(*given, own_mask, is_causal=asks == "a causal mask", scale=scale)
+        output.square().sum().backward()
+        found.append((output.float(), given.grad.float()))
+    for own, theirs in zip(*found, strict=True):
+        assert (own - theirs).abs().max() <= tolerance * theirs.abs().max()
+
+
+def test_attention_drops_out_as_it_is_told():
+    ones = torch.ones(1, 1, 64, 64)
+    kept = attention.attention(ones, ones, torch.eye(64)[None, None], dropout_p=0.5)
+    assert set((kept * 64).round().unique().tolist()) == {0.0, 2.0}
+    assert 0.4 < float((kept > 0).float().mean()) < 0.6
+
+
+def test_a_training_on_a_cpu_attends_by_it_and_leaves_torchs_in_place(request_of, monkeypatch):
+    calls = []
+
+    def watched(*args: Any, **named: Any) -> Any:
+        calls.append(args)
+        return attention.torchs(*args, **named)
+
+    monkeypatch.setattr(attention, "attention", watched)
+    work.train(request_of(train=TRAIN.model_copy(update={"samples": 16, "epochs": 1})), silent)
+    assert calls
+    assert torch.nn.functional.scaled_dot_product_attention is attention.torchs
+
+
 # --- teacher and student --------------------------------------------------------------------------------------------
 
 
@@ -241,9 +288,20 @@ def test_a_student_has_the_layers_that_are_named():
         keep_layers(teacher, (1, 3), "sample")
 
 
+# Of these two, one attends at random, and the other asks for separators.
+@pytest.mark.parametrize("model_type", sorted(tiny.TOKENIZERS.keys() - {"big_bird", "longformer"}))
+def test_dropout_is_what_is_asked_for_wherever_the_model_has_it(model_type, tiny_checkpoint):
+    start = resolve(tiny_checkpoint(model_type))
+    ids = torch.randint(5, 40, (2, 16), generator=torch.Generator().manual_seed(0))
+    for share in (0.0, 0.5):
+        model = make_student(start, Train(dropout=share)).train()
+        first, second = (model(input_ids=ids, attention_mask=torch.ones_like(ids)).start_logits for _ in range(2))
+        assert torch.equal(first, second) == (share == 0)
+
+
 def test_fresh_weights_follow_from_the_seed():
     start = resolve("sample")
-    one, same, other = (make_student(start, Train(from_config=True, seed=seed), "cpu") for seed in (1, 1, 2))
+    one, same, other = (make_student(start, Train(from_config=True, seed=seed)) for seed in (1, 1, 2))
     assert one.config.num_hidden_layers == 3
     weights = [model.roberta.encoder.layer[0].output.dense.weight for model in (one, same, other, load_model(start))]
     assert torch.equal(weights[0], weights[1])

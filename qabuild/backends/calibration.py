@@ -35,6 +35,9 @@ class Calibrated(Frozen):
         "that begins with ./, ../, / or ~, or 'sample'",
     )
     calibration_revision: str | None = Field(None, description="branch, tag or commit of a Hub data set")
+    calibration_fingerprint: str | None = Field(
+        None, pattern="^[0-9a-f]{64}$", description="what the fingerprint of the whole split must be"
+    )
     calibration_samples: int = Field(300, ge=1, description="how many of its questions, drawn by `calibration_seed`")
     calibration_seed: int = Field(0, ge=0, description="seed of that draw, a whole number from 0")
 
@@ -48,9 +51,14 @@ class Calibrated(Frozen):
 
 
 def sealed(options: Frozen) -> dict[str, Any]:
-    """The options as JSON values for keys and manifests: a file goes by its name, wherever it lies."""
-    values = options.model_dump(mode="json")
-    if isinstance(options, Calibrated) and hub.is_path(options.calibration):
+    """The options as JSON values for keys and manifests.
+
+    A file goes by its name, wherever it lies. Which bytes a name stood for, both say apart, pinned or not.
+    """
+    if not isinstance(options, Calibrated):
+        return options.model_dump(mode="json")
+    values = options.model_dump(mode="json", exclude={"calibration_revision", "calibration_fingerprint"})
+    if hub.is_path(options.calibration):
         values["calibration"] = Path(options.calibration).name
     return values
 
@@ -59,7 +67,13 @@ def questions(options: Calibrated, *, offline: bool = False) -> QuestionSet:
     """The whole set of training questions that `options` name."""
     from qabuild import data
 
-    return data.load(options.calibration, revision=options.calibration_revision, split=SPLIT, offline=offline)
+    return data.load(
+        options.calibration,
+        revision=options.calibration_revision,
+        split=SPLIT,
+        fingerprint=options.calibration_fingerprint,
+        offline=offline,
+    )
 
 
 def draw(options: Calibrated, everything: QuestionSet) -> QuestionSet:

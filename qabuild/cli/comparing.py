@@ -136,6 +136,8 @@ def report(
     for path in filter(None, (output, png)):
         if not path.parent.is_dir():
             raise BadTarget(f"{path}: there is no folder {path.parent}", "make it, or name another file")
+    if png and png.suffix.lower() != ".png":
+        raise BadTarget(f"{png}: the picture is written as PNG only", "name a file that ends in .png")
     found = compare_artifacts(
         artifacts,
         baseline=baseline,

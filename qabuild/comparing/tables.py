@@ -64,8 +64,9 @@ def conditions(found: Comparison) -> str:
     """One line on what was asked, where, and what was timed beside the answering."""
     main = found.measured[0].throughput[0]
     overhead = found.time.measuring / found.time.answering - 1
+    rounds = "1 round" if main.rounds == 1 else f"{main.rounds} rounds"
     return (
-        f"{main.questions} questions in {main.rounds} rounds, baseline: {found.baseline or 'not measured'}; "
+        f"{main.questions} questions in {rounds}, baseline: {found.baseline or 'not measured'}; "
         f"{found.machine['cpu']}, {found.machine['cores']} cores; loading {found.time.loading:.0f} s, "
         f"answering {found.time.answering:.0f} s, {100 * overhead:.1f} % on top"
     )

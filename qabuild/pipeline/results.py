@@ -19,7 +19,10 @@ Result = dict[str, Any]
 Span = tuple[int, int, float]
 """Begin and end in characters, and score."""
 
-_score = itemgetter("score")
+Found = list[Any]
+"""Score, and begin and end in characters: most of what is found becomes no result, so it stays small."""
+
+_score = itemgetter(0)
 
 
 def results(
@@ -44,51 +47,51 @@ def results(
     for (_, context), stop, null in zip(pairs, stops, nulls, strict=True):
         own = islice(found, stop - at)
         different = _best_of_windows(context, own, rows[at:stop].tolist()) if over_context else _different(context, own)
-        answers = [*different.values(), _empty(null)] if parameters.handle_impossible_answer else different.values()
-        best = _best(answers, parameters.top_k) or [_empty(0.0)]
-        yield best[0] if len(best) == 1 else best
+        answers = [*different.values(), [null, 0, 0]] if parameters.handle_impossible_answer else different.values()
+        best = _best(answers, parameters.top_k) or [[0.0, 0, 0]]
+        yield _result(context, best[0]) if len(best) == 1 else [_result(context, each) for each in best]
         at = stop
 
 
-def _different(context: str, spans: Iterable[Span]) -> dict[str, Result]:
+def _result(context: str, found: Found) -> Result:
+    score, start, end = found
+    return {"score": score, "start": start, "end": end, "answer": context[start:end]}
+
+
+def _different(context: str, spans: Iterable[Span]) -> dict[str, Found]:
     """The different answers, by their text in lower case.
 
     Texts that differ in case at most are one answer: the first of them, with the scores of all spans together.
     """
-    answers: dict[str, Result] = {}
+    answers: dict[str, Found] = {}
     for begin, end, score in spans:
-        text = context[begin:end]
-        key = text.lower()
-        if key in answers:
-            answers[key]["score"] += score
+        text = context[begin:end].lower()
+        if text in answers:
+            answers[text][0] += score
         else:
-            answers[key] = {"score": score, "start": begin, "end": end, "answer": text}
+            answers[text] = [score, begin, end]
     return answers
 
 
-def _best_of_windows(context: str, spans: Iterable[Span], rows: Sequence[int]) -> dict[str, Result]:
+def _best_of_windows(context: str, spans: Iterable[Span], rows: Sequence[int]) -> dict[str, Found]:
     """The different answers, each of the window where it does best; `rows` are the spans' windows.
 
     Windows overlap: what lies in two of them is not twice as likely.
     """
-    best: dict[str, Result] = {}
+    best: dict[str, Found] = {}
     for _, group in groupby(zip(rows, spans, strict=True), key=itemgetter(0)):
         for key, answer in _different(context, (span for _, span in group)).items():
-            if key not in best or answer["score"] > best[key]["score"]:
+            if key not in best or _score(answer) > _score(best[key]):
                 best[key] = answer
     return best
 
 
-def _best(answers: Iterable[Result], count: int) -> list[Result]:
+def _best(answers: Iterable[Found], count: int) -> list[Found]:
     """The answers of the highest scores, best first; of equal ones the first."""
     if count == 1:
         one = max(answers, key=_score, default=None)
         return [] if one is None else [one]
     return sorted(answers, key=_score, reverse=True)[:count]
-
-
-def _empty(score: float) -> Result:
-    return {"score": score, "start": 0, "end": 0, "answer": ""}
 
 
 def _first_rows(windows: Windows) -> Integers:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 from qabuild.checkpoint import Checkpoint, load_model
 from qabuild.errors import BadTarget
@@ -11,7 +10,7 @@ from qabuild.origin import Train
 from qabuild.training.steps import refuse_layers_beyond
 
 
-def make_student(start: Checkpoint, train: Train, device: Literal["cpu", "cuda"]) -> Any:
+def make_student(start: Checkpoint, train: Train) -> Any:
     """The model, in fp32 on the CPU. What is random in it follows from `train.seed`.
 
     Raises BadTarget for layers that the checkpoint does not have, and what `load_model` raises.
@@ -19,10 +18,7 @@ def make_student(start: Checkpoint, train: Train, device: Literal["cpu", "cuda"]
     import torch
 
     torch.manual_seed(train.seed)
-    # On a CPU the backward pass of flash attention takes longer than all that it saves; on a GPU it pays.
-    attention: Literal["eager", "sdpa"] | None = "eager" if device == "cpu" else None
-    make = _fresh if train.from_config else partial(load_model, fresh_head=True)
-    model = make(start, attention=attention)
+    model = _fresh(start) if train.from_config else load_model(start, fresh_head=True)
     if train.layers is not None:
         keep_layers(model, train.layers, start.name)
     if train.dropout is not None:
@@ -56,18 +52,23 @@ def keep_layers(model: Any, layers: tuple[int, ...], name: str) -> None:
 
 
 def set_dropout(model: Any, share: float) -> None:
-    """Let every dropout of the model drop that share while it is trained; its config stays as it is."""
+    """Let every dropout of the model drop that share while it is trained; its config stays as it is.
+
+    Attention that calls torch's function has no `Dropout` for it, but keeps the share as a number.
+    """
     from torch.nn import Dropout
 
     for module in model.modules():
         if isinstance(module, Dropout):
             module.p = share
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, share)
 
 
-def _fresh(start: Checkpoint, *, attention: str | None) -> Any:
+def _fresh(start: Checkpoint) -> Any:
     import torch
     from transformers import AutoConfig, AutoModelForQuestionAnswering
 
     config = AutoConfig.from_pretrained(start.directory, local_files_only=True, trust_remote_code=False)
-    chosen = {} if attention is None else {"attn_implementation": attention}
-    return AutoModelForQuestionAnswering.from_config(config, dtype=torch.float32, **chosen)
+    return AutoModelForQuestionAnswering.from_config(config, dtype=torch.float32)

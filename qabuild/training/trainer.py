@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import Trainer, TrainingArguments
 
 from qabuild.errors import QABuildError
+from qabuild.training.attention import frugal_attention
 from qabuild.training.examples import Collator, Examples
 from qabuild.training.loss import answer_loss, distillation_loss
 from qabuild.training.sampler import LengthGroupedSampler
@@ -42,7 +44,8 @@ class QuestionAnsweringTrainer(Trainer):  # type: ignore[misc]
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], **_: Any) -> Tensor:
         """alpha * student loss + (1 - alpha) * (KD_start + KD_end) / 2; Sanh et al. 2019, arXiv 1910.01108."""
-        output = model(**{name: tensor for name, tensor in inputs.items() if name not in TARGETS})
+        with frugal_attention() if self.args.use_cpu else contextlib.nullcontext():
+            output = model(**{name: tensor for name, tensor in inputs.items() if name not in TARGETS})
         start, end, mask = output.start_logits, output.end_logits, inputs["attention_mask"]
         loss = answer_loss(start, end, inputs["start_positions"], inputs["end_positions"], mask)
         if self._alpha == 1 or "teacher_start_logits" not in inputs:

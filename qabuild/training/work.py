@@ -67,7 +67,7 @@ def _examples(request: Request) -> tuple[Any, Examples]:
 
 def fit(request: Request, found: Examples, tokenizer: Any, tell: Tell) -> Mapping[str, Any]:
     """Train on `found`; one process of those that take part writes."""
-    model = make_student(request.start, request.train, request.device)
+    model = make_student(request.start, request.train)
     opened = teaching.open_logits(request.logits, found) if request.logits else None
     watch = curves.Curves(request.work / curves.FILE, found.held_out, tokenizer, tell)
     trainer = make_trainer(
