@@ -200,15 +200,17 @@ def limits(checkpoint: Path, questions: Sequence[Question]) -> None:
 
 
 def matrix_operations(checkpoint: Path, questions: Sequence[Question]) -> float:
-    """Floating-point operations of an encoder's products: by each token 8 h^2 + 4 h f for the weights of a layer, h
-    wide and f within, and 4 h for each token that it attends to."""
-    tokenizer = load_tokenizer(checkpoint)
+    """Floating-point operations of an encoder's products, of all windows without padding.
+
+    For each token that is twice as many as there are weights in linear layers and, in each layer, four by the hidden
+    size for each token that it attends to.
+    """
+    tokenizer, model = load_tokenizer(checkpoint), load_model(resolve(checkpoint))
     pairs = [(each.question, each.context) for each in questions]
     lengths = WindowMaker(tokenizer)(pairs, Parameters().cut(tokenizer)).length.astype(float)
-    config = resolve(checkpoint).config
-    wide, within = config["hidden_size"], config["intermediate_size"]
-    weights = lengths * (8 * wide**2 + 4 * wide * within)
-    return float(config["num_hidden_layers"] * (weights + 4 * wide * lengths**2).sum())
+    weights = sum(module.weight.numel() for module in model.modules() if isinstance(module, torch.nn.Linear))
+    attention = 4 * model.config.num_hidden_layers * model.config.hidden_size
+    return float((2 * weights * lengths + attention * lengths**2).sum())
 
 
 def matrix_rate(dtype: torch.dtype, size: int = 2048, times: int = 20) -> float:

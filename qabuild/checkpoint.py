@@ -89,14 +89,18 @@ def _resolved(source: str | os.PathLike[str], revision: str | None, head: bool, 
 
 
 def load_model(
-    checkpoint: Checkpoint, *, attention: Literal["eager", "sdpa"] | None = None, fresh_head: bool = False
+    checkpoint: Checkpoint,
+    *,
+    attention: Literal["eager", "sdpa"] | None = None,
+    fresh_head: bool = False,
+    config: Any = None,
 ) -> Any:
     """The checkpoint as an `AutoModelForQuestionAnswering`: eager fp32 on the CPU, in eval mode.
 
-    `attention` overrides transformers' choice of implementation. With `fresh_head`, a checkpoint that has no
-    question-answering head gets a random one, for training. Raises BadTarget for an architecture without a
-    question-answering model, MissingEnvironment if it needs a package that is not installed, UntrustedInput if weights
-    are missing, of a wrong shape, infinite or no numbers.
+    `attention` overrides transformers' choice of implementation, and `config` the checkpoint's own. With `fresh_head`,
+    a checkpoint that has no question-answering head gets a random one, for training. Raises BadTarget for an
+    architecture without a question-answering model, MissingEnvironment if it needs a package that is not installed,
+    UntrustedInput if weights are missing, of a wrong shape, infinite or no numbers.
     """
     import torch
     from transformers import AutoModelForQuestionAnswering
@@ -115,6 +119,7 @@ def load_model(
             # Else a wrong shape is an exception that lists all of them; here it is reported like a missing one.
             ignore_mismatched_sizes=True,
             output_loading_info=True,
+            config=config,
             **({} if attention is None else {"attn_implementation": attention}),
         )
     _refuse_fresh_weights(report, checkpoint.directory, head_of(checkpoint.config) if fresh_head else None)

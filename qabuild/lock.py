@@ -72,20 +72,17 @@ def load(path: str | Path, overrides: Sequence[str] = (), *, locked: bool = Fals
     lock = read(path_of(path))
     pins_checkpoint = lock is not None and _asked_checkpoint(lock) == _asked_of(target.checkpoint)
     pins_data = lock is not None and _asked_data(lock.verify) == _data_of(target.verify)
-    pins = _training_pins(target, lock)
-    calibrated = _calibration(target)
-    calibration = _pin_of(calibrated, lock) if calibrated else None
-    missing = [*pins.missing, *([_name(calibrated.dataset)] if calibrated and not calibration else [])]
-    if locked and not (pins_checkpoint and pins_data and not missing):
-        raise BadTarget(_unlocked(target, path_of(path), lock, pins_checkpoint, missing), f"run `qabuild lock {path}`")
+    pins = _learning_pins(target, lock)
+    if locked and not (pins_checkpoint and pins_data and not pins.missing):
+        raise BadTarget(_unlocked(target, path_of(path), lock, pins_checkpoint, pins), f"run `qabuild lock {path}`")
     if lock and pins_checkpoint:
         pins_to = {"revision": lock.checkpoint.commit, "digest": lock.checkpoint.digest}
         target = target.model_copy(update={"checkpoint": target.checkpoint.model_copy(update=pins_to)})
     if lock and pins_data:
         pins_to = {"revision": lock.verify.commit, "fingerprint": lock.verify.fingerprint}
         target = target.model_copy(update={"verify": target.verify.model_copy(update=pins_to)})
-    if calibration:
-        pins_to = {"calibration_revision": calibration.commit, "calibration_fingerprint": calibration.fingerprint}
+    if found := pins.calibration:
+        pins_to = {"calibration_revision": found.commit, "calibration_fingerprint": found.fingerprint}
         target = target.model_copy(update={"backend": target.backend.model_copy(update=pins_to)})
     if isinstance(target.origin, Trained):
         target = target.with_origin(pinned(target.origin, pins.checkpoints, pins.trains))
@@ -111,13 +108,12 @@ def make(target: Target, *, offline: bool = False) -> Lock:
     trained = list(trainings(target.origin))
     others = [source for source in dict.fromkeys(sources(target.origin)) if source != target.checkpoint]
     calibrated = _calibration(target)
+    learnt: list[Train | Source] = [each.train for each in trained] + ([calibrated] if calibrated else [])
     return Lock(
         checkpoint=checkpoint(target.checkpoint, head=not trained),
         verify=questions(target.verify),
         checkpoints=tuple(checkpoint(source, head=False) for source in others),
-        datasets=tuple(
-            dict.fromkeys(questions(each) for each in (*(each.train for each in trained), calibrated) if each)
-        ),
+        datasets=tuple(dict.fromkeys(map(questions, learnt))),
     )
 
 
@@ -152,16 +148,17 @@ def read(path: Path) -> Lock | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _TrainingPins:
-    """What a lock pins of the trainings that lead to a checkpoint."""
+class _LearningPins:
+    """What a lock pins of the trainings that lead to a checkpoint, and of what is calibrated on."""
 
     checkpoints: Mapping[CheckpointSource, CheckpointSource]
     trains: Mapping[Train, Train]
+    calibration: DataPin | None
     missing: Sequence[str]
     """What they ask for and the lock does not pin."""
 
 
-def _training_pins(target: Target, lock: Lock | None) -> _TrainingPins:
+def _learning_pins(target: Target, lock: Lock | None) -> _LearningPins:
     checkpoints, trains, missing = {}, {}, []
     pins = (lock.checkpoint, *lock.checkpoints) if lock else ()
     trained = list(trainings(target.origin))
@@ -177,7 +174,11 @@ def _training_pins(target: Target, lock: Lock | None) -> _TrainingPins:
             trains[each.train] = each.train.model_copy(update=pinned_to)
         else:
             missing.append(_name(each.train.dataset))
-    return _TrainingPins(checkpoints=checkpoints, trains=trains, missing=missing)
+    calibrated = _calibration(target)
+    calibration = _pin_of(calibrated, lock) if calibrated else None
+    if calibrated and not calibration:
+        missing.append(_name(calibrated.dataset))
+    return _LearningPins(checkpoints=checkpoints, trains=trains, calibration=calibration, missing=missing)
 
 
 def _calibration(target: Target) -> Source | None:
@@ -211,7 +212,7 @@ def _name(source: str) -> str:
     return Path(source).name if hub.is_path(source) else source
 
 
-def _unlocked(target: Target, path: Path, lock: Lock | None, pins_checkpoint: bool, missing: Sequence[str]) -> str:
+def _unlocked(target: Target, path: Path, lock: Lock | None, pins_checkpoint: bool, pins: _LearningPins) -> str:
     if lock is None:
         return f"{path}: there is no lock, and --locked builds nothing without one"
     asked, locked = (
@@ -220,5 +221,5 @@ def _unlocked(target: Target, path: Path, lock: Lock | None, pins_checkpoint: bo
         else (_asked_of(target.checkpoint), _asked_checkpoint(lock))
     )
     changes = [f"{key} {locked[key]} became {asked[key]}" for key in asked if asked[key] != locked[key]]
-    changes += [f"{name} is not pinned" for name in missing]
+    changes += [f"{name} is not pinned" for name in pins.missing]
     return f"{path}: the target changed after it was locked: {', '.join(changes)}"

@@ -1,11 +1,12 @@
 """Results of steps, kept by the key of all that decided them.
 
-    <store>/v1/results/<key>/entry.json     what the step was, what decided it, the files with size and SHA-256
-    <store>/v1/results/<key>/files/         what it made
-    <store>/v1/staging/<key>/               what is being made; what a killed build left is removed by the next
-    <store>/v1/work/<key>/                  what a long step goes on from after an interruption; gone when it is done
-    <store>/v1/locks/                       one per key and per artifact
-    <store>/v1/history/                     which keys a target was last built from, to tell what changed
+    <store>/v1/
+        results/<key>/entry.json    what the step was, what decided it, the files with size and SHA-256
+        results/<key>/files/        what it made
+        staging/<key>/              what is being made; what a killed build left is removed by the next
+        work/<key>/                 what a long step goes on from after an interruption; gone when it is done
+        locks/                      one per key and per artifact
+        history/                    which keys a target was last built from, to tell what changed
 
 A result is staged, hashed and renamed, so a key either has all of its files or does not exist. Files leave the store
 as hard links, or copies where the file system has none; `find_whole` holds them against their sums before.

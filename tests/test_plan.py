@@ -177,7 +177,7 @@ def every_option() -> list[Any]:
         pytest.param(name, key, value, id=f"{name}.{key}={value}")
         for name in BACKENDS
         for key, field in backend(name).Options.model_fields.items()
-        if key not in ("name", "calibration_revision", "calibration_fingerprint")  # the bytes that they name decide
+        if key not in ("name", "calibration_fingerprint")
         for value in _others(field)
     ]
 
@@ -199,6 +199,16 @@ def _others(field: Any) -> list[Any]:
 @pytest.mark.parametrize(("name", "key", "value"), every_option())
 def test_every_option_of_a_backend_decides_what_it_compiles(name, key, value):
     assert changed(make(target(name), FACTS), make(target(name, backend={key: value}), FACTS)) == COMPILED
+
+
+def test_a_fingerprint_checks_bytes_and_decides_nothing():
+    asked = {"dtype": "int8"}
+    pinned = {"calibration_fingerprint": "a" * 64}
+    one, other = (
+        make(target("openvino", runtime=asked, backend=options), replace(FACTS, calibration="b" * 64))
+        for options in ({}, pinned)
+    )
+    assert changed(one, other) == NONE
 
 
 def test_backends_share_the_answers_of_the_checkpoint():

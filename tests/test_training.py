@@ -288,15 +288,22 @@ def test_a_student_has_the_layers_that_are_named():
         keep_layers(teacher, (1, 3), "sample")
 
 
-# Of these two, one attends at random, and the other asks for separators.
-@pytest.mark.parametrize("model_type", sorted(tiny.TOKENIZERS.keys() - {"big_bird", "longformer"}))
+@pytest.mark.parametrize("model_type", sorted(tiny.TOKENIZERS))
 def test_dropout_is_what_is_asked_for_wherever_the_model_has_it(model_type, tiny_checkpoint):
     start = resolve(tiny_checkpoint(model_type))
-    ids = torch.randint(5, 40, (2, 16), generator=torch.Generator().manual_seed(0))
+    asked = load_tokenizer(start.directory)(tiny.QUESTION, tiny.CONTEXT, return_tensors="pt")
     for share in (0.0, 0.5):
         model = make_student(start, Train(dropout=share)).train()
-        first, second = (model(input_ids=ids, attention_mask=torch.ones_like(ids)).start_logits for _ in range(2))
+        first, second = (model(**asked).start_logits for _ in range(2))
         assert torch.equal(first, second) == (share == 0)
+
+
+def test_a_student_is_written_with_the_dropout_of_its_start(request_of, tiny_checkpoint):
+    start = resolve(tiny_checkpoint("distilbert", dropout=0.3, qa_dropout=0.4))
+    asked = request_of(start=start, train=TRAIN.model_copy(update={"samples": 16, "epochs": 1, "dropout": 0.0}))
+    work.train(asked, silent)
+    written = json.loads((asked.directory / "config.json").read_text(encoding="utf-8"))
+    assert (written["dropout"], written["qa_dropout"]) == (0.3, 0.4)
 
 
 def test_fresh_weights_follow_from_the_seed():

@@ -51,14 +51,12 @@ class Calibrated(Frozen):
 
 
 def sealed(options: Frozen) -> dict[str, Any]:
-    """The options as JSON values for keys and manifests.
+    """The options as JSON values for keys and manifests: a file goes by its name, wherever it lies.
 
-    A file goes by its name, wherever it lies. Which bytes a name stood for, both say apart, pinned or not.
+    The fingerprint only refuses other bytes than those that keys and manifests tell of anyway.
     """
-    if not isinstance(options, Calibrated):
-        return options.model_dump(mode="json")
-    values = options.model_dump(mode="json", exclude={"calibration_revision", "calibration_fingerprint"})
-    if hub.is_path(options.calibration):
+    values = options.model_dump(mode="json", exclude={"calibration_fingerprint"})
+    if isinstance(options, Calibrated) and hub.is_path(options.calibration):
         values["calibration"] = Path(options.calibration).name
     return values
 

@@ -1,8 +1,8 @@
 """Attention for a training on a CPU, where moving memory takes longer than multiplying. Imports torch at once.
 
 torch's own attention for CPUs makes no matrix of scores, and its backward pass takes longer for that than all it saves;
-transformers' eager one makes that matrix four times over, half of them in fp32. This one makes it twice, in the numbers
-of the autocast.
+transformers' eager one makes that matrix anew with every operation, some of them in fp32. This one makes it twice, in
+the numbers of the autocast.
 """
 
 from __future__ import annotations

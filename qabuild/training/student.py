@@ -13,17 +13,39 @@ from qabuild.training.steps import refuse_layers_beyond
 def make_student(start: Checkpoint, train: Train) -> Any:
     """The model, in fp32 on the CPU. What is random in it follows from `train.seed`.
 
-    Raises BadTarget for layers that the checkpoint does not have, and what `load_model` raises.
+    Its config has the dropout of the training, see `restore_dropout`. Raises BadTarget for layers that the checkpoint
+    does not have, and what `load_model` raises.
     """
     import torch
+    from transformers import AutoModelForQuestionAnswering
 
     torch.manual_seed(train.seed)
-    model = _fresh(start) if train.from_config else load_model(start, fresh_head=True)
+    config = _config(start)
+    if train.dropout is not None:  # before the model is made: some keep it as a number, some make layers when called
+        config.update(dict.fromkeys(_dropouts(config), train.dropout))
+    if train.from_config:
+        model = AutoModelForQuestionAnswering.from_config(config, dtype=torch.float32)
+    else:
+        model = load_model(start, fresh_head=True, config=config)
     if train.layers is not None:
         keep_layers(model, train.layers, start.name)
-    if train.dropout is not None:
-        set_dropout(model, train.dropout)
     return model
+
+
+def restore_dropout(model: Any, start: Checkpoint) -> None:
+    """Let the model's config have the checkpoint's dropout again, as it is to be written."""
+    model.config.update(_dropouts(_config(start)))
+
+
+def _config(start: Checkpoint) -> Any:
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(start.directory, local_files_only=True, trust_remote_code=False)
+
+
+def _dropouts(config: Any) -> dict[str, float]:
+    """The shares that a config has dropped, by key."""
+    return {key: value for key, value in config.to_dict().items() if "dropout" in key and type(value) in (int, float)}
 
 
 def keep_layers(model: Any, layers: tuple[int, ...], name: str) -> None:
@@ -49,26 +71,3 @@ def keep_layers(model: Any, layers: tuple[int, ...], name: str) -> None:
     parent, key = found[0]
     setattr(parent, key, ModuleList([getattr(parent, key)[layer] for layer in layers]))
     model.config.num_hidden_layers = len(layers)
-
-
-def set_dropout(model: Any, share: float) -> None:
-    """Let every dropout of the model drop that share while it is trained; its config stays as it is.
-
-    Attention that calls torch's function has no `Dropout` for it, but keeps the share as a number.
-    """
-    from torch.nn import Dropout
-
-    for module in model.modules():
-        if isinstance(module, Dropout):
-            module.p = share
-        for name, value in vars(module).items():
-            if "dropout" in name and isinstance(value, float):
-                setattr(module, name, share)
-
-
-def _fresh(start: Checkpoint) -> Any:
-    import torch
-    from transformers import AutoConfig, AutoModelForQuestionAnswering
-
-    config = AutoConfig.from_pretrained(start.directory, local_files_only=True, trust_remote_code=False)
-    return AutoModelForQuestionAnswering.from_config(config, dtype=torch.float32)

@@ -14,7 +14,7 @@ from qabuild.training import curves, examples
 from qabuild.training import logits as teaching
 from qabuild.training.examples import Collator, Examples
 from qabuild.training.request import Request
-from qabuild.training.student import make_student
+from qabuild.training.student import make_student, restore_dropout
 from qabuild.training.trainer import drop_torn_states, last_state, make_trainer
 from qabuild.training.vocabulary import require_same_tokens
 
@@ -86,6 +86,7 @@ def fit(request: Request, found: Examples, tokenizer: Any, tell: Tell) -> Mappin
         tell({"resumed": int(state.name.rpartition("-")[2])})
     with _memory_explained(request):
         result = trainer.train(resume_from_checkpoint=str(state) if state else None)
+    restore_dropout(model, request.start)
     trainer.save_model(str(request.directory))  # all take part: with ZeRO each holds a part of the weights
     if trainer.is_world_process_zero():
         _complete(request)
