@@ -11,16 +11,12 @@ there the file gets its name.
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import io
 import json
 import math
 import os
-import stat
 import sys
 import time
-import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -30,16 +26,13 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from qabuild.console import SILENT, Reporter
-from qabuild.data.layout import field, items
-from qabuild.errors import BadTarget, QABuildError, UntrustedInput
+from qabuild.errors import BadTarget, QABuildError
+from qabuild.rows import PIPE, QuestionsFormat, Row, bad_row, is_pipe, opened, read_rows
 
-QuestionsFormat = Literal["jsonl", "squad"]
 AnswersFormat = Literal["jsonl", "predictions"]
 Record = dict[str, Any]
 """A line of answers: `id` and `answer`, `score`, `start`, `end`; or `id`, `at` and `error` of a row without."""
 
-PIPE = "-"
-READ_CHARACTERS = 1 << 16
 PROGRESS_SECONDS = 0.1
 FAILED_IN_A_ROW = 50
 """Rows that fail one after another before the fault is sought elsewhere; questions of one paragraph are fewer."""
@@ -57,18 +50,6 @@ class Summary:
     """Rows that were reported and have no answer."""
     resumed: int
     """Rows, of either kind, that an earlier run had done."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One question of a file, or what is wrong with it."""
-
-    at: str
-    """Its place: "line 7", or "data[0].paragraphs[1].qas[2]"."""
-    id: str | int | None = None
-    question: str = ""
-    context: str = ""
-    problem: str | None = None
 
 
 def answer_file(
@@ -111,7 +92,7 @@ def answer_file(
     require_place(source, target)
     if target == PIPE:
         return run.to_stream(sys.stdout.buffer, form)
-    if _is_pipe(target):
+    if is_pipe(target):
         with open(target, "wb") as stream:
             return run.to_stream(stream, form)
     return run.to_file(Path(target).resolve(), form, answered_by)
@@ -164,11 +145,11 @@ class _Run:
 
     def _records(self, done: int, tally: _Tally) -> Iterator[Record]:
         """The records of all rows but the first `done`, counted and reported."""
-        total = 0 if _is_pipe(self.source) else sum(1 for _ in self._rows())
-        rows = islice(self._rows(), done, None)
+        total = 0 if is_pipe(self.source) else sum(1 for _ in read_rows(self.source, self.questions_format))
+        left = islice(read_rows(self.source, self.questions_format), done, None)
         with self.reporter.progress("answering", total) as advance:
             told, when = 0, 0.0
-            for count, (row, result) in enumerate(_answered(self.pipeline, rows, self.parameters), done + 1):
+            for count, (row, result) in enumerate(_answered(self.pipeline, left, self.parameters), done + 1):
                 record = _record(row, result, self.parameters)
                 if "error" in record:
                     self.reporter.say(f"{self.source}: {record['error']}")
@@ -179,18 +160,11 @@ class _Run:
                 yield record
             advance(tally.rows - told)
 
-    def _rows(self) -> Iterator[Row]:
-        with _opened(self.source) as stream:
-            try:
-                yield from (_jsonl if self.questions_format == "jsonl" else _squad)(stream, self.source)
-            except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-                raise UntrustedInput(f"{self.source}: damaged gzip file ({error})", "fetch or pack it anew") from error
-
     def _digest(self, answered_by: str) -> str | None:
         """What makes two runs the same; None where there can be no second."""
-        if _is_pipe(self.source):
+        if is_pipe(self.source):
             return None
-        with _opened(self.source, unpack=False) as file:
+        with opened(self.source, unpack=False) as file:
             content = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
         decided = [content, self.questions_format, answered_by, self.parameters]
         return hashlib.sha256(json.dumps(decided, sort_keys=True, default=repr).encode()).hexdigest()[:12]
@@ -270,7 +244,7 @@ def _one_by_one(
                 result = pipeline(question=row.question, context=row.context, **parameters)
                 failed = 0
             except Exception as problem:
-                row = _bad(row.at, f"{row.at} cannot be answered ({type(problem).__name__}: {problem})", row.id)
+                row = bad_row(row.at, f"{row.at} cannot be answered ({type(problem).__name__}: {problem})", row.id)
                 failed += 1
         done.append((row, result))
         if failed == FAILED_IN_A_ROW:
@@ -294,25 +268,12 @@ def _ordered(answer: Mapping[str, Any]) -> Record:
     return {name: answer[name] for name in ("answer", "score", "start", "end")}
 
 
-# --- reading --------------------------------------------------------------------------------------------------------
-
-
-def _is_pipe(name: str) -> bool:
-    """Whether that is a pipe, a device or the like: to be read once, and never to be replaced by a file."""
-    return name == PIPE or not stat.S_ISREG(_mode(name))
-
-
-def _mode(name: str) -> int:
-    """The file's mode; that of a plain file where there is none."""
-    try:
-        return os.stat(name).st_mode
-    except OSError:
-        return stat.S_IFREG
+# --- writing --------------------------------------------------------------------------------------------------------
 
 
 def require_place(source: str, target: str) -> None:
     """Raise BadTarget where the answers to the questions in `source` cannot become the file `target`."""
-    if _is_pipe(target):
+    if is_pipe(target):
         if os.path.isdir(target):
             raise BadTarget(f"{target}: is a folder", "name a file in it for the answers")
         return
@@ -323,178 +284,6 @@ def require_place(source: str, target: str) -> None:
         raise BadTarget(f"{target}: the folder {folder} is not writable", "name a file of answers in another")
     if os.path.exists(target) and source != PIPE and os.path.exists(source) and os.path.samefile(source, target):
         raise BadTarget(f"{target}: the answers would replace the questions", "name another file of answers")
-
-
-@contextmanager
-def _opened(source: str, unpack: bool = True) -> Iterator[IO[bytes]]:
-    """The questions' bytes, unpacked if they begin as gzip files do."""
-    try:
-        raw: Any = sys.stdin.buffer if source == PIPE else open(source, "rb")  # noqa: SIM115 - closed below
-    except FileNotFoundError as error:
-        raise BadTarget(f"{source}: there is no such file", "check the path; '-' reads from a pipe") from error
-    except OSError as error:
-        raise BadTarget(f"{source}: cannot be read ({error.strerror})", "give a .jsonl or SQuAD .json file") from error
-    try:
-        packed = unpack and raw.peek(2)[:2] == b"\x1f\x8b"
-        stream: Any = gzip.GzipFile(fileobj=raw) if packed else raw
-        yield stream
-    finally:
-        if source != PIPE:
-            raw.close()
-
-
-def _jsonl(stream: IO[bytes], where: str) -> Iterator[Row]:
-    for number, line in enumerate(stream, 1):
-        at = f"line {number}"
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            yield _bad(at, f"{at} is not JSON ({error})")
-        else:
-            yield _row(entry, entry, where, at)
-
-
-def _squad(stream: IO[bytes], where: str) -> Iterator[Row]:
-    """A context belongs to all questions of its paragraph; what is wrong higher up is one bad row."""
-    for index, article in enumerate(_articles(io.TextIOWrapper(stream, encoding="utf-8-sig"), where)):
-        try:
-            paragraphs = list(items(article, "paragraphs", where, f"data[{index}]"))
-        except UntrustedInput as error:
-            yield _bad(f"data[{index}]", _problem(error, where))
-            continue
-        for paragraph, at in paragraphs:
-            try:
-                entries = list(items(paragraph, "qas", where, at))
-            except UntrustedInput as error:
-                yield _bad(at, _problem(error, where))
-                continue
-            yield from (_row(entry, paragraph, where, at_entry) for entry, at_entry in entries)
-
-
-def _row(entry: Any, holder: Any, where: str, at: str) -> Row:
-    """The row of `entry`; `holder` has its context."""
-    name = entry.get("id") if isinstance(entry, dict) else None
-    known = name if type(name) in (str, int) else None
-    try:
-        if known is None:
-            if name is not None:
-                return _bad(at, f"{at}.id is neither a string nor a whole number")
-            field(entry, "id", str, where, at)
-        question = field(entry, "question", str, where, at)
-        context = field(holder, "context", str, where, at)
-    except UntrustedInput as error:
-        return _bad(at, _problem(error, where), known)
-    blank = [key for key, text in (("id", str(name)), ("question", question), ("context", context)) if not text.strip()]
-    if blank:
-        return _bad(at, f"{at}.{blank[0]} is blank", known)
-    try:
-        f"{name}{question}{context}".encode()
-    except UnicodeEncodeError:
-        return _bad(at, f"{at} holds characters that are no text (lone surrogates)")
-    return Row(at=at, id=known, question=question, context=context)
-
-
-def _problem(error: UntrustedInput, where: str) -> str:
-    """What is wrong, without the file's name, which is reported beside it."""
-    return error.message.removeprefix(f"{where}: ").removeprefix("not in the layout of SQuAD: ")
-
-
-def _bad(at: str, problem: str, name: str | int | None = None) -> Row:
-    return Row(at=at, id=name, problem=problem)
-
-
-def _articles(text: io.TextIOWrapper, where: str) -> Iterator[Any]:
-    """The entries of the list `data` of a JSON document, each read when it is asked for."""
-    try:
-        yield from _entries(_Reader(text), where)
-    except UnicodeDecodeError as error:
-        raise UntrustedInput(f"{where}: not UTF-8 text ({error.reason})", "give a SQuAD-layout JSON file") from error
-    except (json.JSONDecodeError, RecursionError) as error:
-        problem = getattr(error, "msg", error)
-        raise UntrustedInput(f"{where}: not JSON ({problem})", "give a SQuAD-layout JSON file") from error
-    finally:
-        text.detach()  # what it wraps is closed by who opened it
-
-
-def _entries(reader: _Reader, where: str) -> Iterator[Any]:
-    found = False
-    reader.expect("{")
-    while not reader.takes("}"):
-        key = reader.value()
-        reader.expect(":")
-        if key == "data" and reader.takes("["):
-            found = True
-            while not reader.takes("]"):
-                yield reader.value()
-                reader.separator("]")
-        else:
-            reader.value()
-        reader.separator("}")
-    reader.end()
-    if not found:
-        raise UntrustedInput(f"{where}: not in the layout of SQuAD: there is no list 'data'", "give a SQuAD document")
-
-
-class _Reader:
-    """Reads a JSON text value by value; holds the one it is at."""
-
-    def __init__(self, text: io.TextIOWrapper) -> None:
-        self._text, self._read, self._at = text, "", 0
-        self._decoder = json.JSONDecoder()
-
-    def value(self) -> Any:
-        while self._next():
-            try:
-                value, end = self._decoder.raw_decode(self._read, self._at)
-            except json.JSONDecodeError:
-                if not self._more():
-                    raise
-            else:
-                if end < len(self._read) or not self._more():  # a number may go on
-                    self._at = end
-                    return value
-        raise json.JSONDecodeError("it ends too early", self._read, self._at)
-
-    def expect(self, sign: str) -> None:
-        if not self.takes(sign):
-            raise json.JSONDecodeError(f"a {sign!r} is missing", self._read, self._at)
-
-    def takes(self, sign: str) -> bool:
-        """Whether that sign is next; then it is read."""
-        taken = self._next() == sign
-        self._at += taken
-        return taken
-
-    def separator(self, end: str) -> None:
-        """Read the comma that stands before every further value; `end` stays."""
-        if self._next() != end:
-            self.expect(",")
-
-    def end(self) -> None:
-        if self._next():
-            raise json.JSONDecodeError("more follows its end", self._read, self._at)
-
-    def _next(self) -> str:
-        """The next character that is not blank, and stays; empty at the text's end."""
-        while True:
-            while self._at < len(self._read):
-                if self._read[self._at] not in " \t\r\n":
-                    return self._read[self._at]
-                self._at += 1
-            if not self._more():
-                return ""
-
-    def _more(self) -> bool:
-        """Read on, as much again as there is, so that a long value is not tried too often."""
-        more = self._text.read(max(READ_CHARACTERS, len(self._read) - self._at))
-        if more:
-            self._read, self._at = self._read[self._at :] + more, 0
-        return bool(more)
-
-
-# --- writing --------------------------------------------------------------------------------------------------------
 
 
 def _line(record: Record) -> bytes:

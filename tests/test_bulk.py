@@ -19,7 +19,6 @@ from typing import Any
 
 import pytest
 
-from qabuild import bulk
 from qabuild.bulk import Summary, answer_file
 from qabuild.errors import BadTarget, QABuildError, UntrustedInput
 
@@ -153,7 +152,7 @@ def test_a_place_that_takes_no_answers_is_refused_before_any_is_given(tmp_path: 
 def test_squad_documents_are_read_whatever_the_size_of_a_read(
     tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bulk, "READ_CHARACTERS", size)
+    monkeypatch.setattr("qabuild.rows.READ_CHARACTERS", size)
     numbers = {f"n{n}": 10**n for n in range(50)}
     document = {"data": [], **numbers, "n": -12.5e3, "null": None, "s": 'a]}"\\', **squad(rows(9))}
     (tmp_path / "q.json").write_text(json.dumps(document, ensure_ascii=False, indent=3), encoding="utf-8")
