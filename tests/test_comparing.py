@@ -16,6 +16,8 @@ from typing import Any
 import contests
 import pytest
 from contests import answers, contestant, questions, run, runs
+from hypothesis import given
+from hypothesis import strategies as st
 
 import qabuild
 from qabuild import artifact as artifacts
@@ -25,6 +27,7 @@ from qabuild.cli import main
 from qabuild.comparing import compare, measuring, tables
 from qabuild.comparing.contestants import find, find_questions
 from qabuild.comparing.scoring import score
+from qabuild.comparing.worker import shares
 from qabuild.comparing.workers import hired
 from qabuild.console import SILENT
 from qabuild.errors import BadTarget, MissingEnvironment, QABuildError, UntrustedInput
@@ -135,6 +138,29 @@ def test_on_another_machine_the_gate_on_agreement_is_enough():
     assert found.passed
     same = next(gate for gate in found.measured[0].gates if gate.name == "same_as_verified")
     assert (same.value, same.limit) == (63 / 64, 0.98)
+
+
+def test_the_time_of_calls_that_overlap_is_shared_by_what_each_took():
+    # Two places: b ends first and makes room for c, a makes room for d.
+    a, b, c, d = (0, 30), (0, 20), (0, 36), (0, 43)
+    assert shares([a, b, c, d], at_once=2) == pytest.approx([30 / 2, 20 / 2, 16 / 2, 13 / 2], rel=0.09)
+    assert shares([a, d], at_once=1) == pytest.approx([30, 13])
+    assert shares([(0, 2), (5, 6)], at_once=2) == pytest.approx([2, 1])
+
+
+@given(st.lists(st.tuples(st.integers(0, 50), st.integers(1, 9)), min_size=1, max_size=30), st.integers(1, 4))
+def test_shares_sum_up_to_the_time_in_which_any_was_under_way(calls, at_once):
+    free = [0] * at_once
+    spans = []
+    for start, length in sorted(calls):
+        begin = max(start, min(free))
+        free[free.index(min(free))] = begin + length
+        spans.append((start, begin + length))
+    found = shares(spans, at_once)
+    busy = {moment for start, end in spans for moment in range(start, end)}
+    assert sum(found) == pytest.approx(len(busy))
+    lengths = [length for _, length in sorted(calls)]
+    assert [each / sum(found) for each in found] == pytest.approx([each / sum(lengths) for each in lengths])
 
 
 # --- tables ---------------------------------------------------------------------------------------------------------

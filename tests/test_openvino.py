@@ -229,6 +229,24 @@ def test_batches_in_flight_come_back_as_they_were_sent(source: Any, compiled: Co
         assert torch.equal(output.end_logits, alone.end_logits)
 
 
+def test_the_graph_meets_few_lengths_and_none_beyond_its_positions(source: Any, compiled: Compiled) -> None:
+    import torch
+
+    directory, _ = compiled()
+    model, plain = ov.load(directory, ov.Options(), FP32), load_model(source)
+    longest = model.config.max_position_embeddings
+    met = set()
+    for length in (1, 15, 16, 17, 40, longest - 1, longest):
+        ids = torch.arange(length).remainder(20).add(5).expand(2, -1)
+        met.add(model._arrays({"input_ids": ids})["input_ids"].shape[1])
+        with torch.inference_mode():
+            expected = plain(ids).start_logits
+        for logits in (model(ids).start_logits, model.submit(input_ids=ids).result().start_logits):
+            assert logits.shape == (2, length)
+            assert torch.allclose(logits, expected, atol=1e-4)
+    assert all(length % 16 == 0 or length == longest for length in met)
+
+
 def test_the_pipeline_answers_as_with_one_batch_at_a_time(source: Any, compiled: Compiled) -> None:
     directory, _ = compiled()
     model, tokenizer = ov.load(directory, ov.Options(), FP32), load_tokenizer(source.directory)

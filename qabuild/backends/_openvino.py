@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from qabuild.backends.openvino import Options
 
 OUTPUTS = ("start_logits", "end_logits")
+LENGTH_STEP = 16
+"""A batch is padded to a multiple of so many tokens. OpenVINO makes new kernels for each length that it has not met,
+which takes as long as a window or two: so it meets few."""
 
 
 def load(path: Path, config: Any, options: Options, runtime: Runtime) -> Any:
@@ -55,14 +58,19 @@ def _kept(path: Path) -> dict[str, str]:
 class Running:
     """A batch that is being computed."""
 
-    def __init__(self, request: Any, inputs: Any, idle: deque[Any]) -> None:
-        self._request, self._idle = request, idle
+    seconds: float
+    """Known with the result: how long it took, the wait for its turn included."""
+
+    def __init__(self, request: Any, inputs: Any, length: int, idle: deque[Any]) -> None:
+        self._request, self._length, self._idle = request, length, idle
         self._inputs = inputs  # the request reads them where they are
 
     def result(self) -> QuestionAnsweringModelOutput:
         """The output, when it is there. To be asked for once: the request then goes on to another batch."""
         self._request.wait()
-        start, end = (torch.from_numpy(self._request.get_tensor(name).data.copy()) for name in OUTPUTS)
+        self.seconds = self._request.latency / 1000
+        found = (self._request.get_tensor(name).data for name in OUTPUTS)
+        start, end = (_unpadded(logits, self._length) for logits in found)
         self._idle.append(self._request)
         return QuestionAnsweringModelOutput(start_logits=start, end_logits=end)
 
@@ -73,8 +81,12 @@ class OpenVinoModel(TorchModel):
     `compile_for` compiles the graph for a number of requests at once; what is not used is not compiled.
     """
 
+    at_once: int
+    """Batches that are computed at the same time, of those that `submit` started; the others wait."""
+
     def __init__(self, compile_for: Callable[[int], Any], inputs: Sequence[str], config: Any) -> None:
         super().__init__(self._answer, inputs, config, torch.device("cpu"))
+        self.at_once = machine.cores()
         self._compile_for = compile_for
         self._idle: deque[Any] = deque()
 
@@ -86,7 +98,7 @@ class OpenVinoModel(TorchModel):
     @cached_property
     def together(self) -> Any:
         """Compiled for as many batches at a time as there are cores."""
-        return self._compile_for(machine.cores())
+        return self._compile_for(self.at_once)
 
     def submit(self, **given: torch.Tensor) -> Running:
         """Start computing what a call with the same inputs returns."""
@@ -96,11 +108,25 @@ class OpenVinoModel(TorchModel):
         except IndexError:
             request = self.together.create_infer_request()
         request.start_async(inputs, share_inputs=True)
-        return Running(request, inputs, self._idle)
+        return Running(request, inputs, given["input_ids"].shape[1], self._idle)
 
     def _answer(self, **given: torch.Tensor) -> tuple[torch.Tensor, ...]:
         found = self.alone.create_infer_request().infer(self._arrays(given), share_inputs=True)
-        return tuple(torch.from_numpy(found[name].copy()) for name in OUTPUTS)
+        return tuple(_unpadded(found[name], given["input_ids"].shape[1]) for name in OUTPUTS)
 
     def _arrays(self, given: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-        return {name: tensor.contiguous().numpy() for name, tensor in completed(given, self.inputs).items()}
+        """All that the graph takes, padded on the right."""
+        tensors = completed(given, self.inputs)
+        length = given["input_ids"].shape[1]
+        longest = getattr(self.config, "max_position_embeddings", None) or length
+        more = max(0, min(-length % LENGTH_STEP, longest - length)) if "attention_mask" in tensors else 0
+        pads = {"input_ids": getattr(self.config, "pad_token_id", None) or 0}
+        return {
+            name: torch.nn.functional.pad(tensor, (0, more), value=pads.get(name, 0)).contiguous().numpy()
+            for name, tensor in tensors.items()
+        }
+
+
+def _unpadded(logits: Any, length: int) -> torch.Tensor:
+    """A copy of the first `length` columns of an array that a request will write to again."""
+    return torch.from_numpy(logits[:, :length].copy())

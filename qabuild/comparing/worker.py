@@ -6,6 +6,7 @@ holds all questions; each later one says which of them to answer, and in batches
 
 from __future__ import annotations
 
+import heapq
 import json
 import re
 import signal
@@ -80,11 +81,16 @@ class Loaded:
 
 
 class _Timed:
-    """A model that notes the shape and duration of each of its calls; on a GPU without waiting for it."""
+    """A model that notes the shape and duration of each of its calls; on a GPU without waiting for it.
+
+    A model with `submit` says how many batches it computes `at_once`; what `submit` returns knows, once it has given
+    its result, the `seconds` from the start to the end.
+    """
 
     def __init__(self, model: Any) -> None:
         self._model = model
         self._calls: list[tuple[int, int, Any, Any]] = []
+        self._submitted: list[tuple[int, int, float, float]] = []
         if hasattr(model, "submit"):
             self.submit = self._submit
 
@@ -101,29 +107,50 @@ class _Timed:
 
     def _submit(self, **inputs: Any) -> _Promise:
         windows, tokens = inputs["input_ids"].shape
-        return _Promise(self._model.submit(**inputs), lambda start: self._note(windows, tokens, start))
-
-    def _note(self, windows: int, tokens: int, started: float) -> None:
-        """Of calls that overlap, each counts from where the one before it ended: so they sum up to the time of all."""
-        before = self._calls[-1][3] if self._calls else started
-        self._calls.append((windows, tokens, max(started, before), time.perf_counter()))
+        started = time.perf_counter()
+        note = lambda seconds: self._submitted.append((windows, tokens, started, started + seconds))  # noqa: E731
+        return _Promise(self._model.submit(**inputs), note)
 
     def take_calls(self) -> list[Call]:
         """The calls since this was last asked."""
         calls, self._calls = self._calls, []
-        return [(windows, tokens, _between(start, end)) for windows, tokens, start, end in calls]
+        submitted, self._submitted = self._submitted, []
+        times = shares([call[2:] for call in submitted], self._model.at_once) if submitted else []
+        return [
+            *((windows, tokens, _between(start, end)) for windows, tokens, start, end in calls),
+            *((windows, tokens, spent) for (windows, tokens, _, _), spent in zip(submitted, times, strict=True)),
+        ]
 
 
 class _Promise:
-    """A call under way. It counts as ended when its result is there and taken."""
+    """A call under way."""
 
     def __init__(self, promise: Any, ended: Callable[[float], None]) -> None:
-        self._promise, self._ended, self._started = promise, ended, time.perf_counter()
+        self._promise, self._ended = promise, ended
 
     def result(self) -> Any:
         output = self._promise.result()
-        self._ended(self._started)
+        self._ended(self._promise.seconds)
         return output
+
+
+def shares(spans: Sequence[tuple[float, float]], at_once: int) -> list[float]:
+    """What each of some calls took of the time of all, where `at_once` are computed at the same time; in seconds.
+
+    `spans` are start and end of each, in the order in which they were started. One that waits begins when one before
+    it ends. The sum is the time in which any was under way.
+    """
+    ends: list[float] = []  # of those that begin last in each place, a heap
+    spent = []
+    for start, end in spans:
+        begin = max(start, heapq.heappop(ends)) if len(ends) == at_once else start
+        heapq.heappush(ends, end)
+        spent.append(end - begin)
+    whole, until = 0.0, float("-inf")
+    for start, end in spans:
+        whole += max(0.0, end - max(start, until))
+        until = max(until, end)
+    return [whole / sum(spent) * each for each in spent]
 
 
 def _mark(on_gpu: bool) -> Any:
