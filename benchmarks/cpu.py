@@ -2,11 +2,11 @@
 
     python benchmarks/cpu.py --checkpoint CHECKPOINT --train train-v1.1.json --data dev-v1.1.json
 
-compiles every contestant, then prints four tables: speed, whole pipelines taking turns on the same questions (ours over
-what was compiled, transformers' own at batch 8 over the checkpoint; a figure is the median of the rounds' ratios, in
-brackets the lowest and the highest), with what the processor's matrix products would allow; EM, F1 and changed answers,
-on all questions; the time that one question takes, alone; and what loading takes, each in a process of its own. int8
-is calibrated on questions of --train.
+compiles every contestant, those of a distilled --student too, then prints four tables: speed, whole pipelines taking
+turns on the same questions (ours over what was compiled, transformers' own at batch 8 over the checkpoint; a figure is
+the median of the rounds' ratios, in brackets the lowest and the highest), with what the processor's matrix products
+would allow; EM, F1 and changed answers, on all questions; the time that one question takes, alone; and what loading
+takes, each in a process of its own. int8 is calibrated on questions of --train.
 
 Keep other work off the machine. Where that cannot be, `taskset -c 0 python benchmarks/cpu.py --cpu-time ...` gives
 every contestant one core and counts what it computed, not how long it waited.
@@ -27,7 +27,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import logging, pipeline
@@ -47,15 +47,17 @@ Ask = Callable[[Sequence[Question]], list[str]]
 
 @dataclass(frozen=True)
 class Contestant:
-    """One way to compile the checkpoint."""
+    """One way to compile a checkpoint."""
 
     backend: str
     dtype: Any = "fp32"
     options: Mapping[str, Any] = field(default_factory=dict)
+    of: Literal["checkpoint", "student"] = "checkpoint"
 
     @property
     def name(self) -> str:
-        return " ".join([self.backend, self.dtype, *(f"{key}={value}" for key, value in self.options.items())])
+        what = [] if self.of == "checkpoint" else [self.of]
+        return " ".join([*what, self.backend, self.dtype, *(f"{key}={value}" for key, value in self.options.items())])
 
     def settings(self, train: Path) -> tuple[Any, Any, Runtime]:
         """Module, options and runtime."""
@@ -76,6 +78,11 @@ CONTESTANTS = (
     Contestant("deepspeed", "bf16"),
     Contestant("eager"),
     Contestant("eager", "bf16"),
+    Contestant("openvino", "bf16", of="student"),
+    Contestant("openvino", "int8", of="student"),
+    Contestant("openvino", "int8", {"rest": "bf16"}, of="student"),
+    Contestant("onnxruntime", "int8", of="student"),
+    Contestant("torchscript", "bf16", of="student"),
 )
 
 
@@ -90,7 +97,7 @@ def main() -> None:
     print(f"{machine.cpu()}: {', '.join(machine.instruction_sets())}; {machine.cores()} cores; {versions}")
     folder = arguments.artifacts or Path(tempfile.mkdtemp(prefix="qabuild-cpu-"))
     contestants = [CONTESTANTS[number] for number in arguments.only] if arguments.only else CONTESTANTS
-    here = [each for each in contestants if compiled(each, arguments, folder)]
+    here = [each for each in contestants if getattr(arguments, each.of) and compiled(each, arguments, folder)]
     everything = data.load(arguments.data).questions
     asks = {each.name: asking(each, arguments, folder) for each in here}
     if arguments.questions:
@@ -111,6 +118,7 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--student", type=Path, help="a checkpoint distilled from it, which is compiled as well")
     parser.add_argument("--train", type=Path, required=True, help="SQuAD layout; int8 is calibrated on some of it")
     parser.add_argument("--data", type=Path, required=True, help="SQuAD layout; what is asked")
     parser.add_argument("--questions", type=int, default=320, help="for speed")
@@ -135,7 +143,7 @@ def compiled(contestant: Contestant, arguments: argparse.Namespace, folder: Path
     if not directory.is_dir():
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as staged:
-            module.compile(resolve(arguments.checkpoint), options, runtime, Path(staged))
+            module.compile(resolve(getattr(arguments, contestant.of)), options, runtime, Path(staged))
             Path(staged).rename(directory)
     return True
 
