@@ -66,6 +66,10 @@ class Backend(Protocol):
         It behaves like a model of `AutoModelForQuestionAnswering` at inference: called with `input_ids`,
         `attention_mask` and, where the architecture has them, `token_type_ids` (int64, [batch, sequence]), it
         returns a `QuestionAnsweringModelOutput` with `start_logits` and `end_logits` ([batch, sequence]).
+
+        One that computes several batches side by side, `at_once` of them, has a method `submit` too. It takes what a
+        call takes and returns before that is computed; the `result()` of what it returns waits for the output, and
+        from then on its `seconds` tell how long that took from start to end.
         """
 
     def snippet(self, options: Any, runtime: Runtime) -> str:

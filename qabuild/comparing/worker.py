@@ -81,11 +81,7 @@ class Loaded:
 
 
 class _Timed:
-    """A model that notes the shape and duration of each of its calls; on a GPU without waiting for it.
-
-    A model with `submit` says how many batches it computes `at_once`; what `submit` returns knows, once it has given
-    its result, the `seconds` from the start to the end.
-    """
+    """A model that notes the shape and duration of each of its calls; on a GPU without waiting for it."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
