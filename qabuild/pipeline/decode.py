@@ -115,7 +115,8 @@ def _top(values: Floats, count: int) -> Integers:
 
     columns = values.shape[1]
     count = min(count, columns)
-    keys = values.view(np.int32).astype(np.int64) << 32
+    keys = values.view(np.int32).astype(np.int64)
+    keys <<= 32
     keys |= np.arange(columns)[::-1]
     keys.partition(columns - count, axis=1)
     top = np.sort(keys[:, columns - count :], axis=1)[:, ::-1]

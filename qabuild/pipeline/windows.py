@@ -282,12 +282,14 @@ def _own_backend(tokenizer: Any) -> Any:
 def _tokens(encoding: Any) -> Tokens:
     import numpy as np
 
-    words = encoding.word_ids
-    count = len(words)
-    if None in words:  # part of no word: a word by itself
-        words = [i if word is None else word for i, word in enumerate(words)]
-    offsets = np.fromiter(itertools.chain.from_iterable(encoding.offsets), dtype=np.int64, count=2 * count)
-    return Tokens(np.array(encoding.ids, dtype=np.int64), offsets[::2], offsets[1::2], np.array(words, dtype=np.int64))
+    word_ids = encoding.word_ids
+    try:
+        words = np.array(word_ids, dtype=np.int64)
+    except TypeError:  # None, part of no word: a word by itself
+        words = np.array([i if word is None else word for i, word in enumerate(word_ids)], dtype=np.int64)
+    offsets = itertools.chain.from_iterable(encoding.offsets)
+    places = np.fromiter(offsets, dtype=np.int64, count=2 * len(word_ids))
+    return Tokens(np.array(encoding.ids, dtype=np.int64), places[::2], places[1::2], words)
 
 
 def _distinct(texts: Iterable[str]) -> tuple[list[str], list[int]]:
