@@ -25,6 +25,8 @@ OUTPUTS = ("start_logits", "end_logits")
 LENGTH_STEP = 16
 """A batch is padded to a multiple of so many tokens. OpenVINO makes new kernels for each length that it has not met,
 which takes as long as a window or two: so it meets few."""
+MIND_PADDING = frozenset({"convbert", "nystromformer"})
+"""Model types that mix in tokens whose mask is 0, by convolutions or means over all: these are not padded here."""
 
 
 def load(path: Path, config: Any, options: Options, runtime: Runtime) -> Any:
@@ -87,6 +89,7 @@ class OpenVinoModel(TorchModel):
     def __init__(self, compile_for: Callable[[int], Any], inputs: Sequence[str], config: Any) -> None:
         super().__init__(self._answer, inputs, config, torch.device("cpu"))
         self.at_once = machine.cores()
+        self._pads = "attention_mask" in self.inputs and config.model_type not in MIND_PADDING
         self._compile_for = compile_for
         self._idle: deque[Any] = deque()
 
@@ -119,7 +122,7 @@ class OpenVinoModel(TorchModel):
         tensors = completed(given, self.inputs)
         length = given["input_ids"].shape[1]
         longest = getattr(self.config, "max_position_embeddings", None) or length
-        more = max(0, min(-length % LENGTH_STEP, longest - length)) if "attention_mask" in tensors else 0
+        more = max(0, min(-length % LENGTH_STEP, longest - length)) if self._pads else 0
         pads = {"input_ids": getattr(self.config, "pad_token_id", None) or 0}
         return {
             name: torch.nn.functional.pad(tensor, (0, more), value=pads.get(name, 0)).contiguous().numpy()
