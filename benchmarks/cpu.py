@@ -247,10 +247,14 @@ def accuracy(asks: Mapping[str, Ask], questions: Sequence[Question], reference: 
 
 
 def latency(asks: Mapping[str, Ask], questions: Sequence[Question]) -> None:
-    """One question at a time, the contestants taking turns question by question."""
+    """One question at a time, the contestants taking turns question by question.
+
+    Threads of a runtime may spin for a while when their work is done (ONNX Runtime's do), so each waits for silence.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in asks}
     for question in questions:
         for name, ask in asks.items():
+            time.sleep(0.1)
             seconds[name].append(timed(ask, [question], time.perf_counter))
     print(f"\none question alone, {len(questions)} questions: milliseconds")
     for name, own in seconds.items():
