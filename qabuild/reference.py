@@ -91,7 +91,7 @@ def make(
     reporter: Reporter = SILENT,
 ) -> None:
     """Ask the checkpoint's `model` every question, and write answers and probes into `directory`."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     ask = asking(model, tokenizer, squad_v2=questions.has_unanswerable)
     answers: dict[str, str] = {}
@@ -106,7 +106,7 @@ def make(
         start, end = logits(model, inputs)
         named = {**inputs, "start_logits": start, "end_logits": end}
         tensors |= {f"{number}.{name}": tensor.contiguous().cpu() for name, tensor in named.items()}
-    save_file(tensors, directory / PROBES)
+    (directory / PROBES).write_bytes(save(tensors))  # `save_file` lets only the owner read it
     document = {"data": dict(data), "probes": probes, "answers": answers}
     (directory / ANSWERS).write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
