@@ -159,7 +159,6 @@ class Decoder:
     def __init__(self, windows: Windows, n_best: int, max_answer_len: int) -> None:
         self._windows, self._n_best, self._max_answer_len = windows, n_best, max_answer_len
         self._waiting: list[tuple[Integers, Integers, Floats, Floats]] = []
-        self._waiting_rows = 0
         self._sent: list[tuple[Integers, int, Any, Any]] = []
         self._spans = _no_spans(len(windows), n_best)
 
@@ -172,8 +171,7 @@ class Decoder:
             self._send(rows, place, start, end)
             return
         self._waiting.append((rows, place, start.float().cpu().numpy(), end.float().cpu().numpy()))
-        self._waiting_rows += len(rows)
-        if self._waiting_rows >= TOGETHER:
+        if sum(len(batch[0]) for batch in self._waiting) >= TOGETHER:
             self._search_waiting()
 
     def finish(self) -> Spans:
@@ -194,7 +192,6 @@ class Decoder:
         rows = np.concatenate([batch[0] for batch in self._waiting])
         start, end = _gather(self._waiting)
         self._waiting.clear()
-        self._waiting_rows = 0
         self._put(rows, best_spans(start, end, self._windows.size[rows], self._n_best, self._max_answer_len))
 
     def _send(self, rows: Integers, place: Integers, start: Any, end: Any) -> None:
