@@ -10,7 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,12 +75,13 @@ class Artifact:
 
     @property
     def evidence(self) -> dict[str, Any] | None:
-        """What the last verification found, or None where there is none that speaks of these bytes."""
+        """What the last verification found, or None where there was none. Raises UntrustedInput for a damaged one."""
         try:
-            evidence = json.loads((self.directory / EVIDENCE).read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):
-            return None
-        return evidence if isinstance(evidence, dict) and evidence.get("manifest") == self.digest else None
+            return _read_evidence(self.directory)
+        except ValueError as error:
+            raise UntrustedInput(
+                f"{self.directory / EVIDENCE}: damaged: {error}", f"verify it again: qabuild verify {self.directory}"
+            ) from None
 
 
 def sha256(path: Path) -> str:
@@ -126,9 +129,11 @@ def open_artifact(directory: Path, digest: str | None = None, *, linked: bool = 
 
     Files may be `linked` in the Hub's cache, which keeps the content of all commits elsewhere.
 
-    Raises BadTarget where `directory` is no artifact, UntrustedInput where any file was changed, is missing or was
-    added. Nothing of the artifact has been deserialised when this returns.
+    Raises BadTarget where `directory` is no artifact or `digest` no SHA-256, UntrustedInput where any file was
+    changed, is missing or was added. Nothing of the artifact has been deserialised when this returns.
     """
+    if digest is not None and not re.fullmatch("[0-9a-fA-F]{64}", digest):
+        raise BadTarget(f"digest '{digest}': not a SHA-256", "give its 64 digits: `sha256sum manifest.json` shows them")
     text = _read_manifest(directory)
     found = hashlib.sha256(text).hexdigest()
     if digest is not None and digest.lower() != found:
@@ -138,6 +143,7 @@ def open_artifact(directory: Path, digest: str | None = None, *, linked: bool = 
         )
     manifest = _parse_manifest(directory / MANIFEST, text)
     _compare(directory, manifest.files, linked)
+    _refuse_changed_since(directory, found)
     return Artifact(directory=directory, manifest=manifest, digest=found)
 
 
@@ -165,6 +171,29 @@ def _parse_manifest(path: Path, text: bytes) -> Manifest:
         return Manifest(files=files, **document)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UntrustedInput(f"{path}: damaged: {error}", "build or fetch the artifact again") from None
+
+
+def _read_evidence(directory: Path) -> dict[str, Any] | None:
+    """Raises ValueError where it is damaged."""
+    try:
+        evidence = json.loads((directory / EVIDENCE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    if not isinstance(evidence, dict) or not isinstance(evidence.get("manifest"), str):
+        raise ValueError("it names no manifest")
+    return evidence
+
+
+def _refuse_changed_since(directory: Path, digest: str) -> None:
+    """The seal covers no manifest, but the evidence names the one that was verified."""
+    with suppress(ValueError):  # damaged evidence proves nothing, neither for nor against the manifest
+        evidence = _read_evidence(directory)
+        if evidence and evidence["manifest"] != digest:
+            raise UntrustedInput(
+                f"{directory}: changed since it was verified: the digest of {MANIFEST} is {digest}, and {EVIDENCE} "
+                f"speaks of {evidence['manifest']}",
+                f"build or fetch it again; or, if you trust what is there, remove {EVIDENCE} and verify it",
+            )
 
 
 def _compare(directory: Path, files: Mapping[str, SealedFile], linked: bool) -> None:

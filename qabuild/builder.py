@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 import qabuild
 from qabuild import artifact as artifacts
 from qabuild import doctor, lock, machine, naming, plan
-from qabuild.artifact import Artifact
 from qabuild.console import SILENT, Reporter
-from qabuild.errors import BadTarget, QABuildError
-from qabuild.evidence import Verification
+from qabuild.errors import BadTarget, QABuildError, UntrustedInput
+from qabuild.evidence import Verification, evidence_of
 from qabuild.origin import Trained
 from qabuild.plan import Plan
 from qabuild.store import Store
@@ -123,18 +122,14 @@ def _kept(goal: Path, made: Plan, compile_only: bool) -> Built | None:
     told = _told(made)
     if None in told["steps"].values() or any(getattr(artifact.manifest, key) != value for key, value in told.items()):
         return None
-    found = _evidence(artifact)
+    try:
+        found = evidence_of(artifact)
+    except UntrustedInput:
+        found = None
     proof = found if found and found.passed and found.key == made.step("verify").key else None
     if proof is None and not compile_only:
         return None
     return Built(directory=goal, plan=made, manifest=artifact.digest, verification=proof, kept=True)
-
-
-def _evidence(artifact: Artifact) -> Verification | None:
-    try:
-        return Verification.from_dict(artifact.evidence) if artifact.evidence else None
-    except (KeyError, TypeError, AttributeError):  # written by another version, or by hand
-        return None
 
 
 def _told(made: Plan) -> Mapping[str, Any]:

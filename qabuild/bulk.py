@@ -125,11 +125,18 @@ class _Run:
         with _partial(path, self._digest(answered_by)) as (partial, name):
             for record in _kept(partial):
                 tally.add(record, resumed=True)
+                if "error" in record:
+                    self.reporter.say(f"{self.source}: {record['error']}")
             if tally.rows:
                 self.reporter.say(f"going on after {tally.rows} rows that an earlier run has done")
-            for record in self._records(tally.rows, tally):
-                partial.write(_line(record))
-                partial.flush()
+            try:
+                for record in self._records(tally.rows, tally):
+                    partial.write(_line(record))
+                    partial.flush()
+            except KeyboardInterrupt:
+                if not is_pipe(self.source):
+                    self.reporter.say(f"{tally.rows} rows are kept in {name}; the same command goes on after them")
+                raise
             if form == "predictions":
                 partial.seek(0)
                 whole = name.with_suffix(".whole")

@@ -13,6 +13,7 @@ from typing import Any, Protocol, TextIO
 from qabuild.errors import QABuildError
 
 Advance = Callable[[int], None]
+WORDS = 30  # characters of a line that some words fit into
 
 
 class Reporter(Protocol):
@@ -88,11 +89,23 @@ def _plain(value: Any) -> Any:
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table on stdout; columns whose every cell is a number stand flush right."""
+    """A table on stdout; columns whose every cell is a number stand flush right.
+
+    Where a terminal is too narrow for its columns, each row becomes a record with a line for each of them.
+    """
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
+    if sys.stdout.isatty() and _is_too_wide(columns, rows, _rich(sys.stdout, sys.stdout).width):
+        name = max(map(len, columns))
+        emit(
+            "\n\n".join(
+                "\n".join(f"{column:{name}}  {cell}".strip() for column, cell in zip(columns, row, strict=True) if cell)
+                for row in rows
+            )
+        )
+        return
     unicode = (sys.stdout.encoding or "utf-8").lower().startswith("utf")
     shown = Table(box=box.SIMPLE_HEAD if unicode else box.ASCII, pad_edge=False)
     for index, column in enumerate(columns):
@@ -104,6 +117,13 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     drawn = io.StringIO()
     _rich(sys.stdout, drawn).print(shown)
     emit("\n".join(line.rstrip() for line in drawn.getvalue().splitlines() if line.strip()))
+
+
+def _is_too_wide(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> bool:
+    """Whether the table does not fit into so many characters, its widest column broken into lines of some words."""
+    widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
+    spare = width - (sum(widths) - max(widths) + 2 * len(widths))
+    return spare < min(max(widths), WORDS)
 
 
 def emit(text: str) -> None:

@@ -31,9 +31,16 @@ class VerificationFailed(QABuildError):
 
 
 class BadTarget(QABuildError):
-    """The target, or the command line, asks for something that cannot be."""
+    """The target, or the command line, asks for something that cannot be.
+
+    `key` is the dotted key of the target that asks for it, where one does: who reads the file knows its line.
+    """
 
     exit_status = 2
+
+    def __init__(self, message: str, hint: str | None = None, *, key: str | None = None) -> None:
+        super().__init__(message, hint)
+        self.key = key
 
 
 class MissingEnvironment(QABuildError):

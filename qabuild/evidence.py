@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from qabuild.artifact import EVIDENCE, Artifact
+from qabuild.errors import UntrustedInput
+
 
 @dataclass(frozen=True, kw_only=True)
 class Flip:
@@ -157,3 +160,18 @@ class Verification:
     def from_dict(cls, document: Mapping[str, Any]) -> Verification:
         gates = [Gate(**gate) for gate in document["gates"]]
         return cls(**{**document, "gates": gates, "measurement": Measurement.from_dict(document["measurement"])})
+
+
+def evidence_of(artifact: Artifact) -> Verification | None:
+    """What the last verification of the artifact found; None where there was none.
+
+    Raises UntrustedInput where that is damaged or of another version.
+    """
+    document = artifact.evidence
+    try:
+        return Verification.from_dict(document) if document else None
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UntrustedInput(
+            f"{artifact.directory / EVIDENCE}: damaged, or written by another version: {error}",
+            f"verify it again: qabuild verify {artifact.directory}",
+        ) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 import sys
@@ -148,11 +149,13 @@ def _check_names(repo_id: str, revision: str | None, repo_type: RepoType) -> Non
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
     kind = _KIND[repo_type]
+    if repo_type != "artifact" and difflib.get_close_matches(repo_id.lower(), ["sample"], cutoff=0.8):
+        raise BadTarget(f"there is no {kind} '{repo_id}'; perhaps you meant 'sample'", "'sample' is the embedded one")
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
         raise BadTarget(
-            f"'{repo_id}' is no id of a {kind} on the Hub",
+            f"no {kind} on the Hub has the id '{repo_id}'",
             "an id looks like 'owner/name'; a local path begins with './', '../', '/' or '~'",
         ) from error
     if Path(repo_id).exists():

@@ -29,9 +29,11 @@ def load(artifact: str | Path, *, revision: str | None = None, digest: str | Non
 def find(source: str | Path, *, revision: str | None = None, digest: str | None = None) -> Artifact:
     """The artifact that `load` would load, opened: fetched if need be, and held against its manifest.
 
-    What is here under that name is taken first. Raises as `load` does.
+    What is here under that name is taken first; a name in a folder that is here, without a revision, is never asked
+    of the Hub. Raises as `load` does.
     """
-    if hub.is_path(source) or "/" not in str(source) or Path(source).exists():
+    here = Path(source).exists() or (revision is None and Path(source).parent.is_dir())
+    if hub.is_path(source) or "/" not in str(source) or here:
         if revision is not None:
             raise BadTarget(
                 f"revision '{revision}' is given for {source}, which is not on the Hub", "leave out the revision"

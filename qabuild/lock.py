@@ -21,6 +21,7 @@ from qabuild import hub
 from qabuild.backends import Frozen
 from qabuild.backends.calibration import Calibrated, Source
 from qabuild.errors import BadTarget
+from qabuild.looking import require_paths
 from qabuild.origin import CheckpointSource, Train, Trained, pinned, sources, trainings
 from qabuild.reading import load as load_target
 from qabuild.target import Target, Verify
@@ -105,6 +106,7 @@ def make(target: Target, *, offline: bool = False) -> Lock:
         )
         return DataPin(**_data_of(asked), commit=found.revision, fingerprint=found.fingerprint)
 
+    require_paths(target)
     trained = list(trainings(target.origin))
     others = [source for source in dict.fromkeys(sources(target.origin)) if source != target.checkpoint]
     calibrated = _calibration(target)

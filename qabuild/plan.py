@@ -18,7 +18,7 @@ from qabuild import machine, reference, roundtrip
 from qabuild.backends import BACKENDS, backend, calibration
 from qabuild.backends.calibration import Calibrated
 from qabuild.hub import is_path
-from qabuild.looking import Look
+from qabuild.looking import Look, require_paths
 from qabuild.origin import Autocast, Trained, trainings
 from qabuild.store import Entry, Inputs, Store, key_of
 from qabuild.target import Target
@@ -127,6 +127,7 @@ def gather(target: Target, results: Store, name: str, *, fetch: bool, offline: b
     `name` is that of the build whose previous results count, see `history_name`. Raises what
     `qabuild.checkpoint.resolve` raises, but for a Hub id that is not in the cache when `fetch` is false.
     """
+    require_paths(target)
     module = backend(target.backend.name)
     code, here = _code(), machine.describe()
     look = Look(

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
-
-from qabuild import artifact as artifacts
 from qabuild import reference, serving, verification
 from qabuild.artifact import Artifact
 from qabuild.console import Reporter
 from qabuild.errors import BadTarget, UntrustedInput, VerificationFailed
-from qabuild.evidence import Verification
+from qabuild.evidence import Verification, evidence_of
 from qabuild.target import Gates
 from qabuild.verification import explain_failure
 
@@ -23,7 +20,9 @@ def require(artifact: Artifact) -> Verification:
     where it was changed since, or verified on other questions than its target names.
     """
     where = artifact.directory
-    found = _read(artifact)
+    found = evidence_of(artifact)
+    if found is None:
+        raise VerificationFailed(f"{where}: not verified", f"verify it: qabuild verify {where}")
     _require_same_questions(artifact, found)
     judged = verification.judge(artifact, found.measurement, _gates(artifact))
     if not judged.passed:
@@ -44,19 +43,6 @@ def remeasure(artifact: Artifact, dataset: str | None, reporter: Reporter) -> Ve
     questions = verification.find_questions(artifact, dataset)
     gates = _gates(artifact).model_copy(update={"min_speedup": None})
     return verification.judge(artifact, verification.measure(artifact, questions, reporter=reporter), gates)
-
-
-def _read(artifact: Artifact) -> Verification:
-    path, hint = artifact.directory / artifacts.EVIDENCE, f"verify it: qabuild verify {artifact.directory}"
-    if not path.exists():
-        raise VerificationFailed(f"{artifact.directory}: not verified", hint)
-    try:
-        found = Verification.from_dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise UntrustedInput(f"{path}: damaged, or written by another version", hint) from None
-    if found.manifest != artifact.digest:
-        raise UntrustedInput(f"{artifact.directory}: changed since it was verified", hint)
-    return found
 
 
 def _require_same_questions(artifact: Artifact, found: Verification) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,9 +19,11 @@ from pydantic import ValidationError
 
 from qabuild import mistakes
 from qabuild.backends import backend
+from qabuild.backends.calibration import Calibrated
 from qabuild.errors import BadTarget
-from qabuild.mistakes import KeyPath
-from qabuild.target import Target
+from qabuild.hub import is_path
+from qabuild.mistakes import KeyPath, Places
+from qabuild.target import NamedPath, Target
 
 Toml = dict[str, Any]
 
@@ -55,20 +57,38 @@ def _load(path: Path, overrides: Sequence[str], built_on_by: tuple[Path, ...]) -
         merged = _merge(merged, file.content)
     for override in overrides:
         merged = _merge(merged, _parse_override(override))
+    places = Places(files, overrides)
     try:
         target = Target.model_validate({**merged, "name": path.stem})
     except ValidationError as error:
-        raise BadTarget(mistakes.explain(error, files, overrides)) from None
-    backend(target.backend.name).check({}, target.backend, target.runtime)
+        raise BadTarget(mistakes.explain(error, path, places)) from None
+    try:
+        backend(target.backend.name).check({}, target.backend, target.runtime)
+    except BadTarget as error:
+        place = places.of(tuple((error.key or "backend").split(".")))
+        raise BadTarget(f"{place.shown}: {error.message}", error.hint) from None
     teacher = target.distill.teacher.target if target.distill else None
     named = filter(None, (target.checkpoint.target, teacher))
-    built = target.built_on({base: _load(Path(base), (), (*built_on_by, path)) for base in named})
+    bases = {base: _load(Path(base), (), (*built_on_by, path)) for base in named}
+    led_to = (each for base in bases.values() for each in base.paths if not each.key.startswith(("backend", "verify")))
+    built = target.built_on(bases).with_paths((*led_to, *_paths(target, places)))
     if built.verify.gates.min_teacher_f1_retention is not None and built.distill is None:
         raise BadTarget(
             f"{path}: verify.gates.min_teacher_f1_retention: there is no teacher",
             "name one in [distill], or take the gate out",
         )
     return built
+
+
+def _paths(target: Target, places: Places) -> Iterator[NamedPath]:
+    """The files and folders that the target's own tables name and that building it reads."""
+    for key in SOURCES:
+        value: Any = target
+        for name in key:
+            value = getattr(value, name, None)
+        idle = isinstance(target.backend, Calibrated) and not target.backend.calibrates(target.runtime)
+        if value and is_path(value) and key[-1] != "target" and not (idle and key[0] == "backend"):
+            yield NamedPath(places.of(key).shown, ".".join(key), Path(value))
 
 
 # --- files ------------------------------------------------------------------------------------------------------------

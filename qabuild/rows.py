@@ -122,7 +122,7 @@ def _row(entry: Any, holder: Any, where: str, at: str) -> Row:
     known = name if type(name) in (str, int) else None
     try:
         if known is None:
-            if name is not None:
+            if isinstance(entry, dict) and "id" in entry:
                 return bad_row(at, f"{at}.id is neither a string nor a whole number")
             field(entry, "id", str, where, at)
         question = field(entry, "question", str, where, at)

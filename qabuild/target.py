@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Union
 
 from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_validator
 
@@ -93,6 +94,14 @@ class Publish(Frozen):
     )
 
 
+class NamedPath(NamedTuple):
+    """A file or folder, and where it is named: "file:line" and the dotted key."""
+
+    place: str
+    key: str
+    path: Path
+
+
 class Target(Frozen):
     """One artifact to be built. Fields are the tables of the TOML file; `name` is the file's own."""
 
@@ -106,11 +115,23 @@ class Target(Frozen):
     verify: Verify = Field(Verify(), description="the round trip that proves the artifact")
     publish: Publish = Field(Publish(), description="where to publish")
     _origin: Origin | None = PrivateAttr(None)
+    _paths: tuple[NamedPath, ...] = PrivateAttr(())
 
     @property
     def origin(self) -> Origin:
         """How the checkpoint that is compiled comes about, other targets included."""
         return self._origin or self._own_origin({})
+
+    @property
+    def paths(self) -> tuple[NamedPath, ...]:
+        """All files and folders that a build reads; none of a target that was not read from a file."""
+        return self._paths
+
+    def with_paths(self, paths: Iterable[NamedPath]) -> Target:
+        """This target, with these `paths`."""
+        changed = self.model_copy()
+        changed._paths = tuple(paths)
+        return changed
 
     def built_on(self, bases: Mapping[str, Target]) -> Target:
         """This target, once those that it names as `target` are known, by their paths."""
@@ -167,8 +188,8 @@ class Target(Frozen):
     def _is_a_folder_name(cls, name: str) -> str:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or name.endswith(".failed"):
             raise ValueError(
-                f"{name!r} would be the artifact's folder, whose name is made of a to z, A to Z, 0 to 9, '.', '_' and "
-                "'-' and does not end in '.failed': rename the file"
+                f"{name!r} would be the artifact's folder, whose name begins with one of a to z, A to Z, 0 to 9, goes "
+                "on with these and '.', '_', '-', and does not end in '.failed': rename the file"
             )
         return name
 

@@ -104,12 +104,30 @@ def test_a_pinned_digest_refuses_a_resealed_artifact(sealed):
         artifact.open_artifact(sealed, digest)
 
 
-def test_evidence_of_other_bytes_does_not_count(sealed):
+def test_a_manifest_that_was_edited_since_it_was_verified_is_refused(sealed):
     opened = artifact.open_artifact(sealed)
-    (sealed / "verification.json").write_text(json.dumps({"manifest": opened.digest, "passed": True}))
-    assert opened.evidence == {"manifest": opened.digest, "passed": True}
-    (sealed / "verification.json").write_text(json.dumps({"manifest": "0" * 64, "passed": True}))
     assert opened.evidence is None
+    (sealed / "verification.json").write_text(json.dumps({"manifest": opened.digest, "passed": True}))
+    assert artifact.open_artifact(sealed).evidence == {"manifest": opened.digest, "passed": True}
+    manifest = (sealed / "manifest.json").read_text(encoding="utf-8")
+    (sealed / "manifest.json").write_text(manifest.replace('"cpu"', '"cuda"'), encoding="utf-8")
+    with pytest.raises(UntrustedInput, match=f"changed since it was verified: .* speaks of {opened.digest}"):
+        artifact.open_artifact(sealed)
+    (sealed / "verification.json").unlink()  # as the message says, for who trusts the manifest
+    assert artifact.open_artifact(sealed).manifest.runtime["device"] == "cuda"
+
+
+@pytest.mark.parametrize("evidence", ["", "{", "[]", "{}", '{"manifest": 3}', "\xff"])
+def test_damaged_evidence_is_no_evidence_and_hinders_no_load(sealed, evidence):
+    (sealed / "verification.json").write_text(evidence, encoding="latin-1")
+    with pytest.raises(UntrustedInput, match=r"verification\.json: damaged"):
+        artifact.open_artifact(sealed).evidence  # noqa: B018 - looking is what fails
+
+
+@pytest.mark.parametrize("digest", ["", "abc", "g" * 64, "0" * 63])
+def test_a_digest_that_is_none_is_told_apart_from_another_artifact(sealed, digest):
+    with pytest.raises(BadTarget, match="not a SHA-256"):
+        artifact.open_artifact(sealed, digest)
 
 
 @pytest.mark.parametrize(

@@ -587,7 +587,7 @@ def test_a_data_set_that_the_hub_does_not_have_or_give(hub: Hub, tmp_path: Path)
         'Unknown split "test"': {"source": "qa/MyJson", "split": "test"},
         "'train[:9]' is no name of a split": {"source": "qa/MyJson", "split": "train[:9]"},
         "is a gated dataset": {"source": "qa/gated"},
-        "'a/b/c' is no id": {"source": "a/b/c"},
+        "no data set on the Hub has the id 'a/b/c'": {"source": "a/b/c"},
         "'x y' is no revision": {"source": "qa/MyJson", "revision": "x y"},
         "'taken' is taken as the id": {"source": "taken"},
     }

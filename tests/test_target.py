@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from qabuild.backends import BACKENDS
 from qabuild.errors import BadTarget, QABuildError
+from qabuild.looking import require_paths
 from qabuild.reading import load
-from qabuild.target import Target, json_schema
+from qabuild.target import Target, Verify, json_schema
 
 MINIMAL = """\
 [checkpoint]
@@ -24,6 +25,8 @@ model = "sample"
 [backend]
 name = "eager"
 """
+
+DESCRIBED_SAMPLES = str(Verify.model_fields["samples"].description)
 
 OURS = sorted(Path(__file__).parents[1].glob("targets/*.toml"))
 
@@ -112,6 +115,50 @@ def test_all_mistakes_of_a_file_are_told_at_once_with_line_key_and_what_is_accep
 )
 def test_what_is_wrong_is_said(write, text, expected):
     assert expected in complaint(write(text))
+
+
+def test_mistakes_are_told_in_the_order_of_the_file_and_in_its_words(write):
+    path = write(
+        "[verify]\nsamples = 'many'\nbatch_size = 0\n[checkpoint]\nmodel = 3\n[backend]\nname = 'onxruntime'\n"
+        "levle = 1\n[runtime]\ndtype = 'fp8'\n"
+    )
+    heading, *lines = complaint(path).splitlines()
+    assert heading.endswith("6 mistakes")
+    assert [line.split(": ")[0].strip() for line in lines] == [f"{path}:{number}" for number in (2, 3, 5, 7, 8, 10)]
+    assert lines[0].endswith("given 'many'; accepted: a whole number: " + DESCRIBED_SAMPLES)
+    assert "backend.levle: unknown key; perhaps you meant 'level'" in lines[4]
+    assert "Input should" not in "".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("tables", "place"),
+    [
+        ("[backend]\nname = 'openvino'\nrest = 'bf16'\n", "5: backend.rest = 'bf16'"),
+        ("[backend]\nname = 'onnxruntime'\n[runtime]\ndtype = 'bf16'\n", "6: runtime.dtype = 'bf16'"),
+        ("[backend]\nname = 'deepspeed'\ntensor_parallel = 2\n", "5: backend.tensor_parallel"),
+    ],
+)
+def test_keys_that_do_not_go_together_are_told_with_their_line(write, tables, place):
+    path = write("[checkpoint]\nmodel = 'sample'\n" + tables)
+    assert complaint(path).startswith(f"{path}:{place}")
+
+
+def test_all_paths_that_lead_nowhere_are_told_at_once(write):
+    base = write("[checkpoint]\nmodel = './gone'\n[backend]\nname = 'eager'\n", "base/x.toml")
+    path = write(
+        "[checkpoint]\ntarget = './base/x.toml'\n[backend]\nname = 'openvino'\ncalibration = './gone.json'\n"
+        "[runtime]\ndtype = 'int8'\n[verify]\ndataset = './gone.json.gz'\n",
+        "y.toml",
+    )
+    with pytest.raises(BadTarget) as caught:
+        require_paths(load(path, ["verify.dataset=~/gone.json"]))
+    told = str(caught.value).splitlines()
+    assert told[0] == "y: 3 paths lead nowhere"
+    assert told[1] == f"  {base}:2: checkpoint.model: {base.parent / 'gone'}: no such file or folder"
+    assert told[2] == f"  {path}:5: backend.calibration: {path.parent / 'gone.json'}: no such file or folder"
+    assert told[3] == f"  --set: verify.dataset: {Path.home() / 'gone.json'}: no such file or folder"
+    with pytest.raises(BadTarget, match=f"{base}:2: checkpoint.model: .*gone: no such file or folder"):
+        require_paths(load(path, ["runtime.dtype=fp32", "verify.dataset=sample"]))  # fp32 reads no calibration
 
 
 def test_a_target_builds_on_the_checkpoint_of_another(write):
@@ -228,16 +275,17 @@ def test_overrides(write, monkeypatch, tmp_path):
 def test_no_value_of_any_table_gives_anything_but_a_target_or_a_clear_error(value, table):
     from pydantic import ValidationError
 
-    from qabuild.mistakes import explain
+    from qabuild.mistakes import Places, explain
     from qabuild.reading import File
 
+    path = Path("x.toml")
     content = {"checkpoint": {"model": "sample"}, "backend": {"name": "eager"}, table: value, "name": "x"}
     try:
         Target.model_validate(content)
         return
     except ValidationError as caught:
         error = caught
-    assert table in explain(error, [File(Path("x.toml"), "", {})], [])
+    assert table in explain(error, path, Places([File(path, "", {})], []))
 
 
 @given(st.binary(max_size=200))

@@ -79,19 +79,27 @@ def check(config: Mapping[str, Any], options: Options, runtime: Runtime) -> None
     """Raise BadTarget for kernel injection or tensor parallelism off the GPU, int8, and unsupported architectures."""
     if runtime.dtype == "int8":
         raise BadTarget(
-            "runtime.dtype = 'int8' needs backend.name = 'onnxruntime'", "use fp32, bf16 or fp16 with deepspeed"
+            "runtime.dtype = 'int8': DeepSpeed quantises nothing here",
+            "use fp32, bf16 or fp16, or one of the backends onnxruntime and openvino",
+            key="runtime.dtype",
         )
     if runtime.device == "cpu" and runtime.dtype == "fp16":
-        raise BadTarget("runtime.dtype = 'fp16' is not supported by DeepSpeed on the CPU", "set it to fp32 or bf16")
+        raise BadTarget(
+            "runtime.dtype = 'fp16' is not supported by DeepSpeed on the CPU",
+            "set it to fp32 or bf16",
+            key="runtime.dtype",
+        )
     if runtime.device == "cpu" and options.tensor_parallel > 1:
         raise BadTarget(
             "backend.tensor_parallel shares a model among GPUs, and runtime.device is cpu",
             "leave backend.tensor_parallel out, or set runtime.device = 'cuda'",
+            key="backend.tensor_parallel",
         )
     if runtime.device == "cpu" and options.replace_with_kernel_inject:
         raise BadTarget(
             "backend.replace_with_kernel_inject = true needs a GPU: DeepSpeed has no such kernels for the CPU",
             "set backend.replace_with_kernel_inject = false, or runtime.device = 'cuda'",
+            key="backend.replace_with_kernel_inject",
         )
     check_architecture("deepspeed", config)
     if options.replace_with_kernel_inject and config and config.get("model_type") not in KERNEL_INJECTION:

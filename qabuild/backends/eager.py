@@ -53,8 +53,9 @@ def check(config: Mapping[str, Any], options: Options, runtime: Runtime) -> None
     """Raise BadTarget for int8, and for an architecture that is not an encoder."""
     if runtime.dtype == "int8":
         raise BadTarget(
-            "runtime.dtype = 'int8' needs backend.name = 'onnxruntime': eager PyTorch quantises nothing",
-            "use fp32, bf16 or fp16 here",
+            "runtime.dtype = 'int8': eager PyTorch quantises nothing",
+            "use fp32, bf16 or fp16, or one of the backends onnxruntime and openvino",
+            key="runtime.dtype",
         )
     check_architecture("eager", config)
 

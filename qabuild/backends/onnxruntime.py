@@ -58,21 +58,28 @@ PACKAGES = ("torch", "transformers", "optimum", "optimum-onnx", "onnx", "onnxrun
 def check(config: Mapping[str, Any], options: Options, runtime: Runtime) -> None:
     """Raise BadTarget for a dtype, provider, level or architecture that this backend cannot combine."""
     if runtime.dtype == "bf16":
-        raise BadTarget("backend onnxruntime has no bf16", "set runtime.dtype to fp32, fp16 or int8")
+        raise BadTarget(
+            "runtime.dtype = 'bf16' is not supported by ONNX Runtime's kernels",
+            "set it to fp32, fp16 or int8",
+            key="runtime.dtype",
+        )
     if runtime.dtype == "fp16" and runtime.device == "cpu" and not options.allow_fp16_on_cpu:
         raise BadTarget(
             "runtime.dtype = 'fp16' is slower than fp32 on ONNX Runtime's CPU provider",
             "set runtime.dtype to fp32 or int8, or insist with backend.allow_fp16_on_cpu = true",
+            key="runtime.dtype",
         )
     if runtime.dtype == "int8" and runtime.device != "cpu":
         raise BadTarget(
             "runtime.dtype = 'int8' is dynamic quantisation, which runs on the CPU only",
             "set runtime.device to cpu, or runtime.dtype to fp16",
+            key="runtime.dtype",
         )
     if options.provider and DEVICE[options.provider] != runtime.device:
         raise BadTarget(
             f"backend.provider = {options.provider!r} does not run on runtime.device = {runtime.device!r}",
             f"leave backend.provider out, or set runtime.device to {DEVICE[options.provider]}",
+            key="backend.provider",
         )
     check_architecture(ORT, config)
     if options.level > 0:

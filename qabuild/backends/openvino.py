@@ -103,15 +103,21 @@ def check(config: Mapping[str, Any], options: Options, runtime: Runtime) -> None
     """Raise BadTarget for a device, a dtype or an architecture that is not supported."""
     if runtime.device != "cpu":
         raise BadTarget(
-            f"backend openvino is for the CPU, and runtime.device is {runtime.device!r}",
+            f"runtime.device = {runtime.device!r}: the backend openvino is for the CPU",
             "set runtime.device to cpu, or take the backend onnxruntime or torchscript",
+            key="runtime.device",
         )
     if runtime.dtype == "fp16":
-        raise BadTarget("backend openvino has no fp16 on the CPU", "set runtime.dtype to fp32, bf16 or int8")
+        raise BadTarget(
+            "runtime.dtype = 'fp16' is not supported by OpenVINO on the CPU",
+            "set it to fp32, bf16 or int8",
+            key="runtime.dtype",
+        )
     if runtime.dtype != "int8" and options.rest != "fp32":
         raise BadTarget(
             f"backend.rest = {options.rest!r} is for what int8 leaves, and runtime.dtype is {runtime.dtype!r}",
             "leave backend.rest out, or set runtime.dtype to int8",
+            key="backend.rest",
         )
     check_architecture(OPENVINO, config)
 

@@ -70,8 +70,9 @@ def check(config: Mapping[str, Any], options: Options, runtime: Runtime) -> None
     """Raise BadTarget for int8, and for an architecture that cannot be traced."""
     if runtime.dtype == "int8":
         raise BadTarget(
-            "runtime.dtype = 'int8' needs backend.name = 'onnxruntime': a trace quantises nothing",
-            "use fp32, bf16 or fp16 here",
+            "runtime.dtype = 'int8': a trace quantises nothing",
+            "use fp32, bf16 or fp16, or one of the backends onnxruntime and openvino",
+            key="runtime.dtype",
         )
     check_architecture(TRACED, config)
 

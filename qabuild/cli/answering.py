@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 
 import click
 
+from qabuild.cli.options import common
 from qabuild.console import Console
 from qabuild.errors import UntrustedInput
 
@@ -18,8 +20,7 @@ from qabuild.errors import UntrustedInput
 @click.option("--digest", metavar="SHA256", help="What the manifest's own digest must be.")
 @click.option("--top-k", type=click.IntRange(1), default=1, show_default=True, help="Answers to each question.")
 @click.option("--no-answer", is_flag=True, help="Let the empty answer compete.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress, no remarks.")
-@click.option("-v", "--verbose", is_flag=True, help="Tracebacks with every error.")
+@common
 def answer(
     artifact: str,
     questions: str,
@@ -28,8 +29,7 @@ def answer(
     digest: str | None,
     top_k: int,
     no_answer: bool,
-    quiet: bool,
-    verbose: bool,
+    console: Console,
 ) -> None:
     """Answer a file of QUESTIONS with ARTIFACT, a folder or a repository on the Hub (owner/name).
 
@@ -40,8 +40,12 @@ def answer(
     from qabuild import loading
     from qabuild.bulk import answer_file, require_place
     from qabuild.pipeline import QuestionAnsweringPipeline
+    from qabuild.rows import is_pipe
 
-    console = Console(quiet=quiet, verbose=verbose)
+    if console.json and is_pipe(output):
+        raise click.UsageError(
+            "--json tells on stdout what was done, and the answers go there too; name a file with -o"
+        )
     require_place(questions, output)
     opened = loading.find(artifact, revision=revision, digest=digest)
     summary = answer_file(
@@ -53,5 +57,7 @@ def answer(
         reporter=console,
     )
     console.say(f"{summary.answered} answered, {summary.bad} without an answer, {summary.resumed} from an earlier run")
+    if console.json:
+        console.result({"answers": output, "manifest": opened.digest, **asdict(summary)}, lambda: None)
     if summary.bad:
         sys.exit(UntrustedInput.exit_status)

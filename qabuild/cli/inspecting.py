@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qabuild.cli.options import AGES, SIZES, Quantity, common
-from qabuild.cli.units import megabytes
+from qabuild.cli.units import size_of
 from qabuild.console import Console, emit, table
 from qabuild.errors import BadTarget, UntrustedInput
 
@@ -76,6 +77,7 @@ def cache_verify(console: Console) -> None:
 @common
 def targets(folder: Path | None, console: Console) -> None:
     """List the targets in FOLDER (./targets, or here), with what each makes."""
+    from qabuild.hub import is_path
     from qabuild.reading import load
 
     folder = folder or (Path("targets") if Path("targets").is_dir() else Path())
@@ -92,7 +94,10 @@ def targets(folder: Path | None, console: Console) -> None:
             documents.append({"target": str(file), "error": error.message})
             continue
         made = f"{target.runtime.device} {target.runtime.dtype}"
-        rows.append([str(file), target.checkpoint.model, target.backend.name, made, target.description])
+        model = target.checkpoint.model
+        if is_path(model):
+            model = os.path.relpath(model)
+        rows.append([str(file), model, target.backend.name, made, target.description])
         documents.append({"target": str(file), **target.model_dump(mode="json")})
     console.result(documents, lambda: table(["target", "checkpoint", "backend", "runtime", "what it makes"], rows))
 
@@ -110,7 +115,7 @@ def doctor(targets: Sequence[Path], console: Console) -> None:
     found = report(read)
 
     def show() -> None:
-        table(["", "found", ""], [[f["subject"], f["found"], f["note"]] for f in found["machine"]])
+        table(["part", "found", "remark"], [[f["subject"], f["found"], f["note"]] for f in found["machine"]])
         table(["backend", "here"], [[name, "; ".join(lacks) or "ready"] for name, lacks in found["backends"].items()])
         rows = [[t["target"], "; ".join(t["missing"]) or t["slow"] or "ready"] for t in found["targets"]]
         if rows:
@@ -135,9 +140,11 @@ def _kept_document(kept: Kept) -> dict[str, Any]:
 
 def _kept_rows(everything: Sequence[Kept]) -> list[list[str]]:
     """The longest unused first, and a last row that sums up."""
-    rows = [[k.key[:12], k.step, k.what, megabytes(k.size), _days(k.age)] for k in everything]
-    return [*rows, [f"{len(rows)} results", "", "", megabytes(sum(k.size for k in everything)), ""]]
+    rows = [[k.key[:12], k.step, k.what, size_of(k.size), _days(k.age)] for k in everything]
+    return [*rows, [f"{len(rows)} results", "", "", size_of(sum(k.size for k in everything)), ""]]
 
 
 def _days(seconds: float) -> str:
+    if seconds < 3600:
+        return f"{seconds / 60:.0f} minutes"
     return f"{seconds / 86400:.1f} days" if seconds >= 86400 else f"{seconds / 3600:.1f} hours"

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from qabuild import reference, verification
-from qabuild.artifact import EVIDENCE, Artifact, open_artifact
+from qabuild.artifact import Artifact, open_artifact
 from qabuild.comparing.comparison import Failure
 from qabuild.data import QuestionSet
 from qabuild.errors import BadTarget, MissingEnvironment, QABuildError, UntrustedInput
-from qabuild.evidence import Verification
+from qabuild.evidence import Verification, evidence_of
 from qabuild.reference import Reference
 
 SHOWN = 16  # digits of a fingerprint in a message
@@ -43,10 +43,10 @@ class Contestant:
 
 
 def find(paths: Sequence[str | Path], output: Path) -> tuple[list[Contestant], list[Failure]]:
-    """The contestants among artifacts and targets, and those whose files cannot be trusted.
+    """The contestants among artifacts and targets, and those that are not there, not verified or damaged.
 
-    Raises BadTarget where one is not there, has not been verified, or was verified on other data than the first; and
-    what is wrong with the first where none is left.
+    Raises BadTarget for a bad target and where one was verified on other data than the first; and what is wrong with
+    the first where none is left.
     """
     if not paths:
         raise BadTarget("nothing to compare", "name artifacts, as in `qabuild compare artifacts/*`")
@@ -54,10 +54,13 @@ def find(paths: Sequence[str | Path], output: Path) -> tuple[list[Contestant], l
     failures: list[Failure] = []
     errors: list[QABuildError] = []
     folders = [_located(Path(path), output) for path in paths]
-    for (folder, dataset), name in zip(folders, _names([folder for folder, _ in folders]), strict=True):
+    names = _names([folder for folder, _ in folders])
+    for path, (folder, dataset), name in zip(paths, folders, names, strict=True):
         try:
+            if folder != Path(path) and not folder.exists():
+                raise BadTarget(f"{path}: {folder} was not built yet", f"build it first: qabuild {path}")
             found.append(_contestant(name, folder, dataset))
-        except (UntrustedInput, MissingEnvironment) as error:
+        except (BadTarget, UntrustedInput, MissingEnvironment) as error:
             errors.append(error)
             failures.append(Failure.of(name, folder, error))
     if not found:
@@ -92,10 +95,7 @@ def _located(path: Path, output: Path) -> tuple[Path, str | None]:
     from qabuild.reading import load
 
     target = load(path)
-    folder = output / target.name
-    if not folder.exists():
-        raise BadTarget(f"{path}: {folder} was not built yet", f"build it first: qabuild {path}")
-    return folder, target.verify.dataset
+    return output / target.name, target.verify.dataset
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
@@ -111,12 +111,9 @@ def _names(folders: Sequence[Path]) -> list[str]:
 
 def _contestant(name: str, folder: Path, dataset: str | None) -> Contestant:
     artifact = open_artifact(folder)
-    if (evidence := artifact.evidence) is None:
+    verified = evidence_of(artifact)
+    if verified is None:
         raise BadTarget(f"{folder}: was not verified", f"verify it first: qabuild verify {folder}")
-    try:
-        verified = Verification.from_dict(evidence)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UntrustedInput(f"{folder / EVIDENCE}: damaged: {error}", "verify the artifact again") from None
     sealed = reference.read(folder / reference.FOLDER)
     return Contestant(name=name, artifact=artifact, verification=verified, reference=sealed, dataset=dataset)
 
