@@ -124,9 +124,7 @@ class _Run:
         tally = _Tally()
         with _partial(path, self._digest(answered_by)) as (partial, name):
             for record in _kept(partial):
-                tally.add(record, resumed=True)
-                if "error" in record:
-                    self.reporter.say(f"{self.source}: {record['error']}")
+                self._count(tally, record, resumed=True)
             if tally.rows:
                 self.reporter.say(f"going on after {tally.rows} rows that an earlier run has done")
             try:
@@ -158,14 +156,17 @@ class _Run:
             told, when = 0, 0.0
             for count, (row, result) in enumerate(_answered(self.pipeline, left, self.parameters), done + 1):
                 record = _record(row, result, self.parameters)
-                if "error" in record:
-                    self.reporter.say(f"{self.source}: {record['error']}")
-                tally.add(record)
+                self._count(tally, record)
                 if time.monotonic() - when > PROGRESS_SECONDS:
                     advance(count - told)
                     told, when = count, time.monotonic()
                 yield record
             advance(tally.rows - told)
+
+    def _count(self, tally: _Tally, record: Record, resumed: bool = False) -> None:
+        tally.add(record, resumed)
+        if "error" in record:
+            self.reporter.say(f"{self.source}: {record['error']}")
 
     def _digest(self, answered_by: str) -> str | None:
         """What makes two runs the same; None where there can be no second."""

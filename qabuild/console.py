@@ -97,14 +97,10 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    if sys.stdout.isatty() and _is_too_wide(columns, rows, _rich(sys.stdout, sys.stdout).width):
-        name = max(map(len, columns))
-        emit(
-            "\n\n".join(
-                "\n".join(f"{column:{name}}  {cell}".strip() for column, cell in zip(columns, row, strict=True) if cell)
-                for row in rows
-            )
-        )
+    drawn = io.StringIO()
+    console = _rich(sys.stdout, drawn)
+    if _is_too_wide(columns, rows, console.width):
+        emit("\n\n".join(_record(columns, row) for row in rows))
         return
     unicode = (sys.stdout.encoding or "utf-8").lower().startswith("utf")
     shown = Table(box=box.SIMPLE_HEAD if unicode else box.ASCII, pad_edge=False)
@@ -114,9 +110,13 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         shown.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         shown.add_row(*(Text(cell) for cell in row))
-    drawn = io.StringIO()
-    _rich(sys.stdout, drawn).print(shown)
+    console.print(shown)
     emit("\n".join(line.rstrip() for line in drawn.getvalue().splitlines() if line.strip()))
+
+
+def _record(columns: Sequence[str], row: Sequence[str]) -> str:
+    name = max(map(len, columns))
+    return "\n".join(f"{column:{name}}  {cell}" for column, cell in zip(columns, row, strict=True) if cell)
 
 
 def _is_too_wide(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> bool:

@@ -13,7 +13,6 @@ from qabuild import artifact as artifacts
 from qabuild import data, hub, plan, reference, serving, squad, verification
 from qabuild.artifact import Artifact
 from qabuild.backends import calibration
-from qabuild.backends.calibration import Calibrated
 from qabuild.checkpoint import Checkpoint, load_model, load_tokenizer
 from qabuild.compiling import compile_apart
 from qabuild.console import Reporter
@@ -102,12 +101,12 @@ class Executor:
         What is wrong with any of these questions is told here too, and all that compiling reads is fetched: it has no
         network.
         """
-        target, options = made.target, made.target.backend
+        target = made.target
         asked = self._questions(target).questions
         for stage in made.stages:
             learnt = examples.questions_of(stage.trained.train, offline=self.offline)
             data.refuse_asked("train.dataset", learnt.questions, asked)
-        if isinstance(options, Calibrated) and options.calibrates(target.runtime):
+        if options := target.calibrated:
             drawn = calibration.draw(options, calibration.questions(options, offline=self.offline))
             data.refuse_asked("backend.calibration", drawn.questions, asked)
 

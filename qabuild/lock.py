@@ -19,7 +19,7 @@ from pydantic import Field, ValidationError
 
 from qabuild import hub
 from qabuild.backends import Frozen
-from qabuild.backends.calibration import Calibrated, Source
+from qabuild.backends.calibration import Source
 from qabuild.errors import BadTarget
 from qabuild.looking import require_paths
 from qabuild.origin import CheckpointSource, Train, Trained, pinned, sources, trainings
@@ -185,8 +185,7 @@ def _learning_pins(target: Target, lock: Lock | None) -> _LearningPins:
 
 def _calibration(target: Target) -> Source | None:
     """The data set that compiling `target` is calibrated on."""
-    options = target.backend
-    return options.source if isinstance(options, Calibrated) and options.calibrates(target.runtime) else None
+    return target.calibrated.source if target.calibrated else None
 
 
 def _pin_of(asked: Train | Source, lock: Lock | None) -> DataPin | None:

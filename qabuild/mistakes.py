@@ -27,13 +27,16 @@ class Place(NamedTuple):
     shown: str
 
 
+_OVERRIDDEN = Place(-1, 0, "--set")
+
+
 class Places:
     """Where the keys of a target stand: in its file or one that it extends, or in `--set`."""
 
     def __init__(self, files: Sequence[File], overrides: Sequence[str]) -> None:
         self._unknown = Place(0, 0, str(files[0].path))
         self._overridden = [tuple(override.split("=")[0].strip().split(".")) for override in overrides]
-        self._found: dict[KeyPath, Place] = {key: Place(-1, 0, "--set") for key in self._overridden}
+        self._found: dict[KeyPath, Place] = dict.fromkeys(self._overridden, _OVERRIDDEN)
         for number, file in enumerate(files):
             for key, line in file.lines.items():
                 self._found.setdefault(key, Place(number, line, f"{file.path}:{line}"))
@@ -45,7 +48,7 @@ class Places:
         """
         overridden = any(other[: len(key)] == key for other in self._overridden)
         if overridden and (as_a_whole or key not in self._found):
-            return Place(-1, 0, "--set")
+            return _OVERRIDDEN
         tables = (key[:length] for length in range(len(key), 0, -1))
         return next((self._found[table] for table in tables if table in self._found), self._unknown)
 

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, get_args
 from qabuild import artifact as artifacts
 from qabuild import machine, reference, roundtrip
 from qabuild.backends import BACKENDS, backend, calibration
-from qabuild.backends.calibration import Calibrated
 from qabuild.hub import is_path
 from qabuild.looking import Look, require_paths
 from qabuild.origin import Autocast, Trained, trainings
@@ -146,7 +145,7 @@ def gather(target: Target, results: Store, name: str, *, fetch: bool, offline: b
         checkpoint=checkpoint,
         stages=tuple(map(look.stage, trainings(target.origin))),
         data=look.data(target.verify, "verify.dataset"),
-        calibration=look.data(target.backend.source, "backend.calibration") if _calibrates(target) else None,
+        calibration=look.data(target.calibrated.source, "backend.calibration") if target.calibrated else None,
         versions=machine.versions({*roundtrip.PACKAGES, *module.PACKAGES}),
         code=code,
         machine=here,
@@ -188,10 +187,6 @@ def history_name(target: Target, output: Path) -> str:
 # --- facts ----------------------------------------------------------------------------------------------------------
 
 
-def _calibrates(target: Target) -> bool:
-    return isinstance(target.backend, Calibrated) and target.backend.calibrates(target.runtime)
-
-
 def _code() -> dict[str, str]:
     """The version of a step's own code is the code: no number that someone could forget to raise."""
     here = Path(__file__).parent
@@ -208,12 +203,12 @@ def _inputs(target: Target, facts: Facts) -> dict[str, Inputs]:
     compiling = {
         "checkpoint": checkpoint,
         **_flat("backend", calibration.sealed(target.backend)),
-        **({"calibration": facts.calibration} if _calibrates(target) else {}),
+        **({"calibration": facts.calibration} if target.calibrated else {}),
         **_flat("runtime", target.runtime.model_dump(mode="json")),
         **_packages(facts.versions, {*reference.PACKAGES, *backend_packages}),
         **_kernels(target, facts),
         "code": _code_of(
-            facts.code, CODE["compile"] + (CODE["calibration"] if _calibrates(target) else ()), target.backend.name
+            facts.code, CODE["compile"] + (CODE["calibration"] if target.calibrated else ()), target.backend.name
         ),
     }
     asking = {

@@ -19,7 +19,6 @@ from pydantic import ValidationError
 
 from qabuild import mistakes
 from qabuild.backends import backend
-from qabuild.backends.calibration import Calibrated
 from qabuild.errors import BadTarget
 from qabuild.hub import is_path
 from qabuild.mistakes import KeyPath, Places
@@ -86,8 +85,8 @@ def _paths(target: Target, places: Places) -> Iterator[NamedPath]:
         value: Any = target
         for name in key:
             value = getattr(value, name, None)
-        idle = isinstance(target.backend, Calibrated) and not target.backend.calibrates(target.runtime)
-        if value and is_path(value) and key[-1] != "target" and not (idle and key[0] == "backend"):
+        read = target.calibrated if key[0] == "backend" else key[-1] != "target"
+        if read and value and is_path(value):
             yield NamedPath(places.of(key).shown, ".".join(key), Path(value))
 
 

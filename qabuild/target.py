@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Union
 from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_validator
 
 from qabuild.backends import BACKENDS, Dtype, Frozen, Runtime, backend
+from qabuild.backends.calibration import Calibrated
 from qabuild.origin import CheckpointSource, Distill, Origin, Train, Trained
 
 if TYPE_CHECKING:
@@ -121,6 +122,12 @@ class Target(Frozen):
     def origin(self) -> Origin:
         """How the checkpoint that is compiled comes about, other targets included."""
         return self._origin or self._own_origin({})
+
+    @property
+    def calibrated(self) -> Calibrated | None:
+        """The backend's options, where compiling reads questions that they name."""
+        options = self.backend
+        return options if isinstance(options, Calibrated) and options.calibrates(self.runtime) else None
 
     @property
     def paths(self) -> tuple[NamedPath, ...]:

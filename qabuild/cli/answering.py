@@ -43,9 +43,7 @@ def answer(
     from qabuild.rows import is_pipe
 
     if console.json and is_pipe(output):
-        raise click.UsageError(
-            "--json tells on stdout what was done, and the answers go there too; name a file with -o"
-        )
+        raise click.UsageError("--json tells on stdout what was done, where the answers go: name a file with -o")
     require_place(questions, output)
     opened = loading.find(artifact, revision=revision, digest=digest)
     summary = answer_file(
