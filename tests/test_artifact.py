@@ -120,8 +120,9 @@ def test_a_manifest_that_was_edited_since_it_was_verified_is_refused(sealed):
 @pytest.mark.parametrize("evidence", ["", "{", "[]", "{}", '{"manifest": 3}', "\xff"])
 def test_damaged_evidence_is_no_evidence_and_hinders_no_load(sealed, evidence):
     (sealed / "verification.json").write_text(evidence, encoding="latin-1")
+    opened = artifact.open_artifact(sealed)
     with pytest.raises(UntrustedInput, match=r"verification\.json: damaged"):
-        artifact.open_artifact(sealed).evidence  # noqa: B018 - looking is what fails
+        opened.evidence  # noqa: B018 - looking is what fails
 
 
 @pytest.mark.parametrize("digest", ["", "abc", "g" * 64, "0" * 63])

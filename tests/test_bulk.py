@@ -515,6 +515,25 @@ def test_only_the_same_run_is_resumed(tmp_path: Path) -> None:
     assert answer_file(FirstWord(), questions, answers).resumed == 0
 
 
+def test_an_interruption_says_what_is_kept_and_the_next_run_tells_bad_rows_again(tmp_path: Path) -> None:
+    questions = write_jsonl(tmp_path / "q.jsonl", ["{", *rows(9)])
+    answers, heard = tmp_path / "a.jsonl", Heard()
+
+    def interrupt(question: str) -> None:
+        if question == "What is 7?":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        answer_file(FirstWord(answering=interrupt), questions, answers, reporter=heard)
+    (partial,) = tmp_path.glob("*.partial")
+    kept = len(read_jsonl(partial))
+    assert kept > 1
+    assert heard.said[-1] == f"{kept} rows are kept in {partial}; the same command goes on after them"
+    assert answer_file(FirstWord(), questions, answers, reporter=(again := Heard())).resumed == kept
+    assert again.said[0] == heard.said[0]
+    assert "line 1 is not JSON" in again.said[0]
+
+
 def test_a_finished_file_is_replaced_by_the_next_run(tmp_path: Path) -> None:
     questions, answers = write_jsonl(tmp_path / "q.jsonl", rows(3)), tmp_path / "a.jsonl"
     answers.write_text("answers of another model\n")

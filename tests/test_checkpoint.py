@@ -224,6 +224,9 @@ def test_a_folder_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(BadTarget, match="'taken' is taken as the id") as caught:
         resolve("taken")
     assert "./taken" in (caught.value.hint or "")
+    for mistyped in ("sampel", "smaple", "Sample"):
+        with pytest.raises(BadTarget, match=f"'{mistyped}'; perhaps you meant 'sample'"):
+            resolve(mistyped)
     with pytest.raises(BadTarget, match="no checkpoint on the Hub has the id 'a/b/c'"):
         resolve("a/b/c")
 

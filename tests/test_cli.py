@@ -952,6 +952,33 @@ def test_a_table_keeps_words_that_look_like_markup_and_columns_of_any_width(caps
     assert heading.index("figure") + len("figure") == len(first)
 
 
+@pytest.mark.parametrize(
+    ("width", "lines"),
+    [
+        (80, ["name       a remark                  figure", "a name     words that go on and on       1"]),
+        (50, ["name       a remark                  figure", "a name     words that go on and on       1"]),
+        (
+            40,
+            [
+                "name      a name",
+                "a remark  words that go on and on",
+                "figure    1",
+                "name      another",
+                "figure    2.5",
+            ],
+        ),
+    ],
+)
+def test_a_table_that_a_terminal_is_too_narrow_for_becomes_records(capsys, monkeypatch, width, lines):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    for name, value in {"COLUMNS": str(width), "NO_COLOR": "1", "TERM": "xterm"}.items():
+        monkeypatch.setenv(name, value)
+    console.table(["name", "a remark", "figure"], [["a name", "words that go on and on", "1"], ["another", "", "2.5"]])
+    shown = [line.strip() for line in capsys.readouterr().out.splitlines() if line.strip(" ─")]
+    assert [" ".join(line.split()) for line in shown][: len(lines)] == [" ".join(line.split()) for line in lines]
+    assert all(len(line) <= width for line in shown)
+
+
 def test_a_result_that_cannot_be_written_is_an_error(monkeypatch, tmp_path):
     with open("/dev/full", "w") as full:
         monkeypatch.setattr(sys, "stdout", full)
@@ -1073,6 +1100,26 @@ def test_a_file_of_questions_is_answered_as_python_answers_it(built, qabuild):
     for row, answer in zip(rows, answers, strict=True):
         if row["context"]:
             assert answer["answer"] == pipeline(question=row["question"], context=row["context"])["answer"]
+
+
+def test_what_was_answered_is_told_in_json_where_stdout_holds_no_answers(built, qabuild):
+    refused = qabuild("answer", "artifacts/tiny", sample.HELDOUT, "--json")
+    assert (refused.status, refused.document["status"]) == (2, 2)
+    assert "name a file with -o" in refused.document["error"]
+    ran = qabuild("answer", "artifacts/tiny", sample.HELDOUT, "-o", "a.jsonl", "--json")
+    assert ran.status == 0
+    assert ran.document == {
+        "answers": "a.jsonl",
+        "manifest": open_artifact(Path("artifacts/tiny")).digest,
+        "rows": 135,
+        "answered": 135,
+        "bad": 0,
+        "resumed": 0,
+    }
+
+
+def test_a_mistyped_artifact_in_a_folder_that_is_here_is_not_asked_of_the_hub(built, qabuild):
+    assert_clear(qabuild("answer", "artifacts/tyni", sample.HELDOUT), 2, "artifacts/tyni: no such folder")
 
 
 def test_squads_own_file_gives_squads_predictions(built, qabuild):

@@ -370,6 +370,26 @@ def test_a_changed_byte_is_that_artifacts_failure_and_everyones_where_there_is_n
         find([copy], Path("artifacts"))
 
 
+def test_what_cannot_be_compared_is_a_failure_and_the_others_are_found(made, tmp_path):
+    folder = made("eager").parents[1]
+    (tmp_path / "unbuilt.toml").write_text((folder / "eager-40.toml").read_text(encoding="utf-8"), encoding="utf-8")
+    copies = {name: shutil.copytree(made("eager"), tmp_path / name) for name in ("unverified", "truncated")}
+    (copies["unverified"] / artifacts.EVIDENCE).unlink()
+    (copies["truncated"] / artifacts.EVIDENCE).write_text('{"manifest": ', encoding="utf-8")
+    found, failures = find(
+        [tmp_path / "gone", tmp_path / "unbuilt.toml", *copies.values(), made("eager")], tmp_path / "artifacts"
+    )
+    assert [each.name for each in found] == ["eager-40"]
+    assert [(each.name, each.status) for each in failures] == [
+        ("gone", 2),
+        ("unbuilt", 2),
+        ("unverified", 2),
+        ("truncated", 4),
+    ]
+    problems = ("no such folder", "was not built yet", "was not verified", "verification.json: damaged")
+    assert all(problem in each.error for problem, each in zip(problems, failures, strict=True))
+
+
 def test_damaged_evidence_is_refused(made, tmp_path):
     copy = resealed(made("eager"), tmp_path / "damaged", lambda evidence: evidence.pop("measurement"))
     with pytest.raises(UntrustedInput, match="damaged"):
