@@ -138,6 +138,12 @@ def test_a_build_ends_in_a_sealed_artifact_with_its_proof(finished):
     assert set(steps.values()) < finished.store.keys()
 
 
+def test_every_file_of_an_artifact_may_be_read_by_whom_a_new_file_may(finished, tmp_path):
+    (tmp_path / "new").touch()
+    modes = {path.name: path.stat().st_mode for path in finished.artifact.rglob("*") if path.is_file()}
+    assert modes == dict.fromkeys(modes, (tmp_path / "new").stat().st_mode)
+
+
 def test_a_second_build_does_nothing(workshop):
     first = snapshot(workshop.artifact)
     built = workshop.build()
