@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import qabuild
 from qabuild import artifact as artifacts
-from qabuild import doctor, lock, machine, naming, plan
+from qabuild import asked, doctor, lock, machine, naming, plan
 from qabuild.console import SILENT, Reporter
 from qabuild.errors import BadTarget, QABuildError, UntrustedInput
 from qabuild.evidence import Verification, evidence_of
@@ -70,8 +70,8 @@ def build(
         from qabuild.executor import Executor  # only now: a build with nothing to do is over before it is imported
 
         executor = Executor(results=results, name=name, offline=offline, reporter=reporter)
-        if not all(step.kept for step in made.steps if step.name != "verify"):
-            executor.refuse_learning_from_asked(made)
+        if made.reads_data:
+            asked.refuse_learnt(target, offline=offline)
         made = executor.train(made)
         with naming.staged(goal) as stage:
             artifact = executor.assemble(made, stage, {**_told(made), "qabuild": qabuild.__version__})

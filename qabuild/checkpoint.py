@@ -30,7 +30,6 @@ from qabuild.examination import (
 from qabuild.weights import PATTERNS as WEIGHT_PATTERNS
 from qabuild.weights import examine_weights, head_of, refuse_headless
 
-SAMPLE = "sample"
 _SHOWN = 5  # tensors named in a message; the rest is counted
 
 
@@ -76,13 +75,13 @@ def resolve(
 
 
 def _resolved(source: str | os.PathLike[str], revision: str | None, head: bool, offline: bool) -> Checkpoint:
-    if hub.is_path(source) or source == SAMPLE:
+    if not hub.is_id(source):
         if revision is not None:
             raise BadTarget(
                 f"revision '{revision}' is given for the checkpoint '{source}', which is not on the Hub",
                 "leave out the revision, or name a Hub id",
             )
-        return _examined(_local(source), SAMPLE if source == SAMPLE else _folder_name(source), None, head)
+        return _examined(_local(source), hub.SAMPLE if source == hub.SAMPLE else _folder_name(source), None, head)
     sha = hub.commit(str(source), revision, "model", offline=offline)
     directory = _fetched(str(source), sha, offline)
     return _examined(directory, str(source), sha, head, _left_on_hub(str(source), sha, directory, offline))
@@ -194,7 +193,7 @@ def _digest(directory: Path, names: Sequence[str]) -> str:
 
 
 def _local(source: str | os.PathLike[str]) -> Path:
-    if source == SAMPLE:
+    if source == hub.SAMPLE:
         from qabuild import sample
 
         return Path(sample.CHECKPOINT)

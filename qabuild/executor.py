@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from qabuild import artifact as artifacts
-from qabuild import data, hub, plan, reference, serving, squad, verification
+from qabuild import asked, hub, plan, reference, serving, squad, verification
 from qabuild.artifact import Artifact
 from qabuild.backends import calibration
 from qabuild.checkpoint import Checkpoint, load_model, load_tokenizer
@@ -19,8 +19,6 @@ from qabuild.console import Reporter
 from qabuild.evidence import Measurement, Verification
 from qabuild.plan import Plan, Step
 from qabuild.store import Entry, Store, key_of, place
-from qabuild.target import Target
-from qabuild.training import examples
 from qabuild.training.apart import carry_out
 from qabuild.training.request import Request
 from qabuild.training.steps import Stage, StepName
@@ -95,21 +93,6 @@ class Executor:
         verification.write(found, artifact.directory)
         return found
 
-    def refuse_learning_from_asked(self, made: Plan) -> None:
-        """Refuse to train or calibrate on what the verification asks, before any work.
-
-        What is wrong with any of these questions is told here too, and all that compiling reads is fetched: it has no
-        network.
-        """
-        target = made.target
-        asked = self._questions(target).questions
-        for stage in made.stages:
-            learnt = examples.questions_of(stage.trained.train, offline=self.offline)
-            data.refuse_asked("train.dataset", learnt.questions, asked)
-        if options := target.calibrated:
-            drawn = calibration.draw(options, calibration.questions(options, offline=self.offline))
-            data.refuse_asked("backend.calibration", drawn.questions, asked)
-
     # --- steps ------------------------------------------------------------------------------------------------------
 
     def _carry_out(self, step: Step, produce: Callable[[Path], Mapping[str, Any]]) -> Entry:
@@ -118,7 +101,7 @@ class Executor:
             if entry := self.results.find_whole(step.key):
                 self.reporter.say(f"{step.name}: kept ({reason})")
                 return entry
-            reason = "its result in the store was damaged"
+            reason = plan.DAMAGED
         expected = f", took {step.seconds:.0f} s last time" if step.seconds else ""
         self.reporter.say(f"{step.name}: {reason}{expected}")
         return self.results.make(step.name, step.inputs, produce)
@@ -160,7 +143,10 @@ class Executor:
         if made.target.distill:
             teacher = known(stage.teacher)
             answered = self._carry_out(made.step("teacher"), partial(self._refer, made, teacher))
-            golds = {question.id: question.answers for question in self._questions(made.target).questions}
+            golds = {
+                question.id: question.answers
+                for question in asked.questions(made.target, offline=self.offline).questions
+            }
             scores = squad.score(reference.read(answered.directory).answers, golds)
             record["teacher"] = {**_described(teacher), "exact_match": scores.exact_match, "f1": scores.f1}
         return record
@@ -173,7 +159,7 @@ class Executor:
 
     def _refer(self, made: Plan, checkpoint: Checkpoint, folder: Path) -> Mapping[str, Any]:
         target = made.target
-        questions = self._questions(target)
+        questions = asked.questions(target, offline=self.offline)
         described = {
             "dataset": questions.name,
             "file": hub.is_path(target.verify.dataset),
@@ -187,18 +173,6 @@ class Executor:
         tokenizer = load_tokenizer(checkpoint.directory)
         reference.make(model, tokenizer, questions, described, folder, self.reporter)
         return {}
-
-    def _questions(self, target: Target) -> data.QuestionSet:
-        """The questions that prove the artifact."""
-        return data.load(
-            target.verify.dataset,
-            revision=target.verify.revision,
-            split=target.verify.split,
-            samples=target.verify.samples,
-            seed=target.verify.seed,
-            fingerprint=target.verify.fingerprint,
-            offline=self.offline,
-        )
 
 
 def known(checkpoint: Checkpoint | None) -> Checkpoint:

@@ -13,6 +13,9 @@ from typing import Literal, NoReturn
 
 from qabuild.errors import BadTarget, QABuildError
 
+SAMPLE = "sample"
+"""Names the data and the checkpoint that qabuild embeds."""
+
 RepoType = Literal["model", "dataset", "artifact"]
 """What a repository is wanted for. An artifact lies in one for models."""
 
@@ -24,6 +27,11 @@ _KIND = {"model": "checkpoint", "dataset": "data set", "artifact": "artifact"}
 def is_path(source: str | os.PathLike[str]) -> bool:
     """Whether `source` names a file or folder: a path object, or text that begins with '/', '.' or '~'."""
     return not isinstance(source, str) or source.startswith(("/", ".", "~"))
+
+
+def is_id(source: str | os.PathLike[str]) -> bool:
+    """Whether `source` is to be looked for on the Hub: it is no path, and not "sample", which comes with qabuild."""
+    return not is_path(source) and source != SAMPLE
 
 
 def is_revision(name: str) -> bool:
@@ -149,7 +157,7 @@ def _check_names(repo_id: str, revision: str | None, repo_type: RepoType) -> Non
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
     kind = _KIND[repo_type]
-    if repo_type != "artifact" and difflib.get_close_matches(repo_id.lower(), ["sample"], cutoff=0.8):
+    if repo_type != "artifact" and difflib.get_close_matches(repo_id.lower(), [SAMPLE], cutoff=0.8):
         raise BadTarget(f"there is no {kind} '{repo_id}'; perhaps you meant 'sample'", "'sample' is the embedded one")
     try:
         validate_repo_id(repo_id)

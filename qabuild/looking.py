@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from qabuild import artifact as artifacts
 from qabuild.errors import BadTarget, QABuildError, UntrustedInput
-from qabuild.hub import commit, is_path
+from qabuild.hub import SAMPLE, commit, is_id, is_path
 from qabuild.origin import Origin, Trained
 from qabuild.sample import HELDOUT, TRAIN
-from qabuild.store import Inputs, Store, key_of
+from qabuild.store import Inputs, Store, is_whole, key_of
 from qabuild.training import steps as training
 from qabuild.training.steps import Stage
 
@@ -71,7 +71,7 @@ class Look:
     def data(self, asked: DataSource, key: str) -> str | None:
         """What identifies a data set, without reading it: the digest of a file, the commit of a Hub repository."""
         source = asked.dataset
-        if source == "sample":
+        if source == SAMPLE:
             return artifacts.sha256(TRAIN if asked.split == "train" else HELDOUT)
         if is_path(source):
             try:
@@ -96,7 +96,7 @@ class Look:
         from qabuild.checkpoint import resolve
 
         model, revision, digest = origin.model, origin.revision, origin.digest
-        if self._fetch or is_path(model) or model == "sample":
+        if self._fetch or not is_id(model):
             return resolve(model, revision, digest=digest, head=head, offline=self._offline)
         try:
             return resolve(model, revision, digest=digest, head=head, offline=True)
@@ -126,14 +126,13 @@ class Look:
         )
 
     def _result(self, trained: Trained, inputs: Inputs) -> Checkpoint | None:
-        """What the training made, if the store has it."""
+        """What the training made, if the store has it whole: its digest is what all that follows is keyed by."""
         from qabuild.checkpoint import resolve
 
         entry = self._results.find(key_of(inputs)) if training.is_known(inputs) else None
-        try:
-            return replace(resolve(entry.directory), name=trained.name) if entry else None
-        except QABuildError:  # damaged: it is made anew
+        if entry is None or not is_whole(entry):
             return None
+        return replace(resolve(entry.directory), name=trained.name)
 
     def _identity(self, origin: Origin, head: bool = True) -> str | None:
         """The digest of a checkpoint, or the key of the training that will make it."""

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from qabuild import artifact as artifacts
-from qabuild import machine, reference, roundtrip
+from qabuild import asked, machine, reference, roundtrip
 from qabuild.backends import BACKENDS, backend, calibration
 from qabuild.hub import is_path
 from qabuild.looking import Look, require_paths
 from qabuild.origin import Autocast, Trained, trainings
-from qabuild.store import Entry, Inputs, Store, key_of
+from qabuild.store import Entry, Inputs, Store, is_whole, key_of
 from qabuild.target import Target
 from qabuild.training import steps as training
 from qabuild.training.steps import Stage
@@ -31,6 +31,9 @@ STEPS = ("compile", "reference", "verify")
 """Of every target. Those of a training come before, and `teacher`, its answers, before `verify`."""
 
 UNKNOWN = "unknown until its Hub id is resolved"
+NEEDLESS = "not needed"
+GONE = "its last result is no longer in the store"
+DAMAGED = "its result in the store is damaged"
 UNKNOWN_PARTS = (
     *("checkpoint", "teacher", "logits", "search", "train.dataset"),
     *("calibration", "verify.dataset", "compile", "reference"),
@@ -78,8 +81,8 @@ class Facts:
     """What this machine lacks for the target."""
     kept: frozenset[str]
     """Keys of the results in the store."""
-    previous: Mapping[str, Entry]
-    """The results of the last build under the same name, by step."""
+    previous: Mapping[str, Entry | None]
+    """The results of the last build under the same name, by step; None for one that is no longer in the store."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +108,11 @@ class Plan:
     stages: tuple[Stage, ...]
     missing: tuple[str, ...]
     steps: tuple[Step, ...]
+
+    @property
+    def reads_data(self) -> bool:
+        """Whether questions are read before the verification: to learn from them, or for the checkpoint's answers."""
+        return not all(step.kept for step in self.steps if step.name != "verify")
 
     def step(self, name: str) -> Step:
         return next(step for step in self.steps if step.name == name)
@@ -179,6 +187,20 @@ def current(target: Target, results: Store, name: str, *, offline: bool) -> Plan
     return make(target, gather(target, results, name, fetch=True, offline=offline))
 
 
+def preview(target: Target, results: Store, name: str) -> Plan:
+    """The plan of a build that may come: nothing is fetched, made or changed.
+
+    What the store holds is held against its sums, and questions that are here and would be read are checked, so that
+    the build finds what the plan says. Raises what `gather` and, for those questions, `qabuild.asked.refuse_learnt`
+    raise.
+    """
+    made = make(target, gather(target, results, name, fetch=False))
+    made = replace(made, steps=tuple(_held(step, results) for step in made.steps))
+    if made.reads_data:
+        asked.refuse_learnt(target, offline=True, here_only=True)
+    return made
+
+
 def history_name(target: Target, output: Path) -> str:
     """Under which name the store remembers what `target` was last built from into `output`."""
     return f"{target.name}-{hashlib.sha256(os.fsencode(output.resolve())).hexdigest()[:16]}"
@@ -251,8 +273,7 @@ def _questions(target: Target, facts: Facts) -> dict[str, Any]:
         "dataset": facts.data,
         "source": f"the file {Path(verify.dataset).name}" if is_path(verify.dataset) else verify.dataset,
         "split": verify.split,
-        "samples": verify.samples,
-        "seed": verify.seed if verify.samples else None,  # it draws nothing where all are asked
+        "samples": f"{verify.samples} drawn by seed {verify.seed}" if verify.samples else "all",
     }
 
 
@@ -315,33 +336,43 @@ def _stage_steps(stage: Stage, facts: Facts, before: list[Step]) -> Iterator[Ste
     for name, inputs in stage.inputs.items():
         step = _step(f"{stage.label}{name}", inputs, facts, before)
         needless = stage.result is not None and name != "train"
-        yield replace(step, kept=True, reason="not needed") if needless else step
+        yield replace(step, kept=True, reason=NEEDLESS) if needless else step
 
 
 def _step(name: str, inputs: Inputs, facts: Facts, before: list[Step]) -> Step:
     previous = facts.previous.get(name)
     unknown = any(inputs.get(part, "") is None for part in UNKNOWN_PARTS)
     key = None if unknown else key_of(inputs)
-    kept = key in facts.kept
     return Step(
         name=name,
         key=key,
-        kept=kept,
-        reason=_reason(inputs, previous, unknown, kept, before),
+        kept=key in facts.kept,
+        reason=_reason(name, inputs, facts, key, before),
         inputs=inputs,
         seconds=previous.seconds if previous else None,
     )
 
 
-def _reason(inputs: Inputs, previous: Entry | None, unknown: bool, kept: bool, before: list[Step]) -> str:
-    if unknown:
+def _held(step: Step, results: Store) -> Step:
+    """The step, to be made anew where its result is damaged."""
+    if not (step.kept and step.key and step.inputs) or step.reason == NEEDLESS:
+        return step
+    entry = results.find(step.key)
+    return step if entry and is_whole(entry) else replace(step, kept=False, reason=DAMAGED)
+
+
+def _reason(name: str, inputs: Inputs, facts: Facts, key: str | None, before: list[Step]) -> str:
+    if key is None:
         return UNKNOWN
+    kept, previous = key in facts.kept, facts.previous.get(name)
+    if previous is None and kept:
+        return "another build made it"
     if previous is None:
-        return "another build made it" if kept else "not built before"
+        return GONE if name in facts.previous else "not built before"
     trained = any(step.name.endswith("train") for step in before)
     if changes := describe_changes(previous.inputs, inputs, {step.name for step in before[1:]}, trained):
         return "; ".join(changes) + (", and that was built before" if kept else "")
-    return "nothing changed" if kept else "its result is no longer in the store"
+    return "nothing changed" if kept else GONE
 
 
 def describe_changes(old: Inputs, new: Inputs, steps: set[str], trained: bool = False) -> list[str]:

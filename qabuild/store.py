@@ -104,13 +104,10 @@ class Store:
     def find_whole(self, key: str) -> Entry | None:
         """The result with that key, every file hashed; it counts as used. A damaged one is dropped: None."""
         entry = self.find(key)
-        try:
-            if entry and measure_files(entry.directory) == entry.files:
-                with suppress(OSError):  # of another user, or on a disk that is read-only: its age is of little matter
-                    os.utime(self.folder(key) / ENTRY)
-                return entry
-        except (OSError, UntrustedInput):
-            pass  # unreadable, or no longer plain files
+        if entry and is_whole(entry):
+            with suppress(OSError):  # of another user, or on a disk that is read-only: its age is of little matter
+                os.utime(self.folder(key) / ENTRY)
+            return entry
         self.drop(key)
         return None
 
@@ -186,14 +183,13 @@ class Store:
             path.parent.mkdir(parents=True, exist_ok=True)
             os.replace(stage / path.name, path)
 
-    def recall(self, name: str) -> dict[str, Entry]:
-        """The results that `name` was last built from, by step; those that are gone are left out."""
+    def recall(self, name: str) -> dict[str, Entry | None]:
+        """The results that `name` was last built from, by step; None for one that is gone."""
         try:
             keys = json.loads((self._base / "history" / f"{name}.json").read_text(encoding="utf-8"))
-            entries = {step: self.find(key) for step, key in keys.items()}
+            return {step: self.find(key) for step, key in keys.items()}
         except (OSError, ValueError, AttributeError, TypeError):
             return {}
-        return {step: entry for step, entry in entries.items() if entry}
 
     @contextmanager
     def _staging(self, name: str) -> Iterator[Path]:
@@ -234,6 +230,14 @@ def compiled_for_this_machine(digest: str, root: Path | None = None) -> Path:
     No result of a step: it is made again in a second, by whoever misses it, and is never part of an artifact.
     """
     return (root or default_root()) / LAYOUT / "compiled" / digest
+
+
+def is_whole(entry: Entry) -> bool:
+    """Whether the files of a result are the very ones that were kept: each is hashed."""
+    try:
+        return measure_files(entry.directory) == entry.files
+    except (OSError, UntrustedInput):  # unreadable, or no longer plain files
+        return False
 
 
 def place(entry: Entry, directory: Path) -> None:

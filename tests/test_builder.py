@@ -241,7 +241,7 @@ def test_a_flipped_byte_in_the_store_is_noticed_and_made_good(workshop, step, fi
     flip_a_byte(workshop.stored(step) / file)
     built = workshop.build()
     told = {line.partition(":")[0]: line for line in workshop.said}
-    assert "its result in the store was damaged" in told[step]
+    assert "its result in the store is damaged" in told[step]
     assert all("kept" in line for name, line in told.items() if name not in (step, "verify"))
     assert built.verification.passed
     made = open_artifact(workshop.artifact).manifest.files
@@ -249,6 +249,27 @@ def test_a_flipped_byte_in_the_store_is_noticed_and_made_good(workshop, step, fi
         name: good.manifest.files[name] for name in made if "probes" not in name
     }
     assert workshop.store.find_whole(workshop.stored(step).name) is not None, "and the store is whole again"
+
+
+def test_a_plan_tells_what_was_edited_in_place_from_what_is_kept_and_changes_nothing(workshop):
+    target = load(workshop.folder / "tiny.toml")
+    name = planning.history_name(target, workshop.output)
+    with open(workshop.stored("compile") / "files" / "config.json", "ab") as file:
+        file.write(b" ")
+    before = snapshot(workshop.folder)
+    steps = {step.name: (step.kept, step.reason) for step in planning.preview(target, workshop.store, name).steps}
+    assert steps.pop("compile") == (False, "its result in the store is damaged")
+    assert all(kept for kept, _ in steps.values())
+    assert snapshot(workshop.folder) == before
+
+
+def test_a_plan_after_pruning_says_where_the_results_went(workshop):
+    target = load(workshop.folder / "tiny.toml")
+    shutil.rmtree(workshop.artifact)
+    workshop.build()
+    workshop.store.drop(workshop.stored("compile").name)
+    made = planning.preview(target, workshop.store, planning.history_name(target, workshop.output))
+    assert made.step("compile").reason == "its last result is no longer in the store"
 
 
 @pytest.mark.parametrize("damage", ["lost", "added", "linked"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -195,6 +196,13 @@ def test_a_build_trains_once_and_says_how(folder):
 
     plan = planning.make(again.plan.target, planning.gather(again.plan.target, store, "x", fetch=False))
     assert [step.reason for step in plan.steps if step.name == "logits"] == ["not needed"]
+
+    with open(store.folder(str(plan.step("train").key)) / "files" / "model.safetensors", "r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\x01")
+    preview = planning.preview(again.plan.target, store, "x")
+    assert (preview.step("train").kept, preview.step("train").reason) == (False, planning.DAMAGED)
+    assert preview.step("logits").reason == "another build made it", "and they are needed again"
 
 
 class Said:

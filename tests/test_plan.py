@@ -17,7 +17,7 @@ from qabuild import sample
 from qabuild.backends import BACKENDS, backend
 from qabuild.checkpoint import Checkpoint
 from qabuild.errors import BadTarget, QABuildError
-from qabuild.plan import STEPS, Facts, Plan, Step, describe_changes, gather, history_name, make
+from qabuild.plan import STEPS, Facts, Plan, Step, describe_changes, gather, history_name, make, preview
 from qabuild.store import Entry, Store
 from qabuild.target import Target
 
@@ -364,10 +364,10 @@ def built(plan: Plan) -> dict[str, Entry]:
     }
 
 
-def replanned(old: Target, new: Target, *, keep: bool = True, **new_facts: Any) -> dict[str, tuple[bool, str]]:
+def replanned(old: Target, new: Target, **new_facts: Any) -> dict[str, tuple[bool, str]]:
     """Whether each step is kept, and why, after `old` was built and `new` is asked for."""
     before = make(old, FACTS)
-    kept = frozenset(key for key in keys(before).values() if key) if keep else frozenset()
+    kept = frozenset(key for key in keys(before).values() if key)
     plan = make(new, replace(facts(**new_facts), kept=kept, previous=built(before)))
     return {step.name: (step.kept, step.reason) for step in kept_steps(plan)}
 
@@ -387,7 +387,9 @@ def test_steps_say_how_long_they_took():
 
 
 def test_what_left_the_store_says_so():
-    assert set(replanned(target(), target(), keep=False).values()) == {(False, "its result is no longer in the store")}
+    plan = make(target(), replace(FACTS, previous=dict.fromkeys(("compile", "reference", "verify"))))
+    expected = (False, "its last result is no longer in the store", None)
+    assert {(step.kept, step.reason, step.seconds) for step in kept_steps(plan)} == {expected}
 
 
 def test_what_another_target_made_says_so():
@@ -417,7 +419,7 @@ def test_an_option_that_changed_is_named_with_both_values():
         ({}, {"data": "e" * 64}, "reference", "the bytes of the data set changed"),
         ({}, {"code": {"loading": "1"}}, "verify", "qabuild's own code for this step changed"),
         ({}, {"machine": {"cpu": "EPYC"}}, "verify", "machine.cpu: Xeon became EPYC"),
-        ({"verify": {"samples": 8}}, {}, "reference", "verify.samples: unset became 8; verify.seed: unset became 0"),
+        ({"verify": {"samples": 8}}, {}, "reference", "verify.samples: all became 8 drawn by seed 0"),
         ({"verify": {"dataset": "./q.json"}}, {}, "reference", "verify.source: rajpurkar/squad became the file q.json"),
     ],
     ids=shown,
@@ -481,6 +483,26 @@ def test_a_hub_id_that_is_not_in_the_cache_is_unknown_but_one_that_is_none_is_re
     for tables in ({"checkpoint": {"model": "no such/id"}}, {"verify": {"dataset": "no such/id"}}):
         with pytest.raises(BadTarget, match="no such/id"):
             gather(target(**tables), Store(tmp_path), "x", fetch=False)
+
+
+def test_questions_that_are_here_are_checked_before_they_are_asked(tmp_path):
+    """What the build would refuse, the plan refuses; what is on the Hub, it passes over."""
+
+    def previewed(**tables: Any) -> Plan:
+        return preview(target(checkpoint={"model": "sample"}, **tables), Store(tmp_path), "x")
+
+    assert previewed(verify={"dataset": "sample", "samples": 5}).reads_data
+    with pytest.raises(BadTarget, match=r"x: verify\.dataset: 1000 samples are asked for, and there are 135"):
+        previewed(verify={"dataset": "sample", "samples": 1000})
+    with pytest.raises(BadTarget, match="no split 'test'"):
+        previewed(verify={"dataset": "sample", "split": "test"})
+    assert previewed(verify={"dataset": "owner/questions", "samples": 1000}).step("reference").key is None
+    with pytest.raises(BadTarget, match=r"x: backend\.calibration: 9999 samples are asked for"):
+        previewed(
+            verify={"dataset": "owner/questions"},
+            backend={"name": "openvino", "calibration": "sample", "calibration_samples": 9999},
+            runtime={"device": "cpu", "dtype": "int8"},
+        )
 
 
 def test_a_file_of_questions_that_is_not_there_is_told_before_any_work(tmp_path):

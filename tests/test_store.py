@@ -111,7 +111,7 @@ def test_a_held_lock_is_an_error_for_who_does_not_wait(results):
 def test_what_a_target_was_built_from_is_remembered(results):
     entry = results.make("compile", {"a": 1}, write("hello"))
     results.remember("t", {"compile": entry.key, "verify": "gone"})
-    assert results.recall("t") == {"compile": entry}
+    assert results.recall("t") == {"compile": entry, "verify": None}
     assert results.recall("never built") == {}
 
 

@@ -151,10 +151,7 @@ def plan(targets: Sequence[Path], output: Path, overrides: Sequence[str], locked
     from qabuild.store import Store
 
     results = Store()
-    plans = []
-    for target in read:
-        facts = planning.gather(target, results, planning.history_name(target, output), fetch=False)
-        plans.append(planning.make(target, facts))
+    plans = [planning.preview(target, results, planning.history_name(target, output)) for target in read]
 
     def show() -> None:
         rows = [

@@ -26,7 +26,6 @@ from qabuild.data.tables import load_table
 from qabuild.errors import BadTarget, UntrustedInput
 
 __all__ = [
-    "SAMPLE",
     "Question",
     "QuestionSet",
     "check",
@@ -37,8 +36,6 @@ __all__ = [
     "select",
     "subset",
 ]
-
-SAMPLE = "sample"
 
 
 def load(
@@ -62,7 +59,7 @@ def load(
     Raises BadTarget for what is not there, UntrustedInput for questions that are damaged or of another fingerprint,
     QABuildError where the Hub or the disk fails.
     """
-    if not hub.is_path(source) and source != SAMPLE:
+    if hub.is_id(source):
         found = load_table(str(source), revision, split, offline, max_misplaced)
     elif revision is not None:
         raise BadTarget(
@@ -70,7 +67,7 @@ def load(
             "leave out the revision, or name a Hub id",
         )
     else:
-        found = _sample(split) if source == SAMPLE else _from_file(Path(source), max_misplaced)
+        found = _sample(split) if source == hub.SAMPLE else _from_file(Path(source), max_misplaced)
     if fingerprint not in (None, found.fingerprint):
         raise UntrustedInput(
             f"{source}: the questions' fingerprint is {found.fingerprint}, pinned is {fingerprint}",
@@ -86,7 +83,7 @@ def _sample(split: str) -> QuestionSet:
     files = {"train": sample.TRAIN, "validation": sample.HELDOUT}
     if split not in files:
         raise BadTarget(f"the sample has no split '{split}'", "ask for 'train' or 'validation'")
-    return question_set(read_squad(Path(files[split])), SAMPLE, None, split)
+    return question_set(read_squad(Path(files[split])), hub.SAMPLE, None, split)
 
 
 def _from_file(path: Path, max_misplaced: float) -> QuestionSet:

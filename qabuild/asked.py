@@ -1,0 +1,70 @@
+"""The questions that prove an artifact, and that nothing was learnt from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+from qabuild import data, hub
+from qabuild.backends import calibration
+from qabuild.data import QuestionSet
+from qabuild.errors import BadTarget
+from qabuild.origin import trainings
+from qabuild.target import Target
+from qabuild.training import examples
+
+
+def questions(target: Target, *, offline: bool) -> QuestionSet:
+    """The questions that prove what is built from `target`. Raises what `qabuild.data.load` raises."""
+    verify = target.verify
+    with _named(target, "verify.dataset"):
+        return data.load(
+            verify.dataset,
+            revision=verify.revision,
+            split=verify.split,
+            samples=verify.samples,
+            seed=verify.seed,
+            fingerprint=verify.fingerprint,
+            offline=offline,
+        )
+
+
+def refuse_learnt(target: Target, *, offline: bool, here_only: bool = False) -> None:
+    """Refuse to train or calibrate on what the verification asks.
+
+    What is wrong with any of these questions is told here too, and all that compiling reads is fetched: it has no
+    network. With `here_only`, what is on the Hub is passed over.
+
+    Raises what `qabuild.data.load` and `qabuild.data.refuse_asked` raise.
+    """
+
+    def passed_over(source: str) -> bool:
+        return here_only and hub.is_id(source)
+
+    asked = None if passed_over(target.verify.dataset) else questions(target, offline=offline).questions
+    for key, source, read in _learnt(target, offline):
+        if not passed_over(source):
+            with _named(target, key):
+                found = read()
+            data.refuse_asked(key, found.questions, asked or ())
+
+
+@contextmanager
+def _named(target: Target, key: str) -> Iterator[None]:
+    """Inside the block, what is asked of a data set and cannot be is told with the target and its key."""
+    try:
+        yield
+    except BadTarget as error:
+        raise BadTarget(f"{target.name}: {key}: {error.message}", error.hint, key=error.key) from None
+
+
+def _learnt(target: Target, offline: bool) -> Iterator[tuple[str, str, Callable[[], QuestionSet]]]:
+    """The target's key, the source, and how to read it, of all questions that are learnt from."""
+    for each in trainings(target.origin):
+        yield "train.dataset", each.train.dataset, partial(examples.questions_of, each.train, offline=offline)
+    if options := target.calibrated:
+        yield (
+            *("backend.calibration", options.calibration),
+            lambda: calibration.draw(options, calibration.questions(options, offline=offline)),
+        )
