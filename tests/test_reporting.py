@@ -236,6 +236,20 @@ def test_the_front_holds_those_that_no_other_beats():
     assert [point["name"] for point in plots.pareto_front(points)] == ["b", "c"]
 
 
+def test_equal_scores_stand_in_the_middle_of_a_whole_point_and_the_front_is_seen():
+    found = contests.comparison()
+    even = [replace(m, accuracy=replace(m.accuracy, f1=82.4, f1_interval=(82.4, 82.4))) for m in found.measured]
+    drawn = plots.picture(replace(found, measured=even))
+    front, *layers = drawn["layer"]
+    low, high = layers[-1]["encoding"]["y"]["scale"]["domain"]
+    assert low < 82.4 - 0.5 < 82.4 + 0.5 < high
+    left, right = layers[-1]["encoding"]["x"]["scale"]["domain"]
+    fastest = max(point["speed"] for point in drawn["data"]["values"])
+    assert left < 1 < fastest < right
+    corners = [(corner["speed"], corner["f1"]) for corner in front["data"]["values"]]
+    assert corners == [(left, 82.4), (fastest, 82.4), (fastest, low)]
+
+
 def test_without_a_baseline_the_picture_shows_samples_a_second():
     lost = contests.comparison("on-a-gpu")
     assert lost.baseline is None

@@ -23,7 +23,11 @@ def comparing(command: Callable[..., Any]) -> Callable[..., Any]:
     """What `compare` and `report` have in common: the arguments and options that say what is measured."""
 
     @click.argument("artifacts", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="ARTIFACT|TARGET...")
-    @click.option("--baseline", metavar="NAME", help="Which of them the others are held against.  [first eager fp32]")
+    @click.option(
+        "--baseline",
+        metavar="NAME",
+        help="Which of them the others are held against.  [the first that is eager fp32, or else the first]",
+    )
     @click.option("--data", "dataset", metavar="SOURCE", help="Where the questions are: a SQuAD-layout file, a Hub id.")
     @offline_option
     @functools.wraps(command)

@@ -28,18 +28,21 @@ def picture(found: Comparison) -> Spec:
         point["shift"] = SHIFTS[rank % len(SHIFTS)]
     relative = found.baseline is not None
     speed = f"speed, {found.baseline} = 1" if relative else "samples/s"
-    x: Spec = {
-        "field": "speed",
-        "type": "quantitative",
-        "title": speed,
-        "axis": {"tickCount": 8},
-        "scale": {"zero": False, "padding": 40},
-    }
-    y: Spec = {"field": "f1", "type": "quantitative", "title": "F1", "scale": {"zero": False, "padding": 30}}
+    fastest = max(point["high"] for point in points)
+    speeds = _axis(points, "low", "high", least=fastest / 2, before=0.06, after=0.2)  # names stand to the right
+    scores = _axis(points, "f1_low", "f1_high", least=1.0, before=0.1, after=0.1)
+    x: Spec = {"field": "speed", "type": "quantitative", "title": speed, "axis": {"tickCount": 8}, "scale": speeds}
+    y: Spec = {"field": "f1", "type": "quantitative", "title": "F1", "axis": {"tickCount": 6}, "scale": scores}
+    best = pareto_front(points)
+    edge = [
+        {"speed": speeds["domain"][0], "f1": best[0]["f1"]},
+        *({"speed": point["speed"], "f1": point["f1"]} for point in best),
+        {"speed": best[-1]["speed"], "f1": scores["domain"][0]},
+    ]
     front = {
-        "data": {"values": pareto_front(points)},
+        "data": {"values": [{"rank": rank, **corner} for rank, corner in enumerate(edge)]},
         "mark": {"type": "line", "interpolate": "step-before", "strokeDash": [5, 4], "opacity": 0.8, "color": "#888"},
-        "encoding": {"x": x, "y": y, "order": {"field": "speed"}},
+        "encoding": {"x": x, "y": y, "order": {"field": "rank"}},
     }
     tooltip = [{"field": key, "type": "nominal", "title": title} for key, title in DETAILS.items()]
     rule, point = {"type": "rule", "strokeWidth": 1.5}, {"type": "point", "filled": True, "size": 110, "opacity": 1}
@@ -66,6 +69,16 @@ DETAILS = {
     "memory": "memory",
 }
 """What hovering over a point shows."""
+
+
+def _axis(points: Sequence[Spec], low: str, high: str, *, least: float, before: float, after: float) -> Spec:
+    """A scale from the lowest to the highest value, over a range of at least `least`.
+
+    `before` and `after` are the room at its ends, in shares of that range.
+    """
+    bottom, top = min(point[low] for point in points), max(point[high] for point in points)
+    middle, span = (bottom + top) / 2, max(top - bottom, least)
+    return {"domain": [middle - span * (0.5 + before), middle + span * (0.5 + after)], "nice": False}
 
 
 def pareto_front(points: Sequence[Spec]) -> list[Spec]:
