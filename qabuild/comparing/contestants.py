@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qabuild import reference, verification
 from qabuild.artifact import Artifact, open_artifact
@@ -15,6 +15,9 @@ from qabuild.data import QuestionSet
 from qabuild.errors import BadTarget, MissingEnvironment, QABuildError, UntrustedInput
 from qabuild.evidence import Verification, evidence_of
 from qabuild.reference import Reference
+
+if TYPE_CHECKING:
+    from qabuild.target import Target
 
 SHOWN = 16  # digits of a fingerprint in a message
 
@@ -55,11 +58,11 @@ def find(paths: Sequence[str | Path], output: Path) -> tuple[list[Contestant], l
     errors: list[QABuildError] = []
     folders = [_located(Path(path), output) for path in paths]
     names = _names([folder for folder, _ in folders])
-    for path, (folder, dataset), name in zip(paths, folders, names, strict=True):
+    for path, (folder, target), name in zip(paths, folders, names, strict=True):
         try:
-            if folder != Path(path) and not folder.exists():
+            if target and not folder.exists():
                 raise BadTarget(f"{path}: {folder} was not built yet", f"build it first: qabuild {path}")
-            found.append(_contestant(name, folder, dataset))
+            found.append(_contestant(name, folder, target.verify.dataset if target else None))
         except (BadTarget, UntrustedInput, MissingEnvironment) as error:
             errors.append(error)
             failures.append(Failure.of(name, folder, error))
@@ -88,14 +91,14 @@ def find_questions(contestants: Sequence[Contestant], source: str | None, *, off
     return questions
 
 
-def _located(path: Path, output: Path) -> tuple[Path, str | None]:
-    """The artifact's folder, and of a target where its questions are."""
+def _located(path: Path, output: Path) -> tuple[Path, Target | None]:
+    """The artifact's folder, and the target where one was named instead."""
     if path.suffix != ".toml" or path.is_dir():
         return path, None
     from qabuild.reading import load
 
     target = load(path)
-    return output / target.name, target.verify.dataset
+    return output / target.name, target
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
