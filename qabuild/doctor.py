@@ -53,12 +53,9 @@ def missing(target: Target) -> list[str]:
 
 def slow(target: Target) -> str | None:
     """Why `target` runs here, but slowly; None where nothing speaks against it."""
-    dtype = target.runtime.dtype
-    if target.runtime.device != "cpu" or dtype not in FAST:
+    if target.runtime.device != "cpu":
         return None
-    if not set(FAST[dtype]) & set(machine.instruction_sets()):
-        return f"runs, but gains little: this processor has none of {', '.join(FAST[dtype])}"
-    expected = expectation.of(dtype)
+    expected = expectation.of(target.runtime.dtype, target.backend.name)
     return f"likely to be slower than fp32: {expected.why}" if expected and expected.rate < 1 else None
 
 
@@ -66,7 +63,7 @@ def _kernels(dtype: str) -> Finding:
     here = [name for name in FAST[dtype] if name in machine.instruction_sets()]
     return Finding(
         subject=f"{dtype} on the CPU",
-        found=", ".join(here) or "slow",
+        found=", ".join(here) or "no instructions for it",
         note="" if here else f"would need {' or '.join(FAST[dtype])}",
     )
 
@@ -76,7 +73,7 @@ def _fastest() -> Finding:
     ranking = expectation.ranking()
     return Finding(
         subject="fastest on the CPU",
-        found=f"expected: {', then '.join(rule.dtype for rule in ranking)}; with OpenVINO where it is installed",
+        found=f"expected: {', then '.join(rule.numbers for rule in ranking)}; with OpenVINO where it is installed",
         note=f"{'; '.join(rule.why for rule in ranking if rule.dtype != 'fp32')}; `qabuild compare` measures it",
     )
 

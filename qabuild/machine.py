@@ -31,7 +31,7 @@ FAST: dict[str, tuple[str, ...]] = {
     "bf16": ("AVX512-BF16", "AMX-BF16"),
     "int8": ("AVX512-VNNI", "AVX-VNNI", "AMX-INT8"),
 }
-"""Instruction sets without any of which a dtype gains little on a CPU."""
+"""Instruction sets that are made for a dtype; without any of them a CPU takes detours."""
 
 # Packages that come with an extra, and how to get them.
 INSTALL: dict[str, str] = {
