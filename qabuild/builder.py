@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import qabuild
 from qabuild import artifact as artifacts
-from qabuild import asked, doctor, lock, machine, naming, plan
+from qabuild import doctor, lock, machine, naming, plan
 from qabuild.console import SILENT, Reporter
 from qabuild.errors import BadTarget, QABuildError, UntrustedInput
 from qabuild.evidence import Verification, evidence_of
@@ -67,7 +67,9 @@ def build(
         if kept := _kept(goal, made, compile_only):
             reporter.say(f"{goal}: nothing to do")
             return kept
-        from qabuild.executor import Executor  # only now: a build with nothing to do is over before it is imported
+        # Only now: a build with nothing to do is over before they are imported.
+        from qabuild import asked
+        from qabuild.executor import Executor
 
         executor = Executor(results=results, name=name, offline=offline, reporter=reporter)
         if made.reads_data:

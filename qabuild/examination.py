@@ -86,14 +86,13 @@ def examine_tokenizer(directory: Path, rows: int | None) -> tuple[str, ...]:
     `rows`: those of the word embedding; None where they are not known. Raises UntrustedInput.
     """
     names = tokenizer_files(directory)
-    for name in names:
-        if name.endswith(".json"):
-            content = read_object(directory, name)
-            _refuse_code(content, directory / name)
-            if name == TOKENIZER_CONFIG:
-                _refuse_other_files(content, directory)
+    contents = {name: read_object(directory, name) for name in names if name.endswith(".json")}
+    for name, content in contents.items():
+        _refuse_code(content, directory / name)
+        if name == TOKENIZER_CONFIG:
+            _refuse_other_files(content, directory)
     if rows is not None:
-        refuse_ids_beyond(directory, dict(_tokens(directory, names)), rows)
+        refuse_ids_beyond(directory, _vocabulary(directory, names, contents), rows)
     return names
 
 
@@ -223,32 +222,32 @@ def _is_elsewhere(name: str, directory: Path) -> bool:
         return False
 
 
-def _tokens(directory: Path, names: Sequence[str]) -> Iterator[tuple[str, int]]:
-    """Tokens and their ids, as far as they can be read without a tokenizer library."""
+def _vocabulary(directory: Path, names: Sequence[str], contents: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
+    """Tokens and their ids, as far as they can be read without a tokenizer library; `contents` of the JSON files."""
+    found: dict[str, int] = {}
     if TOKENIZER in names:
-        yield from _tokens_of(read_object(directory, TOKENIZER), directory / TOKENIZER)
+        found = _vocabulary_of(contents[TOKENIZER], directory / TOKENIZER)
     elif "vocab.json" in names:
-        yield from _integers(read_object(directory, "vocab.json"))
+        found = _integers(contents["vocab.json"])
     elif "vocab.txt" in names:
         lines = (directory / "vocab.txt").read_bytes().splitlines()
-        yield from ((line.decode(errors="replace"), number) for number, line in enumerate(lines))
-    if "added_tokens.json" in names:
-        yield from _integers(read_object(directory, "added_tokens.json"))
+        found = {line.decode(errors="replace"): number for number, line in enumerate(lines)}
+    return found | _integers(contents.get("added_tokens.json", {}))
 
 
-def _tokens_of(content: Mapping[str, Any], path: Path) -> Iterator[tuple[str, int]]:
-    """The vocabulary of a tokenizer.json: an object with ids (BPE, WordPiece) or a list of pieces (Unigram)."""
+def _vocabulary_of(content: Mapping[str, Any], path: Path) -> dict[str, int]:
+    """That of a tokenizer.json: an object with ids (BPE, WordPiece) or a list of pieces (Unigram)."""
     model, added = content.get("model"), content.get("added_tokens")
     vocabulary = model.get("vocab") if isinstance(model, dict) else None
     if isinstance(vocabulary, dict):
-        yield from _integers(vocabulary)
+        found = _integers(vocabulary)
     elif isinstance(vocabulary, list):
-        yield from ((str(piece), number) for number, piece in enumerate(vocabulary))
+        found = {str(piece): number for number, piece in enumerate(vocabulary)}
     else:
         raise UntrustedInput(f"{path}: holds no vocabulary", _MAKE_TOKENIZER)
-    if isinstance(added, list):
-        yield from _integers({str(token.get("content")): token.get("id") for token in added if isinstance(token, dict)})
+    tokens = [token for token in added if isinstance(token, dict)] if isinstance(added, list) else []
+    return found | _integers({str(token.get("content")): token.get("id") for token in tokens})
 
 
-def _integers(vocabulary: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
-    return ((token, number) for token, number in vocabulary.items() if type(number) is int)
+def _integers(vocabulary: Mapping[str, Any]) -> dict[str, int]:
+    return {token: number for token, number in vocabulary.items() if type(number) is int}
