@@ -57,7 +57,7 @@ def picture(found: Comparison) -> Spec:
     return _spec("speed against F1", layer=[front, *layers], data={"values": points}, height=380)
 
 
-SHIFTS = (-9, 11, -23, 25)
+SHIFTS = (-9, 11, -23, 25, -37, 39)
 """How far above or below their points the names stand, in pixels, by turns: neighbours do not cover each other's."""
 DETAILS = {
     "name": "approach",
