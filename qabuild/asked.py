@@ -64,7 +64,5 @@ def _learnt(target: Target, offline: bool) -> Iterator[tuple[str, str, Callable[
     for each in trainings(target.origin):
         yield "train.dataset", each.train.dataset, partial(examples.questions_of, each.train, offline=offline)
     if options := target.calibrated:
-        yield (
-            *("backend.calibration", options.calibration),
-            lambda: calibration.draw(options, calibration.questions(options, offline=offline)),
-        )
+        everything = partial(calibration.questions, options, offline=offline)
+        yield "backend.calibration", options.calibration, lambda: calibration.draw(options, everything())
