@@ -275,7 +275,8 @@ def _questions(target: Target, facts: Facts) -> dict[str, Any]:
         "dataset": facts.data,
         "source": f"the file {Path(verify.dataset).name}" if is_path(verify.dataset) else verify.dataset,
         "split": verify.split,
-        "samples": f"{verify.samples} drawn by seed {verify.seed}" if verify.samples else "all",
+        "samples": verify.samples,
+        "seed": verify.seed if verify.samples else None,  # it draws nothing where all are asked
     }
 
 
@@ -382,7 +383,7 @@ def describe_changes(old: Inputs, new: Inputs, steps: set[str], trained: bool = 
     changes = []
     for name in dict.fromkeys([*new, *old]):
         was, now = old.get(name), new.get(name)
-        if was == now:
+        if was == now or (name == "verify.seed" and None in (was, now)):  # that comes and goes with verify.samples
             continue
         if name in steps or (trained and name == "checkpoint"):
             changes.append(f"follows {name if name in steps else 'train'}")

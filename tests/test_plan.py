@@ -419,7 +419,7 @@ def test_an_option_that_changed_is_named_with_both_values():
         ({}, {"data": "e" * 64}, "reference", "the bytes of the data set changed"),
         ({}, {"code": {"loading": "1"}}, "verify", "qabuild's own code for this step changed"),
         ({}, {"machine": {"cpu": "EPYC"}}, "verify", "machine.cpu: Xeon became EPYC"),
-        ({"verify": {"samples": 8}}, {}, "reference", "verify.samples: all became 8 drawn by seed 0"),
+        ({"verify": {"samples": 8}}, {}, "reference", "verify.samples: unset became 8"),
         ({"verify": {"dataset": "./q.json"}}, {}, "reference", "verify.source: rajpurkar/squad became the file q.json"),
     ],
     ids=shown,
