@@ -23,9 +23,6 @@ settings.register_profile(
 settings.load_profile("qabuild")
 
 
-LONGEST = {"test_faults", "test_publishing", "test_readme"}
-
-
 def pytest_configure(config: pytest.Config) -> None:
     """Isolate the session before anything is imported: huggingface_hub reads these variables only once."""
     home = Path(tempfile.mkdtemp(prefix="qabuild-tests-"))
@@ -49,11 +46,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what uses the real input, so that `-m "not shared"` leaves it out; and begin with the longest files.
-
-    A file is one worker's: a long one that began last would leave the others waiting.
-    """
-    items.sort(key=lambda item: item.path.stem not in LONGEST)
+    """Mark what uses the real input, so that `-m "not shared"` leaves it out."""
     for item in items:
         if "shared" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.shared)
