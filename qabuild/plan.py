@@ -49,6 +49,9 @@ BYTES = {
 }
 """Inputs that are digests, and of what."""
 
+FOLLOWING = ("verify.seed", "verify.split")
+"""Inputs that come and go with another: a seed with a number of samples, a split with a source that has some."""
+
 # Modules and packages whose code decides a step's result, beside the backend's own.
 CODE: dict[str, tuple[str, ...]] = {
     "compile": ("checkpoint", "compiling", "examination", "serving", "weights"),
@@ -274,7 +277,7 @@ def _questions(target: Target, facts: Facts) -> dict[str, Any]:
     return {
         "dataset": facts.data,
         "source": f"the file {Path(verify.dataset).name}" if is_path(verify.dataset) else verify.dataset,
-        "split": verify.split,
+        "split": None if is_path(verify.dataset) else verify.split,  # a file has none
         "samples": verify.samples,
         "seed": verify.seed if verify.samples else None,  # it draws nothing where all are asked
     }
@@ -383,7 +386,7 @@ def describe_changes(old: Inputs, new: Inputs, steps: set[str], trained: bool = 
     changes = []
     for name in dict.fromkeys([*new, *old]):
         was, now = old.get(name), new.get(name)
-        if was == now or (name == "verify.seed" and None in (was, now)):  # that comes and goes with verify.samples
+        if was == now or (name in FOLLOWING and None in (was, now)):
             continue
         if name in steps or (trained and name == "checkpoint"):
             changes.append(f"follows {name if name in steps else 'train'}")

@@ -167,9 +167,10 @@ def _read(path: Path, why: str) -> File:
 
 
 def _offer_neighbours(path: Path) -> str:
-    names = sorted(p.name for p in path.parent.glob("*.toml")) if path.parent.is_dir() else []
-    near = difflib.get_close_matches(path.name, names, n=1)
-    return f"perhaps you meant {path.parent / near[0]}" if near else "`qabuild targets` lists those that are here"
+    here = [each for folder in (path.parent, path.parent / "targets") for each in sorted(folder.glob("*.toml"))]
+    near = difflib.get_close_matches(path.stem, [each.stem for each in here], n=1)
+    likely = next((each for each in here if near and each.stem == near[0]), None)
+    return f"perhaps you meant {likely}" if likely else "`qabuild targets` lists those that are here"
 
 
 def _with_absolute_sources(content: Toml, folder: Path) -> Toml:

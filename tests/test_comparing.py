@@ -443,6 +443,7 @@ def test_report_measures_and_leaves_a_page(made, tmp_path, capfd):
         (["compare", "nowhere", "--batch-sizes", "8,0"], 2, "not a list of numbers from 1"),
         (["compare", "nowhere", "--format", "xml"], 2, "is not one of"),
         (["report", "nowhere", "-o", "no/folder/page.html"], 2, "there is no folder"),
+        (["report", "nowhere", "-o", "a.png", "--png", "./a.png"], 2, "both the page and the picture would go there"),
         (["report", "nowhere", "--png", "picture.jpg"], 2, "picture.jpg: the picture is written as PNG only"),
     ],
 )

@@ -143,6 +143,8 @@ def test_a_file_of_questions_counts_by_its_name_not_by_its_folder():
     )
     assert changed(here, there) == NONE
     assert changed(here, renamed) == ANSWERED
+    split = make(target(verify={"dataset": "/here/dev.json", "split": "test"}), FACTS)
+    assert changed(here, split) == NONE, "a file has no splits"
 
 
 def test_calibration_questions_count_by_their_bytes_and_name_where_they_are_read():

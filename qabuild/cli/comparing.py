@@ -75,7 +75,8 @@ def compare(
 
     All are loaded, each in a process of its own, and answer the questions that they were verified on, taking turns.
     Of a target the artifact in ./artifacts is taken. In brackets stand 95 % intervals. The answers that are scored
-    are those that were timed, and must be those of the verification; the exit status is 1 where they are not.
+    are those that were timed. The first 64, asked again in the batches of the verification, must be what they were
+    then, and all together must pass its gates; the exit status is 1 where they do not.
     """
     from qabuild.comparing import compare as compare_artifacts
     from qabuild.comparing import tables
@@ -142,6 +143,8 @@ def report(
             raise BadTarget(f"{path}: there is no folder {path.parent}", "make it, or name another file")
     if png and png.suffix.lower() != ".png":
         raise BadTarget(f"{png}: the picture is written as PNG only", "name a file that ends in .png")
+    if png and png.resolve() == output.resolve():
+        raise BadTarget(f"{png}: both the page and the picture would go there", "name another file by -o")
     found = compare_artifacts(
         artifacts,
         baseline=baseline,
