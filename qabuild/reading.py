@@ -167,10 +167,9 @@ def _read(path: Path, why: str) -> File:
 
 
 def _offer_neighbours(path: Path) -> str:
-    here = [each for folder in (path.parent, path.parent / "targets") for each in sorted(folder.glob("*.toml"))]
-    near = difflib.get_close_matches(path.stem, [each.stem for each in here], n=1)
-    likely = next((each for each in here if near and each.stem == near[0]), None)
-    return f"perhaps you meant {likely}" if likely else "`qabuild targets` lists those that are here"
+    here = {each.stem: each for folder in (path.parent / "targets", path.parent) for each in folder.glob("*.toml")}
+    near = difflib.get_close_matches(path.stem, here, n=1)
+    return f"perhaps you meant {here[near[0]]}" if near else "`qabuild targets` lists those that are here"
 
 
 def _with_absolute_sources(content: Toml, folder: Path) -> Toml:

@@ -210,6 +210,10 @@ def test_a_checkpoint_has_one_source(write, table):
 def test_a_missing_target_offers_its_neighbour(write):
     path = write(MINIMAL, "ort-fp16.toml")
     assert "perhaps you meant" in complaint(path.with_name("ort-fp61.toml"))
+    (path.parent / "targets").mkdir()
+    within = path.rename(path.parent / "targets" / path.name)
+    assert f"perhaps you meant {within}" in complaint(path)
+    assert "perhaps" not in complaint(path.with_name("mine.toml")), "the ending that all share is no likeness"
 
 
 def test_a_folder_and_what_is_not_utf8_are_refused(tmp_path):
