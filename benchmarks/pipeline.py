@@ -3,7 +3,8 @@
     python benchmarks/pipeline.py --checkpoint CHECKPOINT --data dev-v1.1.json
 
 prints two tables of ratios: of the pipelines alone, on one core, over a model that returns the same random logits for
-everything, and of the whole, with the checkpoint in fp32 on all cores given. The stock pipeline has batch 8. The
+everything, and of the whole, with the checkpoint in fp32 on all cores given. With --device cuda it is the whole alone,
+in fp16 on the GPU, and the share of the time in which that is idle. The stock pipeline has batch 8. The
 contestants take turns, round after round, on the same questions; a ratio is the median of the rounds' ratios, and the
 brackets hold the lowest and the highest. Keep other work off the machine: times of the first table are the
 process's own, but a neighbour on the same core slows those down too.
@@ -37,7 +38,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # one core, for all contestants
+if "cuda" not in sys.argv:
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # one core, for all contestants
 
 import torch
 from tokenizers import Tokenizer
@@ -97,6 +99,8 @@ def main() -> None:
         stream(tokenizer, articles, arguments.stream)
     elif arguments.long:
         long_documents(arguments.checkpoint, tokenizer, articles, arguments.long)
+    elif arguments.device == "cuda":
+        whole_on_gpu(arguments.checkpoint, tokenizer, articles, arguments.rounds, arguments.whole_questions)
     else:
         alone(tokenizer, articles, arguments.rounds, arguments.questions)
         whole(arguments.checkpoint, tokenizer, articles, arguments.rounds, arguments.whole_questions)
@@ -109,6 +113,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--questions", type=int, default=1000, help="for the pipelines alone")
     parser.add_argument("--whole-questions", type=int, default=400, help="for the whole")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--differential", type=int, metavar="N", help="both pipelines' answers on N questions")
     parser.add_argument("--stream", type=int, metavar="N", help="memory over a stream of N questions")
     parser.add_argument("--long", type=int, metavar="N", help="both normalisations on N questions of long documents")
@@ -185,6 +190,33 @@ def whole(checkpoint: str, tokenizer: Any, articles: Articles, rounds: int, coun
     show(title, race(contestants, examples, rounds, time.perf_counter), len(examples))
 
 
+def whole_on_gpu(checkpoint: str, tokenizer: Any, articles: Articles, rounds: int, count: int) -> None:
+    examples = draw(articles, count)
+    model = AutoModelForQuestionAnswering.from_pretrained(checkpoint, dtype=torch.float16).to("cuda").eval()
+    runs = {"qabuild": QuestionAnsweringPipeline(model, tokenizer), "stock, batch 8": stock_pipeline(model, tokenizer)}
+    for run in runs.values():
+        run(examples[:500])  # the first calls load kernels
+    seconds = race({name: lambda run=run: run for name, run in runs.items()}, examples, rounds, time.perf_counter)
+    show(f"the whole, fp16, {torch.cuda.get_device_name()}", seconds, len(examples))
+    for name, run in runs.items():
+        share = 1 - busy(run, examples) / statistics.median(seconds[name])
+        print(f"  {name}: the GPU is idle for {share:.0%} of the time")
+
+
+def busy(run: Run, examples: list[Example]) -> float:
+    """Seconds in which the GPU computes or copies. It takes as long as without the profiler, the CPU takes longer."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        run(examples)
+        torch.cuda.synchronize()
+    on_gpu = torch.autograd.DeviceType.CUDA
+    spans = [each.time_range for each in profile.events() if each.device_type == on_gpu]
+    until = total = 0.0
+    for span in sorted(spans, key=lambda each: each.start):
+        total += max(0.0, span.end - max(span.start, until))
+        until = max(until, span.end)
+    return total / 1e6
+
+
 def stock_pipeline(model: Any, tokenizer: Any) -> Run:
     pipeline = stock(model, tokenizer)
     return lambda examples: list(pipeline((example for example in examples), batch_size=8))
@@ -194,7 +226,7 @@ def stock(model: Any, tokenizer: Any) -> Any:
     from transformers.pipelines.question_answering import QuestionAnsweringPipeline as Stock
 
     logging.set_verbosity(50)  # it complains about the class of the empty model, but takes it
-    return Stock(model, tokenizer, framework="pt", device="cpu")
+    return Stock(model, tokenizer, framework="pt", device=model.device)
 
 
 def race(

@@ -108,7 +108,10 @@ def touch_memory(trainer: Any) -> None:
     """Put the longest windows forwards and backwards through the model, and learn nothing from them."""
     collate, model = trainer.data_collator, trainer.model.train()
     longest = sorted(trainer.train_dataset, key=lambda each: -collate([each])["input_ids"].shape[1])
-    trainer.compute_loss(model, collate(longest[: trainer.args.train_batch_size])).backward()
+    batch = {
+        name: tensor.to(model.device) for name, tensor in collate(longest[: trainer.args.train_batch_size]).items()
+    }
+    trainer.compute_loss(model, batch).backward()
     model.zero_grad()
 
 

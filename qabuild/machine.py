@@ -155,9 +155,13 @@ def gpu_architecture() -> str | None:
 def driver_version() -> str | None:
     """Version of the NVIDIA driver, or None."""
     try:
-        return Path("/sys/module/nvidia/version").read_text(encoding="utf-8").strip()
+        management = ctypes.CDLL("libnvidia-ml.so.1")
     except OSError:
         return None
+    version = ctypes.create_string_buffer(80)
+    if management.nvmlInit_v2() != 0 or management.nvmlSystemGetDriverVersion(version, len(version)) != 0:
+        return None
+    return version.value.decode(errors="replace")
 
 
 def distributions(package: str) -> tuple[str, ...]:

@@ -613,14 +613,42 @@ def test_fp16_on_the_gpu(name: str, model_type: str, checkpoint: Any, compiled: 
     assert 0 < largest_difference(checkpoint(model_type), model, "fp16") < 0.1
 
 
+INJECTED: Any = {"num_attention_heads": 2, "hidden_size": 64, "intermediate_size": 256}
+"""Of a size that DeepSpeed's kernels take: heads of 32 numbers, and an intermediate layer of four times the width."""
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not _gpu(), reason="no CUDA device")
 @pytest.mark.parametrize("model_type", architectures.KERNEL_INJECTION)
-def test_deepspeed_kernels(model_type: str, checkpoint: Any, compiled: Compiled) -> None:
+def test_deepspeed_kernels(model_type: str, checkpoint: Any, compiled: Compiled, capfd: Any) -> None:
     runtime = Runtime(device="cuda", dtype="fp16")
-    directory, _ = compiled("deepspeed", model_type, runtime, replace_with_kernel_inject=True)
+    source = checkpoint(model_type, **INJECTED)
+    directory, _ = compiled("deepspeed", source, runtime, replace_with_kernel_inject=True)
     model = load("deepspeed", directory, runtime, replace_with_kernel_inject=True)
-    assert largest_difference(checkpoint(model_type), model, "fp16") < 0.1
+    assert 0 < largest_difference(source, model, "fp16") < 0.1
+    assert capfd.readouterr().out == ""
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not _gpu(), reason="no CUDA device")
+def test_deepspeed_kernels_take_larger_batches_than_the_first_and_other_models_beside_them(
+    checkpoint: Any, compiled: Compiled
+) -> None:
+    """All models of a process share the memory that the kernels compute in."""
+    import torch
+
+    runtime = Runtime(device="cuda", dtype="fp16")
+    models = []
+    for layers, width in ((2, 64), (4, 128), (3, 64)):
+        source = checkpoint("bert", **(INJECTED | {"num_hidden_layers": layers, "hidden_size": width}))
+        directory, _ = compiled("deepspeed", source, runtime, replace_with_kernel_inject=True)
+        models.append((load_model(source), load("deepspeed", directory, runtime, replace_with_kernel_inject=True)))
+    for rows, length in ((1, 20), (150, 300), (3, 40), (70, 500)):
+        for eager, model in models:
+            ids = torch.randint(5, 100, (rows, length), generator=torch.Generator().manual_seed(rows))
+            batch = [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}]
+            expected = comparison.answers(eager, batch)
+            assert 0 < comparison.require_same(expected, model, batch, 0.1, "the injected kernels") < 0.1
 
 
 @pytest.mark.skipif(_gpu(), reason="there is a GPU")
@@ -632,7 +660,11 @@ def test_a_gpu_that_is_not_here(name: str, compiled: Compiled) -> None:
 
 
 @pytest.mark.skipif(_gpu(), reason="there is a GPU")
-def test_the_gpus_fp16_graph_can_be_compiled_without_one(compiled: Compiled) -> None:
-    directory, record = compiled("onnxruntime", "bert", Runtime(device="cuda", dtype="fp16"))
-    assert record["compared_on"] == "CPUExecutionProvider"
-    assert (directory / "model.onnx").is_file()
+def test_the_gpus_fp16_graph_can_be_compiled_without_one(compiled: Compiled, monkeypatch: Any) -> None:
+    """With onnxruntime-gpu as well, which offers the provider that it has no device for."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    for offered in (["CPUExecutionProvider"], ["CUDAExecutionProvider", "CPUExecutionProvider"]):
+        monkeypatch.setattr(onnxruntime, "get_available_providers", lambda offered=offered: offered)
+        directory, record = compiled("onnxruntime", "bert", Runtime(device="cuda", dtype="fp16"))
+        assert record["compared_on"] == "CPUExecutionProvider"
+        assert (directory / "model.onnx").is_file()

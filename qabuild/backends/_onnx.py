@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qabuild import machine
 from qabuild.backends import Runtime
 from qabuild.backends._graphs import FILE, export, optimise, to_fp16, to_int8, write
 from qabuild.backends._quiet import quiet_logging
@@ -84,10 +85,13 @@ def load_graph(directory: Path, provider: str) -> Any:
 
 
 def provider_here(runtime: Runtime) -> str:
-    """The provider of the runtime's device where this machine has it, else the CPU's, which runs every graph."""
+    """The provider of the runtime's device where this machine has it, else the CPU's, which runs every graph.
+
+    ONNX Runtime calls a provider available that it was built with, whether or not there is a device for it.
+    """
     import onnxruntime
 
-    if runtime.device == "cuda" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+    if runtime.device == "cuda" and machine.gpus() and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         return "CUDAExecutionProvider"
     return "CPUExecutionProvider"
 

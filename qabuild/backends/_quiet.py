@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
+import io
 import logging
+import os
+import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
+from typing import IO
 
 
 @contextmanager
@@ -28,3 +33,21 @@ def quiet_tracing(level: int = logging.WARNING) -> Iterator[None]:
         warnings.filterwarnings("ignore", message=r"`?torch\.jit\.\w+`? is ", category=DeprecationWarning)
         warnings.filterwarnings("ignore", category=TracerWarning)
         yield
+
+
+@contextmanager
+def quiet_stdout() -> Iterator[IO[bytes]]:
+    """Send what this process prints to stdout inside the block to a file, which is given: what Python prints, what C
+    and CUDA code does, and what the compilers do that it starts."""
+    c_library = ctypes.CDLL(None)
+    with tempfile.TemporaryFile() as said:
+        c_library.fflush(None)
+        stdout = os.dup(1)
+        os.dup2(said.fileno(), 1)
+        try:
+            with redirect_stdout(io.StringIO()):
+                yield said
+        finally:
+            c_library.fflush(None)
+            os.dup2(stdout, 1)
+            os.close(stdout)

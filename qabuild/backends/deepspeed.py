@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from string import Template
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from qabuild.backends import Frozen, Runtime
-from qabuild.backends._quiet import quiet_logging
+from qabuild.backends._quiet import quiet_logging, quiet_stdout
 from qabuild.backends.architectures import KERNEL_INJECTION, check_architecture
 from qabuild.errors import BadTarget, MissingEnvironment, QABuildError
 
@@ -46,7 +46,7 @@ class Inference(torch.nn.Module):
         settings["dtype"] = getattr(torch, settings["dtype"])
         plain = AutoModelForQuestionAnswering.from_pretrained(directory, dtype=torch.float32$attention).eval()
         self.config = plain.config
-        self.engine = deepspeed.init_inference(plain, config=settings)
+        self.engine = deepspeed.init_inference(plain, config=settings)$largest
         type(self).__name__ = self.config.architectures[0]  # the name that transformers' pipeline knows
 
     def forward(self, **inputs):
@@ -120,12 +120,17 @@ def compile(checkpoint: Checkpoint, options: Options, runtime: Runtime, director
     from qabuild.checkpoint import copy_tokenizer
 
     check(checkpoint.config, options, runtime)
-    settings = {
+    settings: dict[str, Any] = {
         "dtype": DTYPES[runtime.dtype],
         "replace_with_kernel_inject": options.replace_with_kernel_inject,
         "tensor_parallel": {"tp_size": options.tensor_parallel},
         "keep_module_on_host": runtime.device == "cpu",
     }
+    if options.replace_with_kernel_inject:
+        # As many tokens as the model reads. Without a least number DeepSpeed makes do with fewer where memory is
+        # short, and its kernels write beyond them.
+        tokens = checkpoint.config["max_position_embeddings"]
+        settings |= {"max_out_tokens": tokens, "min_out_tokens": tokens}
     copy_checkpoint(checkpoint.directory, directory)
     copy_tokenizer(checkpoint, directory)
     (directory / CONFIG).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
@@ -149,35 +154,45 @@ def load(directory: Path, options: Options, runtime: Runtime) -> Any:
     # The kernels take a mask of one row for each sequence, which is what eager attention is given.
     model = stored_model(directory, attention="eager" if options.replace_with_kernel_inject else None)
     inputs = inputs_of(model)
-    engine = _engine(model, settings, options.replace_with_kernel_inject)
-    return named(TorchModel(engine, inputs, model.config, target), model.config)
+    prepare = _kernels if options.replace_with_kernel_inject else _engine
+    return named(TorchModel(prepare(model, settings, inputs, target), inputs, model.config, target), model.config)
 
 
 def snippet(options: Options, runtime: Runtime) -> str:
     """Lines for DeepSpeed: its engine inside a module that is called as transformers' models are."""
-    attention = ', attn_implementation="eager"' if options.replace_with_kernel_inject else ""
-    return Template(SNIPPET).substitute(device=runtime.device, attention=attention)
+    injected = options.replace_with_kernel_inject
+    attention = ', attn_implementation="eager"' if injected else ""
+    largest = "\n        self(input_ids=torch.ones(64, 2).long())  # the kernels take no larger batch than the first"
+    return Template(SNIPPET).substitute(device=runtime.device, attention=attention, largest=largest if injected else "")
 
 
-def _engine(model: Any, settings: Mapping[str, Any], injected: bool) -> Any:
+def _engine(model: Any, settings: Mapping[str, Any], inputs: Sequence[str], device: Any) -> Any:
     with _quiet():
         import deepspeed
 
+        return deepspeed.init_inference(model, config=dict(settings))
+
+
+def _kernels(model: Any, settings: Mapping[str, Any], inputs: Sequence[str], device: Any) -> Any:
+    """The engine with its kernels, which DeepSpeed compiles where they were not yet."""
+    with _quiet(), quiet_stdout() as said:
         try:
-            engine = deepspeed.init_inference(model, config=dict(settings))
+            from qabuild.backends import _kernels as kernels
+
+            kernels.restart_layers()
+            engine = _engine(model, settings, inputs, device)
+            if layers := kernels.layers_of(engine):
+                return kernels.Kernels(engine, layers, inputs, device)
         except (RuntimeError, ValueError, AssertionError, ImportError, OSError) as error:
-            if not injected:
-                raise
-            raise MissingEnvironment(
-                f"DeepSpeed could not build or load its kernels: {str(error).strip().splitlines()[0]}",
+            failure = MissingEnvironment(
+                f"DeepSpeed could not build, load or start its kernels: {str(error).strip().splitlines()[0]}",
                 "install the CUDA toolkit that torch was built with (`ds_report` shows what is missing), "
                 "or set backend.replace_with_kernel_inject = false",
-            ) from error
-    if injected and not any(type(module).__name__.startswith("DeepSpeed") for module in engine.module.modules()):
-        raise QABuildError(
-            "DeepSpeed replaced no layer by its kernels", "set backend.replace_with_kernel_inject = false"
-        )
-    return engine
+            )
+            said.seek(0)
+            failure.add_note("What it printed last:\n" + said.read().decode(errors="replace")[-20_000:])
+            raise failure from error
+    raise QABuildError("DeepSpeed replaced no layer by its kernels", "set backend.replace_with_kernel_inject = false")
 
 
 def _require_processes(count: int) -> None:
