@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from qabuild import data, machine
+from qabuild.backends import attention
 from qabuild.checkpoint import load_tokenizer, resolve
 from qabuild.origin import Train
 from qabuild.training.allocator import keep_memory
@@ -89,7 +90,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         trainer.args.set_save("no")
         touch_memory(trainer)
         began, used = time.perf_counter(), time.process_time()
-        trainer.train()
+        with attention.of_any_shape("cpu" if arguments.recipe == "plain" else arguments.device):
+            trainer.train()
         seconds, processor = time.perf_counter() - began, time.process_time() - used
     from qabuild.training.curves import score
 

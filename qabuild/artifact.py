@@ -170,7 +170,8 @@ def _parse_manifest(path: Path, text: bytes) -> Manifest:
         files = {str(name): SealedFile(**entry) for name, entry in document.pop("files").items()}
         return Manifest(files=files, **document)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UntrustedInput(f"{path}: damaged: {error}", "build or fetch the artifact again") from None
+        what = f"it lacks {error}" if isinstance(error, KeyError) else error
+        raise UntrustedInput(f"{path}: damaged: {what}", "build or fetch the artifact again") from None
 
 
 def _read_evidence(directory: Path) -> dict[str, Any] | None:

@@ -206,6 +206,20 @@ def preview(target: Target, results: Store, name: str) -> Plan:
     return made
 
 
+def one_after_another(plans: Iterable[Plan]) -> list[Plan]:
+    """The plans of builds that follow each other: a step that one of them makes is there for those behind it."""
+    makers: dict[str, str] = {}
+    found = []
+    for plan in plans:
+        steps = [
+            replace(step, kept=True, reason=f"{makers[step.key]} makes it") if step.key in makers else step
+            for step in plan.steps
+        ]
+        makers |= {step.key: plan.target.name for step in steps if step.key and not step.kept}
+        found.append(replace(plan, steps=tuple(steps)))
+    return found
+
+
 def history_name(target: Target, output: Path) -> str:
     """Under which name the store remembers what `target` was last built from into `output`."""
     return f"{target.name}-{hashlib.sha256(os.fsencode(output.resolve())).hexdigest()[:16]}"

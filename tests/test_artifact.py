@@ -140,6 +140,11 @@ def test_a_damaged_manifest_is_refused(sealed, manifest):
     assert "damaged" in refusal(sealed)
 
 
+def test_what_a_manifest_lacks_is_named(sealed):
+    (sealed / "manifest.json").write_text("{}")
+    assert "damaged: it lacks 'format'" in refusal(sealed)
+
+
 def test_a_manifest_of_a_newer_format_is_refused(sealed):
     document = json.loads((sealed / "manifest.json").read_text())
     (sealed / "manifest.json").write_text(json.dumps({**document, "format": 2}))

@@ -18,7 +18,7 @@ import pytest
 import tiny
 
 from qabuild import backends, machine
-from qabuild.backends import BACKENDS, Runtime, architectures, backend, comparison, fusions
+from qabuild.backends import BACKENDS, Runtime, architectures, attention, backend, comparison, fusions
 from qabuild.backends.architectures import ARCHITECTURES, OPENVINO, OPTIMISED, ORT, TRACED, supports
 from qabuild.checkpoint import Checkpoint, load_model, load_tokenizer, resolve
 from qabuild.errors import BadTarget, MissingEnvironment, UntrustedInput, VerificationFailed
@@ -599,6 +599,20 @@ def test_probes_are_the_same_every_time_padded_and_within_the_positions(checkpoi
 
 def _gpu() -> bool:
     return bool(machine.gpus())
+
+
+def test_on_a_gpu_attention_is_not_left_to_cudnn() -> None:
+    import torch
+
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    with attention.of_any_shape("cpu"):
+        assert torch.backends.cuda.cudnn_sdp_enabled() == before
+    with attention.of_any_shape("cuda"):
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+        assert torch.backends.cuda.flash_sdp_enabled()
+        assert torch.backends.cuda.mem_efficient_sdp_enabled()
+        assert torch.backends.cuda.math_sdp_enabled()
+    assert torch.backends.cuda.cudnn_sdp_enabled() == before
 
 
 @pytest.mark.gpu

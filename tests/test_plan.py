@@ -17,7 +17,18 @@ from qabuild import sample
 from qabuild.backends import BACKENDS, backend
 from qabuild.checkpoint import Checkpoint
 from qabuild.errors import BadTarget, QABuildError
-from qabuild.plan import STEPS, Facts, Plan, Step, describe_changes, gather, history_name, make, preview
+from qabuild.plan import (
+    STEPS,
+    Facts,
+    Plan,
+    Step,
+    describe_changes,
+    gather,
+    history_name,
+    make,
+    one_after_another,
+    preview,
+)
 from qabuild.store import Entry, Store
 from qabuild.target import Target
 
@@ -377,6 +388,19 @@ def replanned(old: Target, new: Target, **new_facts: Any) -> dict[str, tuple[boo
 def test_what_was_never_built_says_so():
     plan = make(target(), FACTS)
     assert {(step.kept, step.reason, step.seconds) for step in kept_steps(plan)} == {(False, "not built before", None)}
+
+
+def test_what_an_earlier_target_makes_is_there_for_those_behind_it():
+    plans = [make(target(backend, name=backend), facts()) for backend in ("eager", "torchscript", "deepspeed")]
+    first, *others = one_after_another(plans)
+    assert first == plans[0]
+    for other in others:
+        assert {step.name: step.kept for step in other.steps[1:]} == {
+            "compile": False,
+            "reference": True,
+            "verify": False,
+        }
+        assert other.step("reference").reason == "eager makes it"
 
 
 def test_what_is_unchanged_is_kept():

@@ -41,12 +41,17 @@ def optimise(exported: Path, stage: Path, level: int, runtime: Runtime, padding_
     """Fuse what ONNX Runtime has fused kernels for.
 
     Attention's default mask is a count of tokens from the left, which only fits padding on the right.
+
+    For a GPU the fusions come from ONNX Runtime's scripts alone, so that the graph is the same wherever it is made:
+    the higher levels begin with a session on the GPU, where there is one, and after that the scripts found no attention
+    any more (ONNX Runtime 1.31). What such a session does, it does when the graph is loaded.
     """
     from optimum.onnxruntime import OptimizationConfig, ORTOptimizer
 
+    on_gpu = runtime.device == "cuda"
     config = OptimizationConfig(
-        optimization_level=level,
-        optimize_for_gpu=runtime.device == "cuda",
+        optimization_level=0 if on_gpu else level,
+        optimize_for_gpu=on_gpu,
         use_raw_attention_mask=padding_side == "left",
     )
     ORTOptimizer.from_pretrained(exported).optimize(config, save_dir=stage, file_suffix=None)

@@ -42,7 +42,8 @@ class Kernels:
 
     def __init__(self, engine: Any, layers: Sequence[Any], inputs: Sequence[str], device: torch.device) -> None:
         self._engine, self._layers = engine, layers
-        self._largest = {name: torch.ones(ROWS, 2, dtype=torch.int64, device=device) for name in inputs}
+        ones = torch.ones(ROWS, 2, dtype=torch.int64, device=device)
+        self._largest = {name: ones if name == "attention_mask" else torch.zeros_like(ones) for name in inputs}
         self.size_workspace()
 
     def __call__(self, **given: torch.Tensor) -> list[torch.Tensor]:

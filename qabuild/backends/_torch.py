@@ -15,7 +15,7 @@ from typing import Any, Literal, Self
 import torch
 from transformers.modeling_outputs import QuestionAnsweringModelOutput
 
-from qabuild.backends import Runtime
+from qabuild.backends import Runtime, attention
 from qabuild.errors import BadTarget, MissingEnvironment
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
@@ -82,7 +82,7 @@ class TorchModel(torch.nn.Module):  # type: ignore[misc]  # torch is not type-ch
             raise ValueError("this model was compiled without token_type_ids: its own tokenizer gives none")
         given = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
         taken = {name: given[name].to(self._device) for name in self.inputs if given[name] is not None}
-        with torch.inference_mode(), self.autocast():
+        with torch.inference_mode(), self.autocast(), attention.of_any_shape(self._device.type):
             start, end = self.answer(**taken)[:2]
             return QuestionAnsweringModelOutput(start_logits=start.float(), end_logits=end.float())
 

@@ -43,7 +43,9 @@ class Options(Frozen):
 
     name: Literal["onnxruntime"] = Field("onnxruntime", description="an optimised ONNX graph, run by ONNX Runtime")
     level: Literal[0, 1, 2, 99] = Field(
-        2, description="graph optimisation: 0 exports only, 1 basic, 2 extended, 99 all, bound to this processor"
+        2,
+        description="graph optimisation: 0 exports only, 1 basic, 2 extended, 99 all, bound to this processor; "
+        "above 0 all are the same on a GPU",
     )
     provider: Provider | None = Field(
         None, description="execution provider; chosen by runtime.device where it is absent"

@@ -151,7 +151,9 @@ def plan(targets: Sequence[Path], output: Path, overrides: Sequence[str], locked
     from qabuild.store import Store
 
     results = Store()
-    plans = [planning.preview(target, results, planning.history_name(target, output)) for target in read]
+    plans = planning.one_after_another(
+        planning.preview(target, results, planning.history_name(target, output)) for target in read
+    )
 
     def show() -> None:
         rows = [

@@ -139,4 +139,6 @@ def _differences(one: Contestant, other: Contestant) -> list[str]:
 
 def _short(facts: Mapping[str, Any], key: str) -> Any:
     value = facts.get(key)
-    return "all" if value is None and key == "samples" else str(value)[:SHOWN] if key == "fingerprint" else value
+    if value is None:
+        return "all" if key == "samples" else "none"
+    return value[:SHOWN] if key == "fingerprint" else value

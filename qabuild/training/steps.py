@@ -24,11 +24,14 @@ StepName = Literal["logits", "search", "train"]
 PACKAGES = ("accelerate", "tokenizers", "torch", "transformers")
 SEARCH_PACKAGES = ("optuna",)
 
-_WINDOWS = ("checkpoint", "data", "pipeline/parameters", "pipeline/windows", "training/examples")
+_SHARED = (
+    *("backends/attention", "checkpoint", "data", "pipeline/parameters", "pipeline/windows"),
+    "training/examples",
+)
 CODE: dict[str, tuple[str, ...]] = {
-    "logits": (*_WINDOWS, "training/logits"),
-    "search": (*_WINDOWS, "pipeline", "squad", "training"),
-    "train": (*_WINDOWS, "pipeline", "squad", "training"),
+    "logits": (*_SHARED, "training/logits"),
+    "search": (*_SHARED, "pipeline", "squad", "training"),
+    "train": (*_SHARED, "pipeline", "squad", "training"),
 }
 """Modules whose code decides a step's result."""
 

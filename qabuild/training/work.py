@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from qabuild.apart import Tell
+from qabuild.backends import attention
 from qabuild.checkpoint import copy_tokenizer, load_model, load_tokenizer
 from qabuild.errors import QABuildError
 from qabuild.training import curves, examples
@@ -31,7 +32,8 @@ def logits(request: Request, tell: Tell) -> Mapping[str, Any]:
         done += count
         tell({"step": done, "steps": len(found)})
 
-    teaching.make(model, tokenizer.model_input_names, found, request.directory, _autocast(request), advance)
+    with attention.of_any_shape(request.device):
+        teaching.make(model, tokenizer.model_input_names, found, request.directory, _autocast(request), advance)
     return {"examples": found.counts}
 
 
@@ -84,7 +86,7 @@ def fit(request: Request, found: Examples, tokenizer: Any, tell: Tell) -> Mappin
     state = last_state(request.work)
     if state:
         tell({"resumed": int(state.name.rpartition("-")[2])})
-    with _memory_explained(request):
+    with _memory_explained(request), attention.of_any_shape(request.device):
         result = trainer.train(resume_from_checkpoint=str(state) if state else None)
     restore_dropout(model, request.start)
     trainer.save_model(str(request.directory))  # all take part: with ZeRO each holds a part of the weights
