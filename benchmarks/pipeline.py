@@ -112,7 +112,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--checkpoint", required=True, help="a checkpoint's folder or Hub id")
     parser.add_argument("--data", type=Path, required=True, help="questions in SQuAD's JSON layout")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--questions", type=int, default=1000, help="for the pipelines alone")
+    parser.add_argument("--questions", type=int, default=4000, help="for the pipelines alone")
     parser.add_argument("--whole-questions", type=int, default=400, help="for the whole")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--differential", type=int, metavar="N", help="both pipelines' answers on N questions")

@@ -26,10 +26,14 @@ Item = TypeVar("Item")
 
 AT_ONCE_CHARACTERS = 1 << 22
 """Characters of contexts, counted for each question, that are tokenised and answered together."""
+AT_ONCE = 4096
+"""Questions that are tokenised, sorted by length and answered together: the more, the less each costs."""
+AT_ONCE_OVERLAPPED = 1024
+"""The same where the model computes while we go on, so that there are others to make ready meanwhile."""
 STREAM_ON_CPU = 256
-"""Questions of a stream that are answered together on a CPU, which takes seconds for so many: answers come often, and
-few are lost where the run is interrupted."""
-WINDOWS_TOGETHER = 64
+"""The same of a stream on a CPU, which takes seconds for so many: answers come often, and few are lost where the run is
+interrupted."""
+WINDOWS_TOGETHER = 256
 """Windows of like length whose arrays are made together, where a batch is smaller."""
 LENGTH_STEP = 16
 """Windows are padded to multiples of so many tokens: few shapes, and lengths that attention kernels like."""
@@ -94,9 +98,9 @@ class QuestionAnsweringPipeline:
         asked = inputs.read(args, named)
         parameters = self._parameters.given({key: value for key, value in named.items() if key not in inputs.FORMS})
         cut = parameters.cut(self.tokenizer)
+        answers = self._answer(asked.pairs, parameters, cut, self._at_once(parameters, asked.shape == "stream"))
         if asked.shape == "stream":
-            return self._answer(asked.pairs, parameters, cut, self._ahead(parameters))
-        answers = self._answer(asked.pairs, parameters, cut, parameters.questions_at_once)
+            return answers
         return next(answers) if asked.shape == "one" else list(answers)
 
     @property
@@ -109,21 +113,27 @@ class QuestionAnsweringPipeline:
             device = next((weight.device for weight in self.model.parameters()), None)
         return torch.device("cpu" if device is None else device)
 
-    def _ahead(self, parameters: Parameters) -> int:
-        """How many questions of a stream are read before the first of them is answered."""
-        if parameters.batch_size == 1:
+    @property
+    def _overlaps(self) -> bool:
+        """Whether the model computes while we go on, as on a GPU or with a `submit`."""
+        return bool(self.device.type == "cuda" or self._submit)
+
+    def _at_once(self, parameters: Parameters, stream: bool) -> int:
+        """How many questions are answered together; a stream is read so far ahead."""
+        if stream and parameters.batch_size == 1:
             return 1
-        most = parameters.questions_at_once
-        return min(most, STREAM_ON_CPU) if self.device.type == "cpu" else most
+        if stream and self.device.type == "cpu":
+            return parameters.questions_at_once(STREAM_ON_CPU)
+        return parameters.questions_at_once(AT_ONCE_OVERLAPPED if self._overlaps else AT_ONCE)
 
     def _answer(
         self, pairs: Iterable[Pair], parameters: Parameters, cut: Cut, at_once: int
     ) -> Iterator[Result | list[Result]]:
-        """The results in order. Where the model computes while we go on, as on a GPU or with a `submit`, the next
-        questions are tokenised and sent before the last come back."""
+        """The results in order. Where the model computes while we go on, the next questions are tokenised and sent
+        before the last come back."""
         device = self.device
         chunks = _chunks(pairs, at_once)
-        if not (device.type == "cuda" or self._submit) or at_once == 1:
+        if not self._overlaps or at_once == 1:
             for chunk in chunks:
                 windows = self._make_windows(chunk, cut)
                 yield from results(chunk, windows, self._run(windows, parameters, cut, device).finish(), parameters)

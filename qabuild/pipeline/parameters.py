@@ -10,8 +10,6 @@ from typing import Any, Literal
 
 from qabuild.pipeline.windows import Cut
 
-AT_ONCE = 1024
-"""Questions answered together, at most."""
 COUNTS = {
     "top_k": 1,
     "doc_stride": 0,
@@ -95,7 +93,6 @@ class Parameters:
         """Spans kept of each window: more than asked for, because alignment to words makes one of several."""
         return self.top_k * 2 + 10 if self.align_to_words else self.top_k
 
-    @property
-    def questions_at_once(self) -> int:
-        """Questions that are tokenised, sorted by length and answered together; a stream is read so far ahead."""
-        return max(1, min(AT_ONCE, AT_ONCE_SPANS // self.n_best))
+    def questions_at_once(self, most: int) -> int:
+        """How many questions, at most `most`, are few enough for their spans to be kept."""
+        return max(1, min(most, AT_ONCE_SPANS // self.n_best))
