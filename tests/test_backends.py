@@ -546,6 +546,39 @@ def test_tensor_parallelism_needs_its_processes(compiled: Compiled, monkeypatch:
         load("deepspeed", directory, tensor_parallel=2)
 
 
+def test_injected_kernels_get_no_more_rows_than_their_workspace_has(monkeypatch: Any) -> None:
+    """It is sized by the first batch after the first layer was told to, for all models of the process."""
+    import torch
+
+    require("deepspeed")
+    from qabuild.backends import _deepspeed
+
+    monkeypatch.setattr(_deepspeed, "WorkspaceOp", lambda config: None)
+    sized: list[tuple[str, int]] = []
+
+    def kernels(name: str) -> Any:
+        first = SimpleNamespace(config=None)
+
+        def engine(**given: Any) -> tuple[Any, Any]:
+            rows = len(given["input_ids"])
+            if first._should_allocate_workspace:
+                sized.append((name, rows))
+                first._should_allocate_workspace = False
+            assert sized[-1][0] == name
+            assert rows <= sized[-1][1]
+            return given["input_ids"].float(), -given["input_ids"].float()
+
+        return _deepspeed.Kernels(engine, [first], ("input_ids",), torch.device("cpu"))
+
+    one, other = kernels("one"), kernels("other")
+    for model, rows in ((one, 1), (one, 1000), (other, _deepspeed.ROWS + 1), (one, 3)):
+        ids = torch.arange(rows * 4).view(rows, 4)
+        start, end = model(input_ids=ids)
+        assert torch.equal(start, ids.float())
+        assert torch.equal(end, -ids.float())
+    assert sized == [(name, _deepspeed.ROWS) for name in ("one", "other", "one", "other", "one")]
+
+
 # --- comparing ------------------------------------------------------------------------------------------------------
 
 

@@ -177,12 +177,14 @@ def _kernels(model: Any, settings: Mapping[str, Any], inputs: Sequence[str], dev
     """The engine with its kernels, which DeepSpeed compiles where they were not yet."""
     with _quiet(), quiet_stdout() as said:
         try:
-            from qabuild.backends import _kernels as kernels
+            from qabuild.backends import _deepspeed
 
-            kernels.restart_layers()
+            # For this GPU alone: DeepSpeed stumbles over names such as 9.0a in the list that an image may come with.
+            os.environ["TORCH_CUDA_ARCH_LIST"] = _deepspeed.architecture(device)
+            _deepspeed.restart_layers()
             engine = _engine(model, settings, inputs, device)
-            if layers := kernels.layers_of(engine):
-                return kernels.Kernels(engine, layers, inputs, device)
+            if layers := _deepspeed.layers_of(engine):
+                return _deepspeed.Kernels(engine, layers, inputs, device)
         except (RuntimeError, ValueError, AssertionError, ImportError, OSError) as error:
             failure = MissingEnvironment(
                 f"DeepSpeed could not build, load or start its kernels: {str(error).strip().splitlines()[0]}",
@@ -214,6 +216,7 @@ def _quiet() -> Iterator[None]:
     finally:
         for name in set(os.environ) - set(environment):
             del os.environ[name]
+        os.environ.update(environment)
         # Its own handler writes to what stdout was when it was imported; errors shall go where others go.
         logger = logging.getLogger("DeepSpeed")
         logger.handlers.clear()

@@ -17,6 +17,11 @@ ROWS = 64
 """Windows that the kernels are given at once: with 512 tokens of RoBERTa-base in fp16 their workspace takes 2 GB."""
 
 
+def architecture(device: torch.device) -> str:
+    """The GPU's, as `TORCH_CUDA_ARCH_LIST` names it: 9.0."""
+    return ".".join(map(str, torch.cuda.get_device_capability(device)))
+
+
 def restart_layers() -> None:
     """Let the layers of the model that is made next be counted from 0, whatever was made before it.
 
