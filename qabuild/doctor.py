@@ -123,7 +123,7 @@ def _openvino() -> str:
     if machine.preloaded("tcmalloc"):
         return "does not survive the preloaded tcmalloc: unset LD_PRELOAD"
     with _silent():
-        devices: list[str] = openvino.package().Core().available_devices
+        devices: list[str] = openvino.core().available_devices
     return ", ".join(devices)
 
 

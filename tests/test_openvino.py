@@ -88,7 +88,7 @@ def difference(source: Any, model: Any, dtype: str) -> float:
 @needs_vnni
 def test_int8_is_calibrated_on_training_questions_and_says_on_which(source: Any, compiled: Compiled) -> None:
     directory, record = compiled(INT8, **FEW)
-    graph = ov.package().Core().read_model(directory / ov.FILE)
+    graph = ov.core().read_model(directory / ov.FILE)
     assert sum(node.get_type_name() == "FakeQuantize" for node in graph.get_ops()) > 10
     drawn = data.load("sample", split="train", samples=12, seed=0)
     assert record["calibration"]["fingerprint"] == drawn.fingerprint
@@ -319,6 +319,21 @@ def test_nothing_is_sent_to_anyone_and_nothing_printed(compiled: Compiled, tmp_p
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert not [*tmp_path.glob("intel*")]
+
+
+def test_an_interruption_is_one_after_models_that_came_and_went(compiled: Compiled) -> None:
+    """A signal is handled on a stack that OpenVINO brings, and takes away."""
+    directory, _ = compiled()
+    load = f"ov.load(Path({str(directory)!r}), ov.Options(), Runtime())"
+    code = (
+        "import gc, signal, torch\nfrom pathlib import Path\nfrom qabuild.backends import Runtime, openvino as ov\n"
+        "ids = torch.ones(1, 4, dtype=torch.long)\n"
+        f"first = {load}\nfirst(ids)\nsecond = {load}\nsecond(ids)\n"
+        "del first\ngc.collect()\ndel second\ngc.collect()\n"
+        "try:\n    signal.raise_signal(signal.SIGINT)\nexcept KeyboardInterrupt:\n    print('interrupted')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr
 
 
 # --- what others can open -------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from transformers.modeling_outputs import QuestionAnsweringModelOutput
 from qabuild import machine
 from qabuild.backends import Runtime
 from qabuild.backends._torch import TorchModel, completed, named
-from qabuild.backends.openvino import package, precision
+from qabuild.backends.openvino import core, precision
 from qabuild.store import compiled_for_this_machine
 
 if TYPE_CHECKING:
@@ -31,15 +31,14 @@ MIND_PADDING = frozenset({"convbert", "nystromformer"})
 
 def load(path: Path, config: Any, options: Options, runtime: Runtime) -> Any:
     """The graph in `path` on all cores that this process may use."""
-    core = package().Core()
     settings = {
         "INFERENCE_PRECISION_HINT": precision(options, runtime),
         "INFERENCE_NUM_THREADS": machine.cores(),
         **_kept(path),
     }
-    graph = core.read_model(path)
+    graph = core().read_model(path)
     names = [port.any_name for port in graph.inputs]
-    compile_for = lambda streams: core.compile_model(path, "CPU", {**settings, "NUM_STREAMS": streams})  # noqa: E731
+    compile_for = lambda streams: core().compile_model(path, "CPU", {**settings, "NUM_STREAMS": streams})  # noqa: E731
     return named(OpenVinoModel(compile_for, names, config), config)
 
 

@@ -15,7 +15,7 @@ from qabuild.backends._openvino import OUTPUTS, OpenVinoModel, load
 from qabuild.backends._torch import inputs_of
 from qabuild.backends._tracing import Positional
 from qabuild.backends.comparison import TOLERANCES, answers, probes, require_same
-from qabuild.backends.openvino import package, precision
+from qabuild.backends.openvino import core, package, precision
 from qabuild.errors import VerificationFailed
 
 if TYPE_CHECKING:
@@ -163,4 +163,4 @@ class Judge:
     def f1(self, graph: Any, questions: Iterable[Question]) -> float:
         """F1 of a graph that is not compiled yet."""
         settings = {"INFERENCE_PRECISION_HINT": self._precision}
-        return self(package().compile_model(graph, "CPU", settings), questions)[0]
+        return self(core().compile_model(graph, "CPU", settings), questions)[0]

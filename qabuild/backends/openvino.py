@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 import sys
 from collections.abc import Mapping
@@ -97,6 +98,16 @@ def package() -> Any:
     import openvino
 
     return openvino
+
+
+@functools.cache
+def core() -> Any:
+    """OpenVINO's Core, the only one of this process.
+
+    Each brings a stack for signal handlers and, when it goes, puts back what it found. That is gone too where the lives
+    of two overlapped, and the next signal, such as Ctrl-C, then ends in a segmentation fault.
+    """
+    return package().Core()
 
 
 def check(config: Mapping[str, Any], options: Options, runtime: Runtime) -> None:
