@@ -154,8 +154,9 @@ def load(directory: Path, options: Options, runtime: Runtime) -> Any:
     # The kernels take a mask of one row for each sequence, which is what eager attention is given.
     model = stored_model(directory, attention="eager" if options.replace_with_kernel_inject else None)
     inputs = inputs_of(model)
-    prepare = _kernels if options.replace_with_kernel_inject else _engine
-    return named(TorchModel(prepare(model, settings, inputs, target), inputs, model.config, target), model.config)
+    injected = options.replace_with_kernel_inject
+    engine = _kernels(model, settings, inputs, target) if injected else _engine(model, settings)
+    return named(TorchModel(engine, inputs, model.config, target), model.config)
 
 
 def snippet(options: Options, runtime: Runtime) -> str:
@@ -166,7 +167,7 @@ def snippet(options: Options, runtime: Runtime) -> str:
     return Template(SNIPPET).substitute(device=runtime.device, attention=attention, largest=largest if injected else "")
 
 
-def _engine(model: Any, settings: Mapping[str, Any], inputs: Sequence[str], device: Any) -> Any:
+def _engine(model: Any, settings: Mapping[str, Any]) -> Any:
     with _quiet():
         import deepspeed
 
@@ -182,7 +183,7 @@ def _kernels(model: Any, settings: Mapping[str, Any], inputs: Sequence[str], dev
             # For this GPU alone: DeepSpeed stumbles over names such as 9.0a in the list that an image may come with.
             os.environ["TORCH_CUDA_ARCH_LIST"] = _deepspeed.architecture(device)
             _deepspeed.restart_layers()
-            engine = _engine(model, settings, inputs, device)
+            engine = _engine(model, settings)
             if layers := _deepspeed.layers_of(engine):
                 return _deepspeed.Kernels(engine, layers, inputs, device)
         except (RuntimeError, ValueError, AssertionError, ImportError, OSError) as error:
