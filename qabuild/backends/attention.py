@@ -8,8 +8,8 @@ from contextlib import AbstractContextManager, nullcontext
 def of_any_shape(device: str) -> AbstractContextManager[None]:
     """Attention, inside the block, by kernels that take a batch of a new shape as fast as one of a known shape.
 
-    On recent GPUs torch prefers cuDNN's in half precision, which plans anew for each shape. Measured on an H200
-    with torch 2.11, batches of eight questions under fp16 autocast took four times as long as in fp32 for that.
+    On recent GPUs torch prefers cuDNN's in half precision, which plans anew for each shape. On an H200 with torch 2.11,
+    batches of eight questions took four times as long under fp16 autocast as in fp32, and that is the likely cause.
     """
     if device != "cuda":
         return nullcontext()
