@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
-import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -153,17 +151,10 @@ def _silent() -> Iterator[None]:
     """Without what DeepSpeed prints and logs when it is imported."""
     import logging
 
-    logging.disable(logging.CRITICAL)
-    saved = os.dup(2)
-    try:
-        with open(os.devnull, "w") as sink, contextlib.redirect_stdout(io.StringIO()):
-            sys.stderr.flush()
-            os.dup2(sink.fileno(), 2)
-            yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
-        logging.disable(logging.NOTSET)
+    from qabuild.backends._quiet import captured, quiet_logging
+
+    with quiet_logging(logging.CRITICAL), contextlib.redirect_stdout(io.StringIO()), captured(2):
+        yield
 
 
 def report(targets: Sequence[Target]) -> dict[str, Any]:

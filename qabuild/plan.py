@@ -19,7 +19,7 @@ from qabuild.backends import BACKENDS, backend, calibration
 from qabuild.hub import is_path
 from qabuild.looking import Look, require_paths
 from qabuild.origin import Autocast, Trained, trainings
-from qabuild.store import Entry, Inputs, Store, is_whole, key_of
+from qabuild.store import Entry, Inputs, Store, key_of
 from qabuild.target import Target
 from qabuild.training import steps as training
 from qabuild.training.steps import Stage
@@ -190,36 +190,6 @@ def current(target: Target, results: Store, name: str, *, offline: bool) -> Plan
     return make(target, gather(target, results, name, fetch=True, offline=offline))
 
 
-def preview(target: Target, results: Store, name: str) -> Plan:
-    """The plan of a build that may come: nothing is fetched, made or changed.
-
-    What the store holds is held against its sums, and questions that are here and would be read are checked, so that
-    the build finds what the plan says. Raises what `gather` and, for those questions, `qabuild.asked.refuse_learnt`
-    raise.
-    """
-    made = make(target, gather(target, results, name, fetch=False))
-    made = replace(made, steps=tuple(_held(step, results) for step in made.steps))
-    if made.reads_data:
-        from qabuild import asked  # only now: a plan with nothing to do is over before it is imported
-
-        asked.refuse_learnt(target, offline=True, here_only=True)
-    return made
-
-
-def one_after_another(plans: Iterable[Plan]) -> list[Plan]:
-    """The plans of builds that follow each other: a step that one of them makes is there for those behind it."""
-    makers: dict[str, str] = {}
-    found = []
-    for plan in plans:
-        steps = [
-            replace(step, kept=True, reason=f"{makers[step.key]} makes it") if step.key in makers else step
-            for step in plan.steps
-        ]
-        makers |= {step.key: plan.target.name for step in steps if step.key and not step.kept}
-        found.append(replace(plan, steps=tuple(steps)))
-    return found
-
-
 def history_name(target: Target, output: Path) -> str:
     """Under which name the store remembers what `target` was last built from into `output`."""
     return f"{target.name}-{hashlib.sha256(os.fsencode(output.resolve())).hexdigest()[:16]}"
@@ -371,14 +341,6 @@ def _step(name: str, inputs: Inputs, facts: Facts, before: list[Step]) -> Step:
         inputs=inputs,
         seconds=previous.seconds if previous else None,
     )
-
-
-def _held(step: Step, results: Store) -> Step:
-    """The step, to be made anew where its result is damaged."""
-    if not (step.kept and step.key and step.inputs) or step.reason == NEEDLESS:
-        return step
-    entry = results.find(step.key)
-    return step if entry and is_whole(entry) else replace(step, kept=False, reason=DAMAGED)
 
 
 def _reason(name: str, inputs: Inputs, facts: Facts, key: str | None, before: list[Step]) -> str:

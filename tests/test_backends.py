@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import inspect
 import json
+import os
 import shutil
 import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +22,7 @@ import tiny
 
 from qabuild import backends, machine
 from qabuild.backends import BACKENDS, Runtime, architectures, attention, backend, comparison, fusions
+from qabuild.backends._quiet import captured
 from qabuild.backends.architectures import ARCHITECTURES, OPENVINO, OPTIMISED, ORT, TRACED, supports
 from qabuild.checkpoint import Checkpoint, load_model, load_tokenizer, resolve
 from qabuild.errors import BadTarget, MissingEnvironment, UntrustedInput, VerificationFailed
@@ -539,6 +543,36 @@ def test_deepspeed_leaves_stdout_and_environment_alone(compiled: Compiled) -> No
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+def test_what_deepspeed_changes_in_the_environment_is_changed_back(monkeypatch: Any) -> None:
+    from qabuild.backends import deepspeed
+
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "7.5 9.0a")
+    with deepspeed._quiet():
+        os.environ |= {"TORCH_CUDA_ARCH_LIST": "9.0", "DEEPSPEED_SAYS": "hello"}
+    assert os.environ["TORCH_CUDA_ARCH_LIST"] == "7.5 9.0a"
+    assert "DEEPSPEED_SAYS" not in os.environ
+
+
+def test_what_native_code_and_programs_print_is_kept_from_stdout(capfd: Any) -> None:
+    """As DeepSpeed's kernels do, and the compilers that build them."""
+    with captured(1) as said:
+        ctypes.CDLL(None).puts(b"free memory")
+        subprocess.run(["echo", "ninja"], check=True)
+        said.seek(0)
+        assert b"ninja" in said.read()
+    print("the answer", flush=True)
+    assert capfd.readouterr().out == "the answer\n"
+
+
+def test_the_snippet_of_injected_kernels_begins_with_their_largest_batch() -> None:
+    module, runtime = backend("deepspeed"), Runtime(device="cuda", dtype="fp16")
+    text = module.snippet(module.Options(replace_with_kernel_inject=True), runtime)
+    compile(text, "snippet", "exec")
+    made, first = text.index("deepspeed.init_inference("), text.index(f"self(input_ids=torch.ones({module.ROWS}, 2)")
+    assert made < first < text.index("def forward")
+    assert "torch.ones" not in module.snippet(module.Options(), runtime)
+
+
 def test_tensor_parallelism_needs_its_processes(compiled: Compiled, monkeypatch: Any) -> None:
     directory, _ = compiled("deepspeed")
     monkeypatch.setenv("WORLD_SIZE", "3")
@@ -648,6 +682,18 @@ def test_on_a_gpu_attention_is_not_left_to_cudnn() -> None:
     assert torch.backends.cuda.cudnn_sdp_enabled() == before
 
 
+@pytest.mark.parametrize("name", ["eager", "torchscript", "deepspeed"])
+def test_a_model_of_torch_chooses_its_attention_by_its_device(name: str, compiled: Compiled, monkeypatch: Any) -> None:
+    import torch
+
+    directory, _ = compiled(name)
+    model = load(name, directory)
+    chosen: list[str] = []
+    monkeypatch.setattr(attention, "of_any_shape", lambda device: nullcontext(chosen.append(device)))
+    model(torch.ones(1, 4, dtype=torch.long))
+    assert chosen == ["cpu"]
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not _gpu(), reason="no CUDA device")
 @pytest.mark.parametrize("model_type", ["bert", "roberta", "deberta-v2"])
@@ -687,7 +733,8 @@ def test_deepspeed_kernels_take_larger_batches_than_the_first_and_other_models_b
     runtime = Runtime(device="cuda", dtype="fp16")
     models = []
     for layers, width in ((2, 64), (4, 128), (3, 64)):
-        source = checkpoint("bert", **(INJECTED | {"num_hidden_layers": layers, "hidden_size": width}))
+        size = {"num_hidden_layers": layers, "hidden_size": width, "intermediate_size": 4 * width}
+        source = checkpoint("bert", **(INJECTED | size))
         directory, _ = compiled("deepspeed", source, runtime, replace_with_kernel_inject=True)
         models.append((load_model(source), load("deepspeed", directory, runtime, replace_with_kernel_inject=True)))
     for rows, length in ((1, 20), (150, 300), (3, 40), (70, 500)):
@@ -710,8 +757,10 @@ def test_a_gpu_that_is_not_here(name: str, compiled: Compiled) -> None:
 def test_the_gpus_fp16_graph_can_be_compiled_without_one(compiled: Compiled, monkeypatch: Any) -> None:
     """With onnxruntime-gpu as well, which offers the provider that it has no device for."""
     onnxruntime = pytest.importorskip("onnxruntime")
+    graphs = set()
     for offered in (["CPUExecutionProvider"], ["CUDAExecutionProvider", "CPUExecutionProvider"]):
         monkeypatch.setattr(onnxruntime, "get_available_providers", lambda offered=offered: offered)
         directory, record = compiled("onnxruntime", "bert", Runtime(device="cuda", dtype="fp16"))
         assert record["compared_on"] == "CPUExecutionProvider"
-        assert (directory / "model.onnx").is_file()
+        graphs.add((directory / "model.onnx").read_bytes())
+    assert len(graphs) == 1

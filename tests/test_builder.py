@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from qabuild import builder, compiling, naming, sample
+from qabuild import builder, compiling, naming, previewing, sample
 from qabuild import plan as planning
 from qabuild.artifact import open_artifact
 from qabuild.backends import Runtime, backend
@@ -257,7 +257,7 @@ def test_a_plan_tells_what_was_edited_in_place_from_what_is_kept_and_changes_not
     with open(workshop.stored("compile") / "files" / "config.json", "ab") as file:
         file.write(b" ")
     before = snapshot(workshop.folder)
-    steps = {step.name: (step.kept, step.reason) for step in planning.preview(target, workshop.store, name).steps}
+    steps = {step.name: (step.kept, step.reason) for step in previewing.preview(target, workshop.store, name).steps}
     assert steps.pop("compile") == (False, "its result in the store is damaged")
     assert all(kept for kept, _ in steps.values())
     assert snapshot(workshop.folder) == before
@@ -268,7 +268,7 @@ def test_a_plan_after_pruning_says_where_the_results_went(workshop):
     shutil.rmtree(workshop.artifact)
     workshop.build()
     workshop.store.drop(workshop.stored("compile").name)
-    made = planning.preview(target, workshop.store, planning.history_name(target, workshop.output))
+    made = previewing.preview(target, workshop.store, planning.history_name(target, workshop.output))
     assert made.step("compile").reason == "its last result is no longer in the store"
 
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import contests
@@ -25,7 +26,7 @@ from qabuild import reporting, squad
 from qabuild.artifact import open_artifact, seal
 from qabuild.cli import main
 from qabuild.comparing import compare, measuring, tables
-from qabuild.comparing.contestants import find, find_questions
+from qabuild.comparing.contestants import _differences, find, find_questions
 from qabuild.comparing.scoring import score
 from qabuild.comparing.worker import shares
 from qabuild.comparing.workers import hired
@@ -324,6 +325,18 @@ def test_artifacts_verified_on_different_data_are_refused_with_what_differs(made
         compare([made("eager"), made("eager", 4)])
     assert "samples: 40 and 4" in refused.value.message
     assert "fingerprint: " in refused.value.message
+
+
+def test_what_only_one_of_two_verifications_names_is_none_of_the_other():
+    facts = {"revision": None, "split": "validation", "samples": None, "fingerprint": "ab"}
+    one, other = (SimpleNamespace(reference=SimpleNamespace(data=data)) for data in (facts, {"fingerprint": "cd"}))
+    other.reference.data |= {"revision": "main", "split": None, "samples": 9}
+    assert _differences(one, other) == [
+        "revision: none and main",
+        "split: validation and none",
+        "samples: all and 9",
+        "fingerprint: ab and cd",
+    ]
 
 
 def test_other_questions_are_refused(made, tmp_path):

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from qabuild import plan as planning
+from qabuild import previewing
 from qabuild.builder import build, train
 from qabuild.checkpoint import resolve
 from qabuild.errors import BadTarget
@@ -200,7 +201,7 @@ def test_a_build_trains_once_and_says_how(folder):
     with open(store.folder(str(plan.step("train").key)) / "files" / "model.safetensors", "r+b") as file:
         file.seek(-1, os.SEEK_END)
         file.write(b"\x01")
-    preview = planning.preview(again.plan.target, store, "x")
+    preview = previewing.preview(again.plan.target, store, "x")
     assert (preview.step("train").kept, preview.step("train").reason) == (False, planning.DAMAGED)
     assert preview.step("logits").reason == "another build made it", "and they are needed again"
 

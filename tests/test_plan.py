@@ -17,18 +17,8 @@ from qabuild import sample
 from qabuild.backends import BACKENDS, backend
 from qabuild.checkpoint import Checkpoint
 from qabuild.errors import BadTarget, QABuildError
-from qabuild.plan import (
-    STEPS,
-    Facts,
-    Plan,
-    Step,
-    describe_changes,
-    gather,
-    history_name,
-    make,
-    one_after_another,
-    preview,
-)
+from qabuild.plan import STEPS, Facts, Plan, Step, describe_changes, gather, history_name, make
+from qabuild.previewing import preview, previews
 from qabuild.store import Entry, Store
 from qabuild.target import Target
 
@@ -390,19 +380,6 @@ def test_what_was_never_built_says_so():
     assert {(step.kept, step.reason, step.seconds) for step in kept_steps(plan)} == {(False, "not built before", None)}
 
 
-def test_what_an_earlier_target_makes_is_there_for_those_behind_it():
-    plans = [make(target(backend, name=backend), facts()) for backend in ("eager", "torchscript", "deepspeed")]
-    first, *others = one_after_another(plans)
-    assert first == plans[0]
-    for other in others:
-        assert {step.name: step.kept for step in other.steps[1:]} == {
-            "compile": False,
-            "reference": True,
-            "verify": False,
-        }
-        assert other.step("reference").reason == "eager makes it"
-
-
 def test_what_is_unchanged_is_kept():
     assert set(replanned(target(), target()).values()) == {(True, "nothing changed")}
 
@@ -509,6 +486,17 @@ def test_a_hub_id_that_is_not_in_the_cache_is_unknown_but_one_that_is_none_is_re
     for tables in ({"checkpoint": {"model": "no such/id"}}, {"verify": {"dataset": "no such/id"}}):
         with pytest.raises(BadTarget, match="no such/id"):
             gather(target(**tables), Store(tmp_path), "x", fetch=False)
+
+
+def test_what_an_earlier_target_makes_is_there_for_those_behind_it(tmp_path):
+    asked = {"checkpoint": {"model": "sample"}, "verify": {"dataset": "sample", "samples": 5}}
+    targets = [target(name, name=name, **asked) for name in ("eager", "torchscript", "deepspeed")]
+    first, *others = previews(targets, Store(tmp_path), tmp_path)
+    assert first.steps == preview(targets[0], Store(tmp_path), "x").steps
+    for other in others:
+        kept = {step.name: step.kept for step in kept_steps(other)}
+        assert kept == {"compile": False, "reference": True, "verify": False}
+        assert other.step("reference").reason == "eager makes it"
 
 
 def test_questions_that_are_here_are_checked_before_they_are_asked(tmp_path):

@@ -11,10 +11,8 @@ from deepspeed.model_implementations.transformers.ds_transformer import DeepSpee
 from deepspeed.ops.transformer.inference.ds_attention import DeepSpeedSelfAttention
 from deepspeed.ops.transformer.inference.op_binding.workspace import WorkspaceOp
 
-from qabuild.backends._quiet import quiet_stdout
-
-ROWS = 64
-"""Windows that the kernels are given at once: with 512 tokens of RoBERTa-base in fp16 their workspace takes 2 GB."""
+from qabuild.backends._quiet import captured
+from qabuild.backends.deepspeed import ROWS
 
 
 def architecture(device: torch.device) -> str:
@@ -49,22 +47,22 @@ class Kernels:
         self._engine, self._layers = engine, layers
         ones = torch.ones(ROWS, 2, dtype=torch.int64, device=device)
         self._largest = {name: ones if name == "attention_mask" else torch.zeros_like(ones) for name in inputs}
-        self.size_workspace()
+        self._size_workspace()
 
     def __call__(self, **given: torch.Tensor) -> list[torch.Tensor]:
         if Kernels._sized_for is not self:
-            self.size_workspace()
+            self._size_workspace()
         parts = zip(*(tensor.split(ROWS) for tensor in given.values()), strict=True)
         answered = [self._engine(**dict(zip(given, part, strict=True)))[:2] for part in parts]
         return [torch.cat(logits) for logits in zip(*answered, strict=True)]
 
-    def size_workspace(self) -> None:
-        """Let the first layer allocate the workspace, as it does at its first batch. Raises RuntimeError where the
-        GPU has no room for it."""
+    def _size_workspace(self) -> None:
+        """Let the first layer allocate the workspace, as it does at its first batch. Raises RuntimeError where the GPU
+        has no room for it."""
         first = self._layers[0]
         DeepSpeedTransformerInference.layer_id = DeepSpeedSelfAttention.num_layers = len(self._layers)
         DeepSpeedTransformerInference.workspace = WorkspaceOp(first.config)
         first._should_allocate_workspace = True
-        with torch.inference_mode(), quiet_stdout():
+        with torch.inference_mode(), captured(1):
             self._engine(**self._largest)
         Kernels._sized_for = self

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-import io
 import logging
 import os
 import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from typing import IO
 
 
@@ -36,18 +35,17 @@ def quiet_tracing(level: int = logging.WARNING) -> Iterator[None]:
 
 
 @contextmanager
-def quiet_stdout() -> Iterator[IO[bytes]]:
-    """Send what this process prints to stdout inside the block to a file, which is given: what Python prints, what C
-    and CUDA code does, and what the compilers do that it starts."""
+def captured(descriptor: int) -> Iterator[IO[bytes]]:
+    """Send what is written to stdout (1) or stderr (2) to a file, which is given: by native code too, and by programs
+    that are started. What Python's own stream still holds is none of that."""
     c_library = ctypes.CDLL(None)
     with tempfile.TemporaryFile() as said:
         c_library.fflush(None)
-        stdout = os.dup(1)
-        os.dup2(said.fileno(), 1)
+        saved = os.dup(descriptor)
+        os.dup2(said.fileno(), descriptor)
         try:
-            with redirect_stdout(io.StringIO()):
-                yield said
+            yield said
         finally:
             c_library.fflush(None)
-            os.dup2(stdout, 1)
-            os.close(stdout)
+            os.dup2(saved, descriptor)
+            os.close(saved)

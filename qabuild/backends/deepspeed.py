@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from qabuild.backends import Frozen, Runtime
-from qabuild.backends._quiet import quiet_logging, quiet_stdout
+from qabuild.backends._quiet import captured, quiet_logging
 from qabuild.backends.architectures import KERNEL_INJECTION, check_architecture
 from qabuild.errors import BadTarget, MissingEnvironment, QABuildError
 
@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 CONFIG = "deepspeed.json"
 
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+
+ROWS = 64
+"""Windows that the injected kernels are given at once: of RoBERTa-base in fp16, with 512 tokens each, their workspace
+takes 2 GB."""
 
 
 SNIPPET = """\
@@ -163,7 +167,9 @@ def snippet(options: Options, runtime: Runtime) -> str:
     """Lines for DeepSpeed: its engine inside a module that is called as transformers' models are."""
     injected = options.replace_with_kernel_inject
     attention = ', attn_implementation="eager"' if injected else ""
-    largest = "\n        self(input_ids=torch.ones(64, 2).long())  # the kernels take no larger batch than the first"
+    largest = (
+        f"\n        self(input_ids=torch.ones({ROWS}, 2).long())  # the kernels take no larger batch than the first"
+    )
     return Template(SNIPPET).substitute(device=runtime.device, attention=attention, largest=largest if injected else "")
 
 
@@ -176,7 +182,7 @@ def _engine(model: Any, settings: Mapping[str, Any]) -> Any:
 
 def _kernels(model: Any, settings: Mapping[str, Any], inputs: Sequence[str], device: Any) -> Any:
     """The engine with its kernels, which DeepSpeed compiles where they were not yet."""
-    with _quiet(), quiet_stdout() as said:
+    with _quiet(), captured(1) as said:
         try:
             from qabuild.backends import _deepspeed
 

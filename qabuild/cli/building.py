@@ -147,13 +147,10 @@ def plan(targets: Sequence[Path], output: Path, overrides: Sequence[str], locked
     from qabuild.lock import load
 
     read = [load(path, overrides, locked=locked) for path in targets]
-    from qabuild import plan as planning
+    from qabuild.previewing import previews
     from qabuild.store import Store
 
-    results = Store()
-    plans = planning.one_after_another(
-        planning.preview(target, results, planning.history_name(target, output)) for target in read
-    )
+    plans = previews(read, Store(), output)
 
     def show() -> None:
         rows = [

@@ -25,7 +25,11 @@ PACKAGES = ("accelerate", "tokenizers", "torch", "transformers")
 SEARCH_PACKAGES = ("optuna",)
 
 _SHARED = (
-    *("backends/attention", "checkpoint", "data", "pipeline/parameters", "pipeline/windows"),
+    "backends/attention",
+    "checkpoint",
+    "data",
+    "pipeline/parameters",
+    "pipeline/windows",
     "training/examples",
 )
 CODE: dict[str, tuple[str, ...]] = {
