@@ -17,12 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qabuild import whole
 from qabuild.errors import BadTarget, UntrustedInput
 
 MANIFEST = "manifest.json"
 EVIDENCE = "verification.json"
 UNSEALED = frozenset({MANIFEST, EVIDENCE, "README.md", ".gitattributes"})
-UNSEALED_FOLDERS = frozenset({".cache"})
+CACHE = ".cache"
+UNSEALED_FOLDERS = frozenset({CACHE})
 FORMAT = 1
 
 
@@ -124,6 +126,20 @@ def seal(directory: Path, **facts: Any) -> Artifact:
     return Artifact(directory=directory, manifest=manifest, digest=hashlib.sha256(text.encode()).hexdigest())
 
 
+def write_unsealed(path: Path, content: bytes) -> None:
+    """Put `content` at `path`, one of an artifact's `UNSEALED` files, whole or not at all.
+
+    What a kill leaves is in `CACHE`: beside the file it would be one that the manifest does not name.
+    """
+    stage = path.parent / CACHE
+    stage.mkdir(exist_ok=True)
+    try:
+        whole.write(path, content, stage)
+    finally:
+        with suppress(OSError):  # others keep things there
+            stage.rmdir()
+
+
 def open_artifact(directory: Path, digest: str | None = None, *, linked: bool = False) -> Artifact:
     """Hold every file against the manifest, and the manifest against `digest` where one is given.
 
@@ -159,7 +175,9 @@ def _read_manifest(directory: Path) -> bytes:
         what = "no such folder" if not directory.exists() else f"not an artifact: it holds no {MANIFEST}"
     except NotADirectoryError:
         what = "not an artifact: a folder is wanted, this is a file"
-    raise BadTarget(f"{directory}: {what}", "name a folder that `qabuild build` made, such as artifacts/NAME")
+    made = Path("artifacts") / directory.name.removesuffix(".toml")  # of a target's file, or name
+    hint = f"{made} is one" if (made / MANIFEST).is_file() else "name a folder that `qabuild build` made, such as artifacts/NAME"
+    raise BadTarget(f"{directory}: {what}", hint)
 
 
 def _parse_manifest(path: Path, text: bytes) -> Manifest:

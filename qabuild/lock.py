@@ -8,7 +8,6 @@ the same bytes on every machine and every day.
 from __future__ import annotations
 
 import json
-import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from qabuild import hub
+from qabuild import hub, whole
 from qabuild.backends import Frozen
 from qabuild.backends.calibration import Source
 from qabuild.errors import BadTarget
@@ -129,12 +128,7 @@ def write(lock: Lock, path: Path) -> bool:
     text = "\n".join(lines) + "\n"
     if path.is_file() and path.read_text(encoding="utf-8") == text:
         return False
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    whole.write(path, text.encode())
     return True
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -139,12 +138,7 @@ def _fetch_back(push: Push, verify: bool, dataset: str | None, reporter: Reporte
 def _write_card(artifact: Artifact, content: Path | bytes) -> None:
     """Put the card beside the manifest, where the next build keeps what people add to it."""
     assert isinstance(content, bytes)
-    partial = artifact.directory / f".{artifacts.EVIDENCE}.partial"
-    try:
-        partial.write_bytes(content)
-        os.replace(partial, artifact.directory / handwritten.FILE)
-    finally:
-        partial.unlink(missing_ok=True)
+    artifacts.write_unsealed(artifact.directory / handwritten.FILE, content)
 
 
 def _repository(artifact: Artifact, repo: str | None) -> str:

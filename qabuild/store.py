@@ -71,11 +71,10 @@ class Store:
         self._base = self.root / LAYOUT
 
     def keys(self) -> frozenset[str]:
-        """Keys of all results."""
-        try:
+        """Keys of all results. Raises QABuildError where the store cannot be read."""
+        with self._explained(), suppress(FileNotFoundError):
             return frozenset(os.listdir(self._base / "results"))
-        except OSError:
-            return frozenset()
+        return frozenset()
 
     def folder(self, key: str) -> Path:
         """Where the result with that key is, or would be."""

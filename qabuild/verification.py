@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from math import ceil
@@ -189,13 +188,8 @@ def explain_failure(verification: Verification, directory: Path) -> tuple[str, s
 
 def write(verification: Verification, directory: Path) -> None:
     """Put the evidence beside the manifest, whole or not at all."""
-    partial = directory / f".{artifacts.EVIDENCE}.partial"
     text = json.dumps(verification.to_dict(), indent=1, ensure_ascii=False, allow_nan=False, default=str)
-    try:
-        partial.write_text(text + "\n", encoding="utf-8")
-        os.replace(partial, directory / artifacts.EVIDENCE)
-    finally:
-        partial.unlink(missing_ok=True)  # else the next look would find a file that the manifest does not name
+    artifacts.write_unsealed(directory / artifacts.EVIDENCE, f"{text}\n".encode())
 
 
 def _load_baseline(artifact: Artifact, source: str, offline: bool) -> Any:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -166,3 +167,30 @@ def test_what_is_no_artifact_is_said_to_be_none(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(BadTarget, match="this is a file"):
         artifact.open_artifact(tmp_path / "file")
+
+
+def test_a_kill_while_something_is_written_beside_the_manifest_leaves_an_artifact_that_opens(sealed):
+    """What was half written is no file that the manifest does not name."""
+    if os.fork() == 0:
+        os.replace = lambda *names: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
+        artifact.write_unsealed(sealed / "README.md", b"# x")
+        os._exit(1)
+    assert os.WTERMSIG(os.wait()[1]) == signal.SIGKILL
+    artifact.open_artifact(sealed)
+    artifact.write_unsealed(sealed / "README.md", b"# x")
+    assert (sealed / "README.md").read_text() == "# x"
+    assert not (sealed / ".cache").exists()
+
+
+def test_a_target_of_an_artifact_that_is_here_is_no_artifact_but_offers_it(sealed, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sealed.parent.joinpath("artifacts").mkdir()
+    sealed.rename("artifacts/x")
+    (tmp_path / "x.toml").write_text("")
+    for name in ("x", "x.toml", "targets/x.toml"):
+        with pytest.raises(BadTarget) as refused:
+            artifact.open_artifact(Path(name))
+        assert refused.value.hint == "artifacts/x is one"
+    with pytest.raises(BadTarget) as refused:
+        artifact.open_artifact(Path("y"))
+    assert "artifacts/NAME" in str(refused.value.hint)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from qabuild import cache
+from qabuild.errors import QABuildError
 from qabuild.store import Store, key_of
 
 HOUR = 3600.0
@@ -111,3 +112,10 @@ def test_pruning_leaves_what_a_running_build_is_making(store):
     with store.lock("busy"):
         cache.prune(store, older_than=0)
         assert busy.exists()
+
+
+def test_a_store_that_is_not_there_is_empty_and_one_that_is_a_file_is_none(tmp_path):
+    assert cache.contents(Store(tmp_path / "gone")) == []
+    (tmp_path / "file").write_text("")
+    with pytest.raises(QABuildError, match=r"the store .*file: Not a directory"):
+        cache.contents(Store(tmp_path / "file"))

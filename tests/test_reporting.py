@@ -14,7 +14,7 @@ from typing import Any
 import contests
 import pytest
 
-from qabuild import reporting
+from qabuild import reporting, whole
 from qabuild.reporting import page, plots
 
 pytest.importorskip("vl_convert", reason="the page's plots are made with vl-convert-python")
@@ -222,10 +222,18 @@ def test_the_picture_is_a_png_of_its_size(tmp_path):
 
 def test_a_page_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
     (tmp_path / "report.html").write_text("old")
-    monkeypatch.setattr(page.os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(whole.os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(OSError, match="No space"):
-        page._write(tmp_path / "report.html", b"new")
+        whole.write(tmp_path / "report.html", b"new")
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("report.html", "old")]
+
+
+@pytest.mark.parametrize("folder", ["gone", "file"])
+def test_a_page_without_a_place_is_told_by_the_name_that_it_was_given(folder, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="directory") as refused:
+        whole.write(tmp_path / folder / "x.html", b"")
+    assert refused.value.filename == str(tmp_path / folder / "x.html")
 
 
 def test_the_front_holds_those_that_no_other_beats():

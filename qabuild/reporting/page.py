@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from qabuild import whole
 from qabuild.comparing import tables
 from qabuild.comparing.comparison import Comparison, Measured
 from qabuild.evidence import describe
@@ -21,7 +21,7 @@ WIDTH, SCALE = 720, 2
 
 def write_page(found: Comparison, path: Path) -> None:
     """Write the comparison as one HTML file, with all it needs in it."""
-    _write(path, page(found).encode())
+    whole.write(path, page(found).encode())
 
 
 def write_picture(found: Comparison, path: Path) -> None:
@@ -30,7 +30,7 @@ def write_picture(found: Comparison, path: Path) -> None:
 
     config = {"range": {"category": plots.COLOURS["light"]}}
     spec = {**plots.picture(found), "width": WIDTH, "background": "white", "padding": 12, "config": config}
-    _write(path, vl_convert.vegalite_to_png(spec, scale=SCALE))
+    whole.write(path, vl_convert.vegalite_to_png(spec, scale=SCALE))
 
 
 def page(found: Comparison) -> str:
@@ -107,12 +107,3 @@ def _line(facts: Mapping[str, Any]) -> str:
 def _embedded(document: Any) -> str:
     """JSON that may stand in a script element, whatever texts are in it."""
     return json.dumps(document, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
-
-
-def _write(path: Path, content: bytes) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_bytes(content)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

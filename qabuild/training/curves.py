@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
-from qabuild import squad
+from qabuild import squad, whole
 from qabuild.apart import Tell
 from qabuild.reference import asking
 
@@ -66,9 +65,7 @@ class Curves(TrainerCallback):  # type: ignore[misc]
 
     def _drop_after(self, step: int) -> None:
         kept = [line for line in read(self._path) if line["step"] <= step]
-        partial = self._path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        os.replace(partial, self._path)
+        whole.write(self._path, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
 
 def read(path: Path) -> list[dict[str, Any]]:
