@@ -176,8 +176,8 @@ def _read_manifest(directory: Path) -> bytes:
     except NotADirectoryError:
         what = "not an artifact: a folder is wanted, this is a file"
     made = Path("artifacts") / directory.name.removesuffix(".toml")  # of a target's file, or name
-    hint = f"{made} is one" if (made / MANIFEST).is_file() else "name a folder that `qabuild build` made, such as artifacts/NAME"
-    raise BadTarget(f"{directory}: {what}", hint)
+    hint = "name a folder that `qabuild build` made, such as artifacts/NAME"
+    raise BadTarget(f"{directory}: {what}", f"{made} is one" if (made / MANIFEST).is_file() else hint)
 
 
 def _parse_manifest(path: Path, text: bytes) -> Manifest:
