@@ -59,8 +59,8 @@ def request_of(tmp_path: Path) -> Callable[..., Request]:
             teacher=fields.pop("teacher", None),
             train=fields.pop("train", TRAIN),
             distill=fields.pop("distill", None),
-            device="cpu",
-            dtype="fp32",
+            device=fields.pop("device", "cpu"),
+            dtype=fields.pop("dtype", "fp32"),
             logits=fields.pop("logits", None),
             work=tmp_path / name / "work",
             directory=tmp_path / name / "result",
@@ -443,17 +443,24 @@ def test_a_state_that_was_cut_off_is_not_gone_on_from(tmp_path):
     assert last_state(tmp_path) == tmp_path / "checkpoint-4"
 
 
-def test_a_distilled_student_is_drawn_to_its_teacher(request_of):
+GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype"),
+    [("cpu", "fp32"), *(pytest.param("cuda", dtype, marks=GPU) for dtype in ("fp32", "bf16", "fp16"))],
+)
+def test_a_distilled_student_is_drawn_to_its_teacher(device, dtype, request_of):
     """With alpha 0 only the teacher's logits are learnt from: the student comes nearer to them than one that is not."""
-    teacher = resolve("sample")
-    taught = request_of("logits", name="logits", teacher=teacher)
+    teacher, place = resolve("sample"), {"device": device, "dtype": dtype}
+    taught = request_of("logits", name="logits", teacher=teacher, **place)
     work.logits(taught, silent)
     train = TRAIN.model_copy(update={"layers": (0, 2), "learning_rate": 2e-3})
     distances = []
     for alpha in (0.0, 1.0):
         distill = Distill(teacher=CheckpointSource(model="sample"), alpha=alpha, temperature=TEMPERATURE)
         asked = request_of(
-            name=f"alpha {alpha}", train=train, teacher=teacher, distill=distill, logits=taught.directory
+            name=f"alpha {alpha}", train=train, teacher=teacher, distill=distill, logits=taught.directory, **place
         )
         work.train(asked, silent)
         distances.append(distance(load_model(resolve(asked.directory)), taught))
