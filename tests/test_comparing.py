@@ -466,6 +466,13 @@ def test_bad_usage_is_told_before_any_work(capfd, arguments, status, message):
     assert message in err
 
 
+def test_a_report_is_put_in_the_place_of_no_pipe_or_device(capfd, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for option in ("-o", "--png"):
+        status, _, err = command(capfd, "report", "nowhere", option, str(tmp_path / "pipe"))
+        assert (status, "is no file, and would be replaced" in err) == (2, True)
+
+
 def test_report_says_what_is_not_installed(capfd, monkeypatch):
     monkeypatch.setattr(reporting, "PACKAGES", ("vl-convert-python-of-another-world",))
     status, _, err = command(capfd, "report", "nowhere")

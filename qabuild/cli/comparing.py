@@ -141,6 +141,8 @@ def report(
     for path in filter(None, (output, png)):
         if not path.parent.is_dir():
             raise BadTarget(f"{path}: there is no folder {path.parent}", "make it, or name another file")
+        if path.exists() and not path.is_file():  # a device, for one, which would be gone for all that use it
+            raise BadTarget(f"{path}: is no file, and would be replaced by one", "name another file")
     if png and png.suffix.lower() != ".png":
         raise BadTarget(f"{png}: the picture is written as PNG only", "name a file that ends in .png")
     if png and png.resolve() == output.resolve():
