@@ -22,6 +22,8 @@ from qabuild.errors import BadTarget, UntrustedInput
 
 MANIFEST = "manifest.json"
 EVIDENCE = "verification.json"
+FOLDER = "artifacts"
+"""Where artifacts go, each by the name of its target, unless another folder is named."""
 UNSEALED = frozenset({MANIFEST, EVIDENCE, "README.md", ".gitattributes"})
 CACHE = ".cache"
 UNSEALED_FOLDERS = frozenset({CACHE})
@@ -175,8 +177,8 @@ def _read_manifest(directory: Path) -> bytes:
         what = "no such folder" if not directory.exists() else f"not an artifact: it holds no {MANIFEST}"
     except NotADirectoryError:
         what = "not an artifact: a folder is wanted, this is a file"
-    made = Path("artifacts") / directory.name.removesuffix(".toml")  # of a target's file, or name
-    hint = "name a folder that `qabuild build` made, such as artifacts/NAME"
+    made = Path(FOLDER) / directory.name.removesuffix(".toml")  # of a target's file, or name
+    hint = f"name a folder that `qabuild build` made, such as {FOLDER}/NAME"
     raise BadTarget(f"{directory}: {what}", f"{made} is one" if (made / MANIFEST).is_file() else hint)
 
 

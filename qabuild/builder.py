@@ -39,7 +39,7 @@ class Built:
 
 def build(
     target: Target | str | Path,
-    output: str | Path = "artifacts",
+    output: str | Path = artifacts.FOLDER,
     *,
     compile_only: bool = False,
     locked: bool = False,

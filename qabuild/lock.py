@@ -23,6 +23,7 @@ from qabuild.errors import BadTarget
 from qabuild.looking import require_paths
 from qabuild.origin import CheckpointSource, Train, Trained, pinned, sources, trainings
 from qabuild.reading import load as load_target
+from qabuild.store import explained
 from qabuild.target import Target, Verify
 
 
@@ -128,7 +129,8 @@ def write(lock: Lock, path: Path) -> bool:
     text = "\n".join(lines) + "\n"
     if path.is_file() and path.read_text(encoding="utf-8") == text:
         return False
-    whole.write(path, text.encode())
+    with explained(path.parent, "the target's folder", "make room or make it writable; the lock goes there"):
+        whole.write(path, text.encode())
     return True
 
 

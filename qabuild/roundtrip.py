@@ -6,6 +6,7 @@ The only room that imports either, since later releases of transformers have no 
 from __future__ import annotations
 
 import logging
+import tempfile
 import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
@@ -54,8 +55,8 @@ class RoundTrip:
         class Evaluator(QuestionAnsweringEvaluator):  # type: ignore[misc]
             PIPELINE_KWARGS: dict[str, Any] = {}  # noqa: RUF012 - compute() writes into the class's own dictionary
 
-        metric = _metric()
-        with _quiet():
+        with _quiet(), tempfile.TemporaryDirectory() as folder:
+            metric = _metric(folder)
             result = Evaluator().compute(
                 model_or_pipeline=self._pipeline,
                 data=datasets.Dataset.from_list([self._row(question) for question in questions]),
@@ -92,8 +93,11 @@ def _stock_pipeline() -> Any:
     return Stock
 
 
-def _metric() -> Any:
-    """A metric module that scores as `qabuild.squad` does and keeps the predictions, which the evaluator drops."""
+def _metric(folder: str) -> Any:
+    """A metric module that scores as `qabuild.squad` does and keeps the predictions, which the evaluator drops.
+
+    It wants a `folder`, and would make one in the user's home, which a service may lack.
+    """
     import datasets
     import evaluate
 
@@ -122,7 +126,7 @@ def _metric() -> Any:
             scores = squad.score(self.answers, {row["id"]: row["answers"]["text"] for row in references})
             return {"exact_match": scores.exact_match, "f1": scores.f1}
 
-    return Squad()
+    return Squad(cache_dir=folder)
 
 
 @contextmanager

@@ -265,8 +265,9 @@ def explained(folder: Path, what: str, hint: str) -> Iterator[None]:
         if found is None:
             raise
         names = [Path(os.fsdecode(n)) for n in (found.filename, found.filename2) if isinstance(n, (str, bytes))]
-        # A failed write names no file.
-        if not any(name.is_relative_to(folder) for name in names) if names else found.errno not in _DISK:
+        # A failed write names no file; a folder that cannot be made, one of its parents.
+        here = any(name.is_relative_to(folder) or folder.is_relative_to(name) for name in names)
+        if not (here if names else found.errno in _DISK):
             raise
         at = f" ({names[-1]})" if names else ""
         raise QABuildError(f"{what} {folder}: {found.strerror or found}{at}", hint) from error

@@ -464,6 +464,27 @@ def test_a_disk_that_is_full_while_the_artifact_is_put_together_leaves_the_earli
     assert qabuild(*changed).status == 0
 
 
+def test_a_lock_that_a_full_disk_refuses_is_status_5_and_the_one_before_stays(built, qabuild):
+    assert qabuild("lock", "tiny.toml", "-q").status == 0
+    Path("tiny.lock").write_text(before := Path("tiny.lock").read_text() + "# old\n")
+    with files_up_to(300):  # what is said goes to a file too
+        ran = qabuild("lock", "tiny.toml")
+    assert_clear(ran, 5, "the target's folder", "File too large", "make room")
+    assert Path("tiny.lock").read_text() == before
+
+
+def test_a_home_that_cannot_be_made_is_told_with_what_to_set(built, tmp_path):
+    (tmp_path / "home").write_text("no folder")
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("QABUILD_", "HF_", "XDG_"))}
+    homeless = {**environment, "HOME": str(tmp_path / "home")}
+    done = ended(process("tiny.toml", cwd=built, env=homeless))
+    assert done.status == 5
+    assert f"the store {tmp_path}/home/.cache/qabuild: Not a directory" in done.err
+    assert "QABUILD_CACHE" in done.err
+    done = ended(process("verify", "artifacts/tiny", cwd=built, env=homeless))
+    assert (done.status, "passed" in done.out) == (0, True), "what keeps nothing needs no home"
+
+
 def test_a_result_that_cannot_be_written_is_status_5(empty):
     with open("/dev/full", "w") as full:
         done = ended(process("targets", cwd=empty, stdout=full))

@@ -440,7 +440,9 @@ def test_what_was_not_verified_so_is_marked_and_the_status_says_it(made, tmp_pat
 def test_report_measures_and_leaves_a_page(made, tmp_path, capfd):
     pytest.importorskip("vl_convert", reason="the page's plots are made with vl-convert-python")
     page = tmp_path / "report.html"
+    page.symlink_to("elsewhere.html")
     status, out, err = command(capfd, "report", made("eager"), "-o", page, "--batch-sizes", "2", "--json")
+    assert page.is_symlink(), "what a link leads to was written, and the link left as it was"
     assert (status, f"written: {page}" in err) == (0, True)
     document = json.loads(out)
     assert [speed["batch_size"] for speed in document["measured"][0]["throughput"]] == [4, 2]
@@ -455,8 +457,14 @@ def test_report_measures_and_leaves_a_page(made, tmp_path, capfd):
         (["compare", "nowhere"], 2, "no such folder"),
         (["compare", "nowhere", "--batch-sizes", "8,0"], 2, "not a list of numbers from 1"),
         (["compare", "nowhere", "--format", "xml"], 2, "is not one of"),
-        (["report", "nowhere", "-o", "no/folder/page.html"], 2, "there is no folder"),
-        (["report", "nowhere", "-o", "a.png", "--png", "./a.png"], 2, "both the page and the picture would go there"),
+        (
+            ["report", "nowhere", "-o", "no/folder/page.html"],
+            2,
+            "page.html: cannot be written: No such file or directory",
+        ),
+        (["report", "nowhere", "-o", f"{__file__}/x.html"], 2, "x.html: cannot be written: Not a directory"),
+        (["report", "nowhere", "--png", "/proc/x.png"], 2, "/proc/x.png: cannot be written"),
+        (["report", "nowhere", "-o", "page.md"], 2, "page.md: the page is written as HTML only"),
         (["report", "nowhere", "--png", "picture.jpg"], 2, "picture.jpg: the picture is written as PNG only"),
     ],
 )
@@ -467,9 +475,9 @@ def test_bad_usage_is_told_before_any_work(capfd, arguments, status, message):
 
 
 def test_a_report_is_put_in_the_place_of_no_pipe_or_device(capfd, tmp_path):
-    os.mkfifo(tmp_path / "pipe")
-    for option in ("-o", "--png"):
-        status, _, err = command(capfd, "report", "nowhere", option, str(tmp_path / "pipe"))
+    for option, name in (("-o", "pipe.html"), ("--png", "pipe.png")):
+        os.mkfifo(tmp_path / name)
+        status, _, err = command(capfd, "report", "nowhere", option, str(tmp_path / name))
         assert (status, "is no file, and would be replaced" in err) == (2, True)
 
 

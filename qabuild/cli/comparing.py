@@ -138,15 +138,12 @@ def report(
     from qabuild.reading import absolute_source
 
     machine.require(reporting.PACKAGES, "cpu")
-    for path in filter(None, (output, png)):
-        if not path.parent.is_dir():
-            raise BadTarget(f"{path}: there is no folder {path.parent}", "make it, or name another file")
-        if path.exists() and not path.is_file():  # a device, for one, which would be gone for all that use it
-            raise BadTarget(f"{path}: is no file, and would be replaced by one", "name another file")
+    if output.suffix.lower() not in (".html", ".htm"):
+        raise BadTarget(f"{output}: the page is written as HTML only", "name a file that ends in .html")
     if png and png.suffix.lower() != ".png":
         raise BadTarget(f"{png}: the picture is written as PNG only", "name a file that ends in .png")
-    if png and png.resolve() == output.resolve():
-        raise BadTarget(f"{png}: both the page and the picture would go there", "name another file by -o")
+    for path in filter(None, (output, png)):
+        _require_place(path)
     found = compare_artifacts(
         artifacts,
         baseline=baseline,
@@ -156,13 +153,25 @@ def report(
         offline=offline,
         reporter=console,
     )
-    reporting.write_page(found, output)
+    reporting.write_page(found, output.resolve())  # a symbolic link stays one
     if png:
-        reporting.write_picture(found, png)
+        reporting.write_picture(found, png.resolve())
     console.say(tables.conditions(found))
     console.say(f"written: {', '.join(str(path) for path in (output, png) if path)}")
     console.result(found.to_dict(), lambda: table(tables.columns(found), tables.rows(found)))
     _leave(found)
+
+
+def _require_place(path: Path) -> None:
+    """Refuse what cannot be written to `path`, before minutes are spent on measuring."""
+    from qabuild import whole
+
+    if path.exists() and not path.is_file():  # a device, for one, which would be gone for all that use it
+        raise BadTarget(f"{path}: is no file, and would be replaced by one", "name another file")
+    try:
+        whole.require_place(path.resolve())
+    except OSError as error:
+        raise BadTarget(f"{path}: cannot be written: {error.strerror}", "name another file") from error
 
 
 def _leave(found: Comparison) -> None:

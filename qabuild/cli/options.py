@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from qabuild.artifact import FOLDER
 from qabuild.console import Console
 
 FLAGS = {"-q", "--quiet", "-v", "--verbose", "--json"}
@@ -74,7 +75,7 @@ artifact_folders = click.argument(
 output_option = click.option(
     "--output",
     type=click.Path(path_type=Path, file_okay=False),
-    default=Path("artifacts"),
+    default=Path(FOLDER),
     show_default=True,
     help="Folder that the artifacts go to.",
 )

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from qabuild.artifact import FOLDER
 from qabuild.comparing.comparison import Comparison
 from qabuild.console import SILENT, Reporter
 
@@ -23,7 +24,7 @@ def compare(
     batch_sizes: Sequence[int] = (),
     latency: bool = False,
     dataset: str | None = None,
-    output: str | Path = "artifacts",
+    output: str | Path = FOLDER,
     offline: bool = False,
     reporter: Reporter = SILENT,
 ) -> Comparison:
