@@ -198,17 +198,23 @@ def speed(asks: Mapping[str, Ask], questions: Sequence[Question], rounds: int, c
 def limits(checkpoint: Path, questions: Sequence[Question]) -> None:
     """What could be answered if the products of matrices, of tokens without padding, took all of the time.
 
-    In int8 processors promise twice the rate of bf16, which torch has no such product to measure with.
+    Where the layers are in int8, attention is in bf16.
     """
-    operations = matrix_operations(checkpoint, questions) / len(questions)
-    print(f"\nin matrix products a question takes {operations / 1e9:.2f} GFLOP; at most, on {machine.cores()} cores")
-    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        rate = matrix_rate(dtype)
-        print(f"  {name:<32} {rate / operations:8.1f} questions/s, by {rate / 1e9:.0f} GFLOP/s")
+    layers, attention = (each / len(questions) for each in matrix_operations(checkpoint, questions))
+    total = (layers + attention) / 1e9
+    print(f"\nin matrix products a question takes {total:.2f} GFLOP; at most, on {machine.cores()} cores")
+    rates = {dtype: matrix_rate(dtype) for dtype in (torch.float32, torch.bfloat16, torch.int8)}
+    for name, of_layers, of_attention in (
+        ("fp32", torch.float32, torch.float32),
+        ("bf16", torch.bfloat16, torch.bfloat16),
+        ("int8, rest bf16", torch.int8, torch.bfloat16),
+    ):
+        seconds = layers / rates[of_layers] + attention / rates[of_attention]
+        print(f"  {name:<32} {1 / seconds:8.1f} questions/s, by {rates[of_layers] / 1e9:.0f} billion operations/s")
 
 
-def matrix_operations(checkpoint: Path, questions: Sequence[Question]) -> float:
-    """Floating-point operations of an encoder's products, of all windows without padding.
+def matrix_operations(checkpoint: Path, questions: Sequence[Question]) -> tuple[float, float]:
+    """Operations of an encoder's products, in its linear layers and in attention, of all windows without padding.
 
     For each token that is twice as many as there are weights in linear layers and, in each layer, four by the hidden
     size for each token that it attends to.
@@ -218,16 +224,17 @@ def matrix_operations(checkpoint: Path, questions: Sequence[Question]) -> float:
     lengths = WindowMaker(tokenizer)(pairs, Parameters().cut(tokenizer)).length.astype(float)
     weights = sum(module.weight.numel() for module in model.modules() if isinstance(module, torch.nn.Linear))
     attention = 4 * model.config.num_hidden_layers * model.config.hidden_size
-    return float((2 * weights * lengths + attention * lengths**2).sum())
+    return float((2 * weights * lengths).sum()), float((attention * lengths**2).sum())
 
 
 def matrix_rate(dtype: torch.dtype, size: int = 2048, times: int = 20) -> float:
-    """Floating-point operations a second in the product of two square matrices, the best of some."""
-    one, other = torch.rand(size, size, dtype=dtype), torch.rand(size, size, dtype=dtype)
+    """Operations a second in the product of two square matrices, the best of some."""
+    one, other = (torch.rand(size, size).mul(100).to(dtype) for _ in range(2))
+    multiply = torch._int_mm if dtype == torch.int8 else torch.matmul  # which has no 8-bit product on a CPU
     seconds = []
     for _ in range(times):
         begin = time.perf_counter()
-        one @ other
+        multiply(one, other)
         seconds.append(time.perf_counter() - begin)
     return 2 * size**3 / min(seconds)
 
