@@ -29,26 +29,6 @@ from qabuild.errors import BadTarget, MissingEnvironment, UntrustedInput, Verifi
 
 FP32 = Runtime(device="cpu", dtype="fp32")
 
-# Architectures beyond those of `tiny`: what each needs, and whose tokenizer it borrows.
-MORE: dict[str, tuple[dict[str, Any], str]] = {
-    "data2vec-text": ({"type_vocab_size": 1}, "roberta"),
-    "deberta": ({"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "type_vocab_size": 0}, "bert"),
-    "ernie": ({}, "bert"),
-    "ibert": ({"type_vocab_size": 1}, "roberta"),
-    "megatron-bert": ({}, "bert"),
-    "modernbert": ({}, "bert"),
-    "nystromformer": ({}, "albert"),
-    "rembert": ({"input_embedding_size": 32}, "albert"),
-    "roberta-prelayernorm": ({"type_vocab_size": 1}, "roberta"),
-    "roformer": ({"embedding_size": 32}, "bert"),
-    "splinter": ({}, "bert"),
-    "squeezebert": ({"embedding_size": 32}, "bert"),
-    "xlm-roberta-xl": ({"type_vocab_size": 1}, "xlm-roberta"),
-}
-for _model_type, (_particular, _tokenizer) in MORE.items():
-    tiny.PARTICULAR.setdefault(_model_type, _particular)
-    tiny.TOKENIZERS.setdefault(_model_type, tiny.TOKENIZERS[_tokenizer])
-
 Compiled = Callable[..., tuple[Path, dict[str, Any]]]
 
 

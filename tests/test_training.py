@@ -425,6 +425,21 @@ def killed(asked: Request, step: int | None) -> int:
     return process.wait()
 
 
+@pytest.mark.parametrize("model_type", ["bert", "modernbert"])
+def test_a_batch_in_parts_is_learnt_from_as_a_whole_one_is(model_type, request_of, tiny_checkpoint):
+    """Step by step from the same windows; with models, too, that could divide the loss themselves, as ModernBERT."""
+    start = resolve(tiny_checkpoint(model_type))
+    train = TRAIN.model_copy(update={"epochs": 2, "dropout": 0.0})
+    losses = []
+    for parts in (1, 4):
+        in_parts = train.model_copy(update={"gradient_accumulation_steps": parts})
+        asked = request_of(start=start, train=in_parts, name=f"in {parts}")
+        work.train(asked, silent)
+        losses.append([line["loss"] for line in curves.read(asked.directory / curves.FILE)])
+    assert losses[0], "there are some to compare"
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+
+
 def test_too_little_memory_says_what_to_do(request_of):
     with (
         pytest.raises(QABuildError, match="too little memory to train on batches of 16 windows in 1 parts") as raised,

@@ -63,6 +63,19 @@ PARTICULAR: dict[str, dict[str, Any]] = {
     "convbert": {"embedding_size": 32, "head_ratio": 2, "conv_kernel_size": 9},
     "longformer": {"attention_window": 16, "type_vocab_size": 1},
     "big_bird": {},
+    "data2vec-text": {"type_vocab_size": 1},
+    "deberta": {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "type_vocab_size": 0},
+    "ernie": {},
+    "ibert": {"type_vocab_size": 1},
+    "megatron-bert": {},
+    "modernbert": {},
+    "nystromformer": {},
+    "rembert": {"input_embedding_size": 32},
+    "roberta-prelayernorm": {"type_vocab_size": 1},
+    "roformer": {"embedding_size": 32},
+    "splinter": {},
+    "squeezebert": {"embedding_size": 32},
+    "xlm-roberta-xl": {"type_vocab_size": 1},
 }
 """The architectures `make` knows, and what each needs beyond `SIZES`."""
 
@@ -228,3 +241,20 @@ TOKENIZERS: dict[str, Callable[[], Any]] = {
     "big_bird": lambda: _sentencepiece_bert("BigBirdTokenizerFast", pad="<pad>", unk="<unk>"),
     "deberta-v2": lambda: _sentencepiece_bert("DebertaV2TokenizerFast"),
 }
+BORROWED = {
+    "data2vec-text": "roberta",
+    "deberta": "bert",
+    "ernie": "bert",
+    "ibert": "roberta",
+    "megatron-bert": "bert",
+    "modernbert": "bert",
+    "nystromformer": "albert",
+    "rembert": "albert",
+    "roberta-prelayernorm": "roberta",
+    "roformer": "bert",
+    "splinter": "bert",
+    "squeezebert": "bert",
+    "xlm-roberta-xl": "xlm-roberta",
+}
+"""Architectures whose tokenizer is that of another."""
+TOKENIZERS |= {borrower: TOKENIZERS[owner] for borrower, owner in BORROWED.items()}

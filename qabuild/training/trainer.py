@@ -37,8 +37,8 @@ class QuestionAnsweringTrainer(Trainer):  # type: ignore[misc]
         self._alpha, self._temperature, self._seed = alpha, temperature, seed
 
     def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroupedSampler:
-        # Of all processes together: each takes its part of every batch.
-        size = self.args.per_device_train_batch_size * self.args.world_size
+        # Of all processes and parts together: each takes its part of every batch.
+        size = self.args.per_device_train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
         examples = self.train_dataset
         return LengthGroupedSampler(examples.windows.length[examples.rows], size, self._seed)
 
