@@ -104,7 +104,9 @@ def main() -> None:
         some = data.subset(everything, arguments.questions)
         clock = time.process_time if arguments.cpu_time else time.perf_counter
         speed({STOCK: stock(arguments.checkpoint), **asks}, some, arguments.rounds, clock)
-        limits(arguments.checkpoint, some)
+        limits("checkpoint", arguments.checkpoint, some)
+        if arguments.student:
+            limits("student", arguments.student, some)
     if arguments.f1_questions:
         count = min(arguments.f1_questions, len(everything))
         accuracy(asks, data.subset(everything, count), arguments.reference)
@@ -195,22 +197,22 @@ def speed(asks: Mapping[str, Ask], questions: Sequence[Question], rounds: int, c
         print(f"  {name:<32} {rate:8.1f} questions/s {times}", flush=True)
 
 
-def limits(checkpoint: Path, questions: Sequence[Question]) -> None:
+def limits(name: str, checkpoint: Path, questions: Sequence[Question]) -> None:
     """What could be answered if the products of matrices, of tokens without padding, took all of the time.
 
     Where the layers are in int8, attention is in bf16.
     """
     layers, attention = (each / len(questions) for each in matrix_operations(checkpoint, questions))
     total = (layers + attention) / 1e9
-    print(f"\nin matrix products a question takes {total:.2f} GFLOP; at most, on {machine.cores()} cores")
+    print(f"\n{name}: products of matrices take {total:.2f} GFLOP a question, so at most, on all cores")
     rates = {dtype: matrix_rate(dtype) for dtype in (torch.float32, torch.bfloat16, torch.int8)}
-    for name, of_layers, of_attention in (
+    for numbers, of_layers, of_attention in (
         ("fp32", torch.float32, torch.float32),
         ("bf16", torch.bfloat16, torch.bfloat16),
         ("int8, rest bf16", torch.int8, torch.bfloat16),
     ):
         seconds = layers / rates[of_layers] + attention / rates[of_attention]
-        print(f"  {name:<32} {1 / seconds:8.1f} questions/s, by {rates[of_layers] / 1e9:.0f} billion operations/s")
+        print(f"  {numbers:<32} {1 / seconds:8.1f} questions/s, by {rates[of_layers] / 1e9:.0f} billion operations/s")
 
 
 def matrix_operations(checkpoint: Path, questions: Sequence[Question]) -> tuple[float, float]:
