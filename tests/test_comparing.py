@@ -30,7 +30,7 @@ from qabuild.comparing.contestants import _differences, find, find_questions
 from qabuild.comparing.scoring import score
 from qabuild.comparing.worker import shares
 from qabuild.comparing.workers import hired
-from qabuild.console import SILENT
+from qabuild.console import SILENT, Silent
 from qabuild.errors import BadTarget, MissingEnvironment, QABuildError, UntrustedInput
 from qabuild.store import Store
 
@@ -252,6 +252,15 @@ def test_the_others_are_measured_where_one_cannot_be_loaded(compared):
     (failure,) = compared.failures
     assert (failure.name, failure.status) == ("absent", MissingEnvironment.exit_status)
     assert "no CUDA device here" in failure.error
+
+
+def test_who_is_left_out_is_told_before_the_others_are_measured(made, monkeypatch):
+    eager, said = made("eager"), []
+    monkeypatch.setattr(Silent, "say", lambda _, message: said.append(message))
+    monkeypatch.setattr(measuring, "measure", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        compare([eager, "nowhere"])
+    assert said == ["nowhere is left out: nowhere: no such folder"]
 
 
 def test_the_timed_answers_are_those_of_the_verification(compared, made):

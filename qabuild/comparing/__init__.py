@@ -43,6 +43,8 @@ def compare(
 
     found, failures = contestants.find(artifacts, Path(output))
     contestants.require_baseline(found, failures, baseline)
+    for failure in failures:  # measuring the others takes minutes
+        reporter.say(f"{failure.name} is left out: {failure.error.splitlines()[0]}")
     questions = contestants.find_questions(found, dataset, offline=offline)
     runs = measuring.measure(found, failures, questions, batch_sizes, latency=latency, reporter=reporter)
     return scoring.score(runs, questions, baseline)
