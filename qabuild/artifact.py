@@ -142,6 +142,13 @@ def write_unsealed(path: Path, content: bytes) -> None:
             stage.rmdir()
 
 
+def require_outside(path: Path) -> None:
+    """Raise BadTarget for a file to be made inside an artifact, which would no longer be as it was sealed."""
+    for folder in path.absolute().parents:
+        if (folder / MANIFEST).is_file():
+            raise BadTarget(f"{path}: lies in the artifact {folder}, which is sealed", "name a file elsewhere")
+
+
 def open_artifact(directory: Path, digest: str | None = None, *, linked: bool = False) -> Artifact:
     """Hold every file against the manifest, and the manifest against `digest` where one is given.
 

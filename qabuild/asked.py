@@ -9,8 +9,8 @@ from functools import partial
 from qabuild import data, hub
 from qabuild.backends import calibration
 from qabuild.data import QuestionSet
-from qabuild.errors import BadTarget
-from qabuild.origin import trainings
+from qabuild.errors import QABuildError
+from qabuild.origin import Train, trainings
 from qabuild.target import Target
 from qabuild.training import examples
 
@@ -46,23 +46,29 @@ def refuse_learnt(target: Target, *, offline: bool, here_only: bool = False) -> 
     for key, source, read in _learnt(target, offline):
         if not passed_over(source):
             with _named(target, key):
-                found = read()
-            data.refuse_asked(key, found.questions, asked or ())
+                data.refuse_asked(read().questions, asked or ())
 
 
 @contextmanager
 def _named(target: Target, key: str) -> Iterator[None]:
-    """Inside the block, what is asked of a data set and cannot be is told with the target and its key."""
+    """Inside the block, what is wrong with a data set, or with what is asked of it, is told with target and key."""
     try:
         yield
-    except BadTarget as error:
-        raise BadTarget(f"{target.name}: {key}: {error.message}", error.hint, key=error.key) from None
+    except QABuildError as error:
+        error.message = f"{target.name}: {key}: {error.message}"
+        raise
+
+
+def _of_training(train: Train, offline: bool) -> QuestionSet:
+    found = examples.questions_of(train, offline=offline)
+    examples.hold_out(found.questions, train.held_out, train.seed)  # which is refused where nothing is left
+    return found
 
 
 def _learnt(target: Target, offline: bool) -> Iterator[tuple[str, str, Callable[[], QuestionSet]]]:
     """The target's key, the source, and how to read it, of all questions that are learnt from."""
     for each in trainings(target.origin):
-        yield "train.dataset", each.train.dataset, partial(examples.questions_of, each.train, offline=offline)
+        yield "train.dataset", each.train.dataset, partial(_of_training, each.train, offline)
     if options := target.calibrated:
         everything = partial(calibration.questions, options, offline=offline)
         yield "backend.calibration", options.calibration, lambda: calibration.draw(options, everything())

@@ -121,6 +121,7 @@ def make(target: Target, *, offline: bool = False) -> Lock:
 
 def write(lock: Lock, path: Path) -> bool:
     """Put the lock file at `path`, whole or not at all; returns whether that changed anything."""
+    _refuse_folder(path)
     lines = ["# Written by `qabuild lock`; keep it under version control beside its target."]
     for name, pins in lock.model_dump(exclude_none=True).items():
         header = f"[[{name}]]" if isinstance(pins, tuple) else f"[{name}]"
@@ -130,12 +131,20 @@ def write(lock: Lock, path: Path) -> bool:
     if path.is_file() and path.read_text(encoding="utf-8") == text:
         return False
     with explained(path.parent, "the target's folder", "make room or make it writable; the lock goes there"):
-        whole.write(path, text.encode())
+        whole.write(path.resolve(), text.encode())  # a symbolic link stays one
     return True
+
+
+def _refuse_folder(path: Path) -> None:
+    if path.is_dir():
+        raise BadTarget(
+            f"{path}: a folder, where the lock of {path.with_suffix('.toml')} is looked for", "move it away"
+        )
 
 
 def read(path: Path) -> Lock | None:
     """The lock file at `path`, or None where there is none."""
+    _refuse_folder(path)
     try:
         return Lock.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:

@@ -82,6 +82,7 @@ class Look:
             return commit(source, asked.revision, "dataset", offline=self._offline or not self._fetch)
         except QABuildError as error:
             if self._fetch:
+                error.message = f"{key}: {error.message}"
                 raise
             _require_unknown(error)
             return None

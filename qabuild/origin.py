@@ -91,14 +91,23 @@ class Train(Frozen):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
+        wrong = []
         if self.layers is not None and list(self.layers) != sorted(set(self.layers)):
-            raise ValueError("layers are named once each, in their order")
+            wrong.append(f"`layers` are named once each, in their order, and not as {list(self.layers)}")
         if self.layers is not None and self.from_config:
-            raise ValueError("name one of `layers` and `from_config`")
+            wrong.append("name one of `layers` and `from_config`")
         if self.doc_stride >= self.max_seq_len:
-            raise ValueError("`doc_stride` is less than `max_seq_len`: windows that share all would never end")
+            wrong.append(
+                f"`doc_stride` must be less than `max_seq_len`, and is {self.doc_stride} to {self.max_seq_len}: "
+                "windows that share all would never end"
+            )
         if self.batch_size % self.gradient_accumulation_steps:
-            raise ValueError("`gradient_accumulation_steps` divides `batch_size`")
+            wrong.append(
+                f"`gradient_accumulation_steps` must divide `batch_size`, and {self.gradient_accumulation_steps} does "
+                f"not divide {self.batch_size}"
+            )
+        if wrong:
+            raise ValueError("; ".join(wrong))
         return self
 
 
@@ -119,7 +128,7 @@ class Search(Frozen):
         for name in ("alpha", "temperature"):
             low, high = getattr(self, name)
             if low > high:
-                raise ValueError(f"`{name}` is a range [low, high]")
+                raise ValueError(f"`{name}` is a range [low, high], and [{low}, {high}] falls")
         return self
 
 

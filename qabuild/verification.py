@@ -183,6 +183,9 @@ def explain_failure(verification: Verification, directory: Path) -> tuple[str, s
         )
     flipped = len(verification.measurement.flips)
     hint = f"{flipped} answers changed, {len(lost)} for the worse: see `flips` in {directory / artifacts.EVIDENCE}"
+    if [gate.name for gate in verification.failed_gates] == ["min_teacher_f1_retention"]:
+        hint = "the artifact answers as its checkpoint; it is the training that falls short: teach more questions, for "
+        hint += "more epochs, or a larger student"
     return "\n".join(lines), hint
 
 

@@ -148,6 +148,15 @@ def test_a_place_that_takes_no_answers_is_refused_before_any_is_given(tmp_path: 
         answer_file(None, questions, tmp_path / place)  # type: ignore[arg-type]
 
 
+def test_no_answers_are_put_into_an_artifact(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text("{}")
+    questions = write_jsonl(tmp_path / "q.jsonl", rows(1))
+    (tmp_path / "folder").mkdir()
+    for place in ("a.jsonl", "folder/a.jsonl"):
+        with pytest.raises(BadTarget, match=r"lies in the artifact .*, which is sealed"):
+            answer_file(None, questions, tmp_path / place)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("size", [1, 2, 7, 1 << 16])
 def test_squad_documents_are_read_whatever_the_size_of_a_read(
     tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch

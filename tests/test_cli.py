@@ -372,11 +372,13 @@ def test_an_output_that_cannot_be_written_is_status_5(built, qabuild):
 
 
 def test_what_is_not_in_the_cache_is_said_with_offline(empty, qabuild):
-    for key in ("checkpoint.model", "verify.dataset"):
+    for key, named in (
+        ("checkpoint.model", "the checkpoint"),
+        ("verify.dataset", "verify.dataset: the data set"),
+    ):
         ran = qabuild("tiny.toml", "--offline", "--set", f"{key}=me/nowhere")
-        assert_clear(
-            ran, 5, "'me/nowhere' (main) is not in the cache, and this run is offline", "run once with a network"
-        )
+        told = f"{named} 'me/nowhere' (main) is not in the cache, and this run is offline"
+        assert_clear(ran, 5, told, "run once with a network")
     assert names(empty / "artifacts") == set()
 
 

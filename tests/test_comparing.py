@@ -469,7 +469,7 @@ def test_report_measures_and_leaves_a_page(made, tmp_path, capfd):
         (
             ["report", "nowhere", "-o", "no/folder/page.html"],
             2,
-            "page.html: cannot be written: No such file or directory",
+            "page.html: there is no folder ",
         ),
         (["report", "nowhere", "-o", f"{__file__}/x.html"], 2, "x.html: cannot be written: Not a directory"),
         (["report", "nowhere", "--png", "/proc/x.png"], 2, "/proc/x.png: cannot be written"),
@@ -488,6 +488,12 @@ def test_a_report_is_put_in_the_place_of_no_pipe_or_device(capfd, tmp_path):
         os.mkfifo(tmp_path / name)
         status, _, err = command(capfd, "report", "nowhere", option, str(tmp_path / name))
         assert (status, "is no file, and would be replaced" in err) == (2, True)
+
+
+def test_a_report_is_put_into_no_artifact(made, capfd):
+    for option, name in (("-o", "page.html"), ("--png", "picture.png")):
+        status, _, err = command(capfd, "report", made("eager"), option, made("eager") / name)
+        assert (status, "lies in the artifact" in err, "which is sealed" in err) == (2, True, True)
 
 
 def test_report_says_what_is_not_installed(capfd, monkeypatch):

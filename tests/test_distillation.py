@@ -20,6 +20,7 @@ from qabuild.origin import Trained, trainings
 from qabuild.plan import Plan
 from qabuild.reading import load
 from qabuild.store import Store
+from qabuild.verification import explain_failure
 
 TARGET = """\
 [checkpoint]
@@ -125,9 +126,9 @@ def origin(path: Path) -> Trained:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("train.layers=[2, 0]", "layers are named once each, in their order"),
-        ("train.gradient_accumulation_steps=3", "`gradient_accumulation_steps` divides `batch_size`"),
-        ("train.doc_stride=384", "`doc_stride` is less than `max_seq_len`"),
+        ("train.layers=[2, 0]", r"`layers` are named once each, in their order, and not as \[2, 0\]"),
+        ("train.gradient_accumulation_steps=3", "must divide `batch_size`, and 3 does not divide 16"),
+        ("train.doc_stride=384", "`doc_stride` must be less than `max_seq_len`, and is 384 to 384"),
         ("distill.search.trials=2", r"set train\.held_out"),
         ("distill.alpha=1.5", "accepted: 1 or less"),
     ],
@@ -135,6 +136,11 @@ def origin(path: Path) -> Trained:
 def test_what_cannot_be_trained_is_refused_when_it_is_read(folder, override, message):
     with pytest.raises(BadTarget, match=message):
         load(folder / "taught.toml", [override])
+
+
+def test_all_that_does_not_fit_together_is_told_at_once(folder):
+    with pytest.raises(BadTarget, match=r"`layers` are named once.*; .*`batch_size`, and 3 does not"):
+        load(folder / "taught.toml", ["train.layers=[2, 0]", "train.gradient_accumulation_steps=3"])
 
 
 def test_a_gate_on_a_teacher_that_is_not_there_is_refused_when_it_is_read(folder):
@@ -147,6 +153,9 @@ def test_a_gate_on_a_teacher_that_is_not_there_is_refused_when_it_is_read(folder
 
 def test_a_deepspeed_config_that_is_not_there_is_told_in_the_plan(folder):
     with pytest.raises(BadTarget, match=r"train\.deepspeed: .*zero\.json: no such file or folder"):
+        planned(folder / "taught.toml", f"train.deepspeed={folder}/zero.json")
+    (folder / "zero.json").write_text("{bad", encoding="utf-8")
+    with pytest.raises(BadTarget, match=r"train\.deepspeed: .*zero\.json: .*line 1 column 2"):
         planned(folder / "taught.toml", f"train.deepspeed={folder}/zero.json")
 
 
@@ -167,9 +176,17 @@ def test_what_this_checkpoint_or_machine_cannot_train_is_told_in_the_plan(folder
 
 
 def test_what_the_verification_asks_is_not_learnt_from(folder):
-    with pytest.raises(BadTarget, match=r"questions of train\.dataset are asked by the verification as well"):
+    with pytest.raises(
+        BadTarget, match=r"^taught: train\.dataset: \d+ of its \d+ questions are asked by the verification"
+    ):
         build(load(folder / "taught.toml", ["train.split=validation"]), folder / "artifacts", results=Store(folder))
     assert not (folder / "artifacts").exists()
+
+
+def test_that_nothing_would_be_left_to_learn_from_is_told_in_the_plan(folder):
+    target = load(folder / "taught.toml", ["train.held_out=9999"])
+    with pytest.raises(BadTarget, match=r"^taught: train\.dataset: train\.held_out is 9999"):
+        previewing.previews([target], Store(folder / "store"), folder / "artifacts")
 
 
 def test_a_build_trains_once_and_says_how(folder):
@@ -179,6 +196,7 @@ def test_a_build_trains_once_and_says_how(folder):
     built = build(load(folder / "taught.toml", [gate]), folder / "artifacts", results=store, reporter=said)
     assert built.directory.name == "taught.failed"
     assert [failed.name for failed in built.verification.failed_gates] == ["min_teacher_f1_retention"]
+    assert "it is the training that falls short" in explain_failure(built.verification, built.directory)[1]
     manifest = json.loads((built.directory / "manifest.json").read_text())
     assert manifest["checkpoint"]["name"] == "taught"
     assert manifest["training"]["teacher"]["digest"] == resolve("sample").digest

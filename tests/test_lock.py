@@ -110,6 +110,24 @@ def test_a_damaged_lock_is_not_passed_over(target, content):
         lock.load(target)
 
 
+def test_a_folder_in_the_place_of_a_lock_is_named(target):
+    made = lock.read(lock.path_of(target))
+    lock.path_of(target).unlink()
+    lock.path_of(target).mkdir()
+    for use in (lambda: lock.load(target), lambda: lock.write(made, lock.path_of(target))):
+        with pytest.raises(BadTarget, match=r"x\.lock: a folder, where the lock of .*x\.toml is looked for"):
+            use()
+
+
+def test_a_lock_is_written_to_where_a_link_leads(target):
+    made = lock.read(lock.path_of(target))
+    lock.path_of(target).unlink()
+    lock.path_of(target).symlink_to("elsewhere.lock")
+    assert lock.write(made, lock.path_of(target))
+    assert lock.path_of(target).is_symlink()
+    assert lock.read(target.parent / "elsewhere.lock") == made
+
+
 def test_a_trained_checkpoint_is_pinned_by_all_that_it_is_trained_from(target):
     (target.parent / "teacher.toml").write_text(TARGET + '[train]\ndataset = "./questions.json"\n', encoding="utf-8")
     taught = TARGET.replace("./weights", "sample") + '[train]\ndataset = "sample"\n[distill.teacher]\n'

@@ -458,6 +458,22 @@ def test_a_state_that_was_cut_off_is_not_gone_on_from(tmp_path):
     assert last_state(tmp_path) == tmp_path / "checkpoint-4"
 
 
+@pytest.mark.parametrize("name", ["optimizer.pt", "model.safetensors", "rng_state.pth"])
+def test_a_state_that_a_power_cut_left_in_part_is_not_gone_on_from(request_of, name):
+    asked = request_of(train=TRAIN.model_copy(update={"samples": 32, "epochs": 2, "save_steps": 2}))
+    work.train(asked, silent)
+    newest = last_state(asked.work)
+    assert newest
+    with (newest / name).open("r+b") as file:
+        file.truncate((newest / name).stat().st_size - 10)
+    before = last_state(asked.work)
+    assert before
+    assert before != newest
+    told: list[Mapping[str, Any]] = []
+    work.train(asked, told.append)
+    assert {"resumed": int(before.name.rpartition("-")[2])} in told
+
+
 GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
 

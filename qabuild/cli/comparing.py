@@ -164,10 +164,13 @@ def report(
 
 def _require_place(path: Path) -> None:
     """Refuse what cannot be written to `path`, before minutes are spent on measuring."""
-    from qabuild import whole
+    from qabuild import artifact, whole
 
     if path.exists() and not path.is_file():  # a device, for one, which would be gone for all that use it
         raise BadTarget(f"{path}: is no file, and would be replaced by one", "name another file")
+    artifact.require_outside(path.resolve())
+    if not path.resolve().parent.exists():
+        raise BadTarget(f"{path}: there is no folder {path.resolve().parent}", "make it, or name another file")
     try:
         whole.require_place(path.resolve())
     except OSError as error:

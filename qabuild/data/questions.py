@@ -190,18 +190,18 @@ def _with(questions: QuestionSet, chosen: tuple[Question, ...]) -> QuestionSet:
     return replace(chosen_set, misplaced=questions.misplaced)
 
 
-def refuse_asked(key: str, learnt: Sequence[Question], asked: Sequence[Question]) -> None:
+def refuse_asked(learnt: Sequence[Question], asked: Sequence[Question]) -> None:
     """Raise BadTarget where a question is learnt from that the verification asks, by its id or by its texts.
 
-    What fits the very questions that are to prove it proves nothing. `key` is the target's that names the former.
+    What fits the very questions that are to prove it proves nothing.
     """
     ids, texts = {question.id for question in asked}, {_texts(question) for question in asked}
     both = [question.id for question in learnt if question.id in ids or _texts(question) in texts]
     if both:
         shown = ", ".join(map(repr, both[:_SHOWN])) + (", ..." if len(both) > _SHOWN else "")
         raise BadTarget(
-            f"{len(both)} of the {len(learnt)} questions of {key} are asked by the verification as well: {shown}",
-            f"let {key} name training questions, or verify on others",
+            f"{len(both)} of its {len(learnt)} questions are asked by the verification as well: {shown}",
+            "take training questions (another data set or split), or verify on others",
         )
 
 

@@ -42,7 +42,8 @@ class _Telling:
         if "resumed" in told:
             self._reporter.say(f"{self._step}: goes on after step {told['resumed']}")
         if "f1" in told:
-            self._reporter.say(f"{self._step}: held-out questions: EM {told['exact_match']:.2f}, F1 {told['f1']:.2f}")
+            scores = f"EM {told['exact_match']:.2f}, F1 {told['f1']:.2f}"
+            self._reporter.say(f"{self._step}: epoch {told['epoch']}, held-out questions: {scores}")
         if "loss" in told and time.monotonic() - self._said > PAUSE:
             self._said = time.monotonic()
             self._reporter.say(

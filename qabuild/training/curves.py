@@ -55,7 +55,7 @@ class Curves(TrainerCallback):  # type: ignore[misc]
             scores = score(getattr(model, "module", model), self._tokenizer, self._held_out)
             point = {"exact_match": round(scores.exact_match, 4), "f1": round(scores.f1, 4)}
             self._write(state, point)
-            self._tell(point)
+            self._tell({"epoch": round(state.epoch), **point})
             self._since = time.perf_counter(), state.global_step
 
     def _write(self, state: Any, point: Mapping[str, Any]) -> None:

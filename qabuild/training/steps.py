@@ -7,6 +7,7 @@ train     the training itself, whose result is a checkpoint
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -171,10 +172,10 @@ def _options(trained: Trained) -> dict[str, Any]:
 
 
 def _content(path: str) -> str:
-    """A config counts by what it says."""
+    """A config counts by what it says, however that is laid out."""
     try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return json.dumps(json.loads(Path(path).read_text(encoding="utf-8")), sort_keys=True)
+    except (OSError, ValueError) as error:
         raise BadTarget(f"train.deepspeed: {path}: {error}", "let it name a DeepSpeed config, a JSON file") from None
 
 

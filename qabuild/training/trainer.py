@@ -6,10 +6,12 @@ import contextlib
 import json
 import os
 import shutil
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError, safe_open
 from transformers import Trainer, TrainingArguments
 
 from qabuild.errors import QABuildError
@@ -128,18 +130,26 @@ def make_trainer(
 
 
 def last_state(work: Path) -> Path | None:
-    """The newest state in `work` that is whole; None where there is none.
-
-    The Trainer writes trainer_state.json last, so a state without it was cut off.
-    """
+    """The newest state in `work` that is whole; None where there is none."""
     states = {int(path.name.rpartition("-")[2]): path for path in work.glob("checkpoint-*")}
-    for step, path in sorted(states.items(), reverse=True):
-        try:
-            if json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))["global_step"] == step:
-                return path
-        except (OSError, ValueError, KeyError):
-            continue
-    return None
+    return next((path for step, path in sorted(states.items(), reverse=True) if _is_whole(path, step)), None)
+
+
+def _is_whole(state: Path, step: int) -> bool:
+    """Whether nothing of a saved state was cut off, by a kill or by a power cut.
+
+    The Trainer writes trainer_state.json last. What torch wrote is a zip archive, whose directory stands at its end;
+    a safetensors file says at its beginning how long it is.
+    """
+    try:
+        if json.loads((state / "trainer_state.json").read_text(encoding="utf-8"))["global_step"] != step:
+            return False
+        for path in state.rglob("*.safetensors"):
+            with safe_open(path, framework="pt"):
+                pass
+        return all(zipfile.is_zipfile(path) for kind in ("*.pt", "*.pth") for path in state.rglob(kind))
+    except (OSError, ValueError, KeyError, SafetensorError):
+        return False
 
 
 def drop_torn_states(work: Path) -> None:
