@@ -130,8 +130,9 @@ def write(lock: Lock, path: Path) -> bool:
     text = "\n".join(lines) + "\n"
     if path.is_file() and path.read_text(encoding="utf-8") == text:
         return False
-    with explained(path.parent, "the target's folder", "make room or make it writable; the lock goes there"):
-        whole.write(path.resolve(), text.encode())  # a symbolic link stays one
+    place = path.resolve()  # a symbolic link stays one
+    with explained(place.parent, "the lock's folder", "make room or make it writable"):
+        whole.write(place, text.encode())
     return True
 
 

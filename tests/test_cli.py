@@ -471,7 +471,7 @@ def test_a_lock_that_a_full_disk_refuses_is_status_5_and_the_one_before_stays(bu
     Path("tiny.lock").write_text(before := Path("tiny.lock").read_text() + "# old\n")
     with files_up_to(300):  # what is said goes to a file too
         ran = qabuild("lock", "tiny.toml")
-    assert_clear(ran, 5, "the target's folder", "File too large", "make room")
+    assert_clear(ran, 5, "the lock's folder", "File too large", "make room")
     assert Path("tiny.lock").read_text() == before
 
 

@@ -168,11 +168,12 @@ def _require_place(path: Path) -> None:
 
     if path.exists() and not path.is_file():  # a device, for one, which would be gone for all that use it
         raise BadTarget(f"{path}: is no file, and would be replaced by one", "name another file")
-    artifact.require_outside(path.resolve())
-    if not path.resolve().parent.exists():
-        raise BadTarget(f"{path}: there is no folder {path.resolve().parent}", "make it, or name another file")
+    place = path.resolve()
+    artifact.require_outside(place)
+    if not place.parent.exists():
+        raise BadTarget(f"{path}: there is no folder {place.parent}", "make it, or name another file")
     try:
-        whole.require_place(path.resolve())
+        whole.require_place(place)
     except OSError as error:
         raise BadTarget(f"{path}: cannot be written: {error.strerror}", "name another file") from error
 
