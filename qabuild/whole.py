@@ -22,13 +22,3 @@ def write(path: Path, content: bytes, stage: Path | None = None) -> None:
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
-
-
-def require_place(path: Path) -> None:
-    """Raise OSError that names `path` where no file can be made beside it; work that leads to one is spared."""
-    import tempfile
-
-    try:
-        tempfile.TemporaryFile(dir=path.parent).close()
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
