@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from qabuild import machine
+from qabuild.system import machine
 
 HEAVY = ("torch", "transformers", "numpy", "onnxruntime", "datasets", "huggingface_hub")
 
@@ -109,7 +109,7 @@ def imported(command: list[str]) -> str:
 
 
 def against_sha256sum(artifact: Path, rounds: int) -> None:
-    from qabuild.artifact import open_artifact
+    from qabuild.artifact.manifest import open_artifact
 
     files = [str(artifact / name) for name in open_artifact(artifact).manifest.files]
     size = sum(os.path.getsize(name) for name in files) / 1e6

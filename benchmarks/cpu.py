@@ -32,13 +32,14 @@ from typing import Any, Literal
 import torch
 from transformers import logging, pipeline
 
-from qabuild import data, machine, squad
-from qabuild.backends import Runtime, backend
-from qabuild.checkpoint import load_model, load_tokenizer, resolve
-from qabuild.data import Question
-from qabuild.pipeline import QuestionAnsweringPipeline
-from qabuild.pipeline.parameters import Parameters
-from qabuild.pipeline.windows import WindowMaker
+from qabuild.models.backends import Runtime, backend
+from qabuild.models.checkpoint.resolve import load_model, load_tokenizer, resolve
+from qabuild.qa import data, squad_metric
+from qabuild.qa.data import Question
+from qabuild.qa.pipeline import QuestionAnsweringPipeline
+from qabuild.qa.pipeline.parameters import Parameters
+from qabuild.qa.pipeline.windows import WindowMaker
+from qabuild.system import machine
 
 STOCK = "stock, eager fp32"
 Clock = Callable[[], float]
@@ -250,7 +251,7 @@ def accuracy(asks: Mapping[str, Ask], questions: Sequence[Question], reference: 
     for name in [names[reference], *(each for each in names if each != names[reference])]:
         answers = asks[name](questions)
         standard = standard or answers
-        scores = squad.score(dict(zip(gold, answers, strict=True)), gold)
+        scores = squad_metric.score(dict(zip(gold, answers, strict=True)), gold)
         changed = sum(one != other for one, other in zip(answers, standard, strict=True))
         print(f"  {name:<32} EM {scores.exact_match:6.2f}  F1 {scores.f1:6.2f}  {changed:5} others", flush=True)
 

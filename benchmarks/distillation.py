@@ -18,11 +18,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import qabuild
-from qabuild import data, squad
-from qabuild.checkpoint import load_model, load_tokenizer
-from qabuild.console import Console, table
-from qabuild.data import Question
-from qabuild.reference import asking
+from qabuild.cli.console import Console, table
+from qabuild.evaluation.reference import asking
+from qabuild.models.checkpoint.resolve import load_model, load_tokenizer
+from qabuild.qa import data, squad_metric
+from qabuild.qa.data import Question
 
 TARGET = """\
 description = "{description}"
@@ -118,7 +118,7 @@ def main() -> None:
             target = write_target(arguments, seed, distilled=distilled)
             checkpoint = qabuild.train(target, reporter=Console())
             ask = asking(load_model(checkpoint), load_tokenizer(checkpoint.directory), squad_v2=False)
-            scores = squad.score(dict(ask(dev).answers), {question.id: question.answers for question in dev})
+            scores = squad_metric.score(dict(ask(dev).answers), {question.id: question.answers for question in dev})
             rows.append([target.stem, f"{scores.exact_match:.2f}", f"{scores.f1:.2f}"])
             print(f"{target.stem}: EM {scores.exact_match:.2f}, F1 {scores.f1:.2f}", flush=True)
     print(f"{arguments.questions} questions of {arguments.train.name}, {len(dev)} of {arguments.dev.name}")

@@ -45,9 +45,9 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer, logging
 
-from qabuild import squad
-from qabuild.backends import attention
-from qabuild.pipeline import QuestionAnsweringPipeline
+from qabuild.models import sdpa_kernels
+from qabuild.qa import squad_metric
+from qabuild.qa.pipeline import QuestionAnsweringPipeline
 
 Example = dict[str, Any]
 Parameters = dict[str, Any]
@@ -195,7 +195,7 @@ def whole_on_gpu(checkpoint: str, tokenizer: Any, articles: Articles, rounds: in
     examples = draw(articles, count)
     model = AutoModelForQuestionAnswering.from_pretrained(checkpoint, dtype=torch.float16).to("cuda").eval()
     runs = {"qabuild": QuestionAnsweringPipeline(model, tokenizer), "stock, batch 8": stock_pipeline(model, tokenizer)}
-    with attention.of_any_shape("cuda"):  # for both, as an artifact's model has it
+    with sdpa_kernels.of_any_shape("cuda"):  # for both, as an artifact's model has it
         for run in runs.values():
             run(examples[:500])  # the first calls load kernels
         seconds = race({name: lambda run=run: run for name, run in runs.items()}, examples, rounds, time.perf_counter)
@@ -400,10 +400,10 @@ def long_documents(checkpoint: str, tokenizer: Any, articles: Articles, count: i
         for normalize in ("window", "context"):
             results = pipeline(questions, normalize=normalize)
             answers[normalize] = {each["id"]: found["answer"] for each, found in zip(examples, results, strict=True)}
-            scores = squad.score(answers[normalize], gold)
+            scores = squad_metric.score(answers[normalize], gold)
             print(f"  {normalize:<8} EM {scores.exact_match:5.2f}  F1 {scores.f1:5.2f}")
         model.known.clear()
-        f1 = [squad.score_each(each, gold) for each in answers.values()]
+        f1 = [squad_metric.score_each(each, gold) for each in answers.values()]
         differences = [f1[1][name].f1 - f1[0][name].f1 for name in gold]
         better, worse = sum(each > 0 for each in differences), sum(each < 0 for each in differences)
         print(f"  by context, F1 is higher on {better} questions and lower on {worse}")

@@ -25,13 +25,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from qabuild import data, machine
-from qabuild.backends import attention
-from qabuild.checkpoint import load_tokenizer, resolve
-from qabuild.origin import Train
-from qabuild.training.allocator import keep_memory
-from qabuild.training.request import Request
-from qabuild.training.steps import conditions
+from qabuild.builder.steps.train import conditions
+from qabuild.models import sdpa_kernels
+from qabuild.models.checkpoint.resolve import load_tokenizer, resolve
+from qabuild.models.training.allocator import keep_memory
+from qabuild.models.training.request import Request
+from qabuild.qa import data
+from qabuild.system import machine
+from qabuild.target.lineage import Train
 
 RECIPES = ("plain", "grouped", "no dropout", "qabuild")
 ROW = "{:<11}{:>8}{:>12}{:>8}{:>15}{:>8}{:>9}{:>8}"
@@ -90,10 +91,10 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         trainer.args.set_save("no")
         touch_memory(trainer)
         began, used = time.perf_counter(), time.process_time()
-        with attention.of_any_shape("cpu" if arguments.recipe == "plain" else arguments.device):
+        with sdpa_kernels.of_any_shape("cpu" if arguments.recipe == "plain" else arguments.device):
             trainer.train()
         seconds, processor = time.perf_counter() - began, time.process_time() - used
-    from qabuild.training.curves import score
+    from qabuild.models.training.curves import score
 
     dev = data.load(arguments.dev.resolve(), samples=arguments.asked).questions
     scores = score(trainer.model.eval(), load_tokenizer(request.start.directory), dev)
@@ -144,9 +145,9 @@ def asked(arguments: argparse.Namespace, folder: Path) -> Request:
 
 def own_trainer(request: Request) -> Any:
     """The Trainer of a build."""
-    from qabuild.training import examples
-    from qabuild.training.student import make_student
-    from qabuild.training.trainer import make_trainer
+    from qabuild.models.training import examples
+    from qabuild.models.training.student import make_student
+    from qabuild.models.training.trainer import make_trainer
 
     tokenizer = load_tokenizer(request.start.directory)
     found = examples.load(request.train, tokenizer)
@@ -165,8 +166,8 @@ def plain_trainer(request: Request) -> Any:
     """transformers' Trainer with its defaults, as run_qa.py uses it."""
     from transformers import Trainer, TrainingArguments, default_data_collator
 
-    from qabuild.checkpoint import load_model
-    from qabuild.training.student import keep_layers
+    from qabuild.models.checkpoint.resolve import load_model
+    from qabuild.models.training.student import keep_layers
 
     train = request.train
     model = load_model(request.start)

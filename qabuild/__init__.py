@@ -15,34 +15,34 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from qabuild.builder import Built, build, train
-    from qabuild.comparing import Comparison, compare
+    from qabuild.artifact.evidence import Verification
+    from qabuild.artifact.load import load
+    from qabuild.builder.build import Built, build, train
     from qabuild.errors import BadTarget, MissingEnvironment, QABuildError, UntrustedInput, VerificationFailed
-    from qabuild.evidence import Verification
-    from qabuild.loading import load
-    from qabuild.pipeline import QuestionAnsweringPipeline
-    from qabuild.publishing import Published, publish
-    from qabuild.target import Target
-    from qabuild.verification import verify
+    from qabuild.evaluation.compare import Comparison, compare
+    from qabuild.evaluation.verify import verify
+    from qabuild.publishing.publish import Published, publish
+    from qabuild.qa.pipeline import QuestionAnsweringPipeline
+    from qabuild.target.model import Target
 
 _HOMES = {
     "BadTarget": "errors",
-    "Built": "builder",
-    "Comparison": "comparing",
+    "Built": "builder.build",
+    "Comparison": "evaluation.compare",
     "MissingEnvironment": "errors",
-    "Published": "publishing",
+    "Published": "publishing.publish",
     "QABuildError": "errors",
-    "QuestionAnsweringPipeline": "pipeline",
-    "Target": "target",
+    "QuestionAnsweringPipeline": "qa.pipeline",
+    "Target": "target.model",
     "UntrustedInput": "errors",
-    "Verification": "evidence",
+    "Verification": "artifact.evidence",
     "VerificationFailed": "errors",
-    "build": "builder",
-    "compare": "comparing",
-    "load": "loading",
-    "publish": "publishing",
-    "train": "builder",
-    "verify": "verification",
+    "build": "builder.build",
+    "compare": "evaluation.compare",
+    "load": "artifact.load",
+    "publish": "publishing.publish",
+    "train": "builder.build",
+    "verify": "evaluation.verify",
 }
 
 __all__ = [

@@ -19,9 +19,13 @@ import click
 from click.shell_completion import CompletionItem
 
 from qabuild import __version__
-from qabuild.cli import answering, building, comparing, inspecting, publishing
+from qabuild.cli import answer as answering
+from qabuild.cli import build as building
+from qabuild.cli import compare as comparing
+from qabuild.cli import inspect as inspecting
+from qabuild.cli import publish as publishing
+from qabuild.cli.failures import as_told, complain, complain_in_json, heed_signals, received, require_uninterrupted
 from qabuild.cli.options import FLAGS
-from qabuild.cli.telling import as_told, complain, complain_in_json, heed_signals, received, require_uninterrupted
 from qabuild.errors import INTERRUPTED, BadTarget, QABuildError
 
 EPILOG = """\b

@@ -10,8 +10,8 @@ from typing import Any
 
 import click
 
-from qabuild.artifact import FOLDER
-from qabuild.console import Console
+from qabuild.artifact.manifest import FOLDER
+from qabuild.cli.console import Console
 
 FLAGS = {"-q", "--quiet", "-v", "--verbose", "--json"}
 """Options of every command."""

@@ -1,0 +1,177 @@
+"""The evidence: what a verification found of an artifact, and whether that was enough. Values only; no measuring."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from qabuild.artifact.manifest import EVIDENCE, Artifact
+from qabuild.errors import UntrustedInput
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flip:
+    """A question that artifact and checkpoint answer differently."""
+
+    id: str
+    question: str
+    checkpoint: str
+    artifact: str
+    gold: Sequence[str]
+    f1_difference: float
+    """F1 of the artifact's answer less that of the checkpoint's, in points; negative where it lost."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """Samples/s of both, on the same questions, taking turns within one run."""
+
+    artifact: float
+    checkpoint: float
+    speedup: float
+    speedup_interval: tuple[float, float]
+    """95 %, bootstrap over the rounds."""
+    questions: int
+    rounds: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stock:
+    """The stock pipeline beside ours: the same artifact and questions, taking turns."""
+
+    questions: int
+    batch_size: int
+    differences: int
+    """Questions that the two answer differently: other questions share the batch, and so logits differ a little."""
+    ties: int
+    """Of these, those where our scores of both answers are within 1e-4 of each other."""
+    samples_per_second: float
+    """Of the stock pipeline."""
+    times_stock: float
+    """Samples/s of ours over those of stock."""
+
+    @property
+    def agreement(self) -> float:
+        """Share of questions that both answer alike, a tie counted as alike."""
+        return 1 - (self.differences - self.ties) / self.questions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """What was found; no judgement."""
+
+    data: Mapping[str, Any]
+    questions: int
+    checkpoint_exact_match: float
+    checkpoint_f1: float
+    exact_match: float
+    f1: float
+    f1_difference: float
+    f1_difference_interval: tuple[float, float]
+    """95 %, paired bootstrap over the questions, in points."""
+    agreement: float
+    """Share of questions with the same answer text."""
+    flips: Sequence[Flip]
+    samples_per_second: float
+    """Of the artifact alone, over all questions."""
+    speed: Speed | None
+    """None where the checkpoint was not there to take turns with."""
+    stock: Stock | None
+    """None where the target asks for none, or the installed transformers has no such pipeline."""
+    same_tokens: bool
+    """Whether the artifact's tokenizer makes the sealed input ids of the probes."""
+    finite_logits: bool
+    logit_difference: float
+    """Largest on the probes, where attention_mask is 1."""
+    probes: Sequence[Mapping[str, Any]]
+    """batch, sequence and largest difference of each."""
+    versions: Mapping[str, str]
+    machine: Mapping[str, Any]
+
+    @property
+    def f1_retention(self) -> float:
+        """F1 of the artifact over F1 of the checkpoint; 0 where the checkpoint answers nothing right."""
+        return self.f1 / self.checkpoint_f1 if self.checkpoint_f1 else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "f1_retention": self.f1_retention}
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> Measurement:
+        fields = {name: value for name, value in document.items() if name != "f1_retention"}
+        speed, stock = fields["speed"], fields["stock"]
+        return cls(
+            **{
+                **fields,
+                "flips": [Flip(**flip) for flip in fields["flips"]],
+                "speed": Speed(**{**speed, "speedup_interval": tuple(speed["speedup_interval"])}) if speed else None,
+                "stock": Stock(**stock) if stock else None,
+                "f1_difference_interval": tuple(fields["f1_difference_interval"]),
+            }
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """One thing that must hold."""
+
+    name: str
+    limit: float | bool
+    value: float | bool | None
+    passed: bool
+
+
+def describe(gate: Gate) -> str:
+    """The gate in one line: what was found, and what must be."""
+    return f"{gate.name}: {_figure(gate.value)}, must be {_figure(gate.limit)}"
+
+
+def _figure(value: float | bool | None) -> str:
+    return "not measured" if value is None else str(value) if isinstance(value, bool) else f"{value:.4g}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verification:
+    """The evidence: what was found of which artifact, and whether that is enough."""
+
+    artifact: str
+    manifest: str
+    """Digest of the manifest: the evidence speaks of these bytes only."""
+    passed: bool
+    gates: Sequence[Gate]
+    measurement: Measurement
+    verified_at: str
+    """UTC, ISO 8601."""
+    key: str | None = None
+    """Key of the plan's step that measured it, where a build did."""
+    other_versions: Mapping[str, str] = field(default_factory=dict)
+    """What of the packages that requirements.txt pins was here in another version: this proves nothing of those."""
+
+    @property
+    def failed_gates(self) -> list[Gate]:
+        return [gate for gate in self.gates if not gate.passed]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The evidence as JSON values, as it stands in verification.json."""
+        return {**asdict(self), "measurement": self.measurement.to_dict()}
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> Verification:
+        gates = [Gate(**gate) for gate in document["gates"]]
+        return cls(**{**document, "gates": gates, "measurement": Measurement.from_dict(document["measurement"])})
+
+
+def evidence_of(artifact: Artifact) -> Verification | None:
+    """What the last verification of the artifact found; None where there was none.
+
+    Raises UntrustedInput where that is damaged or of another version.
+    """
+    document = artifact.evidence
+    try:
+        return Verification.from_dict(document) if document else None
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UntrustedInput(
+            f"{artifact.directory / EVIDENCE}: damaged, or written by another version: {error}",
+            f"verify it again: qabuild verify {artifact.directory}",
+        ) from None

@@ -1,0 +1,112 @@
+"""What an artifact carries so that Hugging Face Inference Endpoints can serve it: handler.py and requirements.txt.
+
+Both are written when the artifact is compiled and are sealed with it, so what was verified is what will be served. The
+handler is made around the backend's own snippet, the one that the model card shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from string import Template
+from textwrap import indent
+
+from qabuild.evaluation import reference
+from qabuild.models.backends import Frozen, Runtime, backend
+from qabuild.system import machine
+
+HANDLER = "handler.py"
+REQUIREMENTS = "requirements.txt"
+
+COMPILING_ONLY = frozenset({"nncf", "onnx"})
+"""Packages of the backends that loading does not need."""
+
+TEMPLATE = Template(
+    '''\
+"""Answers questions from the model beside this file, for Hugging Face Inference Endpoints.
+
+Made by qabuild when the model was compiled. It needs the packages of requirements.txt, and no qabuild.
+"""
+
+from transformers import pipeline
+
+PARAMETERS = {
+    "align_to_words",
+    "doc_stride",
+    "handle_impossible_answer",
+    "max_answer_len",
+    "max_question_len",
+    "max_seq_len",
+    "top_k",
+}
+
+
+def load(directory):
+    """Model and tokenizer from the files of that folder."""
+$snippet
+    return model, tokenizer
+
+
+class EndpointHandler:
+    """Holds the model; called once for each request."""
+
+    def __init__(self, path=""):
+        model, tokenizer = load(path or ".")
+        self.answer = pipeline("question-answering", model=model, tokenizer=tokenizer, device=model.device)
+
+    def __call__(self, data):
+        """Answer {"inputs": {"question": ..., "context": ...}, "parameters": {...}}, or a list of inputs.
+
+        An answer is a dictionary of `answer`, `score`, `start` and `end`, or a list of them with a top_k above 1; a
+        list of inputs gives a list of these. Raises ValueError for a request of another form.
+        """
+        inputs, parameters = data.get("inputs"), data.get("parameters") or {}
+        if unknown := sorted(set(parameters) - PARAMETERS):
+            raise ValueError(f"unknown parameters: {', '.join(unknown)}; known: {', '.join(sorted(PARAMETERS))}")
+        asked = inputs if isinstance(inputs, list) else [inputs]
+        answers = [self.answer(**_checked(each), **parameters) for each in asked]
+        return answers if isinstance(inputs, list) else answers[0]
+
+
+def _checked(asked):
+    """Question and context, and nothing else that the request may hold."""
+    asked = asked if isinstance(asked, dict) else {}
+    for name in ("question", "context"):
+        if not isinstance(asked.get(name), str) or not asked[name].strip():
+            raise ValueError(f'inputs: {name} is missing or empty; give {{"question": "...", "context": "..."}}')
+    return {"question": asked["question"], "context": asked["context"]}
+'''
+)
+
+
+def write(options: Frozen, runtime: Runtime, versions: Mapping[str, str], directory: Path) -> None:
+    """Write both files into `directory`. `versions` are those of the packages that compiled, by distribution."""
+    name = options.model_dump()["name"]
+    snippet = backend(name).snippet(options, runtime)
+    (directory / HANDLER).write_text(TEMPLATE.substitute(snippet=indent(snippet.rstrip(), " " * 4)), encoding="utf-8")
+    lines = [f"{package}=={version}\n" for package, version in requirements(name, versions).items()]
+    (directory / REQUIREMENTS).write_text("".join(lines), encoding="utf-8")
+
+
+def requirements(name: str, versions: Mapping[str, str]) -> dict[str, str]:
+    """The release of each package that the handler of the backend `name` needs, by distribution.
+
+    Without what a build of a package adds to its release, such as `+cpu`: it says where a package comes from, and an
+    index need not have that very build.
+    """
+    packages = {*reference.PACKAGES, *backend(name).PACKAGES} - COMPILING_ONLY
+    names = {each for package in packages for each in machine.distributions(package)}
+    return {each: _release(versions[each]) for each in sorted(names & set(versions))}
+
+
+def other_versions(name: str, compiled: Mapping[str, str], found: Mapping[str, str]) -> dict[str, str]:
+    """What `found` has of the packages that requirements.txt pins, where it is another release or (none)."""
+    return {
+        package: found.get(package, "(none)")
+        for package, release in requirements(name, compiled).items()
+        if _release(found.get(package, "(none)")) != release
+    }
+
+
+def _release(version: str) -> str:
+    return version.partition("+")[0]

@@ -1,0 +1,65 @@
+"""From an artifact on disk or on the Hub to something that answers: hashes first, then the model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qabuild.artifact.manifest import Artifact, open_artifact
+from qabuild.errors import BadTarget
+from qabuild.models.backends import Runtime, backend
+from qabuild.system import hub, machine
+
+if TYPE_CHECKING:
+    from qabuild.qa.pipeline import QuestionAnsweringPipeline
+
+
+def load(artifact: str | Path, *, revision: str | None = None, digest: str | None = None) -> QuestionAnsweringPipeline:
+    """A question-answering pipeline over an artifact: a path, or a repository on the Hub (owner/name).
+
+    Every file is held against the manifest, and the manifest against `digest` where one is given, before anything is
+    deserialised. `revision` is for the Hub: a branch, tag or commit; the main branch where it is absent.
+    Raises BadTarget, UntrustedInput or MissingEnvironment; QABuildError where the Hub fails.
+    """
+    from qabuild.qa.pipeline import QuestionAnsweringPipeline
+
+    return QuestionAnsweringPipeline(*load_model(find(artifact, revision=revision, digest=digest)))
+
+
+def find(source: str | Path, *, revision: str | None = None, digest: str | None = None) -> Artifact:
+    """The artifact that `load` would load, opened: fetched if need be, and held against its manifest.
+
+    What is here under that name is taken first; a name in a folder that is here, without a revision, is never asked
+    of the Hub. Raises as `load` does.
+    """
+    here = Path(source).exists() or (revision is None and Path(source).parent.is_dir())
+    if hub.is_path(source) or "/" not in str(source) or here:
+        if revision is not None:
+            raise BadTarget(
+                f"revision '{revision}' is given for {source}, which is not on the Hub", "leave out the revision"
+            )
+        return open_artifact(Path(source), digest)
+    return open_artifact(_fetched(str(source), revision), digest, linked=True)
+
+
+def _fetched(repo_id: str, revision: str | None) -> Path:
+    """The folder in the Hub's cache that holds that revision of the repository."""
+    from huggingface_hub import snapshot_download
+
+    sha = hub.commit(repo_id, revision, "artifact")
+    with hub.explained(repo_id, sha, "artifact"), hub.bars_on_terminals_only():
+        return Path(snapshot_download(repo_id, revision=sha, local_files_only=hub.is_offline(False)))
+
+
+def load_model(artifact: Artifact) -> tuple[Any, Any]:
+    """Model and tokenizer of an artifact that was opened, and so held against its manifest.
+
+    Raises MissingEnvironment where the device or a package is not here.
+    """
+    from qabuild.models.checkpoint.resolve import load_tokenizer
+
+    module = backend(artifact.manifest.backend["name"])
+    options = module.Options.model_validate(dict(artifact.manifest.backend))
+    runtime = Runtime.model_validate(dict(artifact.manifest.runtime))
+    machine.require(module.PACKAGES, runtime.device)
+    return module.load(artifact.directory, options, runtime), load_tokenizer(artifact.directory)

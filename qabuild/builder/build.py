@@ -1,0 +1,153 @@
+"""Builds a target: plan, train, assemble, verify, name. The screen to read first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import qabuild
+from qabuild.artifact import manifest as artifacts
+from qabuild.artifact import staging
+from qabuild.artifact.evidence import Verification, evidence_of
+from qabuild.builder import plan
+from qabuild.builder.plan import Plan
+from qabuild.builder.store.local import Store
+from qabuild.cli import doctor_report
+from qabuild.cli.console import SILENT, Reporter
+from qabuild.errors import BadTarget, QABuildError, UntrustedInput
+from qabuild.system import machine
+from qabuild.target import lock
+from qabuild.target.lineage import Trained
+from qabuild.target.model import Target
+
+if TYPE_CHECKING:
+    from qabuild.models.checkpoint.resolve import Checkpoint
+
+
+@dataclass(frozen=True, kw_only=True)
+class Built:
+    """What a build left behind."""
+
+    directory: Path
+    """artifacts/NAME, or artifacts/NAME.failed."""
+    plan: Plan
+    manifest: str
+    """Digest of the manifest."""
+    verification: Verification | None
+    """None where the artifact was compiled only."""
+    kept: bool
+    """Whether everything was there already."""
+
+
+def build(
+    target: Target | str | Path,
+    output: str | Path = artifacts.FOLDER,
+    *,
+    compile_only: bool = False,
+    locked: bool = False,
+    offline: bool = False,
+    results: Store | None = None,
+    reporter: Reporter = SILENT,
+) -> Built:
+    """Build `target`, a path or what was read from one, into `output`/NAME, and prove it.
+
+    A path is read through its lock, and with `locked` through nothing else; see `qabuild.target.lock`.
+
+    Raises MissingEnvironment before any work where this machine lacks what the target needs (with `compile_only`,
+    a missing device is no hindrance), and whatever the steps raise. An artifact whose verification fails is returned,
+    not raised: it lies in NAME.failed, and NAME is as it was.
+    """
+    target = target if isinstance(target, Target) else lock.load(target, locked=locked)
+    results = results or Store()
+    goal = Path(output) / target.name
+    _require_machine(target, compile_only)
+    staging.require_ours(goal)
+    name = plan.history_name(target, goal.parent)
+    with results.lock(name, wait=False, what=str(goal)), staging.disk_explained(goal.parent):
+        staging.clean_up(goal)
+        made = plan.current(target, results, name, offline=offline)
+        if kept := _kept(goal, made, compile_only):
+            reporter.say(f"{goal}: nothing to do")
+            return kept
+        # Only now: a build with nothing to do is over before they are imported.
+        from qabuild.builder import leakage
+        from qabuild.builder.execute import Executor
+
+        executor = Executor(results=results, name=name, offline=offline, reporter=reporter)
+        if made.reads_data:
+            leakage.refuse_learnt(target, offline=offline)
+        made = executor.train(made)
+        with staging.staged(goal) as stage:
+            artifact = executor.assemble(made, stage, {**_told(made), "qabuild": qabuild.__version__})
+            found = None if compile_only else executor.verify(artifact, made)
+            results.remember(name, {step.name: step.key for step in made.steps if step.key and step.inputs})
+            landed = staging.name(stage, goal, passed=found is None or found.passed)
+    return Built(directory=landed, plan=made, manifest=artifact.digest, verification=found, kept=False)
+
+
+def train(
+    target: Target | str | Path,
+    *,
+    locked: bool = False,
+    offline: bool = False,
+    results: Store | None = None,
+    reporter: Reporter = SILENT,
+) -> Checkpoint:
+    """The checkpoint that a build of `target` would compile, trained if need be, and nothing further.
+
+    Raises what the trainings raise, MissingEnvironment where this machine lacks what the target needs.
+    """
+    from qabuild.builder.execute import Executor, known
+
+    target = target if isinstance(target, Target) else lock.load(target, locked=locked)
+    results = results or Store()
+    if not isinstance(target.origin, Trained):
+        raise BadTarget(f"{target.name}: trains nothing", "give it a table [train], or build it")
+    _require_machine(target, compile_only=True)
+    executor = Executor(
+        results=results, name=plan.history_name(target, results.root), offline=offline, reporter=reporter
+    )
+    return known(executor.train(plan.current(target, results, executor.name, offline=offline)).checkpoint)
+
+
+def _require_machine(target: Target, compile_only: bool) -> None:
+    if compile_only:
+        machine.require(plan.needed(target), "cpu")
+    else:
+        machine.refuse(doctor_report.missing(target))
+
+
+def _kept(goal: Path, made: Plan, compile_only: bool) -> Built | None:
+    """The artifact under its final name, if it is whole, is what the plan would make, and was proved as it would be."""
+    try:
+        artifact = artifacts.open_artifact(goal)
+    except (QABuildError, OSError):
+        return None
+    told = _told(made)
+    if None in told["steps"].values() or any(getattr(artifact.manifest, key) != value for key, value in told.items()):
+        return None
+    try:
+        found = evidence_of(artifact)
+    except UntrustedInput:
+        found = None
+    proof = found if found and found.passed and found.key == made.step("verify").key else None
+    if proof is None and not compile_only:
+        return None
+    return Built(directory=goal, plan=made, manifest=artifact.digest, verification=proof, kept=True)
+
+
+def _told(made: Plan) -> Mapping[str, Any]:
+    """What the manifest says of the target: keys of the steps that decide files, and what changes without a step.
+
+    An artifact of which this holds need not be built again.
+    """
+    target = made.target
+    return {
+        "name": target.name,
+        # Where the questions are, and which they are, the reference says.
+        "verify": target.verify.model_dump(mode="json", exclude={"dataset", "revision", "fingerprint"}),
+        "publish": target.publish.model_dump(mode="json"),
+        "steps": {step.name: step.key for step in made.steps if step.name in ("compile", "reference")},
+    }

@@ -1,0 +1,113 @@
+"""Housekeeping of the store: what is in it, what may go, whether it is whole."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from qabuild.builder.store.local import ENTRY, Store, compiled_for_this_machine
+from qabuild.errors import QABuildError
+
+DAMAGED = "damaged"
+"""The step of a result whose entry cannot be read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """One result of a step, or what is left of one."""
+
+    key: str
+    step: str
+    """compile, reference, verify, a step of a training; or `DAMAGED`."""
+    what: str
+    """What it was made from, in a few words."""
+    size: int
+    """Bytes of its files. An artifact that has them as hard links keeps them on the disk when the result goes."""
+    age: float
+    """Seconds since it was last made or taken; 0 where the clock was set back since."""
+
+
+def contents(store: Store) -> list[Kept]:
+    """Every result in the store, the longest unused first."""
+    found = (_kept(store, key) for key in store.keys())  # noqa: SIM118 - a Store is no mapping
+    return sorted(filter(None, found), key=lambda kept: -kept.age)
+
+
+def prune(
+    store: Store, *, older_than: float | None = None, max_size: int | None = None, dry_run: bool = False
+) -> list[Kept]:
+    """Drop results not used for `older_than` seconds, then the longest unused until `max_size` bytes are left.
+
+    Damaged results go in any case, and so does what killed builds left half-made. Returns what went, or with
+    `dry_run` what would.
+    """
+    everything = contents(store)
+    left = sum(kept.size for kept in everything)
+    going: list[Kept] = []
+    for kept in everything:
+        too_old = older_than is not None and kept.age > older_than
+        too_much = max_size is not None and left > max_size
+        if too_old or too_much or kept.step == DAMAGED:
+            going.append(kept)
+            left -= kept.size
+    if not dry_run:
+        for kept in going:
+            store.drop(kept.key)
+        _clear_unfinished(store)
+        shutil.rmtree(compiled_for_this_machine("", store.root), ignore_errors=True)
+    return going
+
+
+def verify(store: Store) -> tuple[list[Kept], list[Kept]]:
+    """Hash every file of every result. Returns those that are whole, and those that were not and were dropped."""
+    whole: list[Kept] = []
+    damaged: list[Kept] = []
+    for kept in contents(store):
+        (whole if store.find_whole(kept.key) else damaged).append(kept)
+    return whole, damaged
+
+
+def _kept(store: Store, key: str) -> Kept | None:
+    """None where the result went in the meantime."""
+    folder = store.folder(key)
+    try:
+        size = sum(path.stat().st_size for path in _files(folder))
+        used = max(path.stat().st_mtime for path in (folder, folder / ENTRY) if path.exists())
+    except (OSError, ValueError):
+        return None
+    entry = store.find(key)
+    return Kept(
+        key=key,
+        step=entry.step if entry else DAMAGED,
+        what=_what(entry.inputs) if entry else "",
+        size=size,
+        age=max(0.0, time.time() - used),
+    )
+
+
+def _what(inputs: object) -> str:
+    """The backend and its runtime, the questions asked, or how it was trained."""
+    if not isinstance(inputs, dict):
+        return ""
+    made = ("backend.name", "runtime.device", "runtime.dtype", "verify.split", "verify.samples")
+    names = (*made, "train.split", "train.samples", "train.device", "train.dtype")
+    return " ".join(str(inputs[name]) for name in names if inputs.get(name) is not None)
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    for at, _, names in os.walk(folder):
+        yield from (Path(at, name) for name in names)
+
+
+def _clear_unfinished(store: Store) -> None:
+    """Remove what killed builds left: folders that no running build holds the lock of."""
+    for folder in store.unfinished():
+        try:
+            with store.lock(folder.name.removesuffix(".dropped"), wait=False):
+                shutil.rmtree(folder, ignore_errors=True)
+        except QABuildError:
+            continue  # a build is at work on it

@@ -1,0 +1,290 @@
+"""Results of steps, kept by the key of all that decided them.
+
+    <store>/v1/
+        results/<key>/entry.json    what the step was, what decided it, the files with size and SHA-256
+        results/<key>/files/        what it made
+        staging/<key>/              what is being made; what a killed build left is removed by the next
+        work/<key>/                 what a long step goes on from after an interruption; gone when it is done
+        locks/                      one per key and per artifact
+        history/                    which keys a target was last built from, to tell what changed
+
+A result is staged, hashed and renamed, so a key either has all of its files or does not exist. Files leave the store
+as hard links, or copies where the file system has none; `find_whole` holds them against their sums before.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from qabuild.artifact.manifest import SealedFile, measure_files
+from qabuild.errors import QABuildError, UntrustedInput
+
+LAYOUT = "v1"
+ENTRY = "entry.json"
+FILES = "files"
+SUM = "sha256"
+
+# What the system says of a disk that takes no more; these errors come without a file's name when a write fails.
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+
+Inputs = Mapping[str, Any]
+"""Everything that decides a step's result, as flat `name: JSON value` pairs."""
+
+
+def key_of(inputs: Inputs) -> str:
+    """The key of a step: SHA-256, in hex, of its inputs in canonical JSON."""
+    text = json.dumps(dict(inputs), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A result that is whole."""
+
+    directory: Path
+    """Folder with the files."""
+    step: str
+    key: str
+    inputs: Inputs
+    files: Mapping[str, SealedFile]
+    seconds: float
+    """How long the step took."""
+    record: Mapping[str, Any]
+    """What the step reported beside its files."""
+
+
+class Store:
+    """The results under one folder: `root`, or QABUILD_CACHE, or the platform's cache folder."""
+
+    def __init__(self, root: Path | None = None) -> None:
+        self.root = root or default_root()
+        self._base = self.root / LAYOUT
+
+    def keys(self) -> frozenset[str]:
+        """Keys of all results. Raises QABuildError where the store cannot be read."""
+        with self._explained(), suppress(FileNotFoundError):
+            return frozenset(os.listdir(self._base / "results"))
+        return frozenset()
+
+    def folder(self, key: str) -> Path:
+        """Where the result with that key is, or would be."""
+        return self._base / "results" / key
+
+    def work(self, key: str) -> Path:
+        """A folder for the step with that key, to go on from after an interruption. It goes when the result is here."""
+        return self._base / "work" / key
+
+    def unfinished(self) -> list[Path]:
+        """Folders of results that are being made, or that killed builds left behind."""
+        return [path for name in ("staging", "work") for path in sorted((self._base / name).glob("*"))]
+
+    def find(self, key: str) -> Entry | None:
+        """The result with that key, its entry read and no file hashed; None where there is none that can be read."""
+        folder = self.folder(key)
+        try:
+            document = json.loads((folder / ENTRY).read_text(encoding="utf-8"))
+            if document.pop(SUM) != key_of(document):
+                return None
+            files = {name: SealedFile(**file) for name, file in document.pop("files").items()}
+            return Entry(directory=folder / FILES, files=files, **document)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            return None
+
+    def find_whole(self, key: str) -> Entry | None:
+        """The result with that key, every file hashed; it counts as used. A damaged one is dropped: None."""
+        entry = self.find(key)
+        if entry and is_whole(entry):
+            with suppress(OSError):  # of another user, or on a disk that is read-only: its age is of little matter
+                os.utime(self.folder(key) / ENTRY)
+            return entry
+        self.drop(key)
+        return None
+
+    def make(self, step: str, inputs: Inputs, produce: Callable[[Path], Mapping[str, Any]]) -> Entry:
+        """The result of `inputs`: the kept one, or what `produce` writes into the empty folder it is given.
+
+        Two processes that want the same result make it once: the second waits. Where `produce` raises, or the
+        process is killed, nothing is kept.
+        """
+        key = key_of(inputs)
+        with self.lock(key), self._explained():
+            if entry := self.find(key):
+                return entry
+            self._drop(key)  # an entry that cannot be read
+            with self._staging(key) as stage:
+                started = time.monotonic()
+                (stage / FILES).mkdir()
+                record = produce(stage / FILES)
+                entry = Entry(
+                    directory=self.folder(key) / FILES,
+                    step=step,
+                    key=key,
+                    inputs=inputs,
+                    files=measure_files(stage / FILES),
+                    seconds=round(time.monotonic() - started, 3),
+                    record=record,
+                )
+                (stage / ENTRY).write_text(_document(entry), encoding="utf-8")
+                entry.directory.parent.parent.mkdir(parents=True, exist_ok=True)
+                os.rename(stage, entry.directory.parent)
+            shutil.rmtree(self.work(key), ignore_errors=True)
+        return entry
+
+    def drop(self, key: str) -> None:
+        """Forget a result."""
+        with self.lock(key), self._explained():
+            self._drop(key)
+
+    def _drop(self, key: str) -> None:
+        folder = self.folder(key)
+        if folder.exists():
+            with self._staging(f"{key}.dropped") as stage:
+                os.rename(folder, stage / key)  # away first, so that no one sees half of it
+
+    @contextmanager
+    def lock(self, name: str, *, wait: bool = True, what: str = "this artifact") -> Iterator[None]:
+        """Hold the lock of that name. With `wait` false, QABuildError where another process holds it.
+
+        `what` is what the message says that another build is at work on.
+        """
+        from filelock import FileLock, Timeout
+
+        folder = self._base / "locks"
+        with self._explained():
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(folder / f"{name}.lock", timeout=-1 if wait else 0)
+            try:
+                lock.acquire()
+            except Timeout:
+                raise QABuildError(
+                    f"another build of {what} is running", "wait for it, or build to another --output"
+                ) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def remember(self, name: str, keys: Mapping[str, str]) -> None:
+        """Note from which results `name` was last built. The lock of `name` is held."""
+        path = self._base / "history" / f"{name}.json"
+        with self._explained(), self._staging(name) as stage:
+            (stage / path.name).write_text(json.dumps(dict(keys)), encoding="utf-8")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(stage / path.name, path)
+
+    def recall(self, name: str) -> dict[str, Entry | None]:
+        """The results that `name` was last built from, by step; None for one that is gone."""
+        try:
+            keys = json.loads((self._base / "history" / f"{name}.json").read_text(encoding="utf-8"))
+            return {step: self.find(key) for step, key in keys.items()}
+        except (OSError, ValueError, AttributeError, TypeError):
+            return {}
+
+    @contextmanager
+    def _staging(self, name: str) -> Iterator[Path]:
+        """An empty folder, gone afterwards. The lock of `name` is held, so what is there was left by a killed build."""
+        stage = self._base / "staging" / name
+        shutil.rmtree(stage, ignore_errors=True)
+        stage.mkdir(parents=True)
+        try:
+            yield stage
+        finally:
+            shutil.rmtree(stage, ignore_errors=True)
+
+    def _explained(self) -> AbstractContextManager[None]:
+        return explained(
+            self.root, "the store", "make room or make it writable, or point QABUILD_CACHE at another folder"
+        )
+
+
+def _document(entry: Entry) -> str:
+    """What entry.json holds: all of the entry but its folder, and a sum over that, so that damage is noticed."""
+    fields = {name: value for name, value in asdict(entry).items() if name != "directory"}
+    document = json.loads(json.dumps(fields))  # as it will be read: the sum must not know a tuple from a list
+    return json.dumps({**document, SUM: key_of(document)}, indent=1, ensure_ascii=False)
+
+
+def default_root() -> Path:
+    """QABUILD_CACHE, or qabuild's folder in the platform's cache folder."""
+    if root := os.environ.get("QABUILD_CACHE"):
+        return Path(root).expanduser().absolute()
+    from platformdirs import user_cache_path
+
+    return user_cache_path("qabuild")
+
+
+def compiled_for_this_machine(digest: str, root: Path | None = None) -> Path:
+    """Where a runtime may keep what it makes of the files with that digest, or of any ("") while it loads them.
+
+    No result of a step: it is made again in a second, by whoever misses it, and is never part of an artifact.
+    """
+    return (root or default_root()) / LAYOUT / "compiled" / digest
+
+
+def is_whole(entry: Entry) -> bool:
+    """Whether the files of a result are the very ones that were kept: each is hashed."""
+    try:
+        return measure_files(entry.directory) == entry.files
+    except (OSError, UntrustedInput):  # unreadable, or no longer plain files
+        return False
+
+
+def place(entry: Entry, directory: Path) -> None:
+    """Put the files of a result into `directory`, as hard links where the file system allows."""
+    for name in entry.files:
+        goal = directory / name
+        goal.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(entry.directory / name, goal)
+        except OSError:
+            shutil.copyfile(entry.directory / name, goal)
+
+
+@contextmanager
+def explained(folder: Path, what: str, hint: str) -> Iterator[None]:
+    """Inside the block, a disk that is full or not writable is a QABuildError that names `folder`, which is `what`.
+
+    Errors that name files elsewhere pass.
+    """
+    try:
+        yield
+    except QABuildError:
+        raise
+    except Exception as error:
+        found = error if isinstance(error, OSError) else disk_error(error, folder)
+        if found is None:
+            raise
+        names = [Path(os.fsdecode(n)) for n in (found.filename, found.filename2) if isinstance(n, (str, bytes))]
+        # A failed write names no file; a folder that cannot be made, one of its parents.
+        here = any(name.is_relative_to(folder) or folder.is_relative_to(name) for name in names)
+        if not (here if names else found.errno in _DISK):
+            raise
+        at = f" ({names[-1]})" if names else ""
+        raise QABuildError(f"{what} {folder}: {found.strerror or found}{at}", hint) from error
+
+
+def disk_error(error: Exception, folder: Path) -> OSError | None:
+    """The system's refusal to write that is behind `error`, None where it has another cause.
+
+    `folder` is where was written: safetensors, ONNX and torch write files themselves and hide the system's error in
+    one of their own.
+    """
+    if isinstance(error, OSError):
+        return error if error.errno in _DISK else None
+    for number in _DISK:
+        if os.strerror(number) in str(error):
+            return OSError(number, os.strerror(number))
+    with suppress(OSError):
+        if shutil.disk_usage(folder).free < 1 << 20:  # torch names no reason at all
+            return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    return None

@@ -1,0 +1,61 @@
+"""`answer`: questions in, answers out."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+
+import click
+
+from qabuild.cli.console import Console
+from qabuild.cli.options import common
+from qabuild.errors import UntrustedInput
+
+
+@click.command()
+@click.argument("artifact")
+@click.argument("questions", type=click.Path(allow_dash=True))
+@click.option("-o", "--output", default="-", show_default=True, help="File for the answers; .json for predictions.")
+@click.option("--revision", help="Branch, tag or commit of an artifact on the Hub.")
+@click.option("--digest", metavar="SHA256", help="What the manifest's own digest must be.")
+@click.option("--top-k", type=click.IntRange(1), default=1, show_default=True, help="Answers to each question.")
+@click.option("--no-answer", is_flag=True, help="Let the empty answer compete.")
+@common
+def answer(
+    artifact: str,
+    questions: str,
+    output: str,
+    revision: str | None,
+    digest: str | None,
+    top_k: int,
+    no_answer: bool,
+    console: Console,
+) -> None:
+    """Answer a file of QUESTIONS with ARTIFACT, a folder or a repository on the Hub (owner/name).
+
+    QUESTIONS is JSON Lines (id, question, context) or a SQuAD document (.json, .json.gz); "-" is standard input. The
+    answers are JSON Lines, or SQuAD's predictions where OUTPUT ends in .json. Run again after an interruption, it goes
+    on where it stopped. A row that cannot be answered is reported, and makes the exit status 4 in the end.
+    """
+    from qabuild.artifact import load as loading
+    from qabuild.qa.bulk import answer_file, require_place
+    from qabuild.qa.pipeline import QuestionAnsweringPipeline
+    from qabuild.qa.question_stream import is_pipe
+
+    if console.json and is_pipe(output):
+        raise click.UsageError("--json tells on stdout what was done, where the answers go: name a file with -o")
+    require_place(questions, output)
+    opened = loading.find(artifact, revision=revision, digest=digest)
+    summary = answer_file(
+        QuestionAnsweringPipeline(*loading.load_model(opened)),
+        questions,
+        output,
+        answered_by=opened.digest,
+        parameters={"top_k": top_k, "handle_impossible_answer": no_answer},
+        reporter=console,
+    )
+    console.say(f"{summary.answered} answered, {summary.bad} without an answer, {summary.resumed} from an earlier run")
+    if console.json:
+        console.result({"answers": output, "manifest": opened.digest, **asdict(summary)}, lambda: None)
+    if summary.bad:
+        sys.exit(UntrustedInput.exit_status)

@@ -1,0 +1,168 @@
+"""What this machine can build and run, and what it lacks for each target."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from qabuild.builder import plan
+from qabuild.models import dtype_speed
+from qabuild.models.backends import BACKENDS, backend, openvino
+from qabuild.system import machine
+from qabuild.system.machine import FAST
+from qabuild.target.model import Target
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One line of the report."""
+
+    subject: str
+    found: str
+    note: str = ""
+    """What follows from it, or what to do about it."""
+
+
+def examine() -> list[Finding]:
+    """Look at processor, devices and packages. Imports the runtimes it asks, so it takes some seconds."""
+    return [
+        Finding(subject="processor", found=f"{machine.cpu()}, {machine.cores()} cores"),
+        *(_kernels(dtype) for dtype in FAST),
+        _fastest(),
+        _gpu(),
+        _package("torch", "torch", _torch),
+        _package("transformers", "transformers", lambda: ""),
+        _package("ONNX Runtime", "onnxruntime", lambda: ", ".join(_providers())),
+        _package("DeepSpeed", "deepspeed", _deepspeed),
+        _package("OpenVINO", "openvino", _openvino),
+    ]
+
+
+def missing(target: Target) -> list[str]:
+    """What this machine lacks for `target`; empty where nothing is missing."""
+    module = backend(target.backend.name)
+    lacks = machine.missing(plan.needed(target), target.runtime.device)
+    if lacks:
+        return lacks
+    return [*_cuda_runtime(target.runtime.device), *module.lacks(target.backend, target.runtime)]
+
+
+def slow(target: Target) -> str | None:
+    """Why `target` runs here, but slowly; None where nothing speaks against it."""
+    if target.runtime.device != "cpu":
+        return None
+    expected = dtype_speed.of(target.runtime.dtype, target.backend.name)
+    return f"likely to be slower than fp32: {expected.why}" if expected and expected.rate < 1 else None
+
+
+def _kernels(dtype: str) -> Finding:
+    here = [name for name in FAST[dtype] if name in machine.instruction_sets()]
+    return Finding(
+        subject=f"{dtype} on the CPU",
+        found=", ".join(here) or "no instructions for it",
+        note="" if here else f"would need {' or '.join(FAST[dtype])}",
+    )
+
+
+def _fastest() -> Finding:
+    """An order of dtypes, from what the processor can multiply; only a comparison can prove it."""
+    ranking = dtype_speed.ranking()
+    return Finding(
+        subject="fastest on the CPU",
+        found=f"expected: {', then '.join(rule.numbers for rule in ranking)}; with OpenVINO where it is installed",
+        note=f"{'; '.join(rule.why for rule in ranking if rule.dtype != 'fp32')}; `qabuild compare` measures it",
+    )
+
+
+def _gpu() -> Finding:
+    gpus = machine.gpus()
+    if not gpus:
+        return Finding(
+            subject="GPU", found="none", note="targets with runtime.device = 'cuda' can be built with --compile-only"
+        )
+    return Finding(
+        subject="GPU", found=", ".join(gpus), note=f"{machine.gpu_architecture()}, driver {machine.driver_version()}"
+    )
+
+
+def _package(subject: str, package: str, look: Callable[[], str]) -> Finding:
+    """Which version is installed, and what `look` makes of it; a package that is broken is a finding too."""
+    installed = machine.versions([package])
+    if not installed:
+        return Finding(
+            subject=subject, found="not installed", note=machine.INSTALL.get(package, f"pip install {package}")
+        )
+    found = " and ".join(f"{name} {version}" for name, version in installed.items())
+    if len(installed) > 1:
+        note = "they overwrite each other: uninstall both, then install one of qabuild[cpu] and qabuild[gpu]"
+        return Finding(subject=subject, found=found, note=note)
+    try:
+        note = look()
+    except Exception as error:  # whatever a native library or a package of another age raises when it is imported
+        note = f"does not load: {(str(error).strip() or type(error).__name__).splitlines()[0]}"
+    return Finding(subject=subject, found=found, note=note)
+
+
+def _torch() -> str:
+    import torch
+
+    if torch.version.cuda:
+        return f"for CUDA {torch.version.cuda}" + ("" if torch.cuda.is_available() else ", which does not work here")
+    return "without CUDA" + (", though a GPU is here: install torch's CUDA build" if machine.gpus() else "")
+
+
+def _providers() -> list[str]:
+    return list(importlib.import_module("onnxruntime").get_available_providers())
+
+
+def _openvino() -> str:
+    if machine.preloaded("tcmalloc"):
+        return "does not survive the preloaded tcmalloc: unset LD_PRELOAD"
+    with _silent():
+        devices: list[str] = openvino.core().available_devices
+    return ", ".join(devices)
+
+
+def _deepspeed() -> str:
+    with _silent():
+        builders: Any = importlib.import_module("deepspeed.ops.op_builder.all_ops").ALL_OPS
+        kernel = builders.get("transformer_inference")
+        works = bool(kernel and kernel.is_compatible())
+    return (
+        "inference kernels can be built" if works else "no inference kernels here: replace_with_kernel_inject = false"
+    )
+
+
+def _cuda_runtime(device: str) -> list[str]:
+    """What a GPU target lacks although there is a GPU: the checkpoint itself answers in torch, whatever the backend."""
+    if device != "cuda":
+        return []
+    import torch
+
+    if torch.cuda.is_available():
+        return []
+    return ["torch finds no CUDA device: install torch's CUDA build for this driver"]
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Without what DeepSpeed prints and logs when it is imported."""
+    import logging
+
+    from qabuild.system.quiet import captured, quiet_logging
+
+    with quiet_logging(logging.CRITICAL), contextlib.redirect_stdout(io.StringIO()), captured(2):
+        yield
+
+
+def report(targets: Sequence[Target]) -> dict[str, Any]:
+    """Findings and, for each target, what it lacks, as JSON values."""
+    return {
+        "machine": [finding.__dict__ for finding in examine()],
+        "backends": {name: machine.missing(backend(name).PACKAGES, "cpu") for name in BACKENDS},
+        "targets": [{"target": t.name, "missing": missing(t), "slow": slow(t)} for t in targets],
+    }

@@ -1,0 +1,76 @@
+"""`publish`, and `build --publish`: artifacts on the Hub."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from qabuild.cli.console import Console, emit, table
+from qabuild.cli.failures import as_told, require_uninterrupted
+from qabuild.cli.options import common, data_option
+from qabuild.cli.results import Outcome, describe_published
+from qabuild.cli.units import size_of
+from qabuild.errors import BadTarget, QABuildError
+
+if TYPE_CHECKING:
+    from qabuild.builder.build import Built
+    from qabuild.publishing.publish import Published
+    from qabuild.target.model import Target
+
+
+@click.command()
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.option("--repo", metavar="OWNER/NAME", help="The repository; without it, the target's publish.repo.")
+@click.option("--private", is_flag=True, help="Make the repository private, where it is made.")
+@click.option("--revision", default="main", show_default=True, metavar="BRANCH", help="Branch to publish to.")
+@click.option("--create-pr", is_flag=True, help="Propose it as a pull request.")
+@click.option("--tag", metavar="NAME", help="Name the commit, as in --tag v1.")
+@click.option("--dry-run", is_flag=True, help="Only list what would go, and how large it is.")
+@click.option("--verify-remote", is_flag=True, help="Verify what was downloaded again, too.")
+@data_option
+@common
+def publish(artifact: Path, repo: str | None, dataset: str | None, console: Console, **options: Any) -> None:
+    """Push a verified ARTIFACT to the Hugging Face Hub as one commit, and fetch it back.
+
+    Refuses what is not verified, was changed since, or would replace something else. Run again after a failure, it
+    does what is left to do.
+    """
+    from qabuild.publishing import publish as publishing
+    from qabuild.target.read import absolute_source
+
+    source = dataset and absolute_source(dataset, Path.cwd())
+    published = publishing.publish(artifact, repo, dataset=source, reporter=console, **options)
+    console.result(published.to_dict(), lambda: _show_published(published))
+
+
+def require_publishable(targets: Sequence[Target], console: Console) -> None:
+    """Tell before the work what would keep its result from being published."""
+    from qabuild.publishing.publish import require_ready
+
+    repos = [target.publish.repo for target in targets if target.publish.repo]
+    if twice := sorted({repo for repo in repos if repos.count(repo) > 1}):
+        raise BadTarget(f"two targets are published to {', '.join(twice)}", "give each a publish.repo of its own")
+    for target in targets:
+        require_ready(target.publish.repo, f"target {target.name}", console)
+
+
+def then_published(outcome: Outcome, built: Built, console: Console) -> Outcome:
+    from qabuild.publishing.publish import publish as publish_artifact
+
+    require_uninterrupted()
+    try:
+        published = publish_artifact(built.directory, built.plan.target.publish.repo, reporter=console)
+    except (QABuildError, OSError, MemoryError) as error:
+        require_uninterrupted(error)
+        return replace(outcome, error=as_told(error))
+    return replace(outcome, published=published, document={**outcome.document, "published": published.to_dict()})
+
+
+def _show_published(published: Published) -> None:
+    if published.commit is None or published.changed:
+        table(["file", "", "size"], [[c.name, c.does, size_of(c.size)] for c in published.changes])
+    emit(describe_published(published))

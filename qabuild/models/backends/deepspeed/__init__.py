@@ -1,0 +1,231 @@
+"""DeepSpeed-Inference: the checkpoint, and how `deepspeed.init_inference` is to take it over."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from string import Template
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from qabuild.errors import BadTarget, MissingEnvironment, QABuildError
+from qabuild.models.backends import Frozen, Runtime
+from qabuild.models.backends.architectures import KERNEL_INJECTION, check_architecture
+from qabuild.system.quiet import captured, quiet_logging
+
+if TYPE_CHECKING:
+    from qabuild.models.checkpoint.resolve import Checkpoint
+
+CONFIG = "deepspeed.json"
+
+DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+
+ROWS = 64
+"""Windows that the injected kernels are given at once: of RoBERTa-base in fp16, with 512 tokens each, their workspace
+takes 2 GB."""
+
+
+SNIPPET = """\
+import json
+from pathlib import Path
+
+import deepspeed
+import torch
+from transformers import AutoModelForQuestionAnswering, AutoTokenizer
+from transformers.modeling_outputs import QuestionAnsweringModelOutput
+
+
+class Inference(torch.nn.Module):
+    def __init__(self, directory):
+        super().__init__()
+        self.device = torch.device("$device")
+        settings = json.loads(Path(directory, "deepspeed.json").read_text())
+        settings["dtype"] = getattr(torch, settings["dtype"])
+        plain = AutoModelForQuestionAnswering.from_pretrained(directory, dtype=torch.float32$attention).eval()
+        self.config = plain.config
+        self.engine = deepspeed.init_inference(plain, config=settings)$largest
+        type(self).__name__ = self.config.architectures[0]  # the name that transformers' pipeline knows
+
+    def forward(self, **inputs):
+        with torch.inference_mode():
+            found = self.engine(**{name: tensor.to(self.device) for name, tensor in inputs.items()})
+        return QuestionAnsweringModelOutput(
+            start_logits=found.start_logits.float(), end_logits=found.end_logits.float()
+        )
+
+
+tokenizer = AutoTokenizer.from_pretrained(directory)
+model = Inference(directory).eval()
+"""
+
+
+class Options(Frozen):
+    """What `deepspeed.init_inference` is told."""
+
+    name: Literal["deepspeed"] = Field("deepspeed", description="DeepSpeed-Inference")
+    replace_with_kernel_inject: bool = Field(
+        False, description="replace transformer layers by DeepSpeed's CUDA kernels; cuda only"
+    )
+    tensor_parallel: int = Field(1, ge=1, description="how many GPUs share each layer's weights")
+
+
+PACKAGES = ("torch", "transformers", "deepspeed")
+
+
+def check(config: Mapping[str, Any], options: Options, runtime: Runtime) -> None:
+    """Raise BadTarget for kernel injection or tensor parallelism off the GPU, int8, and unsupported architectures."""
+    if runtime.dtype == "int8":
+        raise BadTarget(
+            "runtime.dtype = 'int8': DeepSpeed quantises nothing here",
+            "use fp32, bf16 or fp16, or one of the backends onnxruntime and openvino",
+            key="runtime.dtype",
+        )
+    if runtime.device == "cpu" and runtime.dtype == "fp16":
+        raise BadTarget(
+            "runtime.dtype = 'fp16' is not supported by DeepSpeed on the CPU",
+            "set it to fp32 or bf16",
+            key="runtime.dtype",
+        )
+    if runtime.device == "cpu" and options.tensor_parallel > 1:
+        raise BadTarget(
+            "backend.tensor_parallel shares a model among GPUs, and runtime.device is cpu",
+            "leave backend.tensor_parallel out, or set runtime.device = 'cuda'",
+            key="backend.tensor_parallel",
+        )
+    if runtime.device == "cpu" and options.replace_with_kernel_inject:
+        raise BadTarget(
+            "backend.replace_with_kernel_inject = true needs a GPU: DeepSpeed has no such kernels for the CPU",
+            "set backend.replace_with_kernel_inject = false, or runtime.device = 'cuda'",
+            key="backend.replace_with_kernel_inject",
+        )
+    check_architecture("deepspeed", config)
+    if options.replace_with_kernel_inject and config and config.get("model_type") not in KERNEL_INJECTION:
+        raise BadTarget(
+            f"DeepSpeed's kernels fit {', '.join(KERNEL_INJECTION)}, not {config.get('model_type')!r}",
+            "set backend.replace_with_kernel_inject = false",
+        )
+
+
+def lacks(options: Options, runtime: Runtime) -> list[str]:
+    """Nothing: torch runs all of it, however slowly."""
+    return []
+
+
+def compile(checkpoint: Checkpoint, options: Options, runtime: Runtime, directory: Path) -> dict[str, Any]:
+    """Copy config, weights and tokenizer byte for byte and write `deepspeed.json` beside them."""
+    from qabuild.models.backends.torch_model import copy_checkpoint
+    from qabuild.models.checkpoint.resolve import copy_tokenizer
+
+    check(checkpoint.config, options, runtime)
+    settings: dict[str, Any] = {
+        "dtype": DTYPES[runtime.dtype],
+        "replace_with_kernel_inject": options.replace_with_kernel_inject,
+        "tensor_parallel": {"tp_size": options.tensor_parallel},
+        "keep_module_on_host": runtime.device == "cpu",
+    }
+    if options.replace_with_kernel_inject:
+        # As many tokens as the model reads. Without a least number DeepSpeed makes do with fewer where memory is
+        # short, and its kernels write beyond them.
+        tokens = checkpoint.config["max_position_embeddings"]
+        settings |= {"max_out_tokens": tokens, "min_out_tokens": tokens}
+    copy_checkpoint(checkpoint.directory, directory)
+    copy_tokenizer(checkpoint, directory)
+    (directory / CONFIG).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    return {"init_inference": settings}
+
+
+def load(directory: Path, options: Options, runtime: Runtime) -> Any:
+    """The model inside DeepSpeed's inference engine, its weights cast to the runtime's dtype.
+
+    Raises MissingEnvironment without the device, without one process for each part of the tensors, or without what
+    DeepSpeed needs to build its kernels.
+    """
+    import torch
+
+    from qabuild.models.backends.torch_model import TorchModel, device, inputs_of, named, stored_model
+
+    target = device(runtime)
+    _require_processes(options.tensor_parallel)
+    settings = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
+    settings["dtype"] = getattr(torch, settings["dtype"])
+    # The kernels take a mask of one row for each sequence, which is what eager attention is given.
+    model = stored_model(directory, attention="eager" if options.replace_with_kernel_inject else None)
+    inputs = inputs_of(model)
+    injected = options.replace_with_kernel_inject
+    engine = _kernels(model, settings, inputs, target) if injected else _engine(model, settings)
+    return named(TorchModel(engine, inputs, model.config, target), model.config)
+
+
+def snippet(options: Options, runtime: Runtime) -> str:
+    """Lines for DeepSpeed: its engine inside a module that is called as transformers' models are."""
+    injected = options.replace_with_kernel_inject
+    attention = ', attn_implementation="eager"' if injected else ""
+    largest = (
+        f"\n        self(input_ids=torch.ones({ROWS}, 2).long())  # the kernels take no larger batch than the first"
+    )
+    return Template(SNIPPET).substitute(device=runtime.device, attention=attention, largest=largest if injected else "")
+
+
+def _engine(model: Any, settings: Mapping[str, Any]) -> Any:
+    with _quiet():
+        import deepspeed
+
+        return deepspeed.init_inference(model, config=dict(settings))
+
+
+def _kernels(model: Any, settings: Mapping[str, Any], inputs: Sequence[str], device: Any) -> Any:
+    """The engine with its kernels, which DeepSpeed compiles where they were not yet."""
+    with _quiet(), captured(1) as said:
+        try:
+            from qabuild.models.backends.deepspeed import kernels
+
+            # For this GPU alone: DeepSpeed stumbles over names such as 9.0a in the list that an image may come with.
+            os.environ["TORCH_CUDA_ARCH_LIST"] = kernels.architecture(device)
+            kernels.restart_layers()
+            engine = _engine(model, settings)
+            if layers := kernels.layers_of(engine):
+                return kernels.Kernels(engine, layers, inputs, device)
+        except (RuntimeError, ValueError, AssertionError, ImportError, OSError) as error:
+            failure = MissingEnvironment(
+                f"DeepSpeed could not build, load or start its kernels: {str(error).strip().splitlines()[0]}",
+                "install the CUDA toolkit that torch was built with (`ds_report` shows what is missing), "
+                "or set backend.replace_with_kernel_inject = false",
+            )
+            said.seek(0)
+            failure.add_note("What it printed last:\n" + said.read().decode(errors="replace")[-20_000:])
+            raise failure from error
+    raise QABuildError("DeepSpeed replaced no layer by its kernels", "set backend.replace_with_kernel_inject = false")
+
+
+def _require_processes(count: int) -> None:
+    if count > 1 and count != int(os.environ.get("WORLD_SIZE", "1")):
+        raise MissingEnvironment(
+            f"backend.tensor_parallel = {count} needs {count} processes at once, one for each GPU",
+            f"start it as `deepspeed --num_gpus {count} --module qabuild verify ...`, or set it to 1",
+        )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep DeepSpeed from stdout and from the environment: it logs and prints there, and sets variables for itself."""
+    environment = dict(os.environ)
+    try:
+        with quiet_logging(), redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            yield
+    finally:
+        for name in set(os.environ) - set(environment):
+            del os.environ[name]
+        os.environ.update(environment)
+        # Its own handler writes to what stdout was when it was imported; errors shall go where others go.
+        logger = logging.getLogger("DeepSpeed")
+        logger.handlers.clear()
+        logger.propagate = True
+        logger.setLevel(logging.ERROR)

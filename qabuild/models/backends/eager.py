@@ -1,0 +1,93 @@
+"""Plain PyTorch: the checkpoint as it is, with autocast where the target asks for it. Every baseline is one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from qabuild.errors import BadTarget
+from qabuild.models.backends import Frozen, Runtime
+from qabuild.models.backends.architectures import check_architecture
+
+if TYPE_CHECKING:
+    from qabuild.models.checkpoint.resolve import Checkpoint
+
+
+SNIPPET = """\
+import torch
+from transformers import AutoModelForQuestionAnswering, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(directory)
+model = AutoModelForQuestionAnswering.from_pretrained(directory, dtype=torch.float32).to("$device").eval()
+"""
+
+SNIPPET_AUTOCAST = """
+from transformers.modeling_outputs import QuestionAnsweringModelOutput
+
+forward = model.forward  # which answers in fp32
+
+
+def forward_under_autocast(**inputs):
+    with $modes:
+        found = forward(**inputs)
+    return QuestionAnsweringModelOutput(start_logits=found.start_logits.float(), end_logits=found.end_logits.float())
+
+
+model.forward = forward_under_autocast
+"""
+
+
+class Options(Frozen):
+    """Plain PyTorch has nothing to choose; runtime.dtype decides on autocast."""
+
+    name: Literal["eager"] = Field("eager", description="plain PyTorch, under autocast for fp16 and bf16")
+
+
+PACKAGES = ("torch", "transformers")
+
+
+def check(config: Mapping[str, Any], options: Options, runtime: Runtime) -> None:
+    """Raise BadTarget for int8, and for an architecture that is not an encoder."""
+    if runtime.dtype == "int8":
+        raise BadTarget(
+            "runtime.dtype = 'int8': eager PyTorch quantises nothing",
+            "use fp32, bf16 or fp16, or one of the backends onnxruntime and openvino",
+            key="runtime.dtype",
+        )
+    check_architecture("eager", config)
+
+
+def lacks(options: Options, runtime: Runtime) -> list[str]:
+    """Nothing: torch runs all of it, however slowly."""
+    return []
+
+
+def compile(checkpoint: Checkpoint, options: Options, runtime: Runtime, directory: Path) -> dict[str, Any]:
+    """Copy config, weights and tokenizer byte for byte: `directory` is a checkpoint like any other."""
+    from qabuild.models.backends.torch_model import copy_checkpoint
+    from qabuild.models.checkpoint.resolve import copy_tokenizer
+
+    check(checkpoint.config, options, runtime)
+    copy_checkpoint(checkpoint.directory, directory)
+    copy_tokenizer(checkpoint, directory)
+    return {"autocast": None if runtime.dtype == "fp32" else runtime.dtype}
+
+
+def load(directory: Path, options: Options, runtime: Runtime) -> Any:
+    """The model on its device, run under autocast in fp16 and bf16. Raises MissingEnvironment without the device."""
+    from qabuild.models.backends.torch_model import AUTOCAST, TorchModel, device, inputs_of, named, stored_model
+
+    target = device(runtime)
+    model = stored_model(directory).to(target)
+    wrapped = TorchModel(model, inputs_of(model), model.config, target, AUTOCAST[runtime.dtype])
+    return named(wrapped, model.config)
+
+
+def snippet(options: Options, runtime: Runtime) -> str:
+    """Lines for transformers; under autocast its model is given another `forward`."""
+    from qabuild.models.backends.snippets import filled
+
+    return filled(SNIPPET if runtime.dtype == "fp32" else SNIPPET + SNIPPET_AUTOCAST, runtime)

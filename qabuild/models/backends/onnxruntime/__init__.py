@@ -1,0 +1,146 @@
+"""ONNX Runtime: export, fuse, then half precision or 8-bit weights. The only module that imports optimum."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from qabuild.errors import BadTarget, MissingEnvironment, UntrustedInput
+from qabuild.models.backends import Frozen, Runtime
+from qabuild.models.backends.architectures import FP16, OPTIMISED, ORT, check_architecture
+from qabuild.system import machine
+
+if TYPE_CHECKING:
+    from qabuild.models.checkpoint.resolve import Checkpoint
+
+Provider = Literal["CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"]
+
+DEFAULT_PROVIDER: dict[str, Provider] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+DEVICE: dict[Provider, str] = {
+    "CPUExecutionProvider": "cpu",
+    "CUDAExecutionProvider": "cuda",
+    "TensorrtExecutionProvider": "cuda",
+}
+
+
+SNIPPET = """\
+from optimum.onnxruntime import ORTModelForQuestionAnswering
+from transformers import AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(directory)
+model = ORTModelForQuestionAnswering.from_pretrained(directory, provider="{provider}"{options})
+"""
+
+
+class Options(Frozen):
+    """How the graph is optimised, and what runs it."""
+
+    name: Literal["onnxruntime"] = Field("onnxruntime", description="an optimised ONNX graph, run by ONNX Runtime")
+    level: Literal[0, 1, 2, 99] = Field(
+        2,
+        description="graph optimisation: 0 exports only, 1 basic, 2 extended, 99 all, bound to this processor; "
+        "above 0 all are the same on a GPU",
+    )
+    provider: Provider | None = Field(
+        None, description="execution provider; chosen by runtime.device where it is absent"
+    )
+    allow_missing_fusions: bool = Field(False, description="keep a graph in which the optimiser fused less than usual")
+    allow_fp16_on_cpu: bool = Field(False, description="build fp16 for the CPU, where it is slower than fp32")
+
+
+PACKAGES = ("torch", "transformers", "optimum", "optimum-onnx", "onnx", "onnxruntime")
+
+
+def check(config: Mapping[str, Any], options: Options, runtime: Runtime) -> None:
+    """Raise BadTarget for a dtype, provider, level or architecture that this backend cannot combine."""
+    if runtime.dtype == "bf16":
+        raise BadTarget(
+            "runtime.dtype = 'bf16' is not supported by ONNX Runtime's kernels",
+            "set it to fp32, fp16 or int8",
+            key="runtime.dtype",
+        )
+    if runtime.dtype == "fp16" and runtime.device == "cpu" and not options.allow_fp16_on_cpu:
+        raise BadTarget(
+            "runtime.dtype = 'fp16' is slower than fp32 on ONNX Runtime's CPU provider",
+            "set runtime.dtype to fp32 or int8, or insist with backend.allow_fp16_on_cpu = true",
+            key="runtime.dtype",
+        )
+    if runtime.dtype == "int8" and runtime.device != "cpu":
+        raise BadTarget(
+            "runtime.dtype = 'int8' is dynamic quantisation, which runs on the CPU only",
+            "set runtime.device to cpu, or runtime.dtype to fp16",
+            key="runtime.dtype",
+        )
+    if options.provider and DEVICE[options.provider] != runtime.device:
+        raise BadTarget(
+            f"backend.provider = {options.provider!r} does not run on runtime.device = {runtime.device!r}",
+            f"leave backend.provider out, or set runtime.device to {DEVICE[options.provider]}",
+            key="backend.provider",
+        )
+    check_architecture(ORT, config)
+    if options.level > 0:
+        check_architecture(OPTIMISED, config)
+    if runtime.dtype == "fp16":
+        check_architecture(FP16, config)
+
+
+def lacks(options: Options, runtime: Runtime) -> list[str]:
+    """The provider, where the installed ONNX Runtime is built without it."""
+    provider = options.provider or DEFAULT_PROVIDER[runtime.device]
+    if provider == "CPUExecutionProvider":  # every build has it
+        return []
+    import onnxruntime
+
+    if provider in onnxruntime.get_available_providers():
+        return []
+    return [f"ONNX Runtime has no {provider}: pip uninstall onnxruntime, then pip install 'qabuild[gpu]'"]
+
+
+def compile(checkpoint: Checkpoint, options: Options, runtime: Runtime, directory: Path) -> dict[str, Any]:
+    """Write `model.onnx`, config and tokenizer; the folder also loads with ORTModelForQuestionAnswering itself.
+
+    Returns the counts of fused nodes and the largest logit difference of each stage to PyTorch. Raises
+    VerificationFailed where a graph computes something else, or was fused less than its type should be.
+    """
+    from qabuild.models.backends.onnxruntime import build as onnx_stages
+    from qabuild.models.checkpoint.resolve import copy_tokenizer
+
+    check(checkpoint.config, options, runtime)
+    with TemporaryDirectory(dir=directory) as scratch, onnx_stages.quiet():
+        record = onnx_stages.build(checkpoint, options, runtime, Path(scratch), directory)
+    shutil.copyfile(checkpoint.directory / "config.json", directory / "config.json")
+    copy_tokenizer(checkpoint, directory)
+    return record
+
+
+def load(directory: Path, options: Options, runtime: Runtime) -> Any:
+    """An ORTModelForQuestionAnswering on exactly the provider of the target.
+
+    Raises MissingEnvironment where that provider is not available, or did not start.
+    """
+    machine.refuse(lacks(options, runtime))
+    from qabuild.models.backends.onnxruntime.build import load_graph
+
+    if not (directory / "model.onnx").is_file():
+        raise UntrustedInput(f"{directory}: there is no model.onnx in it", "build the artifact anew")
+    provider = options.provider or DEFAULT_PROVIDER[runtime.device]
+    model = load_graph(directory, provider)
+    if model.provider != provider:
+        raise MissingEnvironment(
+            f"ONNX Runtime could not start {provider} and fell back to {model.provider}",
+            "its message above says why; as a rule CUDA or cuDNN is missing or of another version",
+        )
+    return model
+
+
+def snippet(options: Options, runtime: Runtime) -> str:
+    """Lines for optimum, with the provider and its options as `load` has them."""
+    provider = options.provider or DEFAULT_PROVIDER[runtime.device]
+    exact = ', provider_options={"use_tf32": "0"}' if provider == "CUDAExecutionProvider" else ""
+    return SNIPPET.format(provider=provider, options=exact)

@@ -1,0 +1,214 @@
+"""OpenVINO on the CPU: converted from PyTorch itself, in fp32, bf16 or calibrated int8."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from string import Template
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from qabuild.errors import BadTarget, UntrustedInput
+from qabuild.models.backends import Runtime
+from qabuild.models.backends.architectures import OPENVINO, check_architecture
+from qabuild.models.calibration import Calibrated
+from qabuild.system import machine
+from qabuild.system.quiet import quiet_tracing
+
+if TYPE_CHECKING:
+    from qabuild.models.checkpoint.resolve import Checkpoint
+
+FILE = "openvino_model.xml"
+"""The graph, under the name that optimum-intel looks for; its weights lie beside it, in openvino_model.bin."""
+
+
+SNIPPET = Template(
+    """\
+from pathlib import Path
+
+import openvino
+import torch
+from transformers import AutoConfig, AutoTokenizer
+from transformers.modeling_outputs import QuestionAnsweringModelOutput
+
+# optimum-intel opens the same folder: OVModelForQuestionAnswering.from_pretrained(directory)
+
+$guard
+class Graph(torch.nn.Module):
+    def __init__(self, directory):
+        super().__init__()
+        self.device = torch.device("cpu")
+        self.config = AutoConfig.from_pretrained(directory)
+        settings = {"INFERENCE_PRECISION_HINT": "$precision"}
+        self.graph = openvino.Core().compile_model(Path(directory, "openvino_model.xml"), "CPU", settings)
+        type(self).__name__ = self.config.architectures[0]  # the name that transformers' pipeline knows
+
+    def forward(self, input_ids, attention_mask=None, token_type_ids=None):
+        given = {
+            "input_ids": input_ids,
+            "attention_mask": torch.ones_like(input_ids) if attention_mask is None else attention_mask,
+            "token_type_ids": torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids,
+        }
+        found = self.graph({port.any_name: given[port.any_name].numpy() for port in self.graph.inputs})
+        start, end = (torch.from_numpy(found[name].copy()) for name in ("start_logits", "end_logits"))
+        return QuestionAnsweringModelOutput(start_logits=start, end_logits=end)
+
+
+tokenizer = AutoTokenizer.from_pretrained(directory)
+model = Graph(directory).eval()
+"""
+)
+
+GUARD = """\
+if not {"avx512_vnni", "avx_vnni", "amx_int8"} & set(Path("/proc/cpuinfo").read_text().split()):
+    raise RuntimeError("these weights need a processor with VNNI: without it, sums overflow and answers are wrong")
+
+"""
+
+
+class Options(Calibrated):
+    """How the graph is quantised; in fp32 and bf16 there is nothing to choose."""
+
+    name: Literal["openvino"] = Field("openvino", description="an OpenVINO graph, converted from PyTorch")
+    preset: Literal["mixed", "performance"] = Field(
+        "mixed", description="int8: ranges of activations: mixed takes them as they are, performance symmetric"
+    )
+    smooth_quant_alpha: float = Field(
+        0.75, ge=0, le=1, description="int8: how much of the outliers of activations SmoothQuant moves into weights"
+    )
+    rest: Literal["fp32", "bf16"] = Field("fp32", description="int8: numbers of what is not quantised: fp32, bf16")
+    overflow_fix: bool = Field(
+        False, description="int8: weights in 7 bits, for processors without VNNI, whose sums of 8 bits overflow"
+    )
+    accuracy_drop: float | None = Field(
+        None, gt=0, description="int8: most points of F1 that may be lost on held-back training questions"
+    )
+
+
+PACKAGES = ("torch", "transformers", "openvino", "nncf")
+
+
+def package() -> Any:
+    """OpenVINO itself, kept from sending usage statistics: without `openvino_telemetry` it has nothing to do so by."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    import openvino
+
+    return openvino
+
+
+@functools.cache
+def core() -> Any:
+    """OpenVINO's Core, the only one of this process.
+
+    Each brings a stack for signal handlers and, when it goes, puts back what it found. That is gone too where the lives
+    of two overlapped, and the next signal, such as Ctrl-C, then ends in a segmentation fault.
+    """
+    return package().Core()
+
+
+def check(config: Mapping[str, Any], options: Options, runtime: Runtime) -> None:
+    """Raise BadTarget for a device, a dtype or an architecture that is not supported."""
+    if runtime.device != "cpu":
+        raise BadTarget(
+            f"runtime.device = {runtime.device!r}: the backend openvino is for the CPU",
+            "set runtime.device to cpu, or take the backend onnxruntime or torchscript",
+            key="runtime.device",
+        )
+    if runtime.dtype == "fp16":
+        raise BadTarget(
+            "runtime.dtype = 'fp16' is not supported by OpenVINO on the CPU",
+            "set it to fp32, bf16 or int8",
+            key="runtime.dtype",
+        )
+    if runtime.dtype != "int8" and options.rest != "fp32":
+        raise BadTarget(
+            f"backend.rest = {options.rest!r} is for what int8 leaves, and runtime.dtype is {runtime.dtype!r}",
+            "leave backend.rest out, or set runtime.dtype to int8",
+            key="backend.rest",
+        )
+    check_architecture(OPENVINO, config)
+
+
+def lacks(options: Options, runtime: Runtime) -> list[str]:
+    """Instructions without which int8 is wrong and bf16 is not what is computed; and peace from a preload."""
+    return [*_instructions(options, runtime), *_preloads()]
+
+
+def _preloads() -> list[str]:
+    if not machine.preloaded("tcmalloc"):
+        return []
+    return ["OpenVINO does not survive a preloaded tcmalloc: unset LD_PRELOAD"]
+
+
+def _instructions(options: Options, runtime: Runtime) -> list[str]:
+    wanted = {
+        "int8": "sums would overflow and answers be wrong: build it with backend.overflow_fix = true",
+        "bf16": "it would be computed in fp32: set runtime.dtype (of int8, backend.rest) to fp32",
+    }
+    return [
+        f"this {dtype} needs a processor with one of {', '.join(machine.FAST[dtype])}, and this one has none, so that "
+        f"{wanted[dtype]}"
+        for dtype in needs(options, runtime)
+        if machine.lacks_instructions(dtype)
+    ]
+
+
+def needs(options: Options, runtime: Runtime) -> list[str]:
+    """The dtypes of `qabuild.system.machine.FAST` whose instructions an x86 processor must have."""
+    found = []
+    if runtime.dtype == "int8" and not options.overflow_fix:
+        found.append("int8")
+    if "bf16" in (runtime.dtype, options.rest):
+        found.append("bf16")
+    return found
+
+
+def compile(checkpoint: Checkpoint, options: Options, runtime: Runtime, directory: Path) -> dict[str, Any]:
+    """Write graph, weights, config and tokenizer, which optimum-intel's OVModelForQuestionAnswering opens as well.
+
+    Returns the graph's inputs and its largest logit difference to PyTorch. Raises VerificationFailed where it
+    computes something else.
+    """
+    machine.refuse(_preloads())
+    from qabuild.models.backends.openvino import build as _openvino_build
+    from qabuild.models.checkpoint.resolve import copy_tokenizer
+
+    check(checkpoint.config, options, runtime)
+    with quiet_tracing():
+        record = _openvino_build.build(checkpoint, options, runtime, directory / FILE, _instructions(options, runtime))
+    record["needs"] = {dtype: list(machine.FAST[dtype]) for dtype in needs(options, runtime)}
+    shutil.copyfile(checkpoint.directory / "config.json", directory / "config.json")
+    copy_tokenizer(checkpoint, directory)
+    return record
+
+
+def load(directory: Path, options: Options, runtime: Runtime) -> Any:
+    """The graph on the cores that this process may use, as a model that gives a QuestionAnsweringModelOutput.
+
+    It has `submit` as well, which takes what a call takes and returns at once; see `qabuild.qa.pipeline`. Raises
+    MissingEnvironment where this processor lacks what the numbers need.
+    """
+    from transformers import AutoConfig
+
+    machine.refuse(lacks(options, runtime))
+    from qabuild.models.backends.openvino import model as _openvino
+
+    if not (directory / FILE).is_file():
+        raise UntrustedInput(f"{directory}: there is no {FILE} in it", "build the artifact anew")
+    config = AutoConfig.from_pretrained(directory, local_files_only=True)
+    return _openvino.load(directory / FILE, config, options, runtime)
+
+
+def snippet(options: Options, runtime: Runtime) -> str:
+    """Lines for OpenVINO itself, in the precision that `load` sets, and on no processor that `load` refuses."""
+    guard = GUARD if "int8" in needs(options, runtime) else ""
+    return SNIPPET.substitute(guard=guard, precision=precision(options, runtime))
+
+
+def precision(options: Options, runtime: Runtime) -> str:
+    """OpenVINO's name for the numbers of what is not quantised."""
+    return "bf16" if "bf16" in (runtime.dtype, options.rest) else "f32"

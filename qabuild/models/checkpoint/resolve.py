@@ -1,0 +1,349 @@
+"""From a Hub id, a folder or "sample" to a checkpoint that is safe to load, and on to its model and tokenizer.
+
+`resolve` is light: it finds or downloads, examines files without deserialising them, and hashes. `load_model` and
+`load_tokenizer` do the rest, and refuse what only loading shows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from qabuild.errors import BadTarget, MissingEnvironment, QABuildError, UntrustedInput
+from qabuild.models.checkpoint.inspect import (
+    CONFIG,
+    TOKENIZER_CONFIG,
+    TOKENIZER_PATTERNS,
+    examine_config,
+    examine_tokenizer,
+    own_file,
+    read_object,
+    refuse_ids_beyond,
+)
+from qabuild.models.checkpoint.weights import PATTERNS as WEIGHT_PATTERNS
+from qabuild.models.checkpoint.weights import examine_weights, head_of, refuse_headless
+from qabuild.system import hub
+
+_SHOWN = 5  # tensors named in a message; the rest is counted
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A folder with config.json, safetensors and tokenizer files, examined and hashed.
+
+    `name` is a Hub id, "sample" or the folder's name, never a full path: it goes into the manifest. `revision` is the
+    commit sha of a Hub id. `digest` is the SHA-256, in hex, over the lines `name NUL sha256 LF` of its files, sorted.
+    """
+
+    directory: Path
+    name: str
+    revision: str | None
+    digest: str
+    config: Mapping[str, Any]
+
+
+def resolve(
+    source: str | os.PathLike[str],
+    revision: str | None = None,
+    *,
+    digest: str | None = None,
+    head: bool = True,
+    offline: bool = False,
+) -> Checkpoint:
+    """Find the checkpoint `source`: "sample", a folder (begins with '/', '.' or '~', or is a path object) or a Hub id.
+
+    `revision` is for a Hub id: a branch, tag or sha; a missing one means the main branch. `digest` is what
+    the checkpoint's own must be. Without `head` it need not have a question-answering head, since it is yet to be
+    trained. With `offline`, or HF_HUB_OFFLINE=1, a Hub id is looked for in the cache only.
+
+    Raises BadTarget for what is not there or cannot serve, UntrustedInput for what is damaged, unsafe to load or of
+    another digest, QABuildError where the Hub fails.
+    """
+    found = _resolved(source, revision, head, offline)
+    if digest not in (None, found.digest):
+        raise UntrustedInput(
+            f"{source}: its digest is {found.digest}, pinned is {digest}",
+            "give the checkpoint that was pinned; if the change is wanted, lock the target again",
+        )
+    return found
+
+
+def _resolved(source: str | os.PathLike[str], revision: str | None, head: bool, offline: bool) -> Checkpoint:
+    if not hub.is_id(source):
+        if revision is not None:
+            raise BadTarget(
+                f"revision '{revision}' is given for the checkpoint '{source}', which is not on the Hub",
+                "leave out the revision, or name a Hub id",
+            )
+        return _examined(_local(source), hub.SAMPLE if source == hub.SAMPLE else _folder_name(source), None, head)
+    sha = hub.commit(str(source), revision, "model", offline=offline)
+    directory = _fetched(str(source), sha, offline)
+    return _examined(directory, str(source), sha, head, _left_on_hub(str(source), sha, directory, offline))
+
+
+def load_model(
+    checkpoint: Checkpoint,
+    *,
+    attention: Literal["eager", "sdpa"] | None = None,
+    fresh_head: bool = False,
+    config: Any = None,
+) -> Any:
+    """The checkpoint as an `AutoModelForQuestionAnswering`: eager fp32 on the CPU, in eval mode.
+
+    `attention` overrides transformers' choice of implementation, and `config` the checkpoint's own. With `fresh_head`,
+    a checkpoint that has no question-answering head gets a random one, for training. Raises BadTarget for an
+    architecture without a question-answering model, MissingEnvironment if it needs a package that is not installed,
+    UntrustedInput if weights are missing, of a wrong shape, infinite or no numbers.
+    """
+    import torch
+    from transformers import AutoModelForQuestionAnswering
+
+    # Again, since what was examined may be long ago, and what is loaded now is what counts.
+    examine_config(checkpoint.directory)
+    examine_weights(checkpoint.directory)
+    _refuse_unmapped(checkpoint)
+    with _quiet(), _explained(checkpoint.directory, "model"):
+        model, report = AutoModelForQuestionAnswering.from_pretrained(
+            checkpoint.directory,
+            dtype=torch.float32,
+            trust_remote_code=False,
+            local_files_only=True,
+            use_safetensors=True,
+            # Else a wrong shape is an exception that lists all of them; here it is reported like a missing one.
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            config=config,
+            **({} if attention is None else {"attn_implementation": attention}),
+        )
+    _refuse_fresh_weights(report, checkpoint.directory, head_of(checkpoint.config) if fresh_head else None)
+    _refuse_non_finite_weights(model, checkpoint.directory)
+    return model.eval()
+
+
+def load_tokenizer(directory: Path) -> Any:
+    """The fast tokenizer (a `PreTrainedTokenizerFast`) in a checkpoint's or an artifact's folder.
+
+    Raises UntrustedInput if there is none, if it is unsafe to load or slow, lacks a padding token, or makes ids that
+    the `config.json` beside it has no embedding for.
+    """
+    from transformers import AutoTokenizer
+
+    examine_tokenizer(directory, None)
+    _refuse_slow_class(directory)
+    with _quiet(), _explained(directory, "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(
+            directory, use_fast=True, trust_remote_code=False, local_files_only=True
+        )
+    if not tokenizer.is_fast:
+        raise _slow(directory, type(tokenizer).__name__)
+    if tokenizer.pad_token_id is None:
+        raise UntrustedInput(
+            f"{directory}: the tokenizer has no padding token, and questions are answered in batches",
+            f"state 'pad_token' in {TOKENIZER_CONFIG}, one that the model was trained with",
+        )
+    rows = read_object(directory, CONFIG).get("vocab_size") if own_file(directory, CONFIG) else None
+    if isinstance(rows, int):
+        refuse_ids_beyond(directory, tokenizer.get_vocab(), rows)
+    return tokenizer
+
+
+def copy_tokenizer(checkpoint: Checkpoint, directory: Path) -> None:
+    """Copy the tokenizer's files into `directory`, byte for byte."""
+    for name in examine_tokenizer(checkpoint.directory, None):
+        shutil.copyfile(checkpoint.directory / name, directory / name)
+
+
+# --- finding and examining ---------------------------------------------------------------------------------------
+
+
+def _examined(
+    directory: Path, name: str, revision: str | None, head: bool, other_files: Sequence[str] = ()
+) -> Checkpoint:
+    config = examine_config(directory)
+    weights = examine_weights(directory, other_files)
+    if head:
+        refuse_headless(weights, config, directory)
+    tokenizer = examine_tokenizer(directory, weights.embedding_rows or _vocab_size(config))
+    return Checkpoint(
+        directory=directory,
+        name=name,
+        revision=revision,
+        digest=_digest(directory, (CONFIG, *weights.files, *tokenizer)),
+        config=config,
+    )
+
+
+def _vocab_size(config: Mapping[str, Any]) -> int | None:
+    size = config.get("vocab_size")
+    return size if isinstance(size, int) else None
+
+
+def _digest(directory: Path, names: Sequence[str]) -> str:
+    lines = []
+    for name in sorted(names):
+        with (directory / name).open("rb") as file:
+            lines.append(f"{name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n")
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _local(source: str | os.PathLike[str]) -> Path:
+    if source == hub.SAMPLE:
+        from qabuild.qa import sample
+
+        return Path(sample.CHECKPOINT)
+    directory = Path(source).expanduser().absolute()
+    if not directory.is_dir():
+        problem = "is a file, not a folder" if directory.exists() else "there is no such folder"
+        raise BadTarget(
+            f"{source}: {problem}",
+            "name the folder with config.json, model.safetensors and the tokenizer; a Hub id is written 'owner/name'",
+        )
+    return directory
+
+
+def _folder_name(source: str | os.PathLike[str]) -> str:
+    return Path(source).expanduser().resolve().name or "checkpoint"
+
+
+def _fetched(name: str, sha: str, offline: bool) -> Path:
+    """The folder in the Hub's cache that holds this commit: config, safetensors and tokenizer, and nothing else."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        with hub.explained(name, sha, "model"), hub.bars_on_terminals_only():
+            folder = snapshot_download(
+                name,
+                revision=sha,
+                allow_patterns=[CONFIG, *WEIGHT_PATTERNS, *TOKENIZER_PATTERNS],
+                local_files_only=hub.is_offline(offline),
+            )
+    except RuntimeError as error:  # of hf_xet, the library that fetches large files
+        raise QABuildError(
+            f"the checkpoint '{name}' could not be fetched: {hub.first_line(error)}",
+            "check the network and the free space on the disk, or set HF_HUB_DISABLE_XET=1, and try again",
+        ) from error
+    return Path(folder)
+
+
+def _left_on_hub(name: str, sha: str, directory: Path, offline: bool) -> Sequence[str]:
+    """What else the repository holds, asked only where weights are missing, to say in which format they are."""
+    if hub.is_offline(offline) or any(path for pattern in WEIGHT_PATTERNS for path in directory.glob(pattern)):
+        return ()
+    from huggingface_hub import HfApi
+
+    with hub.explained(name, sha, "model"):
+        return tuple(HfApi().list_repo_files(name, revision=sha))
+
+
+# --- loading -----------------------------------------------------------------------------------------------------
+
+
+def _refuse_unmapped(checkpoint: Checkpoint) -> None:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES as KNOWN
+
+    model_type = checkpoint.config["model_type"]
+    if model_type not in KNOWN:
+        raise BadTarget(
+            f"{checkpoint.name}: transformers has no question-answering model of type {model_type!r}",
+            "name a plain text encoder fine-tuned for extractive question answering, such as a BERT or RoBERTa",
+        )
+
+
+def _refuse_fresh_weights(report: Mapping[str, Any], directory: Path, fresh: str | None = None) -> None:
+    """Refuse a model some of whose weights were not in the checkpoint and are therefore random.
+
+    Those whose names begin with `fresh` may be.
+    """
+    missing = [key for key in report["missing_keys"] if fresh is None or not key.startswith(fresh)]
+    # Names, or tuples that begin with one: transformers 4.57 reports the former, others the latter.
+    misshapen = [item if isinstance(item, str) else item[0] for item in report["mismatched_keys"]]
+    for random, problem in ((missing, "missing"), (misshapen, "of another shape than config.json says")):
+        if random:
+            shown = ", ".join(map(repr, sorted(random)[:_SHOWN])) + (", ..." if len(random) > _SHOWN else "")
+            raise UntrustedInput(
+                f"{directory}: {len(random)} weights of the model are {problem}: {shown}",
+                "random ones would take their place: name a checkpoint fine-tuned for question answering, whole",
+            )
+
+
+def _refuse_non_finite_weights(model: Any, directory: Path) -> None:
+    import torch
+
+    broken = [
+        name
+        for name, tensor in model.state_dict().items()
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all()
+    ]
+    if broken:
+        raise UntrustedInput(
+            f"{directory}: {len(broken)} tensors hold NaN or infinite values, {broken[0]!r} among them",
+            "the training that made it has diverged, or the file is damaged: take another checkpoint",
+        )
+
+
+def _refuse_slow_class(directory: Path) -> None:
+    """Refuse, before it is constructed, a tokenizer class of which transformers has no fast version."""
+    from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
+
+    names = (
+        read_object(directory, file).get("tokenizer_class")
+        for file in (TOKENIZER_CONFIG, CONFIG)
+        if own_file(directory, file) is not None
+    )
+    name = next((name for name in names if name is not None), None)
+    if name is not None and (
+        not isinstance(name, str) or tokenizer_class_from_name(name.removesuffix("Fast") + "Fast") is None
+    ):
+        raise _slow(directory, str(name))
+
+
+def _slow(directory: Path, class_name: str) -> UntrustedInput:
+    return UntrustedInput(
+        f"{directory}: its tokenizer ({class_name!r}) has no fast version in transformers",
+        "answers are cut from the context by the character offsets of a fast tokenizer: take such a checkpoint",
+    )
+
+
+@contextmanager
+def _explained(directory: Path, part: str) -> Iterator[None]:
+    """Turn whatever transformers raises on damaged files into one error; its own says little, and is kept as cause."""
+    try:
+        yield
+    except (QABuildError, MemoryError):
+        raise
+    except ImportError as error:
+        raise MissingEnvironment(
+            f"{directory}: the {part} needs a package that is not installed: {hub.first_line(error)}",
+            "install it, or take a checkpoint without that need (a tokenizer.json needs no further package)",
+        ) from error
+    except Exception as error:
+        raise UntrustedInput(
+            f"{directory}: the {part} cannot be loaded: {hub.first_line(error)}",
+            "the files are damaged or do not belong together: fetch the checkpoint anew",
+        ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the warnings and bars of transformers: what they warn of is an error here. All is set back after."""
+    import warnings
+
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

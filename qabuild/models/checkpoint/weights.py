@@ -1,0 +1,151 @@
+"""The weights in a checkpoint's folder, as far as their headers tell: which files, which tensors, which shapes.
+
+Only safetensors are read, and of them only the header: eight bytes of length, then JSON that gives each tensor's
+dtype, shape and place (https://huggingface.co/docs/safetensors, 'Format'). Pickle is never opened.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from qabuild.errors import UntrustedInput
+from qabuild.models.checkpoint.inspect import own_file, read_object
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+PATTERNS = ("model*.safetensors", INDEX)
+"""The names that weights and their index have on the Hub."""
+
+_LARGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors library
+_LFS_POINTER = b"version https://git-lfs"
+_OTHER_FORMATS = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack", ".ot", ".onnx", ".gguf")
+_FETCH = "the file is damaged or incomplete: fetch the checkpoint anew"
+
+_HEADS = {"big_bird": "qa_classifier.", "modernbert": "classifier.", "splinter": "splinter_qass."}
+_HEAD = "qa_outputs."  # of all other architectures
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """`files`: names in the folder, the index of shards among them; `shapes`: of each tensor, by its name."""
+
+    files: tuple[str, ...]
+    shapes: Mapping[str, tuple[int, ...]]
+
+    @property
+    def embedding_rows(self) -> int | None:
+        """How many token ids the word embedding has a row for; None if no tensor has a name that tells."""
+        rows = [shape[0] for name, shape in self.shapes.items() if name.endswith("word_embeddings.weight") and shape]
+        return rows[0] if len(rows) == 1 else None
+
+
+def examine_weights(directory: Path, other_files: Sequence[str] = ()) -> Weights:
+    """What the headers of the folder's weights say; they are found as transformers finds them, shards by their index.
+
+    `other_files`: files of the same checkpoint that are not in the folder, named in the message if there are no
+    weights. Raises UntrustedInput if there are none, or if they are damaged.
+    """
+    if own_file(directory, WEIGHTS) is not None:
+        return Weights(files=(WEIGHTS,), shapes=_header(directory, WEIGHTS))
+    if own_file(directory, INDEX) is not None:
+        return _sharded(directory)
+    raise _no_safetensors(directory, other_files)
+
+
+def refuse_headless(weights: Weights, config: Mapping[str, Any], directory: Path) -> None:
+    """Raise UntrustedInput if no tensor can belong to the architecture's question-answering head."""
+    head = head_of(config)
+    if not any(name.startswith(head) or f".{head}" in name for name in weights.shapes):
+        architectures = config.get("architectures")
+        made_as = ", ".join(map(repr, architectures)) if isinstance(architectures, list) else ""
+        raise UntrustedInput(
+            f"{directory}: this checkpoint has no question-answering head: no weights '{head}*' (it was saved as "
+            f"{made_as or 'a model without a head'})",
+            "a fresh head would answer at random: name a checkpoint fine-tuned on SQuAD or the like",
+        )
+
+
+def head_of(config: Mapping[str, Any]) -> str:
+    """How the names of the weights of the architecture's question-answering head begin."""
+    return _HEADS.get(config["model_type"], _HEAD)
+
+
+def _no_safetensors(directory: Path, other_files: Sequence[str]) -> UntrustedInput:
+    names = sorted({*other_files, *(path.name for path in directory.iterdir())})
+    others = [name for name in names if name.endswith(_OTHER_FORMATS)]
+    if not others:
+        return UntrustedInput(
+            f"{directory}: there are no weights in it ({WEIGHTS})",
+            "name the folder or repository that `save_pretrained` wrote, with its config, weights and tokenizer",
+        )
+    return UntrustedInput(
+        f"{directory}: the weights are not in safetensors, only in {', '.join(others[:3])}, and pickle can run code",
+        "if you trust the source, convert: AutoModelForQuestionAnswering.from_pretrained(SOURCE)"
+        ".save_pretrained(FOLDER, safe_serialization=True), and the tokenizer likewise",
+    )
+
+
+def _sharded(directory: Path) -> Weights:
+    """The tensors of all shards; each shard must hold what the index says."""
+    index = directory / INDEX
+    where = read_object(directory, INDEX).get("weight_map")
+    if not isinstance(where, dict) or not where or not all(isinstance(shard, str) for shard in where.values()):
+        raise UntrustedInput(f"{index}: has no weight_map from tensors to files", _FETCH)
+    shapes: dict[str, tuple[int, ...]] = {}
+    shards = sorted(set(where.values()))
+    for shard in shards:
+        if shard != PurePosixPath(shard).name or "\\" in shard or not shard.endswith(".safetensors"):
+            raise UntrustedInput(f"{index}: {shard!r} is no plain name of a safetensors file", _FETCH)
+        if own_file(directory, shard) is None:
+            raise UntrustedInput(f"{directory}: the shard {shard!r} that {INDEX} names is missing", _FETCH)
+        shapes |= _header(directory, shard)
+    if missing := sorted(set(where) - set(shapes)):
+        raise UntrustedInput(
+            f"{index}: names {len(missing)} tensors that are in no shard, {missing[0]!r} among them", _FETCH
+        )
+    return Weights(files=(INDEX, *shards), shapes=shapes)
+
+
+def _header(directory: Path, name: str) -> dict[str, tuple[int, ...]]:
+    """The shapes in a safetensors file, whose size must be what its header says."""
+    path = directory / name
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(8)
+        if (start + file.read(len(_LFS_POINTER) - 8)) == _LFS_POINTER:
+            raise UntrustedInput(
+                f"{path}: is a Git LFS pointer, not the weights", "run `git lfs pull` in the repository, or fetch anew"
+            )
+        length = int.from_bytes(start, "little")
+        if len(start) < 8 or not 2 <= length <= min(size - 8, _LARGEST_HEADER):
+            raise UntrustedInput(f"{path}: not a safetensors file, or cut off in its header ({size} bytes)", _FETCH)
+        file.seek(8)
+        text = file.read(length)
+    try:
+        tensors = {name: entry for name, entry in json.loads(text).items() if name != "__metadata__"}
+        shapes = {name: _shape(entry) for name, entry in tensors.items()}
+        end = max((_end(entry) for entry in tensors.values()), default=0)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UntrustedInput(f"{path}: its safetensors header makes no sense ({error})", _FETCH) from error
+    if size != 8 + length + end:
+        state = "cut off" if size < 8 + length + end else "too long"
+        raise UntrustedInput(f"{path}: is {state}: {size} bytes, and its header says {8 + length + end}", _FETCH)
+    return shapes
+
+
+def _shape(entry: Mapping[str, Any]) -> tuple[int, ...]:
+    shape = tuple(entry["shape"])
+    if not all(type(length) is int and length >= 0 for length in shape):
+        raise ValueError(f"shape {shape}")
+    return shape
+
+
+def _end(entry: Mapping[str, Any]) -> int:
+    start, end = entry["data_offsets"]
+    if type(start) is not int or type(end) is not int or not 0 <= start <= end:
+        raise ValueError(f"data_offsets {start}, {end}")
+    return end

@@ -1,0 +1,41 @@
+"""Compile in a process of its own: compilers patch libraries and set global state (optimum's exporter, DeepSpeed,
+TorchScript), and may be killed for memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qabuild.models.backends import Frozen, Runtime, backend
+from qabuild.system.process import Tell, run_apart, serve
+
+if TYPE_CHECKING:
+    from qabuild.models.checkpoint.resolve import Checkpoint
+
+
+def compile_apart(checkpoint: Checkpoint, options: Frozen, runtime: Runtime, directory: Path) -> Mapping[str, Any]:
+    """`compile` of the backend that `options` name, in a fresh process. Raises what the backend raised."""
+    request = {
+        "checkpoint": {**asdict(checkpoint), "directory": str(checkpoint.directory)},
+        "options": options.model_dump(mode="json"),
+        "runtime": runtime.model_dump(mode="json"),
+        "directory": str(directory),
+    }
+    # All that it reads was fetched before.
+    return run_apart("qabuild.models.compiler", request, directory, "compiler", environment={"HF_HUB_OFFLINE": "1"})
+
+
+def _compile(request: Mapping[str, Any], tell: Tell) -> Mapping[str, Any]:
+    from qabuild.models.checkpoint.resolve import Checkpoint
+
+    module = backend(request["options"]["name"])
+    checkpoint = Checkpoint(**{**request["checkpoint"], "directory": Path(request["checkpoint"]["directory"])})
+    options = module.Options.model_validate(request["options"])
+    runtime = Runtime.model_validate(request["runtime"])
+    return module.compile(checkpoint, options, runtime, Path(request["directory"]))
+
+
+if __name__ == "__main__":
+    serve(_compile)

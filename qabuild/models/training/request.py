@@ -1,0 +1,66 @@
+"""What the process that trains is asked for, as JSON on its stdin."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from qabuild.builder.steps.train import StepName
+from qabuild.models.checkpoint.resolve import Checkpoint
+from qabuild.target.lineage import Distill, Train
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One step of a training."""
+
+    step: StepName
+    start: Checkpoint
+    teacher: Checkpoint | None
+    train: Train
+    distill: Distill | None
+    device: Literal["cpu", "cuda"]
+    dtype: Literal["fp32", "bf16", "fp16"]
+    """Of autocast."""
+    logits: Path | None
+    """The folder with the teacher's logits."""
+    work: Path
+    """A folder that outlives an interruption."""
+    directory: Path
+    """Where the result goes; empty."""
+    offline: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        tables = {name: table and table.model_dump(mode="json") for name, table in self._tables().items()}
+        checkpoints = {name: _plain(value) for name, value in (("start", self.start), ("teacher", self.teacher))}
+        paths = {name: value and str(value) for name, value in self._paths().items()}
+        return {**self.__dict__, **tables, **checkpoints, **paths}
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> Self:
+        return cls(
+            **{
+                **document,
+                "start": _checkpoint(document["start"]),
+                "teacher": document["teacher"] and _checkpoint(document["teacher"]),
+                "train": Train.model_validate(document["train"]),
+                "distill": document["distill"] and Distill.model_validate(document["distill"]),
+                **{name: document[name] and Path(document[name]) for name in ("logits", "work", "directory")},
+            }
+        )
+
+    def _tables(self) -> dict[str, Train | Distill | None]:
+        return {"train": self.train, "distill": self.distill}
+
+    def _paths(self) -> dict[str, Path | None]:
+        return {"logits": self.logits, "work": self.work, "directory": self.directory}
+
+
+def _plain(checkpoint: Checkpoint | None) -> dict[str, Any] | None:
+    return {**asdict(checkpoint), "directory": str(checkpoint.directory)} if checkpoint else None
+
+
+def _checkpoint(document: Mapping[str, Any]) -> Checkpoint:
+    return Checkpoint(**{**document, "directory": Path(document["directory"])})

@@ -1,0 +1,73 @@
+"""The model that is trained: a checkpoint's, some of its layers, or one of the same shape with random weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qabuild.builder.steps.train import refuse_layers_beyond
+from qabuild.errors import BadTarget
+from qabuild.models.checkpoint.resolve import Checkpoint, load_model
+from qabuild.target.lineage import Train
+
+
+def make_student(start: Checkpoint, train: Train) -> Any:
+    """The model, in fp32 on the CPU. What is random in it follows from `train.seed`.
+
+    Its config has the dropout of the training, see `restore_dropout`. Raises BadTarget for layers that the checkpoint
+    does not have, and what `load_model` raises.
+    """
+    import torch
+    from transformers import AutoModelForQuestionAnswering
+
+    torch.manual_seed(train.seed)
+    config = _config(start)
+    if train.dropout is not None:  # before the model is made: some keep it as a number, some make layers when called
+        config.update(dict.fromkeys(_dropouts(config), train.dropout))
+    if train.from_config:
+        model = AutoModelForQuestionAnswering.from_config(config, dtype=torch.float32)
+    else:
+        model = load_model(start, fresh_head=True, config=config)
+    if train.layers is not None:
+        keep_layers(model, train.layers, start.name)
+    return model
+
+
+def restore_dropout(model: Any, start: Checkpoint) -> None:
+    """Let the model's config have the checkpoint's dropout again, as it is to be written."""
+    model.config.update(_dropouts(_config(start)))
+
+
+def _config(start: Checkpoint) -> Any:
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(start.directory, local_files_only=True, trust_remote_code=False)
+
+
+def _dropouts(config: Any) -> dict[str, float]:
+    """The shares that a config has dropped, by key."""
+    return {key: value for key, value in config.to_dict().items() if "dropout" in key and type(value) in (int, float)}
+
+
+def keep_layers(model: Any, layers: tuple[int, ...], name: str) -> None:
+    """Drop all layers of the encoder but those; they keep their weights.
+
+    Raises BadTarget where there is no such layer, or no list of layers of its own weights (ALBERT shares one).
+    """
+    from torch.nn import ModuleList
+
+    count = model.config.num_hidden_layers
+    found = [
+        (parent, key)
+        for parent in model.modules()
+        for key, child in parent.named_children()
+        if isinstance(child, ModuleList) and len(child) == count
+    ]
+    if len(found) != 1:
+        raise BadTarget(
+            f"{name}: the layers of a {model.config.model_type!r} cannot be told apart",
+            "leave out train.layers, and name a smaller checkpoint as the student",
+        )
+    refuse_layers_beyond(layers, count, name)
+    parent, key = found[0]
+    setattr(parent, key, ModuleList([getattr(parent, key)[layer] for layer in layers]))
+    model.config.num_hidden_layers = len(layers)

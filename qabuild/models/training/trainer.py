@@ -1,0 +1,161 @@
+"""The training itself: transformers' Trainer, with our order of windows, our losses and an eye on the loss."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError, safe_open
+from transformers import Trainer, TrainingArguments
+
+from qabuild.errors import QABuildError
+from qabuild.models.training.cpu_attention import frugal_attention
+from qabuild.models.training.examples import Collator, Examples
+from qabuild.models.training.loss import answer_loss, distillation_loss
+from qabuild.models.training.sampler import LengthGroupedSampler
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from qabuild.models.training.request import Request
+
+TARGETS = ("start_positions", "end_positions", "teacher_start_logits", "teacher_end_logits")
+"""What a batch holds beside the model's inputs."""
+STATES = 2
+"""Saved states that are kept: one may be half-written when the process is killed."""
+
+
+class QuestionAnsweringTrainer(Trainer):  # type: ignore[misc]
+    """A Trainer of `examples`. With `alpha` below 1, batches hold a teacher's logits, see `Collator`."""
+
+    def __init__(self, *, examples: Examples, alpha: float, temperature: float, seed: int, **options: Any) -> None:
+        super().__init__(train_dataset=examples, **options)
+        self._alpha, self._temperature, self._seed = alpha, temperature, seed
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroupedSampler:
+        # Of all processes and parts together: each takes its part of every batch.
+        size = self.args.per_device_train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
+        examples = self.train_dataset
+        return LengthGroupedSampler(examples.windows.length[examples.rows], size, self._seed)
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], **_: Any) -> Tensor:
+        """alpha * student loss + (1 - alpha) * (KD_start + KD_end) / 2; Sanh et al. 2019, arXiv 1910.01108."""
+        with frugal_attention() if self.args.use_cpu else contextlib.nullcontext():
+            output = model(**{name: tensor for name, tensor in inputs.items() if name not in TARGETS})
+        start, end, mask = output.start_logits, output.end_logits, inputs["attention_mask"]
+        loss = answer_loss(start, end, inputs["start_positions"], inputs["end_positions"], mask)
+        if self._alpha == 1 or "teacher_start_logits" not in inputs:
+            return loss
+        kd_start = distillation_loss(start, inputs["teacher_start_logits"], mask, self._temperature)
+        kd_end = distillation_loss(end, inputs["teacher_end_logits"], mask, self._temperature)
+        return self._alpha * loss + (1 - self._alpha) * (kd_start + kd_end) / 2
+
+    def training_step(self, *args: Any, **options: Any) -> Tensor:
+        import torch
+
+        loss: Tensor = super().training_step(*args, **options)
+        if not torch.isfinite(loss):
+            rate = self.lr_scheduler.get_last_lr()[0]
+            raise QABuildError(
+                f"the loss is {loss.item()} at step {self.state.global_step + 1} of {self.state.max_steps}, at a "
+                f"learning rate of {rate:.3g}; the last good state is {last_state(Path(self.args.output_dir))}",
+                "lower train.learning_rate, let it rise first (train.warmup_ratio), or train in fp32",
+            )
+        return loss
+
+
+def make_trainer(
+    request: Request,
+    model: Any,
+    examples: Examples,
+    collate: Collator,
+    *,
+    alpha: float,
+    temperature: float,
+    callbacks: Sequence[Any],
+) -> QuestionAnsweringTrainer:
+    """The Trainer that `request` describes. Its states go to `request.work`."""
+    train = request.train
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    parts = train.gradient_accumulation_steps * processes
+    if train.batch_size % parts:
+        raise QABuildError(
+            f"batches of {train.batch_size} windows cannot be shared by {processes} processes in "
+            f"{train.gradient_accumulation_steps} parts each",
+            "let their product divide train.batch_size",
+        )
+    arguments = TrainingArguments(
+        output_dir=str(request.work),
+        per_device_train_batch_size=train.batch_size // parts,
+        gradient_accumulation_steps=train.gradient_accumulation_steps,
+        num_train_epochs=train.epochs,
+        learning_rate=train.learning_rate,
+        warmup_ratio=train.warmup_ratio,
+        weight_decay=train.weight_decay,
+        optim="adamw_torch_fused",
+        bf16=request.dtype == "bf16",
+        fp16=request.dtype == "fp16",
+        use_cpu=request.device == "cpu",
+        ddp_timeout=24 * 3600,  # the others wait while one asks the held-out questions
+        ddp_backend=None if processes == 1 else "gloo" if request.device == "cpu" else "nccl",
+        deepspeed=train.deepspeed,
+        seed=train.seed,
+        save_strategy="steps",
+        save_steps=train.save_steps,
+        save_total_limit=STATES,
+        logging_steps=10,
+        logging_nan_inf_filter=False,
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=request.device == "cuda",
+    )
+    arguments._n_gpu = min(1, arguments.n_gpu)  # several GPUs in one process would each get a whole batch
+    return QuestionAnsweringTrainer(
+        model=model,
+        args=arguments,
+        examples=examples,
+        data_collator=collate,
+        callbacks=list(callbacks),
+        alpha=alpha,
+        temperature=temperature,
+        seed=train.seed,
+    )
+
+
+def last_state(work: Path) -> Path | None:
+    """The newest state in `work` that is whole; None where there is none."""
+    states = {int(path.name.rpartition("-")[2]): path for path in work.glob("checkpoint-*")}
+    return next((path for step, path in sorted(states.items(), reverse=True) if _is_whole(path, step)), None)
+
+
+def _is_whole(state: Path, step: int) -> bool:
+    """Whether nothing of a saved state was cut off, by a kill or by a power cut.
+
+    The Trainer writes trainer_state.json last. What torch wrote is a zip archive, whose directory stands at its end;
+    a safetensors file says at its beginning how long it is.
+    """
+    try:
+        if json.loads((state / "trainer_state.json").read_text(encoding="utf-8"))["global_step"] != step:
+            return False
+        for path in state.rglob("*.safetensors"):
+            with safe_open(path, framework="pt"):
+                pass
+        return all(zipfile.is_zipfile(path) for kind in ("*.pt", "*.pth") for path in state.rglob(kind))
+    except (OSError, ValueError, KeyError, SafetensorError):
+        return False
+
+
+def drop_torn_states(work: Path) -> None:
+    """Remove states that a kill has cut off: the Trainer would count them among those it keeps."""
+    whole = last_state(work)
+    newest = int(whole.name.rpartition("-")[2]) if whole else -1
+    for path in work.glob("checkpoint-*"):
+        if int(path.name.rpartition("-")[2]) > newest:
+            shutil.rmtree(path)

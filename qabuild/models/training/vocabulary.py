@@ -1,0 +1,43 @@
+"""Whether a teacher and a student read texts as the same tokens: else their logits speak of different things."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from qabuild.errors import BadTarget
+from qabuild.qa.data import Question
+from qabuild.qa.pipeline.windows import Cut, WindowMaker
+
+TRIED = 64
+"""Questions that both tokenizers are tried on."""
+
+
+def require_same_tokens(
+    teacher: tuple[str, Any], student: tuple[str, Any], questions: Sequence[Question], cut: Cut
+) -> None:
+    """Raise BadTarget unless the tokenizers of both, each with a name, make the same windows of `questions`."""
+    (teacher_name, one), (student_name, other) = teacher, student
+    if problem := _difference(one, other, questions[:TRIED], cut):
+        raise BadTarget(
+            f"the teacher {teacher_name} and the student {student_name} read texts as different tokens: {problem}",
+            "name a student of the teacher's vocabulary, or leave [checkpoint] out and set train.layers",
+        )
+
+
+def _difference(one: Any, other: Any, questions: Sequence[Question], cut: Cut) -> str | None:
+    vocabularies = one.get_vocab(), other.get_vocab()
+    if vocabularies[0] != vocabularies[1]:
+        differing = dict(vocabularies[0].items() ^ vocabularies[1].items())
+        sizes = " and ".join(str(len(each)) for each in vocabularies)
+        return f"vocabularies of {sizes} tokens, {len(differing)} of which differ, such as {min(differing)!r}"
+    if other.model_max_length < cut.max_seq_len:
+        return f"the student reads {other.model_max_length} tokens at once, and windows have {cut.max_seq_len}"
+    pairs = [(question.question, question.context) for question in questions]
+    first, second = WindowMaker(one)(pairs, cut), WindowMaker(other)(pairs, cut)
+    if first.layout != second.layout:
+        return "special tokens in other places"
+    for ids in ("question_ids", "context_ids"):
+        if getattr(first, ids).tolist() != getattr(second, ids).tolist():
+            return "texts are split otherwise"
+    return None

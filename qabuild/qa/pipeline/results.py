@@ -1,0 +1,115 @@
+"""From the spans of windows to results: what the caller gets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby, islice
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from qabuild.qa.pipeline.decode import Floats, Integers, Spans
+    from qabuild.qa.pipeline.inputs import Pair
+    from qabuild.qa.pipeline.parameters import Parameters
+    from qabuild.qa.pipeline.windows import Windows
+
+Result = dict[str, Any]
+"""`score`, `start` and `end` (characters of the context), `answer`."""
+
+Span = tuple[int, int, float]
+"""Begin and end in characters, and score."""
+
+Found = list[Any]
+"""Score, and begin and end in characters: most of what is found becomes no result, so it stays small."""
+
+_score = itemgetter(0)
+
+
+def results(
+    pairs: Sequence[Pair], windows: Windows, spans: Spans, parameters: Parameters
+) -> Iterator[Result | list[Result]]:
+    """The result of each pair: a dictionary where there is one answer, a list, best first, where there are several.
+
+    A context without a token has the empty answer, with score 0.
+    """
+    import numpy as np
+
+    over_context = parameters.normalize == "context"
+    weight = _shares(windows, spans.mass) if over_context else np.ones(len(windows))
+    rows, columns = np.nonzero(~(spans.score < 0))  # a score that is not a number is shown, not hidden
+    first, last = spans.first[rows, columns], spans.last[rows, columns]
+    begins, ends = windows.characters(rows, first, last, parameters.align_to_words)
+    scores = spans.score[rows, columns] * weight[rows]
+    found = zip(begins.tolist(), ends.tolist(), scores.tolist(), strict=True)
+    nulls = np.minimum.reduceat(spans.null * weight, _first_rows(windows)).tolist()
+    stops = np.searchsorted(windows.pair[rows], np.arange(len(pairs)), side="right").tolist()
+    at = 0
+    for (_, context), stop, null in zip(pairs, stops, nulls, strict=True):
+        own = islice(found, stop - at)
+        different = _best_of_windows(context, own, rows[at:stop].tolist()) if over_context else _different(context, own)
+        answers = [*different.values(), [null, 0, 0]] if parameters.handle_impossible_answer else different.values()
+        best = _best(answers, parameters.top_k) or [[0.0, 0, 0]]
+        yield _result(context, best[0]) if len(best) == 1 else [_result(context, each) for each in best]
+        at = stop
+
+
+def _result(context: str, found: Found) -> Result:
+    score, start, end = found
+    return {"score": score, "start": start, "end": end, "answer": context[start:end]}
+
+
+def _different(context: str, spans: Iterable[Span]) -> dict[str, Found]:
+    """The different answers, by their text in lower case.
+
+    Texts that differ in case at most are one answer: the first of them, with the scores of all spans together.
+    """
+    answers: dict[str, Found] = {}
+    for begin, end, score in spans:
+        text = context[begin:end].lower()
+        if text in answers:
+            answers[text][0] += score
+        else:
+            answers[text] = [score, begin, end]
+    return answers
+
+
+def _best_of_windows(context: str, spans: Iterable[Span], rows: Sequence[int]) -> dict[str, Found]:
+    """The different answers, each of the window where it does best; `rows` are the spans' windows.
+
+    Windows overlap: what lies in two of them is not twice as likely.
+    """
+    best: dict[str, Found] = {}
+    for _, group in groupby(zip(rows, spans, strict=True), key=itemgetter(0)):
+        for key, answer in _different(context, (span for _, span in group)).items():
+            if key not in best or _score(answer) > _score(best[key]):
+                best[key] = answer
+    return best
+
+
+def _best(answers: Iterable[Found], count: int) -> list[Found]:
+    """The answers of the highest scores, best first; of equal ones the first."""
+    if count == 1:
+        one = max(answers, key=_score, default=None)
+        return [] if one is None else [one]
+    return sorted(answers, key=_score, reverse=True)[:count]
+
+
+def _first_rows(windows: Windows) -> Integers:
+    """[pairs]: each pair's first window."""
+    import numpy as np
+
+    return np.flatnonzero(np.diff(windows.pair, prepend=-1))
+
+
+def _shares(windows: Windows, mass: Floats) -> Floats:
+    """[windows]: what turns scores within a window into scores over all windows of its pair.
+
+    The softmax over all windows has the sum of their denominators: for first tokens and for last tokens, a window's
+    share of it is exp(mass) over the sum of exp(mass), and a span's score has one factor of each.
+    """
+    import numpy as np
+
+    firsts = _first_rows(windows)
+    weight = np.exp(mass - np.maximum.reduceat(mass, firsts)[windows.pair])
+    shares: Floats = (weight / np.add.reduceat(weight, firsts)[windows.pair]).prod(axis=1)
+    return shares

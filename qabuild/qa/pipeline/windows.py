@@ -1,0 +1,397 @@
+"""Windows: a question and as much of its context as the model reads at once, and the way back to the characters.
+
+Texts are tokenised once each and without special tokens; all windows of many questions are then one table of
+numbers over flat token arrays, and become padded arrays only batch by batch. Nothing here knows of logits, so that
+training cuts its examples with the same code.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from qabuild.errors import QABuildError
+from qabuild.qa.pipeline.template import Layout, read_layout
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Integers = NDArray[np.int64]
+
+Value = TypeVar("Value")
+
+REMEMBERED_TOKENS = 1 << 20
+"""How many tokens of texts already seen are kept for the questions to come (some 30 MB)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cut:
+    """How windows are cut, in tokens: `max_seq_len` for a whole window, `doc_stride` for the overlap of two."""
+
+    max_seq_len: int
+    doc_stride: int
+    max_question_len: int
+    from_the_end: bool = False
+    """The first window holds the context's end, as for tokenizers that truncate on the left."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """A tokenised text; all arrays are [tokens]. Token i is the characters from begins[i] up to ends[i]."""
+
+    ids: Integers
+    begins: Integers
+    ends: Integers
+    words: Integers
+    """Index of the word (as the pre-tokenizer splits) that the token is part of; it never falls."""
+
+
+class Memo(Generic[Value]):
+    """Values made from texts; the ones used last are kept, up to a total cost. Threads may share it."""
+
+    def __init__(self, make: Callable[[list[str]], Sequence[Value]], cost: Callable[[Value], int], limit: int) -> None:
+        self._make, self._cost, self._limit = make, cost, limit
+        self._kept: OrderedDict[str, Value] = OrderedDict()
+        self._total = 0
+        self._lock = Lock()
+
+    def __call__(self, texts: Sequence[str]) -> list[Value]:
+        """The values of distinct `texts`, in their order; those not kept are made in one go."""
+        with self._lock:
+            return self._values(texts)
+
+    def _values(self, texts: Sequence[str]) -> list[Value]:
+        new = [text for text in texts if text not in self._kept]
+        for text in texts if len(new) < len(texts) else ():
+            if text in self._kept:
+                self._kept.move_to_end(text)
+        for text, value in zip(new, self._make(new) if new else (), strict=True):
+            self._kept[text] = value
+            self._total += self._cost(value)
+        values = [self._kept[text] for text in texts]
+        while self._total > self._limit:
+            self._total -= self._cost(self._kept.popitem(last=False)[1])
+        return values
+
+
+class WindowMaker:
+    """Makes the windows of questions and contexts with one fast tokenizer; texts seen lately are not tokenised again.
+
+    It works on a copy of the tokenizer's backend: truncation and padding that a `tokenizer.json` carries, or that
+    its owner switches on meanwhile, make no difference, and none is switched off for him.
+
+    Raises QABuildError where the tokenizer is not a fast one.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        if not getattr(tokenizer, "is_fast", False):
+            raise QABuildError(
+                f"{type(tokenizer).__name__} is not a fast tokenizer, and only those tell a token's place in the text.",
+                "Load it with AutoTokenizer.from_pretrained(..., use_fast=True).",
+            )
+        self._tokenizer = tokenizer
+        self._backend = _own_backend(tokenizer)
+        self._layouts: dict[bool, Layout] = {}
+        self._contexts = Memo(self._tokenise, lambda tokens: len(tokens.ids) + 64, REMEMBERED_TOKENS)
+        self._questions = Memo(self._ids, lambda ids: len(ids) + 64, REMEMBERED_TOKENS)
+
+    def layout(self) -> Layout:
+        """The layout, as the tokenizer's `padding_side` is now."""
+        question_first = self._tokenizer.padding_side == "right"
+        if question_first not in self._layouts:
+            self._layouts[question_first] = read_layout(self._tokenizer, self._backend, question_first)
+        return self._layouts[question_first]
+
+    def __call__(self, pairs: Sequence[tuple[str, str]], cut: Cut) -> Windows:
+        """The windows of (question, context) pairs.
+
+        A question is cut to its first `max_question_len` tokens, and further where it would leave its context no
+        room for more than the overlap.
+
+        Raises ValueError where `max_seq_len` has no room for special tokens, overlap and one token more.
+        """
+        layout = self.layout()
+        if cut.max_seq_len - layout.special_count - cut.doc_stride < 1:
+            raise ValueError(
+                f"`doc_stride` ({cut.doc_stride}) leaves no room for text in `max_seq_len` ({cut.max_seq_len}), "
+                f"of which special tokens take {layout.special_count}"
+            )
+        questions, question_of = _distinct(question for question, _ in pairs)
+        contexts, context_of = _distinct(context for _, context in pairs)
+        return _cut(layout, cut, self._questions(questions), question_of, self._contexts(contexts), context_of)
+
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        return [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def _tokenise(self, texts: list[str]) -> list[Tokens]:
+        return [_tokens(encoding) for encoding in self._backend.encode_batch(texts, add_special_tokens=False)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Windows:
+    """The windows of many (question, context) pairs; arrays are [windows] where nothing else is said.
+
+    The windows of one pair are neighbours, and the pairs keep their order.
+    """
+
+    layout: Layout
+    pair: Integers
+    """Index of the window's pair."""
+    bounds: Integers
+    """[windows, 6]: the columns of the layout's bounds, in the window without padding."""
+    question_at: Integers
+    """Index of the first question token in `question_ids`."""
+    context_at: Integers
+    """Index of the first context token in `context_ids`."""
+    question_ids: Integers
+    """All questions end to end."""
+    context_ids: Integers
+    """All contexts end to end, as are the four below; [context tokens]."""
+    begins: Integers
+    ends: Integers
+    word_first: Integers
+    """Index of the first token of the token's word; it may lie before the window."""
+    word_last: Integers
+
+    def __len__(self) -> int:
+        return len(self.pair)
+
+    @cached_property
+    def length(self) -> Integers:
+        """Tokens, special ones included."""
+        return self.bounds[:, 5]
+
+    @cached_property
+    def first(self) -> Integers:
+        """Column of the first context token, in the window without padding."""
+        return self.bounds[:, 3 if self.layout.question_first else 1]
+
+    @cached_property
+    def size(self) -> Integers:
+        """Context tokens."""
+        return self.bounds[:, 4 if self.layout.question_first else 2] - self.first
+
+    @cached_property
+    def cls(self) -> Integers:
+        """Column of the CLS token, in the window without padding; -1 where there is none."""
+        import numpy as np
+
+        place = self.layout.cls_place
+        return np.full(len(self), -1) if place is None else self.bounds[:, place[0]] + place[1]
+
+    def place(self, rows: Integers, length: int) -> Integers:
+        """[3, rows]: first context column, context tokens and CLS column (or -1) of windows padded to `length`."""
+        import numpy as np
+
+        shift = self._shift(rows, length)
+        return np.stack([self.first[rows] + shift, self.size[rows], self.cls[rows] + shift * (self.cls[rows] >= 0)])
+
+    def arrays(self, rows: Integers, length: int, names: Sequence[str]) -> dict[str, Integers]:
+        """Those windows, padded to `length`, as the model inputs `names`: int64 [rows, length] each."""
+        bounds = self.bounds[rows] + self._shift(rows, length)[:, None]
+        arrays = {}
+        if "input_ids" in names:
+            arrays["input_ids"] = self._input_ids(rows, bounds, length)
+        if "attention_mask" in names:
+            arrays["attention_mask"] = _between(bounds, (0, 0), (5, 0), length).astype("int64")
+        if "token_type_ids" in names:
+            arrays["token_type_ids"] = self._token_types(bounds, length)
+        return arrays
+
+    def characters(
+        self, rows: Integers, first: Integers, last: Integers, align_to_words: bool
+    ) -> tuple[Integers, Integers]:
+        """Where spans begin and end in their contexts, in characters; all arrays are [spans].
+
+        `rows` are the spans' windows; `first` and `last` are tokens counted from the window's first context token,
+        both inclusive. Aligned to words, a span grows to the ends of its words, as far as the window holds them.
+        """
+        import numpy as np
+
+        at = self.context_at[rows]
+        first, last = first + at, last + at
+        if align_to_words:
+            first = np.maximum(self.word_first[first], at)
+            last = np.minimum(self.word_last[last], at + self.size[rows] - 1)
+        return self.begins[first], self.ends[last]
+
+    def answer_columns(self, answers: Sequence[tuple[int, int] | None]) -> tuple[Integers, Integers]:
+        """The columns of each window's first and last answer token, in the window without padding.
+
+        `answers` holds, for each pair, the characters from begin up to end, or None for no answer. A window that
+        does not hold the whole answer points at its CLS token twice, as in transformers' SQuAD fine-tuning script.
+        """
+        import numpy as np
+
+        starts, ends = self.cls.copy(), self.cls.copy()
+        for row, (pair, at, size) in enumerate(zip(self.pair, self.context_at, self.size, strict=True)):
+            answer = answers[pair]
+            begins, stops = self.begins[at : at + size], self.ends[at : at + size]
+            if answer is not None and size and begins[0] <= answer[0] and answer[1] <= stops[-1]:
+                starts[row] = self.first[row] + np.searchsorted(begins, answer[0], side="right") - 1
+                ends[row] = self.first[row] + np.searchsorted(stops, answer[1], side="left")
+        return starts, ends
+
+    def _shift(self, rows: Integers, length: int) -> Integers:
+        """[rows]: by how many columns padding to `length` moves each window's tokens."""
+        return (length - self.length[rows]) * (not self.layout.question_first)
+
+    def _input_ids(self, rows: Integers, bounds: Integers, length: int) -> Integers:
+        import numpy as np
+
+        ids = np.full((len(rows), length), self.layout.pad_id, dtype=np.int64)
+        every = np.arange(len(rows))
+        for bound, steps, special in self.layout.special_places:
+            ids[every, bounds[:, bound] + steps] = special
+        firsts = (self.question_ids, self.question_at), (self.context_ids, self.context_at)
+        (first_ids, first_at), (second_ids, second_at) = firsts if self.layout.question_first else firsts[::-1]
+        places = zip(ids, bounds.tolist(), first_at[rows].tolist(), second_at[rows].tolist(), strict=True)
+        for row, (_, begin, end, second, stop, _), at, and_at in places:
+            row[begin:end] = first_ids[at : at + end - begin]
+            row[second:stop] = second_ids[and_at : and_at + stop - second]
+        return ids
+
+    def _token_types(self, bounds: Integers, length: int) -> Integers:
+        import numpy as np
+
+        types = np.zeros((len(bounds), length), dtype=np.int8)
+        for type_, begin, end in self.layout.type_runs:
+            types += _between(bounds, begin, end, length).view(np.int8) * np.int8(type_)
+        return types.astype(np.int64)
+
+
+def _own_backend(tokenizer: Any) -> Any:
+    from tokenizers import Tokenizer
+
+    try:
+        backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    except Exception:  # a part written in Python cannot be copied: share it, as everything else does
+        backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    backend.encode_special_tokens = getattr(tokenizer, "split_special_tokens", False)
+    return backend
+
+
+def _tokens(encoding: Any) -> Tokens:
+    import numpy as np
+
+    word_ids = encoding.word_ids
+    try:
+        words = np.array(word_ids, dtype=np.int64)
+    except TypeError:  # None, part of no word: a word by itself
+        words = np.array([i if word is None else word for i, word in enumerate(word_ids)], dtype=np.int64)
+    offsets = itertools.chain.from_iterable(encoding.offsets)
+    places = np.fromiter(offsets, dtype=np.int64, count=2 * len(word_ids))
+    return Tokens(np.array(encoding.ids, dtype=np.int64), places[::2], places[1::2], words)
+
+
+def _distinct(texts: Iterable[str]) -> tuple[list[str], list[int]]:
+    """The distinct texts, and for each text its index among them."""
+    index: dict[str, int] = {}
+    indices = [index.setdefault(text, len(index)) for text in texts]
+    return list(index), indices
+
+
+def _cut(
+    layout: Layout,
+    cut: Cut,
+    questions: list[list[int]],
+    question_of: list[int],
+    contexts: list[Tokens],
+    context_of: list[int],
+) -> Windows:
+    """The table of windows; `question_of` and `context_of` are the indices of each pair's texts."""
+    import numpy as np
+
+    question_at, question_size = (ends[question_of] for ends in _places([len(ids) for ids in questions]))
+    context_at, context_size = (ends[context_of] for ends in _places([len(tokens.ids) for tokens in contexts]))
+    question_size = _question_room(layout, cut, question_size, context_size)
+    room = cut.max_seq_len - layout.special_count - question_size
+    pair, begin, end = _slide(context_size, room, cut)
+    word_first, word_last = _word_ends(contexts)
+    return Windows(
+        layout=layout,
+        pair=pair,
+        bounds=_bounds(layout, question_size[pair], end - begin),
+        question_at=question_at[pair],
+        context_at=context_at[pair] + begin,
+        question_ids=np.fromiter(itertools.chain.from_iterable(questions), dtype=np.int64),
+        context_ids=np.concatenate([tokens.ids for tokens in contexts]),
+        begins=np.concatenate([tokens.begins for tokens in contexts]),
+        ends=np.concatenate([tokens.ends for tokens in contexts]),
+        word_first=word_first,
+        word_last=word_last,
+    )
+
+
+def _places(sizes: list[int]) -> tuple[Integers, Integers]:
+    """Where each of these stretches begins when they lie end to end, and the sizes."""
+    import numpy as np
+
+    array = np.array(sizes, dtype=np.int64)
+    return np.cumsum(array) - array, array
+
+
+def _question_room(layout: Layout, cut: Cut, question: Integers, context: Integers) -> Integers:
+    """[pairs]: how many tokens of the question are read."""
+    import numpy as np
+
+    room = cut.max_seq_len - layout.special_count
+    question = np.minimum(question, cut.max_question_len)
+    stuck = (question + context > room) & (room - question <= cut.doc_stride)
+    return np.where(stuck, room - cut.doc_stride - 1, question)
+
+
+def _slide(size: Integers, room: Integers, cut: Cut) -> tuple[Integers, Integers, Integers]:
+    """For each window its pair, and the context tokens from begin up to end.
+
+    As `tokenizers` truncates: windows of `room` tokens, each `doc_stride` into the one before, the last one shorter.
+    """
+    import numpy as np
+
+    step = np.maximum(room - cut.doc_stride, 1)
+    count = 1 + np.maximum(0, -((room - size) // step))
+    pair = np.repeat(np.arange(len(size)), count)
+    nth = np.arange(len(pair)) - np.repeat(np.cumsum(count) - count, count)
+    begin = nth * step[pair]
+    end = np.minimum(begin + room[pair], size[pair])
+    return (pair, size[pair] - end, size[pair] - begin) if cut.from_the_end else (pair, begin, end)
+
+
+def _bounds(layout: Layout, question: Integers, context: Integers) -> Integers:
+    """[windows, 6]: the columns of the layout's bounds."""
+    import numpy as np
+
+    before, between, after = (np.full(len(question), len(group)) for group in layout.specials)
+    first, second = (question, context) if layout.question_first else (context, question)
+    return np.cumsum(np.stack([np.zeros_like(before), before, first, between, second, after], axis=1), axis=1)
+
+
+def _word_ends(contexts: list[Tokens]) -> tuple[Integers, Integers]:
+    """[context tokens]: the first and the last token of each token's word."""
+    import numpy as np
+
+    words = np.concatenate([tokens.words for tokens in contexts])
+    begins = np.zeros(len(words) + 1, dtype=bool)
+    begins[1:-1] = words[1:] != words[:-1]
+    begins[_places([len(tokens.ids) for tokens in contexts])[0]] = True
+    firsts = np.flatnonzero(begins[:-1])
+    sizes = np.diff(firsts, append=len(words))
+    return np.repeat(firsts, sizes), np.repeat(firsts + sizes - 1, sizes)
+
+
+def _between(bounds: Integers, begin: tuple[int, int], end: tuple[int, int], length: int) -> NDArray[np.bool_]:
+    """[rows, length]: whether a column lies from one place up to the other."""
+    import numpy as np
+
+    columns = np.arange(length)
+    low, high = bounds[:, begin[0], None] + begin[1], bounds[:, end[0], None] + end[1]
+    below: NDArray[np.bool_] = columns < high
+    return below & (columns >= low)

@@ -1,0 +1,213 @@
+"""Targets: what a user declares, as frozen values. `reading.load` makes them from files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Union
+
+from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_validator
+
+from qabuild.models.backends import BACKENDS, Dtype, Frozen, Runtime, backend
+from qabuild.models.calibration import Calibrated
+from qabuild.target.lineage import CheckpointSource, Distill, Origin, Train, Trained
+
+if TYPE_CHECKING:
+    BackendOptions = Any  # the Options of the backend that `name` chooses
+else:
+    BackendOptions = Annotated[
+        Union[tuple(backend(name).Options for name in BACKENDS)],  # noqa: UP007 - the members come from the table
+        Field(discriminator="name"),
+    ]
+
+
+class Gates(Frozen):
+    """What the artifact must keep of the checkpoint's answers; a gate that fails fails the build."""
+
+    min_f1_retention: float = Field(
+        0.99, ge=0, le=1, description="least F1 of the artifact over F1 of the checkpoint, 0 to 1"
+    )
+    min_agreement: float | None = Field(
+        None, ge=0, le=1, description="least share of questions with the same answer, 0 to 1; the default is by dtype"
+    )
+    max_logit_difference: float | None = Field(
+        None,
+        ge=0,
+        description="largest difference of a logit on the sealed probe inputs; the default is by dtype",
+    )
+    min_speedup: float | None = Field(
+        None, gt=0, description="least samples/s of the artifact over that of the checkpoint, in the same run"
+    )
+    min_teacher_f1_retention: float | None = Field(
+        None, ge=0, le=1, description="least F1 of the distilled checkpoint over F1 of its teacher, 0 to 1"
+    )
+
+    def by_dtype(self, dtype: Dtype) -> Gates:
+        """These gates, with what is left open filled in by what the numbers of `dtype` can be expected to keep."""
+        agreement, difference = GATES_BY_DTYPE[dtype]
+        return self.model_copy(
+            update={
+                "min_agreement": agreement if self.min_agreement is None else self.min_agreement,
+                "max_logit_difference": difference if self.max_logit_difference is None else self.max_logit_difference,
+            }
+        )
+
+
+# Least agreement and largest logit difference. fp32 differs by the order of sums only; fp16 keeps 11 bits and bf16 8
+# of a logit of about 10; int8 is judged by its F1 alone.
+GATES_BY_DTYPE: dict[Dtype, tuple[float | None, float | None]] = {
+    "fp32": (0.995, 1e-3),
+    "fp16": (0.99, 0.1),
+    "bf16": (0.97, 1.0),
+    "int8": (None, None),
+}
+
+
+class Verify(Frozen):
+    """Which questions prove the artifact, and how."""
+
+    dataset: str = Field(
+        "rajpurkar/squad",
+        min_length=1,
+        description="a Hub id, a SQuAD-layout .json or .json.gz that begins with ./, ../, / or ~, or 'sample'",
+    )
+    revision: str | None = Field(None, description="branch, tag or commit of a Hub data set")
+    fingerprint: str | None = Field(
+        None, pattern="^[0-9a-f]{64}$", description="what the fingerprint of the whole split must be"
+    )
+    split: str = Field("validation", min_length=1, description="split of the data set; of 'sample': train, validation")
+    samples: int | None = Field(None, ge=1, description="how many questions, drawn by `seed`; all where it is absent")
+    seed: int = Field(0, ge=0, description="seed of that draw, a whole number from 0")
+    stock: Annotated[float, Field(ge=0, le=1)] | Literal["all"] = Field(
+        0.1, description='share of the questions that transformers\' own pipeline answers as well, 0 to 1 or "all"'
+    )
+    batch_size: int = Field(8, ge=1, description="windows that the stock pipeline puts through the model at once")
+    gates: Gates = Field(Gates(), description="what must hold")
+
+
+class Publish(Frozen):
+    """Where `qabuild publish` pushes the artifact."""
+
+    repo: str | None = Field(None, pattern=r"^[\w.-]+/[\w.-]+$", description="a Hub repository, owner/name")
+    license: str | None = Field(
+        None, description="an id such as apache-2.0; what the card says, or that of the checkpoint, where it is absent"
+    )
+
+
+class NamedPath(NamedTuple):
+    """A file or folder, and where it is named: "file:line" and the dotted key."""
+
+    place: str
+    key: str
+    path: Path
+
+
+class Target(Frozen):
+    """One artifact to be built. Fields are the tables of the TOML file; `name` is the file's own."""
+
+    name: str
+    description: str = Field("", description="one line for tables")
+    checkpoint: CheckpointSource = Field(description="where the weights come from")
+    train: Train | None = Field(None, description="fine-tune the checkpoint first")
+    distill: Distill | None = Field(None, description="let a teacher take part in the training")
+    backend: BackendOptions
+    runtime: Runtime = Field(Runtime(), description="device and dtype")
+    verify: Verify = Field(Verify(), description="the round trip that proves the artifact")
+    publish: Publish = Field(Publish(), description="where to publish")
+    _origin: Origin | None = PrivateAttr(None)
+    _paths: tuple[NamedPath, ...] = PrivateAttr(())
+
+    @property
+    def origin(self) -> Origin:
+        """How the checkpoint that is compiled comes about, other targets included."""
+        return self._origin or self._own_origin({})
+
+    @property
+    def calibrated(self) -> Calibrated | None:
+        """The backend's options, where compiling reads questions that they name."""
+        options = self.backend
+        return options if isinstance(options, Calibrated) and options.calibrates(self.runtime) else None
+
+    @property
+    def paths(self) -> tuple[NamedPath, ...]:
+        """All files and folders that a build reads; none of a target that was not read from a file."""
+        return self._paths
+
+    def with_paths(self, paths: Iterable[NamedPath]) -> Target:
+        """This target, with these `paths`."""
+        changed = self.model_copy()
+        changed._paths = tuple(paths)
+        return changed
+
+    def built_on(self, bases: Mapping[str, Target]) -> Target:
+        """This target, once those that it names as `target` are known, by their paths."""
+        own = self.train or self.distill
+        base = bases.get(self.checkpoint.target or "")
+        # What is built on a target is its checkpoint, not its artifact: without a training of its own, its tables.
+        tables = {} if own or not base else {"train": base.train, "distill": base.distill}
+        built = self.model_copy(update={"checkpoint": base.checkpoint if base else self.checkpoint, **tables})
+        origin = self._own_origin(bases)
+        built._origin = origin if isinstance(origin, Trained) else None
+        return built
+
+    def with_origin(self, origin: Origin) -> Target:
+        """This target, with another way to its checkpoint."""
+        changed = self.model_copy()
+        changed._origin = origin
+        return changed
+
+    def _own_origin(self, bases: Mapping[str, Target]) -> Origin:
+        def of(source: CheckpointSource) -> Origin:
+            return bases[source.target].origin if source.target else source
+
+        if not (self.train or self.distill):
+            return of(self.checkpoint)
+        return Trained(
+            name=self.name,
+            start=of(self.checkpoint),
+            train=self.train or Train(),
+            distill=self.distill,
+            teacher=of(self.distill.teacher) if self.distill else None,
+        )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _starts_from_its_teacher(cls, tables: Any) -> Any:
+        """A student that is named nowhere is made of its teacher's layers."""
+        if isinstance(tables, dict) and "checkpoint" not in tables:
+            distill, train = tables.get("distill"), tables.get("train")
+            teacher = distill.get("teacher") if isinstance(distill, dict) else None
+            if isinstance(teacher, dict) and isinstance(train, dict) and "layers" in train:
+                return {**tables, "checkpoint": teacher}
+        return tables
+
+    @field_validator("distill")
+    @classmethod
+    def _trials_can_be_scored(cls, distill: Distill | None, info: ValidationInfo) -> Distill | None:
+        train = info.data.get("train")
+        if distill and distill.search and not (train and train.held_out):
+            raise ValueError("a search scores its trials on held-out questions: set train.held_out")
+        return distill
+
+    @field_validator("name")
+    @classmethod
+    def _is_a_folder_name(cls, name: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or name.endswith(".failed"):
+            raise ValueError(
+                f"{name!r} would be the artifact's folder, whose name begins with one of a to z, A to Z, 0 to 9, goes "
+                "on with these and '.', '_', '-', and does not end in '.failed': rename the file"
+            )
+        return name
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema of a target file, for editors that complete and check TOML."""
+    schema = Target.model_json_schema()
+    del schema["properties"]["name"]
+    schema["required"].remove("name")
+    schema["properties"] = {
+        "extends": {"type": "string", "description": "a target that this one starts from, relative to this file"},
+        **schema["properties"],
+    }
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "qabuild target", **schema}

@@ -1,0 +1,233 @@
+"""Reads targets from TOML: the files that extend each other, the overrides of one run, the targets built upon.
+
+Reading does nothing else: no network, no environment, no device is touched, and no path is looked at but those of
+the TOML files themselves.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from qabuild.errors import BadTarget
+from qabuild.models.backends import backend
+from qabuild.system.hub import is_path
+from qabuild.target import explain
+from qabuild.target.explain import KeyPath, Places
+from qabuild.target.model import NamedPath, Target
+
+Toml = dict[str, Any]
+
+# Keys that may name a path. A relative one is relative to the file that states it, so it is made absolute before
+# `extends` merges files of different folders.
+SOURCES: tuple[KeyPath, ...] = (
+    ("checkpoint", "model"),
+    ("checkpoint", "target"),
+    ("train", "dataset"),
+    ("train", "deepspeed"),
+    ("distill", "teacher", "model"),
+    ("distill", "teacher", "target"),
+    ("backend", "calibration"),
+    ("verify", "dataset"),
+)
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Target:
+    """Read the target at `path`; each override is `dotted.key=value`, its value in TOML or a bare string.
+
+    Raises BadTarget with every mistake of the file, and of those it extends, in one message.
+    """
+    return _load(Path(path), overrides, ())
+
+
+def _load(path: Path, overrides: Sequence[str], built_on_by: tuple[Path, ...]) -> Target:
+    """`load`; `built_on_by` are the targets that led to this one by [checkpoint] target, outermost first."""
+    files = _read_chain(path, built_on_by)
+    merged: Toml = {}
+    for file in reversed(files):
+        merged = _merge(merged, file.content)
+    for override in overrides:
+        merged = _merge(merged, _parse_override(override))
+    places = Places(files, overrides)
+    try:
+        target = Target.model_validate({**merged, "name": path.stem})
+    except ValidationError as error:
+        raise BadTarget(explain.explain(error, path, places)) from None
+    try:
+        backend(target.backend.name).check({}, target.backend, target.runtime)
+    except BadTarget as error:
+        place = places.of(tuple((error.key or "backend").split(".")))
+        raise BadTarget(f"{place.shown}: {error.message}", error.hint) from None
+    teacher = target.distill.teacher.target if target.distill else None
+    named = filter(None, (target.checkpoint.target, teacher))
+    bases = {base: _load(Path(base), (), (*built_on_by, path)) for base in named}
+    led_to = (each for base in bases.values() for each in base.paths if not each.key.startswith(("backend", "verify")))
+    built = target.built_on(bases).with_paths((*led_to, *_paths(target, places)))
+    if built.verify.gates.min_teacher_f1_retention is not None and built.distill is None:
+        raise BadTarget(
+            f"{path}: verify.gates.min_teacher_f1_retention: there is no teacher",
+            "name one in [distill], or take the gate out",
+        )
+    return built
+
+
+def _paths(target: Target, places: Places) -> Iterator[NamedPath]:
+    """The files and folders that the target's own tables name and that building it reads."""
+    for key in SOURCES:
+        value: Any = target
+        for name in key:
+            value = getattr(value, name, None)
+        read = target.calibrated if key[0] == "backend" else key[-1] != "target"
+        if read and value and is_path(value):
+            yield NamedPath(places.of(key).shown, ".".join(key), Path(value))
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class File:
+    """One TOML file of a chain of `extends`."""
+
+    path: Path
+    text: str
+    content: Toml
+
+    @cached_property
+    def lines(self) -> Mapping[KeyPath, int]:
+        """Line number of every table header and key, found by scanning: tomllib keeps no places."""
+        found: dict[KeyPath, int] = {}
+        table: KeyPath = ()
+        for number, line in enumerate(self.text.splitlines(), start=1):
+            if header := re.match(r"\s*\[\s*([^\[\]]+?)\s*\]", line):
+                table = tuple(part.strip().strip("\"'") for part in header[1].split("."))
+                found.setdefault(table, number)
+            elif key := re.match(r"\s*([\w\"'.-]+(?:\s*\.\s*[\w\"'-]+)*)\s*=", line):
+                parts = tuple(part.strip().strip("\"'") for part in key[1].split("."))
+                found.setdefault(table + parts, number)
+        return found
+
+
+def _read_chain(path: Path, built_on_by: tuple[Path, ...]) -> list[File]:
+    """The target's file, the one it extends, and so on."""
+    _refuse_circle(path, built_on_by, "build on each other's checkpoint", "give one of them a model of its own")
+    chain: list[File] = []
+    while True:
+        _refuse_circle(path, [f.path for f in chain], "extend each other", "let one of them state its own tables")
+        file = _read(path, f"extended by {chain[-1].path}" if chain else _because(built_on_by))
+        chain.append(file)
+        base = file.content.pop("extends", None)
+        if base is None:
+            return chain
+        if not isinstance(base, str):
+            raise BadTarget(
+                f"{path}: extends: given {base!r}", 'write the path of one TOML file: extends = "base.toml"'
+            )
+        path = path.parent / base
+
+
+def _refuse_circle(path: Path, before: Sequence[Path], how: str, hint: str) -> None:
+    if path.resolve() in [earlier.resolve() for earlier in before]:
+        raise BadTarget(f"targets {how} in a circle: {' -> '.join(map(str, [*before, path]))}", hint)
+
+
+def _because(built_on_by: tuple[Path, ...]) -> str:
+    return f"built on by {' -> '.join(map(str, built_on_by))}" if built_on_by else ""
+
+
+def _read(path: Path, why: str) -> File:
+    because = f" ({why})" if why else ""
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise BadTarget(f"{path}: no such target{because}", _offer_neighbours(path)) from None
+    except IsADirectoryError:
+        raise BadTarget(f"{path} is a folder{because}", "name a .toml file in it") from None
+    except UnicodeDecodeError as error:
+        raise BadTarget(f"{path}: not UTF-8 at byte {error.start}{because}", "save the file as UTF-8") from None
+    except OSError as error:
+        raise BadTarget(f"{path}: cannot be read: {error.strerror}{because}") from None
+    if not text.strip():
+        raise BadTarget(f"{path}: is empty{because}", "see `qabuild schema`, or copy one of targets/")
+    try:
+        content = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        twice = "overwrite" in str(error) or "twice" in str(error)
+        hint = "a key or a table stands there twice" if twice else "strings stand in quotes, tables in [brackets]"
+        raise BadTarget(f"{path}: not TOML: {error}{because}", hint) from None
+    return File(path, text, _with_absolute_sources(content, path.parent))
+
+
+def _offer_neighbours(path: Path) -> str:
+    here = {each.stem: each for folder in (path.parent / "targets", path.parent) for each in folder.glob("*.toml")}
+    near = difflib.get_close_matches(path.stem, here, n=1)
+    return f"perhaps you meant {here[near[0]]}" if near else "`qabuild targets` lists those that are here"
+
+
+def _with_absolute_sources(content: Toml, folder: Path) -> Toml:
+    for *tables, key in SOURCES:
+        table: Any = content
+        for name in tables:
+            table = table.get(name) if isinstance(table, dict) else None
+        if isinstance(table, dict) and isinstance(source := table.get(key), str):
+            table[key] = _target_path(source, folder) if key == "target" else absolute_source(source, folder)
+    return content
+
+
+def _target_path(source: str, folder: Path) -> str:
+    """The file of a target that is given by name, as those beside this file are, or by path."""
+    return str(Path(folder, source if source.endswith(".toml") else f"{source}.toml").expanduser().absolute())
+
+
+def absolute_source(source: str, folder: Path) -> str:
+    """`source` itself unless it is a relative path (begins with ./ or ../), which is taken from `folder`."""
+    if source.startswith("~"):
+        return str(Path(source).expanduser())
+    if source in (".", "..") or source.startswith(("./", "../")):
+        return str(Path(folder, source).absolute())
+    return source
+
+
+def _merge(base: Toml, over: Toml) -> Toml:
+    """`over` on top of `base`, table by table.
+
+    What belongs to one value is not inherited by another: a backend's options, the revision and sums of a Hub id.
+    """
+    merged = dict(base)
+    if any(over.get(key, base.get(key)) != base.get(key) for key in ("model", "target", "dataset", "calibration")):
+        pins = ("revision", "digest", "fingerprint", "calibration_revision", "calibration_fingerprint")
+        for key in ("model", "target", *pins):
+            merged.pop(key, None)
+    for key, value in over.items():
+        old = merged.get(key)
+        if isinstance(value, dict) and isinstance(old, dict):
+            other_backend = key == "backend" and value.get("name", old.get("name")) != old.get("name")
+            merged[key] = value if other_backend else _merge(old, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _parse_override(override: str) -> Toml:
+    key, equals, text = override.partition("=")
+    path = [part.strip() for part in key.split(".")]
+    if not equals or not all(path):
+        raise BadTarget(f"--set {override}: not of the form key=value", "for example --set verify.samples=200")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text  # a bare word is a string, so that no quotes within quotes are needed
+    if path == ["extends"]:
+        raise BadTarget(f"--set {override}: another target to start from is not set for one run", "write a file for it")
+    nested: Toml = {path[-1]: value}
+    for part in reversed(path[:-1]):
+        nested = {part: nested}
+    return _with_absolute_sources(nested, Path.cwd())

@@ -1,0 +1,197 @@
+"""What is published is used by people without qabuild: the card's snippet and the handler, from a download.
+
+Each backend's runs in a process that finds the packages of requirements.txt, what these need, and no others.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import bare
+import proven
+import pytest
+from hub import Hub
+
+from qabuild.artifact import handler, readme
+from qabuild.artifact import manifest as artifacts
+from qabuild.artifact.evidence import Verification
+from qabuild.evaluation import reference
+from qabuild.models.backends import Runtime, backend
+from qabuild.models.checkpoint.resolve import load_tokenizer, resolve
+from qabuild.publishing import card
+from qabuild.system import machine
+from qabuild.target.model import Gates
+
+pytestmark = pytest.mark.hub
+
+MADE: dict[str, tuple[tuple[str, str], ...]] = {
+    "torch": (("eager", "fp32"), ("eager", "bf16"), ("torchscript", "bf16")),
+    "onnxruntime": (("onnxruntime", "int8"),),
+    "deepspeed": (("deepspeed", "bf16"),),
+    "openvino": (("openvino", "fp32"),),
+}
+"""Backend and dtype of what is served, by the package that it all needs: one environment for each."""
+ASKED = {"question": "Who repaired the bridge?", "context": "The bridge was repaired by Alma Serin in 1871."}
+OTHER = {"question": "When was it repaired?", "context": "The bridge was repaired by Alma Serin in 1871. " * 8}
+REQUESTS: tuple[Mapping[str, Any], ...] = (
+    {"inputs": ASKED},
+    {"inputs": [ASKED, OTHER], "parameters": {"top_k": 2, "max_answer_len": 4}},
+    {"inputs": OTHER, "parameters": {"max_seq_len": 64, "doc_stride": 16, "handle_impossible_answer": True}},
+)
+WRONG: tuple[tuple[Mapping[str, Any], str], ...] = (
+    ({}, "question is missing"),
+    ({"inputs": {"question": "Who?"}}, "context is missing"),
+    ({"inputs": {"question": " ", "context": "x"}}, "question is missing or empty"),
+    ({"inputs": "Who?"}, "question is missing"),
+    ({"inputs": ASKED, "parameters": {"topk": 2}}, "unknown parameters: topk; known: align_to_words"),
+)
+
+# Runs the snippet of a card, then the handler of what that downloaded.
+USE = """
+import json, sys
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+
+asked = json.load(sys.stdin)
+assert not any(find_spec(name) for name in asked["absent"])
+results = []
+for snippet in asked["snippets"]:
+    defined = {}
+    exec(snippet, defined)
+    spec = spec_from_file_location("handler", defined["directory"] + "/handler.py")
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    handler = module.EndpointHandler(defined["directory"])
+    answers = [handler(request) for request in asked["requests"]]
+    refusals = []
+    for request in asked["wrong"]:
+        try:
+            refusals.append(handler(request))
+        except ValueError as error:
+            refusals.append(str(error))
+    results.append([defined["answer"](**asked["requests"][0]["inputs"]), answers, refusals])
+json.dump(results, open(sys.argv[2], "w"))
+"""
+
+
+@pytest.fixture(scope="module")
+def hub() -> Iterator[Hub]:
+    with Hub() as server:
+        yield server
+
+
+def made(name: str, dtype: str, folder: Path) -> artifacts.Artifact:
+    """The sample, compiled by that backend and sealed."""
+    module, runtime = backend(name), Runtime(device="cpu", dtype=dtype)  # type: ignore[arg-type]
+    options = module.Options()
+    folder.mkdir(parents=True)
+    record = module.compile(resolve("sample"), options, runtime, folder)
+    versions = machine.versions({*module.PACKAGES, *reference.PACKAGES})
+    handler.write(options, runtime, versions, folder)
+    return artifacts.seal(
+        folder,
+        name=folder.name,
+        qabuild="0.1.0",
+        checkpoint={"name": "sample", "revision": None, "digest": "d" * 64, "model_type": "roberta"},
+        backend=options.model_dump(),
+        runtime=runtime.model_dump(),
+        verify={"split": "validation", "samples": None, "gates": Gates(min_f1_retention=0).model_dump()},
+        publish={},
+        record=record,
+        versions=versions,
+        steps={},
+    )
+
+
+def expected(artifact: artifacts.Artifact) -> list[Any]:
+    """What transformers' own pipeline answers to the requests over the model as qabuild loads it."""
+    from transformers import pipeline
+
+    module, manifest = backend(artifact.manifest.backend["name"]), artifact.manifest
+    options, runtime = module.Options(**manifest.backend), Runtime(**manifest.runtime)
+    model, tokenizer = module.load(artifact.directory, options, runtime), load_tokenizer(artifact.directory)
+    answer = pipeline("question-answering", model=model, tokenizer=tokenizer, device=model.device)
+
+    def each(request: Mapping[str, Any]) -> Any:
+        parameters, inputs = request.get("parameters", {}), request["inputs"]
+        if isinstance(inputs, list):
+            return [answer(**one, **parameters) for one in inputs]
+        return answer(**inputs, **parameters)
+
+    return [each(request) for request in REQUESTS]
+
+
+def rounded(answers: Any) -> Any:
+    """The answers with scores to four places, as sums may come in another order."""
+    if isinstance(answers, list):
+        return [rounded(each) for each in answers]
+    return {**answers, "score": round(answers["score"], 4)}
+
+
+@pytest.mark.parametrize("package", MADE)
+def test_a_download_answers_with_what_its_requirements_name_and_nothing_else(package, hub, tmp_path):
+    if lacks := machine.missing({each for name, _ in MADE[package] for each in backend(name).PACKAGES}, "cpu"):
+        pytest.skip("; ".join(lacks))
+    of = [made(name, dtype, tmp_path / f"{name}-{dtype}") for name, dtype in MADE[package]]
+    snippets = []
+    for artifact in of:
+        proven.verify(artifact)
+        found = Verification.from_dict(artifact.evidence or {})
+        repo = f"me/{artifact.manifest.name}"
+        text = card.make(artifact, found, readme.Own(), repo=repo, revision="main", base_license=None)
+        hub.commit("model", repo, artifact.directory)
+        snippets.append(text.split("```python\n")[1].split("```")[0])
+        assert repo in snippets[-1]
+
+    (tmp_path / "use.py").write_text(USE)
+    environment = bare.make(of[0].directory / handler.REQUIREMENTS, tmp_path / "environment")
+    asked = {
+        "snippets": snippets,
+        "requests": REQUESTS,
+        "wrong": [request for request, _ in WRONG],
+        "absent": ["qabuild", "datasets", "pytest"],
+    }
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-B", "-c", bare.ENVIRONMENT, environment, "use.py", "answers.json"],
+        input=json.dumps(asked),
+        env={**os.environ, **hub.environment(tmp_path / "home")},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    for artifact, (from_snippet, answers, refusals) in zip(
+        of, json.loads((tmp_path / "answers.json").read_text()), strict=True
+    ):
+        assert rounded(answers) == rounded(expected(artifact))
+        assert rounded(from_snippet) == rounded(answers[0])
+        for refusal, (_, said) in zip(refusals, WRONG, strict=True):
+            assert said in refusal
+
+
+def test_both_files_are_the_same_wherever_they_are_written(tmp_path):
+    module, runtime = backend("onnxruntime"), Runtime()
+    versions = {"torch": "2.9.0+cu128", "onnxruntime": "1.2", "onnx": "1.1", "transformers": "4.57.1", "numpy": "2.0"}
+    for folder in ("one", "other"):
+        (tmp_path / folder).mkdir()
+        handler.write(module.Options(), runtime, versions, tmp_path / folder)
+    for name in (handler.HANDLER, handler.REQUIREMENTS):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "other" / name).read_bytes()
+    assert (tmp_path / "one" / handler.REQUIREMENTS).read_text() == (
+        "onnxruntime==1.2\ntorch==2.9.0\ntransformers==4.57.1\n"
+    )
+
+
+def test_the_release_counts_and_not_where_a_package_was_built():
+    compiled = {"torch": "2.9.0+cpu", "transformers": "4.57.1", "tokenizers": "0.22.1"}
+    assert handler.other_versions("eager", compiled, {**compiled, "torch": "2.9.0+cu128", "evaluate": "1"}) == {}
+    assert handler.other_versions("eager", compiled, {**compiled, "torch": "2.10.0"}) == {"torch": "2.10.0"}
+    assert handler.other_versions("eager", compiled, {"torch": "2.9.0", "transformers": "4.57.1"}) == {
+        "tokenizers": "(none)"
+    }

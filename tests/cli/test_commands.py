@@ -1,0 +1,1163 @@
+"""The command line as its users meet it: statuses, streams, messages, and what is left on the disk afterwards."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import pty
+import re
+import resource
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from fcntl import ioctl
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qabuild import __version__, load
+from qabuild.artifact.manifest import open_artifact
+from qabuild.cli import cli, console, main
+from qabuild.errors import INTERRUPTED, QABuildError, VerificationFailed
+from qabuild.qa import sample
+
+TARGET = """\
+[checkpoint]
+model = "sample"
+[backend]
+name = "eager"
+[verify]
+dataset = "sample"
+samples = 4
+"""
+
+HEAVY = {"torch", "transformers", "numpy", "onnxruntime", "datasets", "evaluate", "huggingface_hub", "rich"}
+ESCAPE = "\x1b"
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a command left on its streams, and its exit status."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def document(self) -> Any:
+        """The one JSON document on stdout."""
+        return json.loads(self.out)
+
+
+Run = Callable[..., Ran]
+
+
+@pytest.fixture
+def qabuild(capfd: pytest.CaptureFixture[str]) -> Run:
+    """`qabuild("plan", "x.toml")`: the command line in this process."""
+
+    def run(*arguments: object) -> Ran:
+        capfd.readouterr()
+        with signals_kept(), pytest.raises(SystemExit) as left:
+            main([str(argument) for argument in arguments])
+        streams = capfd.readouterr()
+        return Ran(int(left.value.code or 0), streams.out, streams.err)
+
+    return run
+
+
+@contextmanager
+def signals_kept() -> Iterator[None]:
+    """What the block does on signals ends with it."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def process(*arguments: object, **options: Any) -> subprocess.Popen[str]:
+    """The command line in a process of its own."""
+    command = [sys.executable, "-m", "qabuild", *map(str, arguments)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL}
+    return subprocess.Popen(command, text=True, **{**pipes, **options})
+
+
+def ended(running: subprocess.Popen[str]) -> Ran:
+    out, err = running.communicate(timeout=600)
+    return Ran(running.returncode, out, err)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with tiny.toml, built by a real process, and the store it was built with. Copy it before changing it."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "tiny.toml").write_text(TARGET)
+    done = ended(process("tiny.toml", "-q", cwd=folder, env={**os.environ, "QABUILD_CACHE": str(folder / "store")}))
+    (folder / "status.json").write_text(json.dumps([done.status, done.out, done.err]))
+    assert done.status == 0, done.err
+    return folder
+
+
+@pytest.fixture
+def empty(working_directory: Path) -> Path:
+    """The current folder, with tiny.toml in it and nothing built."""
+    (working_directory / "tiny.toml").write_text(TARGET)
+    return working_directory
+
+
+@pytest.fixture
+def built(empty: Path, finished: Path, isolated_cache: Path) -> Path:
+    """The current folder, with tiny.toml built into artifacts/tiny, and a store that holds its results."""
+    shutil.copytree(finished / "artifacts", empty / "artifacts")
+    shutil.copytree(finished / "store", isolated_cache, dirs_exist_ok=True)
+    return empty
+
+
+def snapshot(*folders: Path) -> dict[Path, tuple[int, bytes]]:
+    return {
+        path: (path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else b"")
+        for folder in folders
+        for path in (folder, *folder.rglob("*"))
+    }
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()} if folder.exists() else set()
+
+
+def assert_clear(ran: Ran, status: int, *expected: str) -> None:
+    """One message, to the point, and what to do; no traceback, and nothing on stdout."""
+    assert ran.status == status, ran.err
+    assert ran.out == ""
+    assert "Traceback" not in ran.err
+    assert len(re.findall(r"^(?:error|Error): ", ran.err, re.MULTILINE)) == 1, ran.err
+    message = " ".join(ran.err.split())
+    for text in expected:
+        assert text in message, message
+
+
+# --- 0 and 1: built, and proved or not --------------------------------------------------------------------------------
+
+
+def test_a_quiet_build_says_nothing_but_its_result(finished):
+    status, out, err = json.loads((finished / "status.json").read_text())
+    assert (status, err) == (0, "")
+    heading, rule, row = out.splitlines()
+    assert " ".join(heading.split()) == "artifact EM F1 F1 kept same answers samples/s speedup result"
+    assert set(rule.strip()) == {"─"}
+    assert row.split()[0] == "artifacts/tiny"
+    assert row.endswith("passed")
+    assert names(finished / "artifacts") == {"tiny"}
+
+
+def test_a_second_build_has_nothing_to_do(built, qabuild):
+    ran = qabuild("build", "tiny.toml")
+    assert (ran.status, ran.err) == (0, "artifacts/tiny: nothing to do\n")
+    assert "artifacts/tiny" in ran.out
+
+
+def test_a_failed_verification_is_status_1_with_the_evidence_aside(built, qabuild):
+    good = snapshot(built / "artifacts" / "tiny")
+    ran = qabuild("tiny.toml", "--set", "verify.gates.min_speedup=1000")
+    assert ran.status == 1
+    assert "FAILED: min_speedup" in ran.out
+    assert re.search(r"error: artifacts/tiny\.failed: verification failed\n  min_speedup: .*, must be 1000", ran.err)
+    assert "artifacts/tiny.failed/verification.json" in ran.err
+    assert "Traceback" not in ran.err
+    evidence = json.loads((built / "artifacts" / "tiny.failed" / "verification.json").read_text())
+    assert evidence["passed"] is False
+    assert snapshot(built / "artifacts" / "tiny") == good
+
+
+def test_what_the_compiler_itself_finds_wrong_is_status_1_and_told_once(empty, qabuild, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise VerificationFailed("the exported graph computes something else", "try another level")
+
+    monkeypatch.setattr("qabuild.builder.execute.compile_apart", refuse)
+    assert_clear(qabuild("tiny.toml", "-q"), 1, "the exported graph computes something else", "try another level")
+    assert names(empty / "artifacts") == set()
+
+
+# --- 2: bad target or usage -------------------------------------------------------------------------------------------
+
+BAD_TARGETS: dict[str, tuple[bytes | None, str]] = {
+    "missing": (None, "bad.toml: no such target"),
+    "not UTF-8": (b"description = 'caf\xe9'", "bad.toml: not UTF-8 at byte 18"),
+    "not TOML": (b"checkpoint = [", "bad.toml: not TOML"),
+    "empty": (b"", "bad.toml: is empty"),
+    "wrong type": (TARGET.encode().replace(b"= 4", b"= 'four'"), "bad.toml:7: verify.samples: given 'four'"),
+    "unknown key": (TARGET.encode() + b"sampels = 4", "bad.toml:8: verify.sampels: unknown key; perhaps you meant"),
+    "no such backend": (TARGET.encode().replace(b"eager", b"eagle"), "perhaps you meant 'eager'"),
+    "impossible": (
+        TARGET.encode() + b"[runtime]\ndtype = 'int8'",
+        "bad.toml:9: runtime.dtype = 'int8': eager PyTorch quantises nothing",
+    ),
+}
+
+
+@pytest.mark.parametrize(("content", "expected"), BAD_TARGETS.values(), ids=BAD_TARGETS)
+def test_a_bad_target_is_status_2_before_anything_is_done(empty, qabuild, isolated_cache, content, expected):
+    if content is not None:
+        (empty / "bad.toml").write_bytes(content)
+    before = snapshot(empty, isolated_cache)
+    for command in ("build", "plan", "doctor"):
+        assert_clear(qabuild(command, "bad.toml"), 2, expected)
+    assert_clear(qabuild("tiny.toml", "bad.toml"), 2, expected)
+    assert snapshot(empty, isolated_cache) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["buidl", "tiny.toml"], "'buidl' is neither a command nor a target (a .toml file); perhaps you meant 'build'"),
+        (["tiny"], "perhaps you meant 'tiny.toml'"),
+        (["bogus"], "commands are build, verify"),
+        (["--bogus"], "No such option '--bogus'"),
+        (["build"], "Missing argument 'TARGET...'"),
+        (["plan", "tiny.toml", "--compile-only"], "No such option '--compile-only'"),
+        (["tiny.toml", "--output", "tiny.toml"], "'tiny.toml' is a file"),
+        (["tiny.toml", "--set", "verify.samples"], "--set verify.samples: not of the form key=value"),
+        (["tiny.toml", "--set", "verify.sampels=3"], "--set: verify.sampels: unknown key; perhaps you meant 'samples'"),
+        (["tiny.toml", "--set", "verify.samples=many"], "--set: verify.samples: given 'many'"),
+        (["tiny.toml", "--set", "backend.name=tensorrt"], "--set: backend.name: given 'tensorrt'; accepted: eager"),
+        (["tiny.toml", "--set", "checkpoint.model="], "--set: checkpoint: name one of `model` and `target`"),
+        (["tiny.toml", "--set", "extends=x.toml"], "write a file for it"),
+        (["-q", "verify", "gone"], "gone: no such folder"),
+        (["tiny.toml", "sub/tiny.toml"], "two targets are named tiny their artifacts would have one folder"),
+        (["."], ". is a folder name a .toml file in it"),
+        (["targets", "gone"], "gone: no targets here"),
+        (["verify"], "Missing argument 'ARTIFACT...'"),
+        (["verify", "gone"], "gone: no such folder name a folder that `qabuild build` made"),
+        (["verify", "sub"], "sub: not an artifact: it holds no manifest.json"),
+        (["verify", "tiny.toml"], "tiny.toml: not an artifact: a folder is wanted, this is a file"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_a_mistake_in_the_command_line_is_status_2(empty, qabuild, isolated_cache, arguments, expected):
+    (empty / "sub").mkdir()
+    (empty / "sub" / "tiny.toml").write_text(TARGET)
+    before = snapshot(empty, isolated_cache)
+    assert_clear(qabuild(*arguments), 2, expected)
+    told = qabuild(*arguments, "--json")
+    assert (told.status, told.err.count("rror: ")) == (2, 1)
+    document = told.document[0] if isinstance(told.document, list) else told.document
+    assert document["status"] == 2
+    assert document["error"].split()[0] in " ".join(told.err.split())
+    assert snapshot(empty, isolated_cache) == before
+
+
+def test_a_folder_that_is_no_artifact_is_not_replaced_by_one(built, qabuild):
+    (built / "artifacts" / "mine").mkdir()
+    shutil.copy("tiny.toml", "mine.toml")
+    assert_clear(qabuild("mine.toml"), 2, "artifacts/mine: is not an artifact", "--output")
+    assert names(built / "artifacts") == {"tiny", "mine"}
+
+
+# --- 3: missing environment -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qabuild.system.machine.gpus", lambda: ())
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_a_target_for_a_gpu_is_status_3_where_there_is_none_before_any_work(empty, qabuild, isolated_cache):
+    before = snapshot(empty, isolated_cache)
+    ran = qabuild("tiny.toml", "--set", "runtime.device=cuda")
+    assert_clear(ran, 3, "no CUDA device here", "--compile-only", "qabuild doctor")
+    assert snapshot(empty, isolated_cache) == before
+
+
+def test_a_package_that_is_not_installed_is_status_3_before_any_work(empty, qabuild, isolated_cache, monkeypatch):
+    real = metadata.version
+
+    def version(name: str) -> str:
+        if name.startswith(("onnxruntime", "optimum")):
+            raise metadata.PackageNotFoundError(name)
+        return real(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    before = snapshot(empty, isolated_cache)
+    ran = qabuild("tiny.toml", "--set", "backend.name=onnxruntime")
+    assert_clear(ran, 3, "onnxruntime is not installed: pip install 'qabuild[cpu]' or 'qabuild[gpu]'", "optimum is not")
+    assert snapshot(empty, isolated_cache) == before
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_what_is_for_another_machine_is_compiled_and_marked_unverified(empty, qabuild):
+    ran = qabuild("tiny.toml", "--set", "runtime.device=cuda", "--compile-only")
+    assert ran.status == 0
+    assert ran.out.splitlines()[-1].split() == ["artifacts/tiny", *"------", "compiled,", "unverified"]
+    assert open_artifact(Path("artifacts/tiny")).evidence is None
+    (document,) = qabuild("tiny.toml", "--set", "runtime.device=cuda", "--compile-only", "--json").document
+    assert (document["kept"], document["verification"], document["status"]) == (True, None, 0)
+    assert_clear(qabuild("verify", "artifacts/tiny"), 3, "no CUDA device here")
+
+
+# --- 4: input that is not trusted -------------------------------------------------------------------------------------
+
+
+def flip_a_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_flipped_byte_in_an_artifact_is_status_4(built, qabuild):
+    flip_a_byte(Path("artifacts/tiny/model.safetensors"))
+    before = snapshot(built / "artifacts")
+    ran = qabuild("verify", "artifacts/tiny")
+    assert_clear(ran, 4, "artifacts/tiny: not as it was sealed", "model.safetensors: its SHA-256 is", "build or fetch")
+    assert snapshot(built / "artifacts") == before
+
+
+def truncate(weights: Path) -> None:
+    content = (weights / "model.safetensors").read_bytes()
+    (weights / "model.safetensors").write_bytes(content[: len(content) // 2])
+
+
+def behead(weights: Path) -> None:
+    content = (weights / "model.safetensors").read_bytes()
+    (weights / "model.safetensors").write_bytes(content.replace(b'"qa_outputs.', b'"lm_outputs.'))
+
+
+@pytest.mark.parametrize(
+    ("damage", "expected"), [(truncate, "model.safetensors: is cut off"), (behead, "no question-answering head")]
+)
+def test_a_checkpoint_that_is_damaged_or_no_reader_is_status_4_and_leaves_nothing(empty, qabuild, damage, expected):
+    shutil.copytree(sample.CHECKPOINT, empty / "weights")
+    damage(empty / "weights")
+    assert_clear(qabuild("tiny.toml", "--set", "checkpoint.model=./weights"), 4, expected)
+    assert names(empty / "artifacts") == set()
+
+
+def test_questions_that_make_no_sense_are_status_4_and_leave_nothing(built, qabuild):
+    document = json.loads(sample.HELDOUT.read_text())
+    document["data"][0]["paragraphs"][0]["qas"][0]["answers"][0]["answer_start"] += 1
+    (built / "shifted.json").write_text(json.dumps(document))
+    (built / "torn.json.gz").write_bytes(gzip.compress(sample.HELDOUT.read_bytes())[:-9])
+    for file, expected in (("shifted.json", "answer_start"), ("torn.json.gz", "torn.json.gz: damaged gzip file")):
+        ran = qabuild("tiny.toml", "-q", "--set", f"verify.dataset=./{file}", "--output", "elsewhere")
+        assert_clear(ran, 4, file, expected)
+        assert names(built / "elsewhere") == set()
+
+
+# --- 5: anything else -------------------------------------------------------------------------------------------------
+
+
+def test_a_store_that_cannot_be_written_is_status_5(empty, qabuild, monkeypatch):
+    (empty / "file").write_text("")
+    monkeypatch.setenv("QABUILD_CACHE", str(empty / "file" / "store"))
+    expected = f"the store {empty}/file/store: Not a directory"
+    assert_clear(qabuild("tiny.toml"), 5, expected, "point QABUILD_CACHE at another folder")
+    assert names(empty) == {"tiny.toml", "file"}
+
+
+def test_an_output_that_cannot_be_written_is_status_5(built, qabuild):
+    ran = qabuild("tiny.toml", "--output", "tiny.toml/x", "-q")
+    assert_clear(ran, 5, "the output folder tiny.toml/x: Not a directory", "name another with --output")
+
+
+def test_what_is_not_in_the_cache_is_said_with_offline(empty, qabuild):
+    for key, named in (
+        ("checkpoint.model", "the checkpoint"),
+        ("verify.dataset", "verify.dataset: the data set"),
+    ):
+        ran = qabuild("tiny.toml", "--offline", "--set", f"{key}=me/nowhere")
+        told = f"{named} 'me/nowhere' (main) is not in the cache, and this run is offline"
+        assert_clear(ran, 5, told, "run once with a network")
+    assert names(empty / "artifacts") == set()
+
+
+def test_a_defect_keeps_its_traceback_and_asks_for_a_report(empty, qabuild, monkeypatch):
+    def fail(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("of all things")
+
+    monkeypatch.setattr("qabuild.target.lock.load", fail)
+    ran = qabuild("plan", "tiny.toml", "--json")
+    assert ran.status == 5
+    assert "Traceback" in ran.err
+    assert "this is a defect of qabuild; please report it" in ran.err
+    assert ran.document == {"error": "ZeroDivisionError: of all things", "hint": None, "status": 5}
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (PermissionError(13, "Permission denied", "/etc/shadow"), "/etc/shadow: Permission denied"),
+        (ConnectionResetError(104, "Connection reset by peer"), "Connection reset by peer"),
+        (MemoryError(), "the memory does not suffice"),
+    ],
+)
+def test_what_the_system_refuses_is_one_message(empty, qabuild, monkeypatch, error, expected):
+    def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("qabuild.target.lock.load", refuse)
+    assert_clear(qabuild("plan", "tiny.toml"), 5, expected)
+    assert "Traceback" in qabuild("plan", "tiny.toml", "-v").err
+
+
+# --- a full disk ------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def files_up_to(size: int) -> Iterator[None]:
+    """No file may grow beyond this many bytes, in this process and its children: writes fail as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def results(cache: Path) -> set[str]:
+    return {json.loads(path.read_text())["step"] for path in cache.glob("v1/results/*/entry.json")}
+
+
+def drop(cache: Path, *steps: str) -> None:
+    for entry in cache.glob("v1/results/*/entry.json"):
+        if json.loads(entry.read_text())["step"] in steps:
+            shutil.rmtree(entry.parent)
+
+
+@pytest.mark.parametrize(("step", "size"), [("compile", 500_000), ("reference", 30_000)])
+def test_a_disk_that_is_full_while_a_step_runs_is_status_5_and_leaves_nothing(
+    built, qabuild, isolated_cache, step, size
+):
+    drop(isolated_cache, step)
+    shutil.rmtree(built / "artifacts")
+    with files_up_to(size):
+        ran = qabuild("tiny.toml", "-q")
+    assert_clear(ran, 5, f"the store {isolated_cache}: File too large", "make room")
+    assert names(built / "artifacts") == set()
+    assert names(isolated_cache / "v1" / "staging") == set()
+    assert step not in results(isolated_cache)
+    if step == "reference":  # compiling again takes seconds, and is done after a kill
+        assert qabuild("tiny.toml", "-q").status == 0, "with room there is, the next build completes"
+
+
+def test_a_disk_that_is_full_while_the_artifact_is_put_together_leaves_the_earlier_one(built, qabuild, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", refuse)  # as where the store lies on another disk
+    before = snapshot(built / "artifacts" / "tiny")
+    changed = ("tiny.toml", "-q", "--set", "verify.gates.min_f1_retention=0.5")
+    with files_up_to(500_000):
+        ran = qabuild(*changed)
+    assert_clear(ran, 5, "the output folder artifacts: File too large", "name another with --output")
+    assert names(built / "artifacts") == {"tiny"}
+    assert snapshot(built / "artifacts" / "tiny") == before
+    assert qabuild(*changed).status == 0
+
+
+def test_a_lock_that_a_full_disk_refuses_is_status_5_and_the_one_before_stays(built, qabuild):
+    assert qabuild("lock", "tiny.toml", "-q").status == 0
+    Path("tiny.lock").write_text(before := Path("tiny.lock").read_text() + "# old\n")
+    with files_up_to(300):  # what is said goes to a file too
+        ran = qabuild("lock", "tiny.toml")
+    assert_clear(ran, 5, "the lock's folder", "File too large", "make room")
+    assert Path("tiny.lock").read_text() == before
+
+
+def test_a_home_that_cannot_be_made_is_told_with_what_to_set(built, tmp_path):
+    (tmp_path / "home").write_text("no folder")
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("QABUILD_", "HF_", "XDG_"))}
+    homeless = {**environment, "HOME": str(tmp_path / "home")}
+    done = ended(process("tiny.toml", cwd=built, env=homeless))
+    assert done.status == 5
+    assert f"the store {tmp_path}/home/.cache/qabuild: Not a directory" in done.err
+    assert "QABUILD_CACHE" in done.err
+    done = ended(process("verify", "artifacts/tiny", cwd=built, env=homeless))
+    assert (done.status, "passed" in done.out) == (0, True), "what keeps nothing needs no home"
+
+
+def test_a_result_that_cannot_be_written_is_status_5(empty):
+    with open("/dev/full", "w") as full:
+        done = ended(process("targets", cwd=empty, stdout=full))
+    assert (done.status, done.err.splitlines()[0]) == (
+        5,
+        "error: the result cannot be written: No space left on device",
+    )
+    assert "Exception ignored" not in done.err
+
+
+def test_a_reader_that_has_gone_is_no_failure(empty):
+    reading, writing = os.pipe()
+    os.close(reading)
+    for options in ([], ["--json"]):
+        done = ended(process("targets", *options, cwd=empty, stdout=writing))
+        assert (done.status, done.err) == (0, "")
+    os.close(writing)
+
+
+def test_a_command_whose_stdout_is_closed_does_its_work(empty):
+    done = ended(process("targets", cwd=empty, stdout=None, preexec_fn=lambda: os.close(1)))
+    assert (done.status, done.err) == (0, "")
+
+
+# --- 130 and 143: interrupted -----------------------------------------------------------------------------------------
+
+
+def family(mark: Path) -> dict[int, str]:
+    """Ids and command lines of the processes whose environment names `mark`."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if os.fsencode(mark) in (folder / "environ").read_bytes():
+                found[int(folder.name)] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except OSError:
+            continue  # it has ended
+    return found
+
+
+def compilers(mark: Path) -> list[int]:
+    return [number for number, command in family(mark).items() if "qabuild.models.compiler" in command]
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def running(empty: Path, isolated_cache: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """`running("tiny.toml", until="compile")`: a build that has reached that step."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*arguments: str, until: str) -> subprocess.Popen[str]:
+        build = process(*arguments)
+        started.append(build)
+        for line in build.stderr or ():
+            if line.startswith(until):
+                break
+        if until == "compile":
+            wait_until(lambda: compilers(isolated_cache) != [])
+        return build
+
+    yield start
+    for build in started:
+        build.kill()
+        build.communicate()
+    for number in family(isolated_cache):
+        with suppress(ProcessLookupError):
+            os.kill(number, signal.SIGKILL)
+
+
+def assert_gone_without_trace(folder: Path, cache: Path) -> None:
+    wait_until(lambda: not family(cache))
+    assert names(folder / "artifacts") == set()
+    assert names(cache / "v1" / "staging") == set()
+
+
+def test_an_interrupted_compilation_ends_with_all_its_processes_and_leaves_nothing(
+    empty, isolated_cache, running, qabuild
+):
+    build = running("tiny.toml", until="compile")
+    refused = qabuild("tiny.toml")
+    assert_clear(refused, 5, "another build of artifacts/tiny is running", "wait for it")
+    build.send_signal(signal.SIGINT)
+    done = ended(build)
+    assert (done.status, done.out, done.err.strip()) == (INTERRUPTED, "", "interrupted")
+    assert_gone_without_trace(empty, isolated_cache)
+
+
+def test_a_terminated_compilation_ends_with_all_its_processes_and_leaves_nothing(empty, isolated_cache, running):
+    build = running("tiny.toml", until="compile")
+    build.send_signal(signal.SIGTERM)
+    done = ended(build)
+    assert (done.status, done.out) == (128 + signal.SIGTERM, "")
+    assert "Traceback" not in done.err
+    assert_gone_without_trace(empty, isolated_cache)
+
+
+def test_an_interruption_after_compiling_keeps_what_was_compiled(empty, finished, isolated_cache, running):
+    shutil.copytree(finished / "store", isolated_cache, dirs_exist_ok=True)
+    drop(isolated_cache, "reference", "verify")
+    build = running("tiny.toml", until="reference")
+    time.sleep(1)  # into the imports, or beyond
+    build.send_signal(signal.SIGINT)
+    done = ended(build)
+    # Python ends by the signal itself if that hit some extension's import; a shell reports 130 for both.
+    assert done.status in (INTERRUPTED, -signal.SIGINT)
+    assert done.err.strip() == "interrupted"
+    assert_gone_without_trace(empty, isolated_cache)
+    assert results(isolated_cache) == {"compile"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_that_a_library_takes_for_something_else_is_one_all_the_same(
+    empty, qabuild, monkeypatch, number
+):
+    def fail(*_: object, **__: object) -> None:
+        try:
+            signal.raise_signal(number)
+        except KeyboardInterrupt:
+            raise ImportError("numpy could not be imported") from None
+
+    monkeypatch.setattr("qabuild.target.lock.load", fail)
+    ran = qabuild("plan", "tiny.toml")
+    assert (ran.status, ran.err.strip()) == (128 + number, "interrupted")
+    assert qabuild("--version").status == 0
+
+    def refuse(*_: object, **__: object) -> None:
+        try:
+            signal.raise_signal(number)
+        except KeyboardInterrupt:
+            raise QABuildError("something is not installed") from None
+
+    monkeypatch.setattr("qabuild.evaluation.verify.verify", refuse)
+    ran = qabuild("verify", "one", "two")
+    assert (ran.status, ran.out, ran.err.strip()) == (128 + number, "", "interrupted")
+
+
+def test_a_command_that_was_started_with_interrupts_ignored_ignores_them(empty):
+    script = (
+        "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "import qabuild.target.lock\nread = qabuild.target.lock.load\n"
+        "qabuild.target.lock.load = lambda *a, **k: (print(signal.raise_signal(signal.SIGINT)), read(*a, **k))[1]\n"
+        "from qabuild.cli import main\nmain(['plan', 'tiny.toml'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("None\n"), "the signal was raised"
+
+
+def test_a_killed_build_takes_its_compiler_along_and_the_next_build_cleans_up(built, isolated_cache, running, qabuild):
+    drop(isolated_cache, "compile")
+    shutil.rmtree(built / "artifacts")
+    build = running("tiny.toml", until="compile")
+    (compiler,) = compilers(isolated_cache)
+    wait_until(lambda: "libtorch" in Path(f"/proc/{compiler}/maps").read_text())
+    os.kill(compiler, signal.SIGSTOP)  # it would soon have done; stopped, it ends only by being killed as well
+    build.kill()
+    build.wait()
+    wait_until(lambda: not family(isolated_cache))
+    assert names(built / "artifacts") == {".tiny.partial"}
+    assert names(isolated_cache / "v1" / "staging") != set()
+    assert qabuild("tiny.toml", "-q").status == 0
+    assert names(built / "artifacts") == {"tiny"}
+    assert names(isolated_cache / "v1" / "staging") == set()
+
+
+# --- options ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("option", ["-h", "--help"])
+@pytest.mark.parametrize("command", [[], *([name] for name in cli.commands)], ids=lambda c: "".join(c) or "qabuild")
+def test_every_command_explains_itself(qabuild, command, option):
+    ran = qabuild(*command, option)
+    assert (ran.status, ran.err) == (0, "")
+    assert ran.out.startswith(f"Usage: {' '.join(['qabuild', *command])} ")
+    if not command:
+        for status in (0, 1, 2, 3, 4, 5, INTERRUPTED):
+            assert re.search(rf"^ +{status}  +\w", ran.out, re.MULTILINE)
+
+
+def test_the_version(qabuild):
+    ran = qabuild("--version")
+    assert (ran.status, ran.out) == (0, f"qabuild, version {__version__}\n")
+
+
+def test_qabuild_alone_shows_its_help_and_is_a_mistake(qabuild):
+    ran = qabuild()
+    assert ran.status == 2
+    assert "Commands:" in ran.err
+
+
+@pytest.mark.parametrize("option", ["-v", "--verbose", "-qv"])
+def test_verbose_shows_where_an_error_came_from(empty, qabuild, option):
+    ran = qabuild("plan", "gone.toml", option)
+    assert ran.status == 2
+    assert "Traceback" in ran.err
+    assert "error: gone.toml: no such target" in ran.err
+
+
+def test_targets_are_built_wherever_and_overridden_as_asked(built, qabuild):
+    ran = qabuild(
+        "tiny.toml", "--output", "a/b", "--set", "publish.repo=me/there", "--set", "verify.gates.min_speedup=0.01"
+    )
+    assert ran.status == 0
+    manifest = open_artifact(Path("a/b/tiny")).manifest
+    assert manifest.publish["repo"] == "me/there"
+    assert manifest.verify["gates"]["min_speedup"] == 0.01
+
+
+def test_of_several_targets_one_that_fails_stops_no_other(built, qabuild):
+    for name in ("first", "last"):
+        shutil.copy("tiny.toml", f"{name}.toml")
+    Path("fails.toml").write_text(TARGET + "[verify.gates]\nmin_speedup = 1000\n")
+    Path("breaks.toml").write_text(TARGET.replace('"sample"', '"./gone"', 1))
+    ran = qabuild("first.toml", "breaks.toml", "fails.toml", "last.toml")
+    assert ran.status == 2, "that of the first that failed"
+    rows = {line.split()[0]: line for line in ran.out.splitlines()[2:]}
+    assert list(rows) == ["artifacts/first", "breaks", "artifacts/fails.failed", "artifacts/last"]
+    assert rows["artifacts/first"].endswith("passed")
+    assert rows["breaks"].endswith("gone: no such file or folder")
+    assert rows["artifacts/fails.failed"].endswith("FAILED: min_speedup")
+    assert rows["artifacts/last"].endswith("passed")
+    assert "== breaks\nerror: " in ran.err
+    assert "error: artifacts/fails.failed: verification failed" in ran.err
+    assert names(built / "artifacts") == {"tiny", "first", "fails.failed", "last"}
+
+    quiet = qabuild("-q", "first.toml", "fails.toml", "breaks.toml", "--json")
+    assert quiet.status == 1
+    assert [document["status"] for document in quiet.document] == [0, 1, 2]
+    assert re.findall(r"^\S+", quiet.err, re.MULTILINE) == ["error:", "error:"], "errors are told all the same"
+
+
+def test_build_and_verify_print_one_json_document(built, qabuild):
+    (document,) = qabuild("tiny.toml", "--json").document
+    assert (document["target"], document["artifact"], document["status"]) == ("tiny", "artifacts/tiny", 0)
+    assert document["manifest"] == open_artifact(Path("artifacts/tiny")).digest
+    assert [step["name"] for step in document["plan"]] == ["checkpoint", "compile", "reference", "verify"]
+    assert document["verification"]["passed"] is True
+
+    failed = qabuild("tiny.toml", "--json", "--set", "verify.gates.min_speedup=1000")
+    (document,) = failed.document
+    assert (failed.status, document["status"], document["verification"]["passed"]) == (1, 1, False)
+    assert document["error"].startswith("artifacts/tiny.failed: verification failed")
+
+    failed = qabuild("verify", "artifacts/tiny", "artifacts/gone", "--digest", "0" * 64, "--json")
+    assert [(each["artifact"], each["status"]) for each in failed.document] == [
+        ("artifacts/tiny", 4),
+        ("artifacts/gone", 2),
+    ]
+    assert failed.status == 4
+
+
+def test_the_other_commands_print_one_json_document(empty, qabuild):
+    (plan,) = qabuild("plan", "tiny.toml", "--json").document
+    assert plan["target"] == "tiny"
+    assert [step["reason"] for step in plan["steps"]] == ["its bytes are here", *["not built before"] * 3]
+    (empty / "bad.toml").write_text("x = 1\n")
+    bad, tiny = qabuild("targets", "--json").document
+    assert "x: unknown key" in bad["error"]
+    assert (tiny["target"], tiny["verify"]["samples"]) == ("tiny.toml", 4)
+    assert qabuild("schema", "--json").document == qabuild("schema").document
+
+
+def test_targets_are_listed_with_what_is_wrong_with_them(empty, qabuild):
+    (empty / "bad.toml").write_text("x = 1\n")
+    ran = qabuild("targets")
+    assert ran.status == 0
+    _, _, bad, tiny = ran.out.splitlines()
+    assert re.search(r"bad\.toml +- +- +- +error: 3 mistakes +bad\.toml: checkpoint: is missing", bad)
+    assert tiny.split() == ["tiny.toml", "sample", "eager", "cpu", "fp32"]
+
+
+def test_characters_that_a_stream_cannot_take_are_written_as_escapes(empty):
+    (empty / "tiny.toml").write_text('description = "café → naïve"\n' + TARGET, encoding="utf-8")
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    table = ended(process("targets", cwd=empty, env=environment))
+    assert table.status == 0
+    assert r"caf\xe9 \u2192 na\xefve" in table.out
+    (document,) = ended(process("targets", "--json", cwd=empty, env=environment)).document
+    assert document["description"] == "café → naïve"
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shells_can_complete_the_command_line(shell):
+    environment = {**os.environ, "_QABUILD_COMPLETE": f"{shell}_source"}
+    done = ended(process(env=environment))
+    assert done.status == 0
+    assert "_QABUILD_COMPLETE" in done.out
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        ("qabuild ver", ["plain,verify"]),
+        ("qabuild tiny", ["file,tiny"]),
+        ("qabuild build --comp", ["plain,--compile-only"]),
+        ("qabuild tiny.toml --comp", ["plain,--compile-only"]),
+        ("qabuild nonsense --comp", ["plain,--compile-only"]),
+        ("qabuild --vers", ["plain,--version"]),
+    ],
+)
+def test_commands_options_and_files_are_completed(empty, qabuild, monkeypatch, typed, expected):
+    monkeypatch.setenv("_QABUILD_COMPLETE", "bash_complete")
+    monkeypatch.setenv("COMP_WORDS", typed)
+    monkeypatch.setenv("COMP_CWORD", str(len(typed.split()) - 1))
+    ran = qabuild()
+    assert (ran.status, ran.out.splitlines(), ran.err) == (0, expected, "")
+
+
+# --- the plan ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_plan_shows_what_is_kept_what_is_to_do_and_why_and_writes_nothing(built, qabuild, isolated_cache):
+    home = built / "home"
+    home.mkdir()
+    environment = {
+        **os.environ,
+        **{name: str(home) for name in ("HOME", "HF_HOME", "TMPDIR", "XDG_CACHE_HOME")},
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    before = snapshot(built, isolated_cache)
+    done = ended(process("plan", "tiny.toml", "--set", "runtime.dtype=bf16", env=environment))
+    assert (done.status, done.err) == (0, "")
+    steps = {line.split()[1]: line.split(maxsplit=2)[2] for line in done.out.splitlines()[2:]}
+    assert steps["compile"].startswith("to do   not built before")
+    assert steps["reference"].startswith("kept    another build made it")
+    assert steps["verify"].startswith("to do   not built before")
+    done = ended(process("plan", "tiny.toml", "--set", "verify.dataset=me/questions", env=environment))
+    steps = {line.split()[1]: line.split(maxsplit=2)[2] for line in done.out.splitlines()[2:]}
+    assert steps["compile"].startswith("kept ")
+    assert steps["reference"].startswith("unknown   unknown until its Hub id is resolved")
+    assert snapshot(built, isolated_cache) == before
+
+
+def test_a_plan_tells_what_changed_since_the_last_build(built, qabuild):
+    assert qabuild("tiny.toml", "-q", "--set", "verify.gates.min_speedup=0.01").status == 0
+    (plan,) = qabuild("plan", "tiny.toml", "--set", "verify.samples=3", "--json").document
+    reasons = {step["name"]: (step["kept"], step["reason"]) for step in plan["steps"]}
+    assert reasons == {
+        "checkpoint": (True, "its bytes are here"),
+        "compile": (True, "nothing changed"),
+        "reference": (False, "verify.samples: 4 became 3"),
+        "verify": (False, "follows reference"),
+    }
+    assert all(step["seconds"] > 0 for step in plan["steps"][1:])
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_a_plan_tells_what_this_machine_lacks(built, qabuild):
+    ran = qabuild("plan", "tiny.toml", "--set", "runtime.device=cuda")
+    assert (ran.status, ran.err) == (0, "")
+    assert "\ntiny: no CUDA device here" in ran.out
+
+
+# --- verify -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def from_files(built: Path, qabuild: Run) -> Path:
+    """An artifact whose checkpoint and questions came from a folder and a file, both gone since."""
+    shutil.copytree(sample.CHECKPOINT, built / "weights")
+    shutil.copy(sample.HELDOUT, built / "dev.json")
+    Path("local.toml").write_text(TARGET.replace('"sample"', '"./weights"', 1).replace('"sample"', '"./dev.json"'))
+    ran = qabuild("local.toml", "-q")
+    assert ran.status == 0, ran.err
+    os.rename("weights", "moved-weights")
+    os.rename("dev.json", "moved-dev.json")
+    os.rename("artifacts/local", "elsewhere")
+    return built
+
+
+def test_an_artifact_is_verified_wherever_it_is_without_its_checkpoint(from_files, qabuild):
+    without_data = qabuild("verify", "elsewhere")
+    assert_clear(without_data, 2, "its questions come from a file, dev.json", "--data")
+
+    evidence = Path("elsewhere/verification.json").read_bytes()
+    ran = qabuild("verify", "elsewhere", "--data", "./moved-dev.json")
+    assert (ran.status, ran.err) == (0, "")
+    assert ran.out.splitlines()[-1].split()[-2:] == ["-", "passed"], "no speedup without the checkpoint"
+    assert Path("elsewhere/verification.json").read_bytes() != evidence
+
+    digest = open_artifact(Path("elsewhere")).digest
+    pinned = ("verify", "elsewhere", "--data", "./moved-dev.json", "--digest", digest.upper())
+    ran = qabuild(*pinned, "--checkpoint", "./moved-weights", "--json")
+    assert ran.status == 0
+    assert ran.document[0]["verification"]["measurement"]["speed"]["speedup"] > 0
+
+
+def test_what_was_not_pinned_given_or_sealed_is_status_4(from_files, qabuild):
+    evidence = Path("elsewhere/verification.json").read_bytes()
+    verify = ("verify", "elsewhere", "--data")
+    assert_clear(qabuild(*verify, "./moved-dev.json", "--digest", "0" * 64), 4, "its digest is", "not 0000")
+    flip_a_byte(Path("moved-weights/model.safetensors"))
+    ran = qabuild(*verify, "./moved-dev.json", "--checkpoint", "./moved-weights")
+    assert_clear(ran, 4, "not the checkpoint that the artifact was built from")
+    document = json.loads(sample.HELDOUT.read_text())
+    for article in document["data"]:
+        for paragraph in article["paragraphs"]:
+            paragraph["context"] += " "
+    Path("other.json").write_text(json.dumps(document))
+    assert_clear(qabuild(*verify, "./other.json"), 4, "these are not the questions that the artifact was built with")
+    assert Path("elsewhere/verification.json").read_bytes() == evidence
+
+
+# --- terminals --------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def terminals(monkeypatch: pytest.MonkeyPatch) -> Iterator[Mapping[str, bytearray]]:
+    """stdout and stderr of this process are terminals of their own; what arrives there is collected."""
+    shown = {"stdout": bytearray(), "stderr": bytearray()}
+    threads, streams = [], []
+    for name, collected in shown.items():
+        controller, terminal = pty.openpty()
+        ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
+        stream = open(terminal, "w", encoding="utf-8", buffering=1)  # noqa: SIM115 - closed below
+        monkeypatch.setattr(sys, name, stream)
+        streams.append(stream)
+        threads.append(threading.Thread(target=_collect, args=(controller, collected)))
+        threads[-1].start()
+    try:
+        yield shown
+    finally:
+        monkeypatch.undo()
+        for stream in streams:
+            stream.close()
+        for thread in threads:
+            thread.join()
+
+
+def _collect(controller: int, collected: bytearray) -> None:
+    try:
+        while chunk := os.read(controller, 4096):
+            collected.extend(chunk)
+    except OSError:
+        pass  # the terminal was closed
+    os.close(controller)
+
+
+def shown_on_terminals(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch, environment: Mapping[str, str]
+) -> tuple[str, str]:
+    with monkeypatch.context() as patch, terminals(patch) as shown, signals_kept():
+        patch.setenv("TERM", "xterm-256color")
+        patch.delenv("NO_COLOR", raising=False)
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        with pytest.raises(SystemExit) as left:
+            main(["verify", str(artifact)])
+        assert not left.value.code
+    return shown["stdout"].decode(), shown["stderr"].decode()
+
+
+def test_on_a_terminal_progress_is_shown_on_stderr_and_the_result_on_stdout(built, monkeypatch):
+    out, err = shown_on_terminals(built / "artifacts" / "tiny", monkeypatch, {})
+    assert "artifact answers" in err
+    assert "4/4" in err
+    assert "passed" not in err
+    assert "passed" in out
+    assert "artifact answers" not in out
+
+
+@pytest.mark.parametrize("environment", [{"NO_COLOR": "1"}, {"TERM": "dumb"}], ids=str)
+def test_no_escape_sequences_where_none_are_wanted(built, monkeypatch, environment):
+    out, err = shown_on_terminals(built / "artifacts" / "tiny", monkeypatch, environment)
+    assert ESCAPE not in out + err
+    assert "passed" in out
+
+
+@pytest.mark.parametrize("environment", [{}, {"FORCE_COLOR": "1"}, {"NO_COLOR": "1"}], ids=str)
+def test_no_escape_sequences_into_pipes_and_files(built, qabuild, monkeypatch, environment):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    ran = qabuild("tiny.toml", "--set", "verify.gates.min_speedup=1000")
+    assert (ran.status, ESCAPE in ran.out + ran.err) == (1, False)
+
+
+def test_a_table_keeps_words_that_look_like_markup_and_columns_of_any_width(capsys):
+    console.table(["name", "figure"], [["[bold]:smile:[/bold]", "1.5"], ["x" * 500, "-"]])
+    heading, _, first, second = capsys.readouterr().out.splitlines()
+    assert first.split() == ["[bold]:smile:[/bold]", "1.5"]
+    assert second.split() == ["x" * 500, "-"]
+    assert heading.index("figure") + len("figure") == len(first)
+
+
+@pytest.mark.parametrize(
+    ("width", "lines"),
+    [
+        (80, ["name       a remark                  figure", "a name     words that go on and on       1"]),
+        (50, ["name       a remark                  figure", "a name     words that go on and on       1"]),
+        (
+            40,
+            [
+                "name      a name",
+                "a remark  words that go on and on",
+                "figure    1",
+                "name      another",
+                "figure    2.5",
+            ],
+        ),
+    ],
+)
+def test_a_table_that_a_terminal_is_too_narrow_for_becomes_records(capsys, monkeypatch, width, lines):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    for name, value in {"COLUMNS": str(width), "NO_COLOR": "1", "TERM": "xterm"}.items():
+        monkeypatch.setenv(name, value)
+    console.table(["name", "a remark", "figure"], [["a name", "words that go on and on", "1"], ["another", "", "2.5"]])
+    shown = [line.strip() for line in capsys.readouterr().out.splitlines() if line.strip(" ─")]
+    assert [" ".join(line.split()) for line in shown][: len(lines)] == [" ".join(line.split()) for line in lines]
+    assert all(len(line) <= width for line in shown)
+
+
+def test_a_result_that_cannot_be_written_is_an_error(monkeypatch, tmp_path):
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        with pytest.raises(QABuildError, match="No space left"):
+            console.emit("x")
+
+
+# --- imports ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import qabuild",
+        "main(['--help'])",
+        "main(['--version'])",
+        "main(['buidl', 'x'])",
+        "main(['bad.toml'])",
+        "main(['plan', 'gone.toml'])",
+        "main(['verify', 'gone'])",
+    ],
+)
+def test_what_computes_nothing_imports_nothing_heavy(empty, code):
+    (empty / "bad.toml").write_text("x = 1\n")
+    script = (
+        "import atexit, sys\n"
+        f"heavy = {HEAVY!r}\n"
+        "atexit.register(lambda: print('imported', sorted(heavy & set(sys.modules)), file=sys.stderr))\n"
+        f"{'from qabuild.cli import main' if 'main' in code else ''}\n{code}\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.stderr.splitlines()[-1] == "imported []"
+
+
+def test_what_has_nothing_to_do_imports_no_runtime(built):
+    script = (
+        "import atexit, sys\n"
+        "atexit.register(lambda: print(sorted({'torch', 'transformers'} & set(sys.modules)), file=sys.stderr))\n"
+        "from qabuild.cli import main\nmain(sys.argv[1:])\n"
+    )
+    for arguments in (["tiny.toml"], ["plan", "tiny.toml"]):
+        command = [sys.executable, "-c", script, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert done.stderr.splitlines()[-1] == "[]"
+
+
+# --- lock -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_locked_target_builds_what_was_pinned_and_nothing_else(built, qabuild):
+    assert qabuild("plan", "tiny.toml", "--locked").status == 2
+    ran = qabuild("lock", "tiny.toml")
+    assert ran.status == 0
+    assert re.search(r"^ ?tiny\.lock +sample [0-9a-f]{12} +sample [0-9a-f]{12} +written$", ran.out, re.MULTILINE)
+    assert qabuild("lock", "tiny.toml", "--json").document[0]["changed"] is False
+    assert qabuild("tiny.toml", "--locked").err == "artifacts/tiny: nothing to do\n", "a lock changes no file"
+    assert_clear(
+        qabuild("tiny.toml", "--locked", "--set", "verify.split=train"),
+        2,
+        "split validation became train",
+        "qabuild lock",
+    )
+    pinned = Path("tiny.lock").read_text()
+    Path("tiny.lock").write_text(re.sub('digest = "....', 'digest = "0000', pinned))
+    assert_clear(qabuild("tiny.toml"), 4, "pinned is 0000")
+    Path("tiny.lock").write_text(re.sub('fingerprint = "....', 'fingerprint = "0000', pinned))
+    assert_clear(qabuild("tiny.toml", "--set", "verify.samples=3"), 4, "pinned is 0000")
+
+
+# --- cache ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_cache_is_listed_pruned_and_verified(built, qabuild, isolated_cache):
+    kept = qabuild("cache", "list", "--json").document
+    assert {each["step"] for each in kept} == {"compile", "reference", "verify"}
+    ran = qabuild("cache", "list")
+    assert (ran.status, ran.err) == (0, f"{isolated_cache}\n")
+    assert "3 results" in ran.out
+    assert qabuild("cache", "verify").out == "3 results are whole, 0 were damaged\n"
+
+    (compiled,) = (each["key"] for each in kept if each["step"] == "compile")
+    weights = isolated_cache / "v1" / "results" / compiled / "files" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.unlink()
+    weights.write_bytes(content)
+    ran = qabuild("cache", "verify", "--json")
+    assert (ran.status, ran.document["whole"]) == (4, 2)
+    assert [each["key"] for each in ran.document["damaged"]] == [compiled]
+
+    assert len(qabuild("cache", "prune", "--max-size", "0MB", "--dry-run", "--json").document) == 2
+    assert len(qabuild("cache", "prune", "--older-than", "1d", "--json").document) == 0
+    assert len(qabuild("cache", "prune", "--max-size", "0MB", "--json").document) == 2
+    assert qabuild("cache", "list", "--json").document == []
+    assert qabuild("verify", "artifacts/tiny").status == 0, "artifacts are not touched"
+
+
+@pytest.mark.parametrize("given", [("--older-than", "30"), ("--older-than", "-1d"), ("--max-size", "big")])
+def test_an_age_or_size_without_a_unit_is_a_mistake(qabuild, given):
+    assert "is not a number with one of the units" in qabuild("cache", "prune", *given).err
+
+
+# --- answer ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_file_of_questions_is_answered_as_python_answers_it(built, qabuild):
+    rows = [
+        {"id": "a", "question": "Who repaired the bridge?", "context": "The old bridge was repaired by Alma Serin."},
+        {"id": "b", "question": "What is it?", "context": ""},
+        {"id": "c", "question": "Where is it?", "context": "The mill stands in Orvel."},
+    ]
+    Path("q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    ran = qabuild("answer", "artifacts/tiny", "q.jsonl", "-o", "a.jsonl")
+    assert ran.status == 4
+    assert "q.jsonl: line 2.context is blank" in ran.err
+    answers = [json.loads(line) for line in Path("a.jsonl").read_text().splitlines()]
+    assert [answer["id"] for answer in answers] == ["a", "b", "c"]
+    pipeline = load("artifacts/tiny")
+    for row, answer in zip(rows, answers, strict=True):
+        if row["context"]:
+            assert answer["answer"] == pipeline(question=row["question"], context=row["context"])["answer"]
+
+
+def test_what_was_answered_is_told_in_json_where_stdout_holds_no_answers(built, qabuild):
+    refused = qabuild("answer", "artifacts/tiny", sample.HELDOUT, "--json")
+    assert (refused.status, refused.document["status"]) == (2, 2)
+    assert "name a file with -o" in refused.document["error"]
+    ran = qabuild("answer", "artifacts/tiny", sample.HELDOUT, "-o", "a.jsonl", "--json")
+    assert ran.status == 0
+    assert ran.document == {
+        "answers": "a.jsonl",
+        "manifest": open_artifact(Path("artifacts/tiny")).digest,
+        "rows": 135,
+        "answered": 135,
+        "bad": 0,
+        "resumed": 0,
+    }
+
+
+def test_a_mistyped_artifact_in_a_folder_that_is_here_is_not_asked_of_the_hub(built, qabuild):
+    assert_clear(qabuild("answer", "artifacts/tyni", sample.HELDOUT), 2, "artifacts/tyni: no such folder")
+
+
+def test_squads_own_file_gives_squads_predictions(built, qabuild):
+    ran = qabuild("answer", "artifacts/tiny", sample.HELDOUT, "-o", "predictions.json", "-q")
+    assert (ran.status, ran.out, ran.err) == (0, "", "")
+    predictions = json.loads(Path("predictions.json").read_text())
+    sealed = json.loads(Path("artifacts/tiny/reference/answers.json").read_text())["answers"]
+    assert len(predictions) == 135
+    assert {name: predictions[name] for name in sealed} == sealed
+
+
+def test_questions_and_answers_go_through_pipes(built):
+    running = process("answer", "artifacts/tiny", "-", stdin=subprocess.PIPE)
+    row = {"id": 1, "question": "Who repaired it?", "context": "It was repaired by Alma Serin."}
+    out, err = running.communicate(json.dumps(row) + "\n", timeout=600)
+    assert running.returncode == 0, err
+    assert json.loads(out)["id"] == 1

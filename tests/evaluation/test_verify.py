@@ -1,0 +1,478 @@
+"""Artifacts that lie, and how verification finds them out: each is resealed, so that its sums hold."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+import qabuild
+from qabuild.artifact import manifest as artifacts
+from qabuild.artifact.evidence import Verification
+from qabuild.artifact.manifest import Artifact, open_artifact, seal
+from qabuild.builder.store.local import Store
+from qabuild.cli.console import Silent
+from qabuild.errors import BadTarget, UntrustedInput
+from qabuild.evaluation import reference
+from qabuild.evaluation import verify as verification
+from qabuild.evaluation.bootstrap import mean_interval
+from qabuild.evaluation.verify import judge, verify
+from qabuild.models.checkpoint.resolve import load_model, load_tokenizer, resolve
+from qabuild.qa import data
+from qabuild.target.model import Gates
+
+# A random checkpoint answers at random, so its F1 says nothing; what it computes says all.
+TARGET = """
+[checkpoint]
+model = "{model}"
+[backend]
+name = "{backend}"
+{options}
+[verify]
+dataset = "sample"
+samples = 16
+[verify.gates]
+min_f1_retention = 0.0
+"""
+
+Make = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Any) -> Make:
+    """`made("eager")`: the artifact of a tiny BERT, built once; `made("eager", "sample")`: of another checkpoint."""
+    folder = tmp_path_factory.mktemp("verification")
+
+    def make(backend: str, model: str = "bert", options: str = "") -> Path:
+        name = f"{backend}-{model}"
+        if not (folder / "artifacts" / name).exists():
+            source = model if model == "sample" else tiny_checkpoint(model)
+            text = TARGET.format(model=source, backend=backend, options=options)
+            (folder / f"{name}.toml").write_text(text, encoding="utf-8")
+            built = qabuild.build(folder / f"{name}.toml", folder / "artifacts", results=Store(folder / "store"))
+            assert built.verification.passed
+        return folder / "artifacts" / name
+
+    return make
+
+
+@pytest.fixture
+def tampered(made: Make, tmp_path: Path) -> Callable[..., Path]:
+    """`tampered(change, "eager")`: a copy of that artifact after `change(folder)`, sealed as if built so."""
+
+    def tamper(change: Callable[[Path], object], *which: str) -> Path:
+        original = open_artifact(made(*which))
+        copy = tmp_path / "tampered"
+        shutil.copytree(original.directory, copy)
+        change(copy)
+        reseal(copy, original)
+        return copy
+
+    return tamper
+
+
+def reseal(folder: Path, original: Artifact, **changed: Any) -> None:
+    facts = {name: value for name, value in original.manifest.__dict__.items() if name != "files"}
+    (folder / artifacts.EVIDENCE).unlink()  # as of one that was just built
+    seal(folder, **{**facts, **changed})
+
+
+def failed(found: Verification) -> set[str]:
+    assert found.passed is not bool(found.failed_gates)
+    return {gate.name for gate in found.failed_gates}
+
+
+# --- artifacts that lie ---------------------------------------------------------------------------------------------
+
+
+def test_an_honest_copy_passes_anywhere(made, tmp_path):
+    copy = shutil.copytree(made("torchscript"), tmp_path / "elsewhere")
+    found = verify(copy)
+    assert found.passed
+    assert found.measurement.agreement == 1
+    assert found.measurement.flips == []
+    assert found.measurement.speed is None, "without the checkpoint there is nothing to take turns with"
+    assert open_artifact(copy).evidence == json.loads(json.dumps(found.to_dict()))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json", "reference/answers.json"])
+def test_a_flipped_byte_ends_it_before_anything_is_loaded(made, tmp_path, name):
+    copy = shutil.copytree(made("eager"), tmp_path / "flipped")
+    content = bytearray((copy / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (copy / name).unlink()  # it may be a link to the store's file
+    (copy / name).write_bytes(content)
+    before = (copy / artifacts.EVIDENCE).read_bytes()
+    with pytest.raises(UntrustedInput, match=name):
+        verify(copy)
+    assert (copy / artifacts.EVIDENCE).read_bytes() == before
+
+
+def test_the_tokenizer_of_another_checkpoint(tampered, made):
+    def exchange(folder: Path) -> None:
+        for path in made("eager", "distilbert").glob("*token*"):
+            shutil.copyfile(path, replaced(folder / path.name))
+        vocabulary = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        entries = vocabulary["model"]["vocab"]
+        one, other = [word for word in entries if word.isalpha()][:2]
+        entries[one], entries[other] = entries[other], entries[one]
+        replaced(folder / "tokenizer.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+
+    assert "same_tokens" in failed(verify(tampered(exchange, "eager")))
+
+
+def test_token_types_that_the_trace_dropped(tampered, made, tiny_checkpoint):
+    checkpoint = resolve(str(tiny_checkpoint("bert")), None)
+    model = load_model(checkpoint)
+
+    class WithoutTokenTypes(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, input_ids, attention_mask, token_type_ids):
+            output = self.model(input_ids=input_ids, attention_mask=attention_mask)
+            return output.start_logits, output.end_logits
+
+    def drop(folder: Path) -> None:
+        tokenizer = load_tokenizer(checkpoint.directory)
+        batch = tokenizer(["what is it", "where"], ["it is this", "here and there"], padding=True, return_tensors="pt")
+        example = (batch["input_ids"], batch["attention_mask"], batch["token_type_ids"])
+        traced = torch.jit.trace(WithoutTokenTypes().eval(), example, check_trace=False)
+        torch.jit.save(torch.jit.freeze(traced), replaced(folder / "model.pt"))
+
+    assert json.loads((made("torchscript") / "trace.json").read_text())["inputs"] == [
+        "input_ids",
+        "attention_mask",
+        "token_type_ids",
+    ]
+    assert "max_logit_difference" in failed(verify(tampered(drop, "torchscript")))
+
+
+def test_two_layers_that_changed_places(tampered):
+    def swap(folder: Path) -> None:
+        weights = load_file(folder / "model.safetensors")
+        first, second = ".layer.0.", ".layer.1."
+        swapped = {
+            (name.replace(first, second) if first in name else name.replace(second, first)): tensor
+            for name, tensor in weights.items()
+        }
+        assert swapped.keys() == weights.keys()
+        save_file(swapped, replaced(folder / "model.safetensors"), {"format": "pt"})
+
+    assert "max_logit_difference" in failed(verify(tampered(swap, "eager")))
+
+
+def test_two_layers_of_a_trained_checkpoint_that_changed_places_change_its_answers(tampered):
+    def swap(folder: Path) -> None:
+        weights = load_file(folder / "model.safetensors")
+        names = {name: name.replace(".0.", ".T.").replace(".1.", ".0.").replace(".T.", ".1.") for name in weights}
+        save_file({names[name]: weights[name] for name in weights}, replaced(folder / "model.safetensors"))
+
+    found = verify(tampered(swap, "eager", "sample"))
+    assert {"max_logit_difference", "min_agreement"} <= failed(found)
+    assert found.measurement.f1 < found.measurement.checkpoint_f1
+    flip = found.measurement.flips[0]
+    assert flip.f1_difference < 0
+    assert flip.artifact != flip.checkpoint
+    message, hint = verification.explain_failure(found, Path("artifacts/x"))
+    assert flip.id in message
+    assert f"{len(found.measurement.flips)} answers changed" in hint
+
+
+def test_a_mask_that_overflowed_in_fp16(tampered):
+    """The mask as `(1 - mask) * min`, where min is -inf in fp16: 0 * -inf is not a number, and no logit is."""
+    pytest.importorskip("onnxruntime")
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    def overflow(folder: Path) -> None:
+        graph = onnx.load(folder / "model.onnx")
+        with np.errstate(over="ignore"):
+            least = np.float32(np.finfo(np.float32).min).astype(np.float16)
+        graph.graph.initializer.append(numpy_helper.from_array(least, "least"))
+        graph.graph.initializer.append(numpy_helper.from_array(np.float16(1), "one"))
+        graph.graph.initializer.append(numpy_helper.from_array(np.array([1, 2]), "axes"))
+        masked = [
+            helper.make_node("Cast", ["attention_mask"], ["half_mask"], to=TensorProto.FLOAT16),
+            helper.make_node("Sub", ["one", "half_mask"], ["inverted"]),
+            helper.make_node("Mul", ["inverted", "least"], ["overflowed"]),
+            helper.make_node("Cast", ["overflowed"], ["single"], to=TensorProto.FLOAT),
+            helper.make_node("Unsqueeze", ["single", "axes"], ["overflowed_mask"]),
+        ]
+        nodes = []
+        for node in graph.graph.node:
+            if node.op_type == "Softmax":
+                nodes.append(helper.make_node("Add", [node.input[0], "overflowed_mask"], [f"{node.name}_masked"]))
+                node.input[0] = f"{node.name}_masked"
+            nodes.append(node)
+        assert len(nodes) > len(graph.graph.node), "the graph has attention"
+        del graph.graph.node[:]
+        graph.graph.node.extend(masked + nodes)
+        onnx.save(graph, replaced(folder / "model.onnx"))
+
+    assert {"finite_logits", "max_logit_difference", "min_agreement"} <= failed(
+        verify(tampered(overflow, "onnxruntime", "bert", "level = 0"))
+    )
+
+
+def test_a_mask_that_is_ignored_shows_where_there_is_padding(tampered, tiny_checkpoint):
+    model = load_model(resolve(str(tiny_checkpoint("bert")), None))
+
+    class WithoutMask(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, input_ids, attention_mask, token_type_ids):
+            output = self.model(input_ids=input_ids, token_type_ids=token_type_ids)
+            return output.start_logits, output.end_logits
+
+    def ignore(folder: Path) -> None:
+        ids = torch.ones((2, 8), dtype=torch.int64)
+        traced = torch.jit.trace(WithoutMask().eval(), (ids, ids, ids), check_trace=False)
+        torch.jit.save(torch.jit.freeze(traced), replaced(folder / "model.pt"))
+
+    found = verify(tampered(ignore, "torchscript"))
+    assert "max_logit_difference" in failed(found)
+    alone = found.measurement.probes[0]
+    assert alone["batch"] == 1
+    assert alone["logit_difference"] < 1e-4, "one row has no padding: nothing shows"
+
+
+def test_answers_of_the_reference_cannot_be_changed_unseen(tampered):
+    """Whoever reseals other answers must also change the questions' fingerprint or lose agreement."""
+
+    def forge(folder: Path) -> None:
+        path = folder / "reference" / reference.ANSWERS
+        document = json.loads(path.read_text(encoding="utf-8"))
+        document["answers"] = dict.fromkeys(document["answers"], "forged")
+        replaced(path).write_text(json.dumps(document), encoding="utf-8")
+
+    assert "min_agreement" in failed(verify(tampered(forge, "eager")))
+
+
+def replaced(path: Path) -> Path:
+    """`path`, free to be written: an artifact's file may be a hard link to the store's."""
+    path.unlink(missing_ok=True)
+    return path
+
+
+# --- questions ------------------------------------------------------------------------------------------------------
+
+
+def test_other_questions_than_the_sealed_are_refused(made, tmp_path):
+    sample = json.loads(Path(qabuild.qa.sample.HELDOUT).read_text(encoding="utf-8"))
+    paragraph = sample["data"][0]["paragraphs"][0]
+    sealed = reference.read(made("eager") / reference.FOLDER)
+    for article in sample["data"]:
+        for paragraph in article["paragraphs"]:
+            for qa in paragraph["qas"]:
+                if qa["id"] in sealed.answers:
+                    qa["question"] += "?"
+    (tmp_path / "other.json").write_text(json.dumps(sample), encoding="utf-8")
+    with pytest.raises(UntrustedInput, match="not the questions that the artifact was built with"):
+        verify(made("eager"), dataset=str(tmp_path / "other.json"))
+
+
+def test_the_same_questions_from_a_file_will_do(made, tmp_path):
+    shutil.copyfile(qabuild.qa.sample.HELDOUT, tmp_path / "same.json")
+    copy = shutil.copytree(made("eager"), tmp_path / "copy")
+    assert verify(copy, dataset=str(tmp_path / "same.json")).passed
+
+
+def test_unanswerable_questions_are_scored_as_squad_2(tmp_path, isolated_cache):
+    """The pipeline may say that there is no answer, and an empty answer is then the right one."""
+    source = json.loads(Path(qabuild.qa.sample.HELDOUT).read_text(encoding="utf-8"))
+    source["data"] = source["data"][:2]
+    asked = source["data"][0]["paragraphs"][0]["qas"]
+    asked[0] |= {"answers": [], "is_impossible": True}
+    (tmp_path / "v2.json").write_text(json.dumps({**source, "version": "v2.0"}), encoding="utf-8")
+    (tmp_path / "x.toml").write_text(
+        '[checkpoint]\nmodel = "sample"\n[backend]\nname = "eager"\n[verify]\ndataset = "./v2.json"\n', encoding="utf-8"
+    )
+    built = qabuild.build(tmp_path / "x.toml", tmp_path / "artifacts")
+    assert built.verification.passed
+    assert verify(built.directory, dataset=str(tmp_path / "v2.json")).measurement.exact_match == pytest.approx(
+        built.verification.measurement.exact_match
+    )
+    with pytest.raises(BadTarget, match="--data"):
+        verify(built.directory)
+
+
+# --- speed ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_speedup_is_measured_only_beside_the_checkpoint_itself(made, tmp_path, tiny_checkpoint):
+    copy = shutil.copytree(made("eager"), tmp_path / "copy")
+    found = verify(copy, checkpoint=str(tiny_checkpoint("bert"))).measurement.speed
+    assert found is not None
+    low, high = found.speedup_interval
+    assert 0 < low <= found.speedup <= high
+    assert found.speedup == pytest.approx(found.artifact / found.checkpoint)
+    with pytest.raises(UntrustedInput, match="not the checkpoint that the artifact was built from"):
+        verify(copy, checkpoint=str(tiny_checkpoint("distilbert")))
+
+
+def test_a_gate_on_speed_asks_for_the_checkpoint(made, tmp_path):
+    original = open_artifact(made("eager"))
+    copy = shutil.copytree(original.directory, tmp_path / "copy")
+    wanted = {**original.manifest.verify, "gates": {**original.manifest.verify["gates"], "min_speedup": 1000.0}}
+    reseal(copy, original, verify=wanted)
+    with pytest.raises(BadTarget, match="--checkpoint"):
+        verify(copy)
+    assert failed(verify(copy, checkpoint=str(checkpoint_of(made)))) == {"min_speedup"}
+
+
+def checkpoint_of(made: Make) -> Path:
+    """The tiny BERT that the artifacts were built from, by its target."""
+    import tomllib
+
+    target = made("eager").parent.parent / "eager-bert.toml"
+    return Path(tomllib.loads(target.read_text(encoding="utf-8"))["checkpoint"]["model"])
+
+
+# --- judging --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("gates", "by"),
+    [
+        ({"min_f1_retention": 0.99}, "min_f1_retention"),
+        ({"min_agreement": 0.95}, "min_agreement"),
+        ({"max_logit_difference": 0.01}, "max_logit_difference"),
+        ({"min_speedup": 2.0}, "min_speedup"),
+    ],
+)
+def test_each_gate_fails_by_itself(made, gates, by):
+    artifact = open_artifact(made("eager"))
+    evidence = Verification.from_dict(artifact.evidence or {})
+    good = evidence.measurement
+    lax = {"min_f1_retention": 0.0, "min_agreement": 0.0, "max_logit_difference": 1e9}
+    worse = Verification.from_dict(
+        {
+            **evidence.to_dict(),
+            "measurement": {
+                **good.to_dict(),
+                "f1": 98.0,
+                "checkpoint_f1": 100.0,
+                "agreement": 0.9,
+                "logit_difference": 0.1,
+            },
+        }
+    ).measurement
+    assert judge(artifact, worse, Gates(**lax)).passed
+    if by != "min_speedup":
+        assert failed(judge(artifact, worse, Gates(**{**lax, **gates}))) == {by}
+        return
+    speed = {**good.to_dict()["speed"], "speedup": 1.5}
+    slow = Verification.from_dict({**evidence.to_dict(), "measurement": {**good.to_dict(), "speed": speed}}).measurement
+    assert failed(judge(artifact, slow, Gates(**{**lax, **gates}))) == {by}
+
+
+def test_evidence_survives_its_json(made):
+    evidence = open_artifact(made("eager")).evidence
+    assert evidence is not None
+    assert json.loads(json.dumps(Verification.from_dict(evidence).to_dict())) == evidence
+
+
+@given(st.lists(st.floats(-100, 100), min_size=1, max_size=60))
+def test_the_interval_lies_within_the_differences_and_around_their_mean(differences):
+    low, high = mean_interval(differences)
+    assert min(differences) - 1e-9 <= low <= high <= max(differences) + 1e-9
+    if len(set(differences)) == 1:
+        assert low == pytest.approx(high)
+
+
+def test_the_interval_is_the_textbooks():
+    """Of many draws from a normal distribution, the percentile interval is the mean -+ 1.96 standard errors."""
+    values = np.random.default_rng(1).normal(0.3, 2.0, 5000)
+    low, high = mean_interval(list(values))
+    error = values.std() / np.sqrt(len(values))
+    assert low == pytest.approx(values.mean() - 1.96 * error, abs=0.1 * error)
+    assert high == pytest.approx(values.mean() + 1.96 * error, abs=0.1 * error)
+
+
+# --- the round trip is the stock pipeline's --------------------------------------------------------------------------
+
+
+def test_the_round_trip_answers_as_the_stock_pipeline_asked_one_by_one(made):
+    from transformers import pipeline
+
+    artifact = open_artifact(made("eager", "sample"))
+    questions = verification.find_questions(artifact)
+    stock = pipeline("question-answering", model=str(artifact.directory), device="cpu")
+    expected = {q.id: stock(question=q.question, context=q.context)["answer"] for q in questions.questions}
+    assert dict(reference.read(artifact.directory / reference.FOLDER).answers) == expected
+
+
+def test_scores_of_the_evidence_are_evaluates_own(made):
+    """evaluate's SQuAD metric cannot be fetched here; its formula is the official script's, tested with the scores."""
+    from qabuild.qa import squad_metric
+
+    artifact = open_artifact(made("eager", "sample"))
+    questions = data.select(data.load("sample"), list(reference.read(artifact.directory / reference.FOLDER).answers))
+    answers = reference.read(artifact.directory / reference.FOLDER).answers
+    scores = squad_metric.score(answers, {q.id: q.answers for q in questions.questions})
+    assert artifact.evidence is not None
+    assert artifact.evidence["measurement"]["checkpoint_f1"] == pytest.approx(scores.f1)
+    assert artifact.evidence["measurement"]["checkpoint_exact_match"] == pytest.approx(scores.exact_match)
+
+
+@pytest.mark.parametrize("count", [1, 33])
+def test_as_few_or_as_many_questions_as_there_are(tmp_path, count):
+    """The stock pipeline, and ours, give no list for a list of one question."""
+    name = tmp_path / "few.toml"
+    text = TARGET.format(model="sample", backend="eager", options="").replace("samples = 16", f"samples = {count}")
+    name.write_text(text.replace("[verify]", '[verify]\nstock = "all"'), encoding="utf-8")
+    found = qabuild.build(name, tmp_path / "artifacts").verification
+    assert found.passed
+    assert (found.measurement.questions, found.measurement.stock.questions) == (count, count)
+
+
+def test_a_question_longer_than_is_read_is_cut_for_the_stock_pipeline_too(made):
+    """It documents `max_question_len`, and heeds it with slow tokenizers only."""
+    from qabuild.evaluation.stock_pipeline import RoundTrip
+
+    folder = made("eager", "sample")
+    model, tokenizer = load_model(resolve(str(folder), None)), load_tokenizer(folder)
+    some = data.load("sample").questions[0]
+    long = [replace(some, question=" ".join([some.question] * times)) for times in (9, 300)]
+    stock = RoundTrip(model, tokenizer, batch_size=2, squad_v2=False)
+    ours = reference.asking(model, tokenizer, squad_v2=False)
+    for question in long:
+        assert stock([question]).answers == ours([question]).answers
+
+
+def test_what_cannot_be_written_to_is_verified_all_the_same(made, tmp_path, monkeypatch):
+    folder = shutil.copytree(made("eager", "sample"), tmp_path / "copy")
+    before = (folder / artifacts.EVIDENCE).read_bytes()
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(verification, "write", refuse)
+    said: list[str] = []
+    monkeypatch.setattr(Silent, "say", lambda _, message: said.append(message))
+    assert verify(folder).passed
+    assert (folder / artifacts.EVIDENCE).read_bytes() == before
+    assert any("not kept" in message for message in said)
+
+
+def test_a_backend_that_is_not_known_here_is_told(tampered):
+    folder = tampered(lambda folder: None, "eager", "sample")
+    manifest = folder / artifacts.MANIFEST
+    manifest.write_text(manifest.read_text().replace('"name": "eager"', '"name": "novel"'))
+    with pytest.raises(UntrustedInput, match="no backend 'novel'"):
+        verify(folder)

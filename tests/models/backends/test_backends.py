@@ -1,0 +1,748 @@
+"""Every backend, on every architecture: what it compiles answers like the eager model, or it is refused beforehand."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import inspect
+import json
+import os
+import shutil
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import tiny
+
+from qabuild.errors import BadTarget, MissingEnvironment, UntrustedInput, VerificationFailed
+from qabuild.models import backends, sdpa_kernels
+from qabuild.models.backends import BACKENDS, Runtime, architectures, backend, logit_check
+from qabuild.models.backends.architectures import ARCHITECTURES, OPENVINO, OPTIMISED, ORT, TRACED, supports
+from qabuild.models.backends.onnxruntime import fusions
+from qabuild.models.checkpoint.resolve import Checkpoint, load_model, load_tokenizer, resolve
+from qabuild.system import machine
+from qabuild.system.quiet import captured
+
+FP32 = Runtime(device="cpu", dtype="fp32")
+
+Compiled = Callable[..., tuple[Path, dict[str, Any]]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Tiny matrices are quicker in one thread than in two that wait for one another."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tiny_checkpoint: Callable[..., Path]) -> Callable[..., Checkpoint]:
+    """`checkpoint("bert", num_hidden_layers=3)`: a tiny one, resolved."""
+    return lambda model_type="bert", **overrides: resolve(tiny_checkpoint(model_type, **overrides))
+
+
+@pytest.fixture
+def compiled(checkpoint: Callable[..., Checkpoint], tmp_path: Path) -> Compiled:
+    """`compiled("onnxruntime", "bert", runtime, level=0)`: the folder and the record of a compilation."""
+
+    def run(name: str, model: str | Checkpoint = "bert", runtime: Runtime = FP32, **options: Any) -> Any:
+        require(name)
+        source = checkpoint(model) if isinstance(model, str) else model
+        module = backend(name)
+        directory = tmp_path / f"{name}-{len(list(tmp_path.iterdir()))}"
+        directory.mkdir()
+        return directory, module.compile(source, module.Options(**options), runtime, directory)
+
+    return run
+
+
+def require(name: str) -> None:
+    """Skip the test where a package of the backend is not installed: it comes with an extra."""
+    if lacks := machine.missing(backend(name).PACKAGES, "cpu"):
+        pytest.skip("; ".join(lacks))
+
+
+def load(name: str, directory: Path, runtime: Runtime = FP32, **options: Any) -> Any:
+    module = backend(name)
+    return module.load(directory, module.Options(**options), runtime)
+
+
+def batches(tokenizer: Any) -> Iterator[dict[str, Any]]:
+    """Text in other batch sizes and lengths than the tracer saw, shorter, longer, with padding and without."""
+    for texts, length in (([0], 64), ([0, 3, 5], 40), ([3, 5], 24), ([1, 0, 2, 4], 200)):
+        contexts = [tiny.CORPUS[text] * (3 if text < 3 else 1) for text in texts]
+        yield dict(
+            tokenizer(
+                [tiny.QUESTION] * len(texts),
+                contexts,
+                truncation="only_second",
+                max_length=length,
+                padding=True,
+                return_tensors="pt",
+            )
+        )
+
+
+def largest_difference(source: Checkpoint, model: Any, dtype: str = "fp32") -> float:
+    """Hold the model against the checkpoint's eager one, with what the tokenizer gives."""
+    reference = load_model(source)
+    takes = inspect.signature(reference.forward).parameters
+
+    def eager(**inputs: Any) -> Any:
+        return reference(**{name: inputs[name] for name in inputs if name in takes})
+
+    inputs = list(batches(load_tokenizer(source.directory)))
+    expected = logit_check.answers(eager, inputs)
+    return logit_check.require_same(expected, model, inputs, logit_check.TOLERANCES[dtype], type(model).__name__)
+
+
+# --- the matrix -------------------------------------------------------------------------------------------------
+
+
+# Level 0 is a stage of level 2, and compared there.
+MATRIX = [
+    (model_type, way, {"level": level} if level is not None else {})
+    for way, level in (
+        *(("eager", None), (TRACED, None), ("deepspeed", None), (OPENVINO, None)),
+        *((ORT, 0), (OPTIMISED, 2)),
+    )
+    for model_type in ARCHITECTURES
+    if not (way == ORT and supports(OPTIMISED, model_type))
+]
+
+
+@pytest.mark.parametrize(("model_type", "way", "options"), MATRIX, ids=[f"{way}-{name}" for name, way, _ in MATRIX])
+def test_an_architecture_answers_like_the_eager_model_or_is_refused(
+    model_type: str, way: str, options: dict[str, Any], checkpoint: Callable[..., Checkpoint], compiled: Compiled
+) -> None:
+    name = way.split()[0]
+    source = checkpoint(model_type)
+    if not supports(way, model_type):
+        module = backend(name)
+        with pytest.raises(BadTarget, match=repr(model_type)):
+            module.check(source.config, module.Options(**options), FP32)
+        return
+    directory, _ = compiled(name, source, **options)
+    assert largest_difference(source, load(name, directory, **options)) < 1e-4
+
+
+@pytest.mark.parametrize("model_type", ["bert", "roberta", "mpnet", "deberta-v2", "distilbert", "mobilebert"])
+def test_fp16_graphs_answer_like_the_eager_model(model_type: str, checkpoint: Any, compiled: Compiled) -> None:
+    runtime = Runtime(device="cpu", dtype="fp16")
+    options = {"level": 2 if supports(OPTIMISED, model_type) else 0, "allow_fp16_on_cpu": True}
+    directory, record = compiled("onnxruntime", model_type, runtime, **options)
+    # Position buckets counted in half precision put mpnet 0.12 off.
+    assert record["largest_differences"]["fp16"] < 0.03
+    assert largest_difference(checkpoint(model_type), load("onnxruntime", directory, runtime, **options), "fp16") < 0.03
+
+
+@pytest.mark.parametrize("model_type", ["bert", "albert", "convbert"])
+def test_int8_graphs_still_make_sense(model_type: str, checkpoint: Any, compiled: Compiled) -> None:
+    import onnx
+
+    runtime = Runtime(device="cpu", dtype="int8")
+    options = {"level": 2 if supports(OPTIMISED, model_type) else 0}
+    directory, _ = compiled("onnxruntime", model_type, runtime, **options)
+    kinds = {node.op_type for node in onnx.load(directory / "model.onnx").graph.node}
+    assert kinds & {"QAttention", "MatMulInteger", "DynamicQuantizeMatMul"}
+    assert largest_difference(checkpoint(model_type), load("onnxruntime", directory, runtime, **options), "int8") > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [("eager", "bf16"), ("eager", "fp16"), ("torchscript", "bf16"), ("torchscript", "fp16"), ("deepspeed", "bf16")],
+)
+def test_half_precision_in_torch(name: str, dtype: Any, checkpoint: Any, compiled: Compiled) -> None:
+    runtime = Runtime(device="cpu", dtype=dtype)
+    directory, _ = compiled(name, "bert", runtime)
+    model = load(name, directory, runtime)
+    assert 0 < largest_difference(checkpoint("bert"), model, dtype) < 0.1
+
+
+def test_every_architecture_that_tiny_makes_is_in_the_table() -> None:
+    assert set(tiny.PARTICULAR) == set(ARCHITECTURES)
+
+
+def test_the_table_is_readable() -> None:
+    lines = architectures.markdown().splitlines()
+    assert len(lines) == len(ARCHITECTURES) + 2
+    assert "| mobilebert | yes | yes | yes | no | yes | yes | yes |" in lines
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("model_type", ["gpt2", "t5", "fnet", None])
+def test_other_architectures_are_refused_with_a_list_of_those_that_work(name: str, model_type: str | None) -> None:
+    module = backend(name)
+    with pytest.raises(BadTarget, match="roberta") as refusal:
+        module.check({"model_type": model_type}, module.Options(), FP32)
+    assert repr(model_type) in refusal.value.message
+
+
+# --- the seam -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_a_backend_offers_what_the_protocol_says(name: str) -> None:
+    module = backend(name)
+    assert module.Options().model_dump()["name"] == name
+    assert module.PACKAGES
+    module.check({}, module.Options(), FP32)  # a target is checked before its checkpoint is known
+
+
+def test_importing_a_backend_imports_no_runtime() -> None:
+    heavy = {"torch", "transformers", "onnx", "onnxruntime", "optimum", "deepspeed", "openvino", "nncf", "numpy"}
+    code = f"import sys, qabuild.models.backends as b; [*map(b.backend, b.BACKENDS)]; print({heavy} & {{*sys.modules}})"
+    root = Path(backends.__file__).parents[3]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "runtime", "named"),
+    [
+        ("eager", {}, {"dtype": "int8"}, "runtime.dtype"),
+        ("torchscript", {}, {"dtype": "int8"}, "runtime.dtype"),
+        ("deepspeed", {}, {"dtype": "int8"}, "runtime.dtype"),
+        ("deepspeed", {}, {"dtype": "fp16"}, "runtime.dtype"),
+        ("deepspeed", {"replace_with_kernel_inject": True}, {}, "backend.replace_with_kernel_inject"),
+        ("deepspeed", {"tensor_parallel": 2}, {}, "backend.tensor_parallel"),
+        ("openvino", {}, {"dtype": "fp16"}, "runtime.dtype"),
+        ("openvino", {}, {"device": "cuda"}, "runtime.device"),
+        ("openvino", {"rest": "bf16"}, {}, "backend.rest"),
+        ("onnxruntime", {}, {"dtype": "bf16"}, "runtime.dtype"),
+        ("onnxruntime", {}, {"dtype": "fp16"}, "backend.allow_fp16_on_cpu"),
+        ("onnxruntime", {}, {"dtype": "int8", "device": "cuda"}, "runtime.device"),
+        ("onnxruntime", {"provider": "CUDAExecutionProvider"}, {}, "backend.provider"),
+        ("onnxruntime", {"provider": "CPUExecutionProvider"}, {"device": "cuda"}, "backend.provider"),
+    ],
+)
+def test_what_cannot_be_combined_is_refused_by_the_name_of_its_key(
+    name: str, options: dict[str, Any], runtime: dict[str, Any], named: str
+) -> None:
+    module = backend(name)
+    with pytest.raises(BadTarget) as refusal:
+        module.check({}, module.Options(**options), Runtime(**runtime))
+    assert named in str(refusal.value)
+    assert refusal.value.hint
+
+
+def test_kernel_injection_is_refused_for_a_type_without_kernels() -> None:
+    module = backend("deepspeed")
+    options = module.Options(replace_with_kernel_inject=True)
+    module.check({"model_type": "roberta"}, options, Runtime(device="cuda", dtype="fp16"))
+    for model_type in ("albert", "distilbert"):
+        with pytest.raises(BadTarget, match=model_type):
+            module.check({"model_type": model_type}, options, Runtime(device="cuda", dtype="fp16"))
+
+
+def test_big_bird_is_refused_in_fp16_graphs() -> None:
+    module = backend("onnxruntime")
+    with pytest.raises(BadTarget, match="half precision"):
+        module.check({"model_type": "big_bird"}, module.Options(), Runtime(device="cuda", dtype="fp16"))
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_a_compiled_model_serves_the_stock_pipeline_and_nothing_else_is_printed(
+    name: str, compiled: Compiled, caplog: Any, capsys: Any
+) -> None:
+    from transformers import pipeline
+
+    directory, _ = compiled(name)
+    model = load(name, directory)
+    answerer = pipeline("question-answering", model=model, tokenizer=load_tokenizer(directory))
+    answers = answerer(question=[tiny.QUESTION] * 2, context=[tiny.CONTEXT, tiny.CONTEXT * 8], batch_size=2)
+    assert all(answer["answer"] in tiny.CONTEXT for answer in answers)
+    assert answerer.model is model
+    assert capsys.readouterr().out == ""
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_an_artifact_needs_nothing_but_its_own_files(
+    name: str, checkpoint: Any, tmp_path: Path, compiled: Compiled
+) -> None:
+    shutil.copytree(checkpoint("roberta").directory, tmp_path / "source")
+    source = resolve(tmp_path / "source")
+    directory, record = compiled(name, source)
+    shutil.rmtree(source.directory)
+    json.dumps(record)
+    model = load(name, directory)
+    assert model.config.model_type == "roberta"
+    assert model.device.type == "cpu"
+    assert largest_difference(checkpoint("roberta"), model) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("name", "runtime", "options"),
+    [
+        ("eager", FP32, {}),
+        ("deepspeed", FP32, {}),
+        ("openvino", FP32, {}),
+        ("torchscript", Runtime(dtype="bf16"), {}),
+        ("onnxruntime", FP32, {}),
+        ("onnxruntime", Runtime(dtype="int8"), {}),
+        ("onnxruntime", Runtime(dtype="fp16"), {"allow_fp16_on_cpu": True}),
+    ],
+    ids=["eager", "deepspeed", "openvino", "torchscript", "onnxruntime", "int8", "fp16"],
+)
+def test_the_same_input_gives_the_same_bytes_and_no_paths(
+    name: str, runtime: Runtime, options: dict[str, Any], compiled: Compiled, checkpoint: Any, tmp_path: Path
+) -> None:
+    elsewhere = shutil.copytree(checkpoint("bert").directory, tmp_path / "elsewhere")
+    folders = [compiled(name, source, runtime, **options)[0] for source in (checkpoint("bert"), resolve(elsewhere))]
+    first, second = (
+        {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()} for folder in folders
+    )
+    assert first == second
+    here = (str(tmp_path), str(Path(backends.__file__).parents[3]), "site-packages", str(elsewhere))
+    for path in folders[0].iterdir():
+        assert not [text for text in here if text.encode() in path.read_bytes()], path.name
+
+
+@pytest.mark.parametrize("name", ["eager", "torchscript", "deepspeed"])
+def test_a_model_stays_where_it_was_built_for(name: str, compiled: Compiled) -> None:
+    import torch
+
+    directory, _ = compiled(name)
+    model = load(name, directory)
+    assert model.to("cpu") is model
+    with pytest.raises(BadTarget, match="built for cpu"):
+        model.to("cuda:0")
+    with pytest.raises(BadTarget, match="float16"):
+        model.to(torch.float16)
+
+
+def test_the_same_inputs_without_mask_and_token_types(checkpoint: Any, compiled: Compiled) -> None:
+    import torch
+
+    ids = torch.arange(5, 25).reshape(2, 10)
+    expected = load_model(checkpoint("bert"))(ids).start_logits
+    for name in BACKENDS:
+        if name != "onnxruntime":  # ORTModel wants the mask, as every pipeline gives it
+            directory, _ = compiled(name)
+            assert torch.allclose(load(name, directory)(ids).start_logits, expected, atol=1e-5), name
+
+
+# --- eager ----------------------------------------------------------------------------------------------------------
+
+
+def test_an_eager_artifact_is_a_checkpoint_byte_for_byte(checkpoint: Any, compiled: Compiled) -> None:
+    source = checkpoint("albert")
+    directory, _ = compiled("eager", source)
+    assert resolve(directory).digest == source.digest
+
+
+def test_sharded_weights_are_all_copied(checkpoint: Any, compiled: Compiled, tmp_path: Path) -> None:
+    source = shutil.copytree(checkpoint("bert").directory, tmp_path / "sharded")
+    (source / "model.safetensors").unlink()
+    load_model(checkpoint("bert")).save_pretrained(source, max_shard_size="40kB")
+    directory, _ = compiled("eager", resolve(source))
+    assert len(list(directory.glob("model-*.safetensors"))) > 1
+    assert largest_difference(checkpoint("bert"), load("eager", directory)) == 0
+
+
+# --- TorchScript ----------------------------------------------------------------------------------------------------
+
+
+def test_token_types_are_part_of_the_trace(compiled: Compiled) -> None:
+    import torch
+
+    directory, record = compiled("torchscript")
+    assert record["inputs"] == ["input_ids", "attention_mask", "token_type_ids"]
+    model = load("torchscript", directory)
+    ids, mask = torch.arange(5, 15)[None], torch.ones(1, 10, dtype=torch.long)
+    with_types = model(ids, mask, torch.ones_like(ids)).start_logits
+    assert (with_types - model(ids, mask, torch.zeros_like(ids)).start_logits).abs().max() > 0.01
+
+
+def test_token_types_that_were_not_traced_are_not_dropped_in_silence(compiled: Compiled) -> None:
+    import torch
+
+    directory, _ = compiled("torchscript", "roberta")
+    model = load("torchscript", directory)
+    ids = torch.arange(5, 15)[None]
+    model(ids, torch.ones_like(ids), torch.zeros_like(ids))
+    with pytest.raises(ValueError, match="token_type_ids"):
+        model(ids, torch.ones_like(ids), torch.ones_like(ids))
+
+
+def test_a_trace_is_bound_to_its_device(compiled: Compiled) -> None:
+    directory, record = compiled("torchscript", "mpnet")
+    assert record["device"] == "cpu"
+    with pytest.raises(BadTarget, match="traced on cpu"):
+        load("torchscript", directory, Runtime(device="cuda"))
+
+
+def test_torchscript_warns_the_user_of_nothing(compiled: Compiled, capsys: Any) -> None:
+    import torch
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        directory, _ = compiled("torchscript")
+        load("torchscript", directory)(torch.ones(1, 5, dtype=torch.long))
+    assert [str(warning.message) for warning in caught] == []
+    assert capsys.readouterr().err == ""
+
+
+def test_a_trace_that_only_fits_its_own_shape_is_not_kept(compiled: Compiled, monkeypatch: Any) -> None:
+    import torch
+
+    from qabuild.models.backends.torchscript import trace as _tracing
+
+    class Fixed(torch.nn.Module):
+        def forward(self, ids: Any, mask: Any, types: Any) -> Any:
+            return ids.reshape(2, 48).float(), ids.float()
+
+    def trace(eager: Any, example: dict[str, Any]) -> Any:
+        return torch.jit.trace(Fixed(), tuple(example[name] for name in eager.inputs))
+
+    monkeypatch.setattr(_tracing, "trace", trace)
+    with pytest.raises(VerificationFailed, match="traced module"):
+        compiled("torchscript")
+
+
+# --- ONNX Runtime ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layers", [2, 3])
+@pytest.mark.parametrize(("model_type", "fused"), [("bert", (1, 0)), ("albert", (1, -1)), ("distilbert", (1, 0))])
+def test_fused_nodes_are_counted(
+    model_type: str, fused: tuple[int, int], layers: int, checkpoint: Any, compiled: Compiled
+) -> None:
+    _, record = compiled("onnxruntime", checkpoint(model_type, num_hidden_layers=layers))
+    assert record["fused"]["Attention"] == fused[0] * layers + fused[1]
+    assert record["fused"]["SkipLayerNormalization"] == 2 * layers
+    assert record["fusions"] == "as expected"
+
+
+def test_every_optimised_architecture_has_its_fusions_in_the_table() -> None:
+    assert set(fusions.FUSIONS) == {name for name in ARCHITECTURES if supports(OPTIMISED, name)}
+
+
+def test_a_missing_fusion_is_an_error_that_the_target_can_waive(compiled: Compiled, monkeypatch: Any) -> None:
+    monkeypatch.setitem(fusions.FUSIONS, "bert", lambda layers: {"Attention": layers + 1})
+    with pytest.raises(VerificationFailed, match="Attention 2 of 3") as failure:
+        compiled("onnxruntime")
+    assert "allow_missing_fusions" in str(failure.value)
+    _, record = compiled("onnxruntime", allow_missing_fusions=True)
+    assert record["fusions"] == {"missing": {"Attention": "2 of 3"}}
+
+
+def test_the_fusions_of_an_unknown_type_are_reported() -> None:
+    assert "unknown" in fusions.check_fused("nomic", 2, {"Attention": 2}, waived=False)["fusions"]
+
+
+def test_an_onnx_artifact_loads_with_optimum_alone(checkpoint: Any, compiled: Compiled) -> None:
+    from optimum.onnxruntime import ORTModelForQuestionAnswering
+
+    directory, _ = compiled("onnxruntime")
+    names = {path.name for path in directory.iterdir()}
+    assert names >= {"model.onnx", "config.json", "tokenizer.json"}
+    assert not names & {"ort_config.json", "model.safetensors"}
+    model = ORTModelForQuestionAnswering.from_pretrained(directory)
+    assert largest_difference(checkpoint("bert"), model) < 1e-4
+
+
+def test_padding_on_the_left_is_masked_too(checkpoint: Any, compiled: Compiled, tmp_path: Path) -> None:
+    source = shutil.copytree(checkpoint("roberta").directory, tmp_path / "left")
+    settings = json.loads((source / "tokenizer_config.json").read_text())
+    (source / "tokenizer_config.json").write_text(json.dumps({**settings, "padding_side": "left"}))
+    left = resolve(source)
+    directory, record = compiled("onnxruntime", left)
+    assert record["padding_side"] == "left"
+    assert largest_difference(left, load("onnxruntime", directory)) < 1e-4
+
+
+def test_large_weights_go_into_a_file_of_their_own(checkpoint: Any, compiled: Compiled, monkeypatch: Any) -> None:
+    from qabuild.models.backends.onnxruntime import graphs as _graphs
+
+    monkeypatch.setattr(_graphs, "EXTERNAL_FROM", 0)
+    directory, _ = compiled("onnxruntime")
+    assert (directory / "model.onnx_data").stat().st_size > (directory / "model.onnx").stat().st_size
+    assert largest_difference(checkpoint("bert"), load("onnxruntime", directory)) < 1e-4
+
+
+def test_a_provider_that_is_not_installed_is_not_replaced_by_another(compiled: Compiled, monkeypatch: Any) -> None:
+    import onnxruntime
+
+    directory, _ = compiled("onnxruntime", level=0)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(MissingEnvironment, match=r"CUDAExecutionProvider(.|\n)*qabuild\[gpu\]"):
+        load("onnxruntime", directory, Runtime(device="cuda", dtype="fp16"))
+
+
+def test_a_provider_that_does_not_start_is_an_error(compiled: Compiled, monkeypatch: Any) -> None:
+    import onnxruntime
+    from optimum.onnxruntime import ORTModelForQuestionAnswering
+
+    directory, _ = compiled("onnxruntime", level=0)
+    # What ONNX Runtime does where cuDNN is missing: it logs an error and takes the CPU.
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    on_cpu = SimpleNamespace(provider="CPUExecutionProvider")
+    monkeypatch.setattr(ORTModelForQuestionAnswering, "from_pretrained", lambda *_, **__: on_cpu)
+    with pytest.raises(MissingEnvironment, match="could not start CUDAExecutionProvider"):
+        load("onnxruntime", directory, Runtime(device="cuda"))
+
+
+def test_a_folder_without_a_graph_is_not_exported_anew(checkpoint: Any) -> None:
+    with pytest.raises(UntrustedInput, match=r"model\.onnx"):
+        load("onnxruntime", checkpoint("bert").directory)
+
+
+# --- DeepSpeed ------------------------------------------------------------------------------------------------------
+
+
+def test_a_deepspeed_artifact_is_a_checkpoint_and_a_config(checkpoint: Any, compiled: Compiled) -> None:
+    directory, record = compiled("deepspeed", runtime=Runtime(dtype="bf16"))
+    assert json.loads((directory / "deepspeed.json").read_text()) == record["init_inference"]
+    assert record["init_inference"]["dtype"] == "bfloat16"
+    assert resolve(directory).digest == checkpoint("bert").digest
+
+
+def test_deepspeed_leaves_stdout_and_environment_alone(compiled: Compiled) -> None:
+    directory, _ = compiled("deepspeed")
+    code = (
+        "import sys, os, torch; from pathlib import Path; from qabuild.models.backends import backend, Runtime\n"
+        "before = dict(os.environ)\n"
+        "module = backend('deepspeed')\n"
+        f"model = module.load(Path({str(directory)!r}), module.Options(), Runtime())\n"
+        "model(torch.ones(1, 4, dtype=torch.long))\n"
+        "assert dict(os.environ) == before, set(os.environ) - set(before)\n"
+        "assert not torch.distributed.is_initialized()\n"
+    )
+    root = Path(backends.__file__).parents[3]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_what_deepspeed_changes_in_the_environment_is_changed_back(monkeypatch: Any) -> None:
+    from qabuild.models.backends import deepspeed
+
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "7.5 9.0a")
+    with deepspeed._quiet():
+        os.environ |= {"TORCH_CUDA_ARCH_LIST": "9.0", "DEEPSPEED_SAYS": "hello"}
+    assert os.environ["TORCH_CUDA_ARCH_LIST"] == "7.5 9.0a"
+    assert "DEEPSPEED_SAYS" not in os.environ
+
+
+def test_what_native_code_and_programs_print_is_kept_from_stdout(capfd: Any) -> None:
+    """As DeepSpeed's kernels do, and the compilers that build them."""
+    with captured(1) as said:
+        ctypes.CDLL(None).puts(b"free memory")
+        subprocess.run(["echo", "ninja"], check=True)
+        said.seek(0)
+        assert b"ninja" in said.read()
+    print("the answer", flush=True)
+    assert capfd.readouterr().out == "the answer\n"
+
+
+def test_the_snippet_of_injected_kernels_begins_with_their_largest_batch() -> None:
+    module, runtime = backend("deepspeed"), Runtime(device="cuda", dtype="fp16")
+    text = module.snippet(module.Options(replace_with_kernel_inject=True), runtime)
+    compile(text, "snippet", "exec")
+    made, first = text.index("deepspeed.init_inference("), text.index(f"self(input_ids=torch.ones({module.ROWS}, 2)")
+    assert made < first < text.index("def forward")
+    assert "torch.ones" not in module.snippet(module.Options(), runtime)
+
+
+def test_tensor_parallelism_needs_its_processes(compiled: Compiled, monkeypatch: Any) -> None:
+    directory, _ = compiled("deepspeed")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(MissingEnvironment, match="tensor_parallel = 2 needs 2 processes"):
+        load("deepspeed", directory, tensor_parallel=2)
+
+
+def test_injected_kernels_get_no_more_rows_than_their_workspace_has(monkeypatch: Any) -> None:
+    """It is sized by the first batch after the first layer was told to, for all models of the process."""
+    import torch
+
+    require("deepspeed")
+    from qabuild.models.backends.deepspeed import kernels as _deepspeed
+
+    monkeypatch.setattr(_deepspeed, "WorkspaceOp", lambda config: None)
+    sized: list[tuple[str, int]] = []
+
+    def kernels(name: str) -> Any:
+        first = SimpleNamespace(config=None)
+
+        def engine(**given: Any) -> tuple[Any, Any]:
+            rows = len(given["input_ids"])
+            if first._should_allocate_workspace:
+                sized.append((name, rows))
+                first._should_allocate_workspace = False
+            assert sized[-1][0] == name
+            assert rows <= sized[-1][1]
+            return given["input_ids"].float(), -given["input_ids"].float()
+
+        return _deepspeed.Kernels(engine, [first], ("input_ids",), torch.device("cpu"))
+
+    one, other = kernels("one"), kernels("other")
+    for model, rows in ((one, 1), (one, 1000), (other, _deepspeed.ROWS + 1), (one, 3)):
+        ids = torch.arange(rows * 4).view(rows, 4)
+        start, end = model(input_ids=ids)
+        assert torch.equal(start, ids.float())
+        assert torch.equal(end, -ids.float())
+    assert sized == [(name, _deepspeed.ROWS) for name in ("one", "other", "one", "other", "one")]
+
+
+# --- comparing ------------------------------------------------------------------------------------------------------
+
+
+def _model(change: Callable[[Any, Any], Any]) -> Callable[..., Any]:
+    """A stand-in whose logits are the ids, changed."""
+    from transformers.modeling_outputs import QuestionAnsweringModelOutput
+
+    def run(input_ids: Any, attention_mask: Any) -> Any:
+        logits = change(input_ids.float(), attention_mask)
+        return QuestionAnsweringModelOutput(start_logits=logits, end_logits=logits)
+
+    return run
+
+
+def _compare(change: Callable[[Any, Any], Any]) -> float:
+    import torch
+
+    batch = {"input_ids": torch.tensor([[3, 4, 5], [6, 0, 0]]), "attention_mask": torch.tensor([[1, 1, 1], [1, 0, 0]])}
+    expected = logit_check.answers(_model(lambda ids, mask: ids), [batch])
+    return logit_check.require_same(expected, _model(change), [batch], logit_check.TOLERANCES["fp32"], "the graph")
+
+
+def test_what_padding_holds_does_not_count() -> None:
+    assert _compare(lambda ids, mask: ids.masked_fill(mask == 0, float("nan"))) == 0
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), 6.1])
+def test_one_wrong_logit_in_a_padded_row_is_found(wrong: float) -> None:
+    with pytest.raises(VerificationFailed, match=r"shape \[2, 3\]"):
+        _compare(lambda ids, mask: ids.masked_fill(ids == 6, wrong))
+
+
+def test_a_model_that_cannot_run_is_an_error_with_its_message() -> None:
+    with pytest.raises(VerificationFailed, match="invalid for input of size"):
+        _compare(lambda ids, mask: ids.reshape(7))
+
+
+def test_probes_are_the_same_every_time_padded_and_within_the_positions(checkpoint: Any) -> None:
+    source = checkpoint("roberta", max_position_embeddings=66)
+    tokenizer, config = load_tokenizer(source.directory), load_model(source).config
+    names = ("input_ids", "attention_mask")
+    first, second = (list(logit_check.probes(tokenizer, names, config)) for _ in range(2))
+    assert all((a["input_ids"] == b["input_ids"]).all() for a, b in zip(first, second, strict=True))
+    assert max(batch["input_ids"].shape[1] for batch in first) <= 64
+    assert [len(batch["input_ids"]) for batch in first] == [size for size, _ in logit_check.SHAPES]
+    assert all((batch["attention_mask"] == 0).any() for batch in first if len(batch["input_ids"]) > 1)
+
+
+# --- on a GPU -------------------------------------------------------------------------------------------------------
+
+
+def _gpu() -> bool:
+    return bool(machine.gpus())
+
+
+def test_on_a_gpu_attention_is_not_left_to_cudnn() -> None:
+    import torch
+
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    with sdpa_kernels.of_any_shape("cpu"):
+        assert torch.backends.cuda.cudnn_sdp_enabled() == before
+    with sdpa_kernels.of_any_shape("cuda"):
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+        assert torch.backends.cuda.flash_sdp_enabled()
+        assert torch.backends.cuda.mem_efficient_sdp_enabled()
+        assert torch.backends.cuda.math_sdp_enabled()
+    assert torch.backends.cuda.cudnn_sdp_enabled() == before
+
+
+@pytest.mark.parametrize("name", ["eager", "torchscript", "deepspeed"])
+def test_a_model_of_torch_chooses_its_attention_by_its_device(name: str, compiled: Compiled, monkeypatch: Any) -> None:
+    import torch
+
+    directory, _ = compiled(name)
+    model = load(name, directory)
+    chosen: list[str] = []
+    monkeypatch.setattr(sdpa_kernels, "of_any_shape", lambda device: nullcontext(chosen.append(device)))
+    model(torch.ones(1, 4, dtype=torch.long))
+    assert chosen == ["cpu"]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not _gpu(), reason="no CUDA device")
+@pytest.mark.parametrize("model_type", ["bert", "roberta", "deberta-v2"])
+@pytest.mark.parametrize("name", [name for name in BACKENDS if name != "openvino"])
+def test_fp16_on_the_gpu(name: str, model_type: str, checkpoint: Any, compiled: Compiled) -> None:
+    runtime = Runtime(device="cuda", dtype="fp16")
+    directory, _ = compiled(name, model_type, runtime)
+    model = load(name, directory, runtime)
+    assert model.device.type == "cuda"
+    assert 0 < largest_difference(checkpoint(model_type), model, "fp16") < 0.1
+
+
+INJECTED: Any = {"num_attention_heads": 2, "hidden_size": 64, "intermediate_size": 256}
+"""Of a size that DeepSpeed's kernels take: heads of 32 numbers, and an intermediate layer of four times the width."""
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not _gpu(), reason="no CUDA device")
+@pytest.mark.parametrize("model_type", architectures.KERNEL_INJECTION)
+def test_deepspeed_kernels(model_type: str, checkpoint: Any, compiled: Compiled, capfd: Any) -> None:
+    runtime = Runtime(device="cuda", dtype="fp16")
+    source = checkpoint(model_type, **INJECTED)
+    directory, _ = compiled("deepspeed", source, runtime, replace_with_kernel_inject=True)
+    model = load("deepspeed", directory, runtime, replace_with_kernel_inject=True)
+    assert 0 < largest_difference(source, model, "fp16") < 0.1
+    assert capfd.readouterr().out == ""
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not _gpu(), reason="no CUDA device")
+def test_deepspeed_kernels_take_larger_batches_than_the_first_and_other_models_beside_them(
+    checkpoint: Any, compiled: Compiled
+) -> None:
+    """All models of a process share the memory that the kernels compute in."""
+    import torch
+
+    runtime = Runtime(device="cuda", dtype="fp16")
+    models = []
+    for layers, width in ((2, 64), (4, 128), (3, 64)):
+        size = {"num_hidden_layers": layers, "hidden_size": width, "intermediate_size": 4 * width}
+        source = checkpoint("bert", **(INJECTED | size))
+        directory, _ = compiled("deepspeed", source, runtime, replace_with_kernel_inject=True)
+        models.append((load_model(source), load("deepspeed", directory, runtime, replace_with_kernel_inject=True)))
+    for rows, length in ((1, 20), (150, 300), (3, 40), (70, 500)):
+        for eager, model in models:
+            ids = torch.randint(5, 100, (rows, length), generator=torch.Generator().manual_seed(rows))
+            batch = [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}]
+            expected = logit_check.answers(eager, batch)
+            assert 0 < logit_check.require_same(expected, model, batch, 0.1, "the injected kernels") < 0.1
+
+
+@pytest.mark.skipif(_gpu(), reason="there is a GPU")
+@pytest.mark.parametrize("name", ["eager", "deepspeed", "torchscript"])
+def test_a_gpu_that_is_not_here(name: str, compiled: Compiled) -> None:
+    runtime = Runtime(device="cuda", dtype="fp16")
+    with pytest.raises(MissingEnvironment, match="no CUDA device"):
+        load(name, compiled(name, "bert", runtime)[0], runtime)
+
+
+@pytest.mark.skipif(_gpu(), reason="there is a GPU")
+def test_the_gpus_fp16_graph_can_be_compiled_without_one(compiled: Compiled, monkeypatch: Any) -> None:
+    """With onnxruntime-gpu as well, which offers the provider that it has no device for."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    graphs = set()
+    for offered in (["CPUExecutionProvider"], ["CUDAExecutionProvider", "CPUExecutionProvider"]):
+        monkeypatch.setattr(onnxruntime, "get_available_providers", lambda offered=offered: offered)
+        directory, record = compiled("onnxruntime", "bert", Runtime(device="cuda", dtype="fp16"))
+        assert record["compared_on"] == "CPUExecutionProvider"
+        graphs.add((directory / "model.onnx").read_bytes())
+    assert len(graphs) == 1

@@ -1,0 +1,313 @@
+"""Training as steps of a plan: what decides each, what is shared, what the artifact says of it, and the search."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from qabuild.builder import plan as planning
+from qabuild.builder import preview as previewing
+from qabuild.builder.build import build, train
+from qabuild.builder.plan import Plan
+from qabuild.builder.store.local import Store
+from qabuild.errors import BadTarget
+from qabuild.evaluation.verify import explain_failure
+from qabuild.models.checkpoint.resolve import resolve
+from qabuild.target.lineage import Trained, trainings
+from qabuild.target.read import load
+
+TARGET = """\
+[checkpoint]
+model = "sample"
+[train]
+dataset = "sample"
+samples = 48
+layers = [0, 2]
+epochs = 1
+batch_size = 16
+learning_rate = 1e-3
+dtype = "fp32"
+[distill]
+teacher.model = "sample"
+[backend]
+name = "eager"
+[verify]
+dataset = "sample"
+samples = 12
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "taught.toml").write_text(TARGET)
+    return tmp_path
+
+
+def planned(path: Path, *overrides: str) -> Plan:
+    target = load(path, overrides)
+    return planning.make(target, planning.gather(target, Store(path.parent / "store"), "x", fetch=False))
+
+
+def keys(plan: Plan) -> dict[str, Any]:
+    return {step.name: step.key for step in plan.steps if step.inputs}
+
+
+FOLLOWING = {"train", "compile", "reference", "verify"}
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("distill.alpha=0.5", FOLLOWING),
+        ("distill.temperature=2", FOLLOWING),
+        ("train.learning_rate=1e-4", FOLLOWING),
+        ("train.layers=[0]", FOLLOWING),
+        ("train.dropout=0.2", FOLLOWING),
+        ("train.samples=40", FOLLOWING | {"logits"}),
+        ("train.max_seq_len=200", FOLLOWING | {"logits"}),
+        ("train.seed=1", FOLLOWING | {"logits"}),  # it draws the samples
+        ("train.save_steps=7", set()),
+        ("verify.gates.min_teacher_f1_retention=0.5", set()),
+        ("verify.samples=5", {"reference", "teacher", "verify"}),
+    ],
+)
+def test_each_key_of_a_target_decides_the_steps_that_it_should(folder, override, expected):
+    before, after = keys(planned(folder / "taught.toml")), keys(planned(folder / "taught.toml", override))
+    assert {name for name in before if before[name] != after[name]} == expected
+
+
+def test_the_teachers_answers_are_those_of_a_target_that_compiles_it(folder):
+    (folder / "plain.toml").write_text(
+        '[checkpoint]\nmodel = "sample"\n[backend]\nname = "eager"\n[verify]\ndataset = "sample"\nsamples = 12\n'
+    )
+    assert keys(planned(folder / "taught.toml"))["teacher"] == keys(planned(folder / "plain.toml"))["reference"]
+
+
+def test_a_target_built_on_another_means_its_trained_checkpoint(folder):
+    (folder / "fast.toml").write_text(
+        '[checkpoint]\ntarget = "taught"\n[backend]\nname = "torchscript"\n[verify]\ndataset = "sample"\nsamples = 12\n'
+    )
+    base, built_on = keys(planned(folder / "taught.toml")), keys(planned(folder / "fast.toml"))
+    assert {name for name in base if base[name] == built_on[name]} == {"logits", "train", "reference", "teacher"}
+
+
+def test_a_teacher_may_be_trained_by_another_target(folder):
+    (folder / "student.toml").write_text(
+        TARGET.replace('teacher.model = "sample"', 'teacher.target = "taught"').replace("[0, 2]", "[0]")
+    )
+    target = load(folder / "student.toml")
+    assert [each.name for each in trainings(target.origin)] == ["taught", "student"]
+    names = [step.name for step in planned(folder / "student.toml").steps]
+    assert names[:5] == ["checkpoint", "taught logits", "taught train", "logits", "train"]
+
+
+def test_a_student_that_is_named_nowhere_is_made_of_its_teacher(folder):
+    (folder / "layers.toml").write_text(TARGET.replace('[checkpoint]\nmodel = "sample"\n', ""))
+    assert load(folder / "layers.toml").origin == replace(origin(folder / "taught.toml"), name="layers")
+    (folder / "none.toml").write_text(
+        TARGET.replace('[checkpoint]\nmodel = "sample"\n', "").replace("layers = [0, 2]\n", "")
+    )
+    with pytest.raises(BadTarget, match="checkpoint: is missing"):
+        load(folder / "none.toml")
+
+
+def origin(path: Path) -> Trained:
+    found = load(path).origin
+    assert isinstance(found, Trained)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.layers=[2, 0]", r"`layers` are named once each, in their order, and not as \[2, 0\]"),
+        ("train.gradient_accumulation_steps=3", "must divide `batch_size`, and 3 does not divide 16"),
+        ("train.doc_stride=384", "`doc_stride` must be less than `max_seq_len`, and is 384 to 384"),
+        ("distill.search.trials=2", r"set train\.held_out"),
+        ("distill.alpha=1.5", "accepted: 1 or less"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_when_it_is_read(folder, override, message):
+    with pytest.raises(BadTarget, match=message):
+        load(folder / "taught.toml", [override])
+
+
+def test_all_that_does_not_fit_together_is_told_at_once(folder):
+    with pytest.raises(BadTarget, match=r"`layers` are named once.*; .*`batch_size`, and 3 does not"):
+        load(folder / "taught.toml", ["train.layers=[2, 0]", "train.gradient_accumulation_steps=3"])
+
+
+def test_a_gate_on_a_teacher_that_is_not_there_is_refused_when_it_is_read(folder):
+    (folder / "plain.toml").write_text('[checkpoint]\nmodel = "sample"\n[backend]\nname = "eager"\n')
+    with pytest.raises(BadTarget, match="there is no teacher"):
+        load(folder / "plain.toml", ["verify.gates.min_teacher_f1_retention=0.9"])
+    with pytest.raises(BadTarget, match="trains nothing"):
+        train(folder / "plain.toml", results=Store(folder / "store"))
+
+
+def test_a_deepspeed_config_that_is_not_there_is_told_in_the_plan(folder):
+    with pytest.raises(BadTarget, match=r"train\.deepspeed: .*zero\.json: no such file or folder"):
+        planned(folder / "taught.toml", f"train.deepspeed={folder}/zero.json")
+    (folder / "zero.json").write_text("{bad", encoding="utf-8")
+    with pytest.raises(BadTarget, match=r"train\.deepspeed: .*zero\.json: .*line 1 column 2"):
+        planned(folder / "taught.toml", f"train.deepspeed={folder}/zero.json")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.layers=[0, 3]", r"has layers 0 to 2, and train\.layers names 3"),
+        pytest.param(
+            "train.dtype=fp16",
+            r'train\.dtype is "fp16", and there is no GPU here',
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+        ),
+    ],
+)
+def test_what_this_checkpoint_or_machine_cannot_train_is_told_in_the_plan(folder, override, message):
+    with pytest.raises(BadTarget, match=message):
+        planned(folder / "taught.toml", override)
+
+
+def test_what_the_verification_asks_is_not_learnt_from(folder):
+    with pytest.raises(
+        BadTarget, match=r"^taught: train\.dataset: \d+ of its \d+ questions are asked by the verification"
+    ):
+        build(load(folder / "taught.toml", ["train.split=validation"]), folder / "artifacts", results=Store(folder))
+    assert not (folder / "artifacts").exists()
+
+
+def test_that_nothing_would_be_left_to_learn_from_is_told_in_the_plan(folder):
+    target = load(folder / "taught.toml", ["train.held_out=9999"])
+    with pytest.raises(BadTarget, match=r"^taught: train\.dataset: train\.held_out is 9999"):
+        previewing.previews([target], Store(folder / "store"), folder / "artifacts")
+
+
+def test_a_build_trains_once_and_says_how(folder):
+    """The student of some thirty questions is worse than its teacher, and the gate says so."""
+    store, said = Store(folder / "store"), Said()
+    gate = "verify.gates.min_teacher_f1_retention=0.99"
+    built = build(load(folder / "taught.toml", [gate]), folder / "artifacts", results=store, reporter=said)
+    assert built.directory.name == "taught.failed"
+    assert [failed.name for failed in built.verification.failed_gates] == ["min_teacher_f1_retention"]
+    assert "it is the training that falls short" in explain_failure(built.verification, built.directory)[1]
+    manifest = json.loads((built.directory / "manifest.json").read_text())
+    assert manifest["checkpoint"]["name"] == "taught"
+    assert manifest["training"]["teacher"]["digest"] == resolve("sample").digest
+    assert manifest["training"]["distill"] == {"alpha": 0.25, "temperature": 3.0}
+    assert manifest["training"]["examples"]["questions"] == 48
+    assert manifest["training"]["examples"]["dataset"] == "sample"
+    assert len(manifest["training"]["examples"]["fingerprint"]) == 64
+    assert not store.work(str(built.plan.step("train").key)).exists()
+
+    said.lines.clear()
+    (folder / "again.toml").write_text('extends = "taught.toml"\n')
+    again = build(load(folder / "again.toml"), folder / "artifacts", results=store, reporter=said)
+    assert again.verification.passed
+    assert all(": kept" in line for line in said.lines), said.lines
+    assert build(load(folder / "again.toml"), folder / "artifacts", results=store).kept
+
+    plan = planning.make(again.plan.target, planning.gather(again.plan.target, store, "x", fetch=False))
+    assert [step.reason for step in plan.steps if step.name == "logits"] == ["not needed"]
+
+    with open(store.folder(str(plan.step("train").key)) / "files" / "model.safetensors", "r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\x01")
+    preview = previewing.preview(again.plan.target, store, "x")
+    assert (preview.step("train").kept, preview.step("train").reason) == (False, planning.DAMAGED)
+    assert preview.step("logits").reason == "another build made it", "and they are needed again"
+
+
+class Said:
+    """A reporter that remembers."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, message: str) -> None:
+        self.lines.append(message)
+
+    def progress(self, label: str, total: int) -> Any:
+        from qabuild.cli.console import SILENT
+
+        return SILENT.progress(label, total)
+
+
+# --- search ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def asked(folder: Path) -> Any:
+    """`asked(name)`: a request for a search of five trials, with folders of its own."""
+    pytest.importorskip("optuna")
+    from qabuild.models.training.request import Request
+
+    target = load(folder / "taught.toml", ["train.held_out=10", "distill.search.trials=5", "distill.search.samples=20"])
+
+    def make(name: str) -> Request:
+        for each in ("work", "result"):
+            (folder / name / each).mkdir(parents=True)
+        return Request(
+            step="search",
+            start=resolve("sample"),
+            teacher=resolve("sample"),
+            train=target.train,
+            distill=target.distill,
+            device="cpu",
+            dtype="fp32",
+            logits=None,
+            work=folder / name / "work",
+            directory=folder / name / "result",
+            offline=True,
+        )
+
+    return make
+
+
+def test_an_interrupted_search_goes_on_and_finds_the_same(asked):
+    from qabuild.models.checkpoint.resolve import load_tokenizer
+    from qabuild.models.training import curves, examples
+    from qabuild.models.training.search import TABLE, search
+
+    found = examples.load(asked("data").train, load_tokenizer(resolve("sample").directory))
+    tried: list[tuple[float, float]] = []
+
+    def fit(request: Any, part: Any) -> None:
+        """Scores as if 0.3 and 4 were best; the fourth training is interrupted once."""
+        assert len(set(part.windows.pair[part.rows])) == 20
+        assert request.train.epochs == 1
+        tried.append((request.distill.alpha, request.distill.temperature))
+        if len(tried) == 4:
+            raise KeyboardInterrupt
+        f1 = 90 - 50 * abs(request.distill.alpha - 0.3) - abs(request.distill.temperature - 4)
+        (request.work / curves.FILE).write_text(json.dumps({"step": 1, "f1": f1}) + "\n")
+
+    broken = asked("broken")
+    with pytest.raises(KeyboardInterrupt):
+        search(broken, found, fit)
+    result = search(broken, found, fit)
+    assert tried[4] == tried[3]  # the trial itself is taken up again
+    assert len(tried) == 6
+    whole = search(asked("whole"), found, fit)
+    assert whole == result
+    best = max(result["trials"], key=lambda row: row["f1"])
+    assert result["best"] == {name: best[name] for name in ("alpha", "temperature")}
+    assert json.loads((broken.directory / TABLE).read_text()) == result["trials"]
+
+
+def test_the_best_trial_is_built(folder):
+    pytest.importorskip("optuna")
+    overrides = ["train.held_out=10", "distill.search.trials=2", "train.samples=32", "verify.samples=4"]
+    target, store = load(folder / "taught.toml", overrides), Store(folder / "store")
+    built = build(target, folder / "artifacts", results=store, compile_only=True)
+    training = json.loads((built.directory / "manifest.json").read_text())["training"]
+    search = store.find(str(built.plan.step("search").key))
+    assert search is not None
+    assert training["distill"] == search.record["best"]
+    assert len(training["search"]) == 2

@@ -1,0 +1,100 @@
+"""Small proven artifacts for tests of publishing: sealed and judged by the program itself; their weights are none."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from qabuild.artifact import handler
+from qabuild.artifact import manifest as artifacts
+from qabuild.artifact.evidence import Flip, Measurement, Speed
+from qabuild.artifact.manifest import Artifact
+from qabuild.evaluation import reference, stock_pipeline
+from qabuild.evaluation import verify as verification
+from qabuild.models.backends import Runtime, eager
+from qabuild.system import machine
+from qabuild.target.model import Gates
+
+DATA = {
+    "dataset": "rajpurkar/squad",
+    "file": False,
+    "revision": "a" * 40,
+    "split": "validation",
+    "samples": 2,
+    "seed": None,
+    "fingerprint": "f" * 64,
+}
+FLIP = Flip(
+    id="2", question="Who | built *it*?", checkpoint="Ann", artifact="<b>Ben</b>", gold=["Ann"], f1_difference=-100.0
+)
+
+
+def make(directory: Path, *, weights: bytes = b"weights" * 999, **facts: Any) -> Path:
+    """Write an artifact into `directory` and return it; `facts` are fields of its manifest."""
+    directory.mkdir(parents=True)
+    (directory / "model.safetensors").write_bytes(weights)
+    (directory / "config.json").write_text('{"model_type": "bert"}\n')
+    options, runtime = eager.Options(), Runtime(device="cpu", dtype="fp32")
+    versions = machine.versions({*eager.PACKAGES, *reference.PACKAGES})
+    handler.write(options, runtime, versions, directory)
+    (directory / reference.FOLDER).mkdir()
+    answers = {"data": DATA, "probes": [], "answers": {"1": "one", "2": "Ann"}}
+    (directory / reference.FOLDER / reference.ANSWERS).write_text(json.dumps(answers))
+    sealed = artifacts.seal(
+        directory,
+        **{
+            "name": directory.name,
+            "qabuild": "0.1.0",
+            "checkpoint": {"name": "them/base", "revision": "b" * 40, "digest": "d" * 64, "model_type": "bert"},
+            "backend": options.model_dump(),
+            "runtime": runtime.model_dump(),
+            "verify": {
+                "split": "validation",
+                "samples": None,
+                "seed": 0,
+                "stock": 0.1,
+                "batch_size": 8,
+                "gates": Gates(min_f1_retention=0.4, min_agreement=0.5).model_dump(),
+            },
+            "publish": {"repo": "me/tiny", "license": None},
+            "record": {},
+            "versions": versions,
+            "steps": {"compile": "c" * 64, "reference": "e" * 64},
+            **facts,
+        },
+    )
+    verify(sealed)
+    return directory
+
+
+def verify(artifact: Artifact, **found: Any) -> None:
+    """Put evidence beside the manifest; `found` are fields of the measurement."""
+    measurement = Measurement(
+        **{
+            "data": DATA,
+            "questions": 2,
+            "checkpoint_exact_match": 100.0,
+            "checkpoint_f1": 100.0,
+            "exact_match": 50.0,
+            "f1": 50.0,
+            "f1_difference": -50.0,
+            "f1_difference_interval": (-100.0, 0.0),
+            "agreement": 0.5,
+            "flips": [FLIP],
+            "samples_per_second": 20.0,
+            "speed": Speed(
+                artifact=20.0, checkpoint=10.0, speedup=2.0, speedup_interval=(1.9, 2.1), questions=2, rounds=1
+            ),
+            "stock": None,
+            "same_tokens": True,
+            "finite_logits": True,
+            "logit_difference": 0.0001,
+            "probes": [],
+            "versions": machine.versions({*stock_pipeline.PACKAGES, *eager.PACKAGES}),
+            "machine": machine.describe(),
+            **found,
+        }
+    )
+    gates = Gates.model_validate(artifact.manifest.verify["gates"])
+    verification.write(verification.judge(artifact, measurement, gates), artifact.directory)

@@ -1,0 +1,84 @@
+"""How the Hub's mistakes are explained, and that the Hub on loopback answers as the real one."""
+
+from __future__ import annotations
+
+import errno
+import json
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+import pytest
+from hub import Hub
+
+from qabuild.errors import QABuildError
+from qabuild.system import hub
+
+
+@pytest.mark.parametrize(
+    ("source", "is_path"),
+    [
+        ("/abs", True),
+        ("./here", True),
+        ("../up", True),
+        (".", True),
+        ("~/home", True),
+        (Path("owner/name"), True),
+        ("owner/name", False),
+        ("name", False),
+        ("sample", False),
+    ],
+)
+def test_a_path_is_told_from_an_id(source: str | Path, is_path: bool) -> None:
+    assert hub.is_path(source) is is_path
+
+
+def test_what_goes_wrong_between_here_and_the_hub_is_explained() -> None:
+    for error, message in (
+        (ConnectionResetError(errno.ECONNRESET, "reset"), "no answer from"),
+        (TimeoutError(), "no answer from"),
+        (OSError("Consistency check failed: file should be of size 3"), "could not be fetched: Consistency check"),
+    ):
+        with pytest.raises(QABuildError, match=message) as caught, hub.explained("qa/tiny", None, "model"):
+            raise error
+        assert caught.value.hint
+        assert caught.value.__cause__ is error
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), FileNotFoundError("no data")])
+def test_what_is_not_of_the_hub_is_left_to_others(error: OSError) -> None:
+    with pytest.raises(type(error)) as caught, hub.explained("qa/tiny", None, "dataset"):
+        raise error
+    assert caught.value is error
+
+
+def test_bars_are_set_back() -> None:
+    from huggingface_hub.utils import are_progress_bars_disabled
+
+    before = are_progress_bars_disabled()
+    with hub.bars_on_terminals_only():
+        assert are_progress_bars_disabled()
+    assert are_progress_bars_disabled() == before
+
+
+@pytest.mark.hub
+def test_the_hub_on_loopback_serves_parts_of_files() -> None:
+    with Hub() as server:
+        sha = server.commit("model", "qa/tiny", {"a/b.txt": b"0123456789"})
+        address = f"{server.url}/qa/tiny/resolve/main/a/b.txt"
+        with urlopen(Request(address, headers={"Range": "bytes=3-5"})) as answer:
+            assert (answer.status, answer.read()) == (206, b"345")
+            assert answer.headers["Content-Range"] == "bytes 3-5/10"
+        with urlopen(Request(address, headers={"Range": "bytes=8-"})) as answer:
+            assert answer.read() == b"89"
+        with urlopen(Request(address, method="HEAD")) as answer:
+            assert (answer.headers["Content-Length"], answer.headers["X-Repo-Commit"]) == ("10", sha)
+        with urlopen(f"{server.url}/api/models/qa/tiny/tree/main?recursive=true") as answer:
+            assert [(entry["type"], entry["path"]) for entry in json.load(answer)] == [
+                ("directory", "a"),
+                ("file", "a/b.txt"),
+            ]
+        with pytest.raises(HTTPError, match="404") as caught:
+            urlopen(f"{server.url}/qa/tiny/resolve/main/c")
+        assert caught.value.headers["X-Error-Code"] == "EntryNotFound"
+        assert server.requests[-1] == "GET /qa/tiny/resolve/main/c"

@@ -1,0 +1,354 @@
+"""What a machine is and lacks, told of machines that are not here: their /proc/cpuinfo, their packages, their GPUs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import types
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qabuild.cli import doctor_report
+from qabuild.errors import MissingEnvironment
+from qabuild.models.backends import BACKENDS
+from qabuild.system import machine
+from qabuild.target.model import Target
+
+ROOT = Path(__file__).resolve().parents[2]
+
+SAPPHIRE_RAPIDS = """\
+processor	: 0
+vendor_id	: GenuineIntel
+cpu family	: 6
+model		: 143
+model name	: Intel(R) Xeon(R) Platinum 8481C CPU @ 2.70GHz
+flags		: fpu sse2 avx2 avx512f avx512_vnni avx512_bf16 avx_vnni amx_bf16 amx_tile amx_int8 avx512_fp16
+bugs		: spectre_v1
+
+processor	: 1
+model name	: another
+flags		: fpu
+"""
+ALDER_LAKE = "processor : 0\ncpu family : 6\nmodel : 151\nmodel name : 12th Gen Core\nflags : sse2 avx2 avx_vnni\n"
+ZEN_5 = "processor : 0\nvendor_id : AuthenticAMD\ncpu family : 26\nflags : avx2 avx512f avx512_vnni avx512_bf16\n"
+WITHOUT_AMX = "processor : 0\nvendor_id : GenuineIntel\ncpu family : 6\nflags : avx2 avx512f avx512_vnni avx512_bf16\n"
+ZEN_3 = "processor : 0\ncpu family : 25\nmodel : 1\nmodel name : AMD EPYC\nflags : sse2 avx2 vaes\n"
+GRAVITON = "processor : 0\nBogoMIPS : 2100.00\nFeatures : fp asimd asimddp i8mm bf16\nCPU implementer : 0x41\n"
+
+
+@pytest.fixture
+def processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """`processor(text)`: the machine whose /proc/cpuinfo is `text`."""
+
+    def become(text: str) -> None:
+        path = tmp_path / f"cpuinfo-{len(list(tmp_path.iterdir()))}"
+        path.write_text(text, encoding="utf-8")
+        monkeypatch.setattr(machine, "CPUINFO", path)
+
+    return become
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> Callable[[Mapping[str, str | None]], None]:
+    """`installed({"onnx": None, "torch": "2.9"})`: the machine without the one, and with that version of the other."""
+
+    def become(packages: Mapping[str, str | None]) -> None:
+        real = metadata.version
+
+        def version(name: str) -> str:
+            found = packages.get(name, "") if name in packages else real(name)
+            if found is None:
+                raise metadata.PackageNotFoundError(name)
+            return found
+
+        monkeypatch.setattr(metadata, "version", version)
+
+    return become
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with a GPU and its driver."""
+    monkeypatch.setattr(machine, "gpus", lambda: ("NVIDIA H100",))
+    monkeypatch.setattr(machine, "gpu_architecture", lambda: "sm_90")
+    monkeypatch.setattr(machine, "driver_version", lambda: "570.1")
+
+
+def target(backend: str = "eager", device: str = "cpu", dtype: str = "fp32") -> Target:
+    return Target.model_validate(
+        {
+            "name": "x",
+            "checkpoint": {"model": "sample"},
+            "backend": {"name": backend},
+            "runtime": {"device": device, "dtype": dtype},
+        }
+    )
+
+
+# --- processors -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "name", "sets"),
+    [
+        (
+            SAPPHIRE_RAPIDS,
+            "Intel(R) Xeon(R) Platinum 8481C CPU @ 2.70GHz (family 6, model 143)",
+            ("AVX2", "AVX512", "AVX512-VNNI", "AVX-VNNI", "AVX512-BF16", "AMX", "AMX-BF16", "AMX-INT8"),
+        ),
+        (ALDER_LAKE, "12th Gen Core (family 6, model 151)", ("AVX2", "AVX-VNNI")),
+        (ZEN_3, "AMD EPYC (family 25, model 1)", ("AVX2",)),
+        ("cpu family : 6\n", "(family 6)", ()),
+    ],
+    ids=["sapphire-rapids", "alder-lake", "zen-3", "terse"],
+)
+def test_a_processor_is_known_by_name_and_instruction_sets(processor, cpuinfo, name, sets):
+    processor(cpuinfo)
+    assert machine.cpu().endswith(name)
+    assert machine.instruction_sets() == sets
+
+
+@pytest.mark.parametrize("cpuinfo", [GRAVITON, "", "\n\n\n", "no colon here", "model name\n"])
+def test_a_processor_that_says_nothing_of_this_has_some_name_and_no_instruction_sets(processor, cpuinfo):
+    processor(cpuinfo)
+    assert machine.cpu()
+    assert machine.instruction_sets() == ()
+
+
+def test_a_system_without_cpuinfo_has_a_processor_all_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "CPUINFO", tmp_path / "gone")
+    assert machine.cpu()
+    assert machine.instruction_sets() == ()
+
+
+@pytest.mark.parametrize(
+    ("quotas", "cores"),
+    [
+        ({}, 8),
+        ({"": "max 100000"}, 8),
+        ({"pod/app": "150000 100000"}, 2),
+        ({"pod": "300000 100000", "pod/app": "max 100000"}, 3),
+        ({"pod": "50000 100000", "pod/app": "400000 100000"}, 1),
+        ({"pod/other": "100000 100000", "pod/app": "not numbers"}, 8),
+    ],
+    ids=["none", "unlimited", "its own", "the parent's", "the least", "another's"],
+)
+def test_the_cores_are_those_that_the_control_group_pays_for(tmp_path, monkeypatch, quotas, cores):
+    for group, text in quotas.items():
+        (tmp_path / group).mkdir(parents=True, exist_ok=True)
+        (tmp_path / group / "cpu.max").write_text(f"{text}\n")
+    membership = tmp_path / "cgroup"
+    membership.write_text("1:cpu:/elsewhere\n0::/pod/app\n")
+    monkeypatch.setattr(machine, "CGROUPS", tmp_path)
+    monkeypatch.setattr(machine, "CGROUP", membership)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
+    assert machine.cores() == cores
+    monkeypatch.setattr(machine, "CGROUP", tmp_path / "gone")
+    assert machine.cores() == 8
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "order", "why"),
+    [
+        (SAPPHIRE_RAPIDS, ["bf16", "int8", "fp32"], "AMX-BF16 multiplies whole tiles"),
+        (ZEN_5, ["int8", "bf16", "fp32"], "AVX512-BF16 makes two products"),
+        (WITHOUT_AMX, ["int8", "fp32", "bf16"], "it is AMX that is fast there"),
+        (ALDER_LAKE, ["int8", "fp32", "bf16"], "AVX-VNNI makes four products"),
+        (ZEN_3, ["int8 with onnxruntime", "fp32", "int8 with openvino", "bf16"], "needs overflow_fix"),
+    ],
+    ids=["sapphire-rapids", "zen-5", "without-amx", "alder-lake", "zen-3"],
+)
+def test_the_doctor_expects_an_order_of_numbers_and_says_why(processor, without_runtimes, cpuinfo, order, why):
+    processor(cpuinfo)
+    fastest = finding("fastest on the CPU")
+    assert f"expected: {', then '.join(order)}" in fastest.found
+    assert why in fastest.note
+    assert "qabuild compare" in fastest.note
+
+
+def test_bf16_that_is_slower_than_fp32_is_told(processor):
+    processor(WITHOUT_AMX)
+    assert "slower than fp32" in doctor_report.slow(target("eager", dtype="bf16"))
+    processor(ZEN_3)
+    assert doctor_report.slow(target("eager", dtype="bf16")) == (
+        "likely to be slower than fp32: no bf16 instructions, so that it is emulated"
+    )
+    assert doctor_report.slow(target("onnxruntime", dtype="int8")) is None
+    processor(ZEN_5)
+    assert doctor_report.slow(target("eager", dtype="bf16")) is None
+
+
+def test_this_machine_describes_itself_in_json():
+    described = json.loads(json.dumps(machine.describe()))
+    assert described["cpu"]
+    assert described["cores"] >= 1
+    assert described["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert ("gpus" in described) == bool(machine.gpus())
+
+
+def test_a_gpu_is_part_of_the_description(gpu):
+    assert {"gpus": ["NVIDIA H100"], "gpu_architecture": "sm_90", "driver": "570.1"}.items() <= (
+        machine.describe().items()
+    )
+
+
+# --- packages -------------------------------------------------------------------------------------------------------
+
+
+def test_versions_are_those_of_what_is_installed(installed):
+    installed({"torch": "2.9.1", "deepspeed": None})
+    assert machine.versions(["torch", "deepspeed", "no-such-package"]) == {"torch": "2.9.1"}
+
+
+@pytest.mark.parametrize(
+    ("packages", "found"),
+    [
+        ({"onnxruntime": "1.20", "onnxruntime-gpu": None}, {"onnxruntime": "1.20"}),
+        ({"onnxruntime": None, "onnxruntime-gpu": "1.21"}, {"onnxruntime-gpu": "1.21"}),
+        ({"onnxruntime": "1.20", "onnxruntime-gpu": "1.21"}, {"onnxruntime": "1.20", "onnxruntime-gpu": "1.21"}),
+        ({"onnxruntime": None, "onnxruntime-gpu": None}, {}),
+    ],
+    ids=["cpu", "gpu", "both", "neither"],
+)
+def test_onnxruntime_goes_by_two_names(installed, packages, found):
+    installed(packages)
+    assert machine.versions(["onnxruntime"]) == found
+    lacks = machine.missing(["onnxruntime"], "cpu")
+    assert bool(lacks) == (not found)
+
+
+def test_what_is_missing_is_told_all_at_once_with_its_remedy(installed, monkeypatch):
+    installed({"onnx": None, "deepspeed": None, "torch": None})
+    monkeypatch.setattr(machine, "gpus", lambda: ())
+    with pytest.raises(MissingEnvironment) as caught:
+        machine.require(["onnx", "deepspeed", "torch", "transformers"], "cuda")
+    message = str(caught.value)
+    assert "onnx is not installed: pip install 'qabuild[cpu]' or 'qabuild[gpu]'" in message
+    assert "deepspeed is not installed: pip install 'qabuild[deepspeed]'" in message
+    assert "torch is not installed: pip install torch" in message
+    assert "no CUDA device here" in message
+    assert "--compile-only" in message
+    assert "transformers" not in message
+    assert "qabuild doctor" in message
+
+
+def test_nothing_is_missing_where_all_is_there(gpu):
+    machine.require(["torch", "transformers"], "cuda")
+    assert machine.missing(["torch"], "cpu") == []
+
+
+# --- the doctor -----------------------------------------------------------------------------------------------------
+
+
+def test_the_doctor_tells_of_this_machine_in_json_and_nothing_else_whatever_the_packages_print():
+    command = [sys.executable, "-m", "qabuild", "doctor", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stderr == ""
+    report = json.loads(done.stdout)
+    findings = {each["subject"]: each for each in report["machine"]}
+    assert machine.cpu() in findings["processor"]["found"]
+    assert findings["torch"]["found"] == f"torch {metadata.version('torch')}"
+    assert findings["transformers"]["found"] == f"transformers {metadata.version('transformers')}"
+    assert (findings["GPU"]["found"] == "none") == (not machine.gpus())
+    if machine.versions(["onnxruntime"]):
+        assert "CPUExecutionProvider" in findings["ONNX Runtime"]["note"]
+    if machine.versions(["deepspeed"]):
+        assert "inference kernels" in findings["DeepSpeed"]["note"]
+    assert list(report["backends"]) == list(BACKENDS)
+    assert {each["target"] for each in report["targets"]} == {path.stem for path in ROOT.glob("targets/*.toml")}
+
+
+def finding(subject: str) -> doctor_report.Finding:
+    return next(each for each in doctor_report.examine() if each.subject == subject)
+
+
+@pytest.fixture
+def without_runtimes(installed: Any) -> None:
+    """No runtime but torch, so that looking at the rest takes no time."""
+    installed(dict.fromkeys(("onnxruntime", "onnxruntime-gpu", "deepspeed", "openvino")))
+
+
+@pytest.mark.usefixtures("without_runtimes")
+def test_what_is_not_installed_is_a_finding_with_its_remedy():
+    assert (finding("ONNX Runtime").found, finding("DeepSpeed").found) == ("not installed", "not installed")
+    assert "pip install 'qabuild[cpu]'" in finding("ONNX Runtime").note
+    assert finding("DeepSpeed").note == "pip install 'qabuild[deepspeed]'"
+    lacks = doctor_report.report([target("onnxruntime")])
+    assert lacks["backends"]["eager"] == []
+    assert lacks["backends"]["onnxruntime"] == lacks["targets"][0]["missing"]
+    assert "onnxruntime is not installed" in lacks["targets"][0]["missing"][0]
+
+
+def test_both_packages_of_onnx_runtime_at_once_are_found_out(installed):
+    installed({"onnxruntime": "1.20", "onnxruntime-gpu": "1.21", "deepspeed": None})
+    assert finding("ONNX Runtime").found == "onnxruntime 1.20 and onnxruntime-gpu 1.21"
+    assert "overwrite each other" in finding("ONNX Runtime").note
+
+
+@pytest.mark.parametrize("error", [ImportError("libcudart.so.12: cannot open"), OSError("bad ELF"), RuntimeError("")])
+def test_a_package_that_does_not_load_is_a_finding_and_no_failure(installed, monkeypatch, error):
+    installed({"onnxruntime": "1.20", "onnxruntime-gpu": None, "deepspeed": "0.19"})
+
+    def fail(name: str) -> None:
+        raise error
+
+    monkeypatch.setattr(doctor_report.importlib, "import_module", fail)
+    for subject in ("ONNX Runtime", "DeepSpeed"):
+        assert finding(subject).note == f"does not load: {str(error) or 'RuntimeError'}"
+
+
+@pytest.mark.usefixtures("without_runtimes")
+@pytest.mark.parametrize(
+    ("cpuinfo", "bf16", "int8"),
+    [
+        (SAPPHIRE_RAPIDS, "AVX512-BF16, AMX-BF16", "AVX512-VNNI, AVX-VNNI, AMX-INT8"),
+        (ALDER_LAKE, "no instructions for it", "AVX-VNNI"),
+        (ZEN_3, "no instructions for it", "no instructions for it"),
+    ],
+    ids=["sapphire-rapids", "alder-lake", "zen-3"],
+)
+def test_the_doctor_says_which_numbers_are_fast_here(processor, cpuinfo, bf16, int8):
+    processor(cpuinfo)
+    assert (finding("bf16 on the CPU").found, finding("int8 on the CPU").found) == (bf16, int8)
+    assert (doctor_report.slow(target("eager", dtype="bf16")) is None) == (bf16 != "no instructions for it")
+    assert doctor_report.slow(target("onnxruntime", dtype="int8")) is None, "its int8 makes do with AVX2"
+    assert doctor_report.slow(target()) is None
+    assert doctor_report.slow(target(device="cuda", dtype="bf16")) is None
+
+
+@pytest.mark.usefixtures("without_runtimes", "gpu")
+def test_a_gpu_that_torch_cannot_use_is_told(monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert finding("GPU").note == "sm_90, driver 570.1"
+    assert doctor_report.missing(target(device="cuda")) == [
+        "torch finds no CUDA device: install torch's CUDA build for this driver"
+    ]
+    assert doctor_report.missing(target()) == []
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert "though a GPU is here" in finding("torch").note
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    assert "does not work here" in finding("torch").note
+
+
+@pytest.mark.usefixtures("gpu")
+def test_the_wrong_onnx_runtime_for_a_gpu_is_told(installed, monkeypatch):
+    import torch
+
+    here = dict.fromkeys(("onnxruntime", "onnx", "optimum", "optimum-onnx"), "1.0")
+    installed({**here, "onnxruntime-gpu": None})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    providers = ["CPUExecutionProvider"]
+    fake = types.SimpleNamespace(get_available_providers=lambda: providers)
+    monkeypatch.setitem(sys.modules, "onnxruntime", fake)
+    (lack,) = doctor_report.missing(target("onnxruntime", device="cuda"))
+    assert "no CUDAExecutionProvider" in lack
+    assert "pip uninstall onnxruntime, then pip install 'qabuild[gpu]'" in lack
+    providers.append("CUDAExecutionProvider")
+    assert doctor_report.missing(target("onnxruntime", device="cuda")) == []

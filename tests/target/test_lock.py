@@ -1,0 +1,188 @@
+"""Locks: the same target means the same bytes, or says that it does not."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hub import Hub
+
+from qabuild.errors import BadTarget, UntrustedInput
+from qabuild.models import calibration
+from qabuild.models.checkpoint.resolve import resolve
+from qabuild.qa import data, sample
+from qabuild.target import lock
+from qabuild.target.lineage import Trained
+from qabuild.target.read import load as load_target
+
+TARGET = """\
+[checkpoint]
+model = "./weights"
+
+[backend]
+name = "eager"
+
+[verify]
+dataset = "./questions.json"
+samples = 8
+"""
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    """A target on a folder and a file of its own, locked."""
+    shutil.copytree(sample.CHECKPOINT, tmp_path / "weights")
+    shutil.copyfile(sample.HELDOUT, tmp_path / "questions.json")
+    path = tmp_path / "x.toml"
+    path.write_text(TARGET, encoding="utf-8")
+    assert lock.write(lock.make(load_target(path)), lock.path_of(path))
+    return path
+
+
+def test_a_locked_target_is_read_with_what_it_was(target):
+    read = lock.load(target, locked=True)
+    assert read.checkpoint.digest == resolve(sample.CHECKPOINT).digest
+    assert read.verify.fingerprint == data.load("sample").fingerprint, "that of the whole split, not of the 8"
+    assert lock.load(target) == read, "a lock counts without being asked for"
+
+
+def test_locking_again_changes_nothing_and_says_so(target):
+    before = lock.path_of(target).read_bytes()
+    assert not lock.write(lock.make(load_target(target)), lock.path_of(target))
+    assert lock.path_of(target).read_bytes() == before
+
+
+def test_a_lock_holds_no_path_of_this_machine(target):
+    assert str(target.parent) not in lock.path_of(target).read_text(encoding="utf-8")
+
+
+def test_a_lock_moves_with_its_target(target, tmp_path_factory):
+    moved = shutil.copytree(target.parent, tmp_path_factory.mktemp("moved") / "there")
+    assert lock.load(moved / "x.toml", locked=True).checkpoint.digest
+
+
+def test_changed_weights_are_refused(target):
+    read = lock.load(target)
+    config = json.loads((target.parent / "weights" / "config.json").read_text())
+    (target.parent / "weights" / "config.json").write_text(json.dumps({**config, "note": "changed"}))
+    with pytest.raises(UntrustedInput, match="lock the target again"):
+        resolve(read.checkpoint.model, digest=read.checkpoint.digest)
+
+
+def test_changed_questions_are_refused_though_those_asked_are_the_same(target):
+    read = lock.load(target)
+    questions = json.loads((target.parent / "questions.json").read_text())
+    questions["data"].append({"title": "x", "paragraphs": [{"context": "It is red.", "qas": []}]})
+    questions["data"][-1]["paragraphs"][0]["qas"] = [
+        {"id": "new", "question": "What is it?", "answers": [{"text": "red", "answer_start": 6}]}
+    ]
+    (target.parent / "questions.json").write_text(json.dumps(questions))
+    with pytest.raises(UntrustedInput, match="lock the target again"):
+        data.load(read.verify.dataset, samples=8, fingerprint=read.verify.fingerprint)
+
+
+def test_what_the_target_no_longer_asks_for_is_not_pinned(target):
+    target.write_text(TARGET.replace("./weights", "sample"), encoding="utf-8")
+    read = lock.load(target)
+    assert (read.checkpoint.model, read.checkpoint.digest) == ("sample", None)
+    assert read.verify.fingerprint
+    with pytest.raises(BadTarget, match="model weights became sample"):
+        lock.load(target, locked=True)
+
+
+def test_without_a_lock_nothing_is_built_locked(target):
+    lock.path_of(target).unlink()
+    assert lock.load(target).checkpoint.digest is None
+    with pytest.raises(BadTarget, match="qabuild lock"):
+        lock.load(target, locked=True)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff", b"checkpoint = 3", b"[checkpoint", b"[checkpoint]\nmodel = 'sample'\n"]
+)
+def test_a_damaged_lock_is_not_passed_over(target, content):
+    lock.path_of(target).write_bytes(content)
+    with pytest.raises(BadTarget, match=r"x\.lock: damaged"):
+        lock.load(target)
+
+
+def test_a_folder_in_the_place_of_a_lock_is_named(target):
+    made = lock.read(lock.path_of(target))
+    lock.path_of(target).unlink()
+    lock.path_of(target).mkdir()
+    for use in (lambda: lock.load(target), lambda: lock.write(made, lock.path_of(target))):
+        with pytest.raises(BadTarget, match=r"x\.lock: a folder, where the lock of .*x\.toml is looked for"):
+            use()
+
+
+def test_a_lock_is_written_to_where_a_link_leads(target):
+    made = lock.read(lock.path_of(target))
+    lock.path_of(target).unlink()
+    lock.path_of(target).symlink_to("elsewhere.lock")
+    assert lock.write(made, lock.path_of(target))
+    assert lock.path_of(target).is_symlink()
+    assert lock.read(target.parent / "elsewhere.lock") == made
+
+
+def test_a_trained_checkpoint_is_pinned_by_all_that_it_is_trained_from(target):
+    (target.parent / "teacher.toml").write_text(TARGET + '[train]\ndataset = "./questions.json"\n', encoding="utf-8")
+    taught = TARGET.replace("./weights", "sample") + '[train]\ndataset = "sample"\n[distill.teacher]\n'
+    target.write_text(f'{taught}target = "teacher"\n', encoding="utf-8")
+    with pytest.raises(BadTarget, match=r"questions\.json is not pinned"):
+        lock.load(target, locked=True)
+    assert lock.write(lock.make(load_target(target)), lock.path_of(target))
+    origin = lock.load(target, locked=True).origin
+    assert isinstance(origin, Trained)
+    assert isinstance(origin.teacher, Trained)
+    assert origin.start.digest == origin.teacher.start.digest == resolve("sample").digest
+    assert origin.train.fingerprint == data.load("sample", split="train").fingerprint
+    assert origin.teacher.train.fingerprint == data.load("sample").fingerprint
+
+
+def test_calibration_questions_are_pinned_where_they_are_read(target):
+    content = TARGET.replace('name = "eager"', 'name = "openvino"\ncalibration = "./calibration.json"')
+    shutil.copyfile(sample.TRAIN, target.parent / "calibration.json")
+    target.write_text(content, encoding="utf-8")
+    assert lock.load(target, locked=True).backend.calibration_fingerprint is None, "fp32 is not calibrated"
+    target.write_text(f'{content}[runtime]\ndtype = "int8"\n', encoding="utf-8")
+    with pytest.raises(BadTarget, match=r"calibration\.json is not pinned"):
+        lock.load(target, locked=True)
+    assert lock.write(lock.make(load_target(target)), lock.path_of(target))
+    options = lock.load(target, locked=True).backend
+    assert options.calibration_fingerprint == calibration.questions(options).fingerprint
+    assert calibration.sealed(options) == calibration.sealed(load_target(target).backend), "locking makes nothing anew"
+    shutil.copyfile(sample.HELDOUT, target.parent / "calibration.json")
+    with pytest.raises(UntrustedInput, match="lock the target again"):
+        calibration.questions(options)
+
+
+@pytest.mark.hub
+def test_a_hub_id_is_pinned_to_its_commit_though_the_branch_moves(tmp_path):
+    """With the real client, in processes of its own: HF_ENDPOINT is read when it is imported."""
+    files = {path.name: path.read_bytes() for path in sample.CHECKPOINT.iterdir()}
+    path = tmp_path / "x.toml"
+    path.write_text(TARGET.replace("./weights", "qa/tiny"), encoding="utf-8")
+    shutil.copyfile(sample.HELDOUT, tmp_path / "questions.json")
+    with Hub() as hub:
+        first = hub.commit("model", "qa/tiny", files)
+
+        def run(code: str) -> str:
+            environment = {**os.environ, **hub.environment(tmp_path)}
+            setup = (
+                f"from pathlib import Path\nfrom qabuild import checkpoint, lock, reading\npath = Path({str(path)!r})\n"
+            )
+            command = [sys.executable, "-c", setup + code]
+            return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip()
+
+        make = "made = lock.make(reading.load(path)); print(made.checkpoint.commit)"
+        assert run(f"{make}; lock.write(made, lock.path_of(path))") == first
+        second = hub.commit("model", "qa/tiny", {**files, "config.json": files["config.json"] + b"\n"})
+        assert run(make) == second
+        source = "source = lock.load(path, locked=True).checkpoint\n"
+        resolve = "checkpoint.resolve(source.model, source.revision, digest=source.digest).revision"
+        assert run(f"{source}print({resolve})") == first

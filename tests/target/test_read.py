@@ -1,0 +1,323 @@
+"""Targets: read once, all mistakes at once, nothing touched."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qabuild.builder.facts import require_paths
+from qabuild.errors import BadTarget, QABuildError
+from qabuild.models.backends import BACKENDS
+from qabuild.target.model import Target, Verify, json_schema
+from qabuild.target.read import load
+
+MINIMAL = """\
+[checkpoint]
+model = "sample"
+
+[backend]
+name = "eager"
+"""
+
+DESCRIBED_SAMPLES = str(Verify.model_fields["samples"].description)
+
+OURS = sorted(Path(__file__).parents[2].glob("targets/*.toml"))
+
+
+@pytest.fixture
+def write(tmp_path: Path):
+    def write(text: str, name: str = "x.toml") -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+def complaint(path: Path, *overrides: str) -> str:
+    with pytest.raises(BadTarget) as caught:
+        load(path, overrides)
+    return str(caught.value)
+
+
+def test_a_minimal_target_has_sound_defaults(write):
+    target = load(write(MINIMAL, "tiny.toml"))
+    assert target.name == "tiny"
+    assert (target.runtime.device, target.runtime.dtype) == ("cpu", "fp32")
+    assert (target.verify.dataset, target.verify.split, target.verify.samples) == (
+        "rajpurkar/squad",
+        "validation",
+        None,
+    )
+    assert target.verify.gates.min_f1_retention == 0.99
+
+
+@pytest.mark.parametrize("path", OURS, ids=lambda path: path.stem)
+def test_every_target_of_the_project_is_sound(path):
+    assert load(path).description
+
+
+def test_a_target_is_frozen(write):
+    target = load(write(MINIMAL))
+    with pytest.raises(ValueError, match="frozen"):
+        target.runtime.dtype = "fp16"
+
+
+def test_all_mistakes_of_a_file_are_told_at_once_with_line_key_and_what_is_accepted(write):
+    path = write(
+        '[checkpoint]\nmodel = "sample"\nrevison = "main"\n\n[backend]\nname = "onnxruntime"\nlevel = 7\n\n'
+        '[runtime]\ndtype = "fp8"\nsamples = 3\n\n[verify.gates]\nmin_f1_retention = "high"\n'
+    )
+    message = complaint(path)
+    assert "5 mistakes" in message
+    assert f"{path}:3: checkpoint.revison: unknown key; perhaps you meant 'revision'" in message
+    assert f"{path}:7: backend.level: given 7; accepted:" in message
+    assert f"{path}:10: runtime.dtype: given 'fp8'" in message
+    assert "'bf16'" in message
+    assert f"{path}:11: runtime.samples: unknown key; it belongs to [train] or [distill.search] or [verify]" in message
+    assert f"{path}:14: verify.gates.min_f1_retention: given 'high'" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "is empty"),
+        ("  \n\n", "is empty"),
+        ("checkpoint = [", "not TOML"),
+        ('[checkpoint]\nmodel = "a"\nmodel = "b"\n', "not TOML"),
+        ("checkpoint = 3\n[backend]\nname = 'eager'\n", "checkpoint: given 3"),
+        ("[backend]\nname = 'eager'\n", "checkpoint: is missing"),
+        ("[checkpoint]\nmodel = 'sample'\n", "backend: is missing"),
+        ("[checkpoint]\nmodel = 'sample'\n[backend]\n", "accepted: eager, torchscript"),
+        ("[checkpoint]\nmodel = 'sample'\n[backend]\nname = 'onxruntime'\n", "perhaps you meant 'onnxruntime'"),
+        ("[checkpoint]\nmodel = 'sample'\n[backend]\nname = 3\n", "backend"),
+        (MINIMAL + "[verify]\nsamples = 0\n", "verify.samples: given 0"),
+        (MINIMAL + "[verify]\nsamples = true\n", "verify.samples: given True"),
+        (MINIMAL + "[publish]\nrepo = 'no-owner'\n", "publish.repo: given 'no-owner'"),
+        (MINIMAL + "[publsh]\nrepo = 'a/b'\n", "perhaps you meant 'publish'"),
+        (MINIMAL + "[verify]\nstock = 1.5\n", "one mistake"),
+        (MINIMAL + "[verify]\nstock = 1.5\n", "verify.stock: given 1.5"),
+        (MINIMAL + "[verify.gates]\nmax_logit_difference = inf\n", "verify.gates.max_logit_difference: given inf"),
+        ("[checkpoint]\nmodel = 'sample'\n", "backend: is missing; accepted: a table with a name: eager"),
+        (MINIMAL + "level = 2\n", "backend.level: unknown key of backend eager; it belongs to onnxruntime"),
+        (MINIMAL + MINIMAL, "a table stands there twice"),
+        ("extends = 3\n" + MINIMAL, "extends: given 3"),
+        ("extends = 'gone.toml'\n" + MINIMAL, "gone.toml: no such target (extended by"),
+    ],
+)
+def test_what_is_wrong_is_said(write, text, expected):
+    assert expected in complaint(write(text))
+
+
+def test_mistakes_are_told_in_the_order_of_the_file_and_in_its_words(write):
+    path = write(
+        "[verify]\nsamples = 'many'\nbatch_size = 0\n[checkpoint]\nmodel = 3\n[backend]\nname = 'onxruntime'\n"
+        "levle = 1\n[runtime]\ndtype = 'fp8'\n"
+    )
+    heading, *lines = complaint(path).splitlines()
+    assert heading.endswith("6 mistakes")
+    assert [line.split(": ")[0].strip() for line in lines] == [f"{path}:{number}" for number in (2, 3, 5, 7, 8, 10)]
+    assert lines[0].endswith("given 'many'; accepted: a whole number: " + DESCRIBED_SAMPLES)
+    assert "backend.levle: unknown key; perhaps you meant 'level'" in lines[4]
+    assert "Input should" not in "".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("tables", "place"),
+    [
+        ("[backend]\nname = 'openvino'\nrest = 'bf16'\n", "5: backend.rest = 'bf16'"),
+        ("[backend]\nname = 'onnxruntime'\n[runtime]\ndtype = 'bf16'\n", "6: runtime.dtype = 'bf16'"),
+        ("[backend]\nname = 'deepspeed'\ntensor_parallel = 2\n", "5: backend.tensor_parallel"),
+    ],
+)
+def test_keys_that_do_not_go_together_are_told_with_their_line(write, tables, place):
+    path = write("[checkpoint]\nmodel = 'sample'\n" + tables)
+    assert complaint(path).startswith(f"{path}:{place}")
+
+
+def test_all_paths_that_lead_nowhere_are_told_at_once(write):
+    base = write("[checkpoint]\nmodel = './gone'\n[backend]\nname = 'eager'\n", "base/x.toml")
+    path = write(
+        "[checkpoint]\ntarget = './base/x.toml'\n[backend]\nname = 'openvino'\ncalibration = './gone.json'\n"
+        "[runtime]\ndtype = 'int8'\n[verify]\ndataset = './gone.json.gz'\n",
+        "y.toml",
+    )
+    with pytest.raises(BadTarget) as caught:
+        require_paths(load(path, ["verify.dataset=~/gone.json"]))
+    told = str(caught.value).splitlines()
+    assert told[0] == "y: 3 paths lead nowhere"
+    assert told[1] == f"  {base}:2: checkpoint.model: {base.parent / 'gone'}: no such file or folder"
+    assert told[2] == f"  {path}:5: backend.calibration: {path.parent / 'gone.json'}: no such file or folder"
+    assert told[3] == f"  --set: verify.dataset: {Path.home() / 'gone.json'}: no such file or folder"
+    with pytest.raises(BadTarget, match=rf"^{base}:2: checkpoint\.model: \S+gone: no such file or folder\n"):
+        require_paths(load(path, ["runtime.dtype=fp32", "verify.dataset=sample"]))  # fp32 reads no calibration
+
+
+def test_a_target_builds_on_the_checkpoint_of_another(write):
+    write(MINIMAL.replace("sample", "./weights"), "base/first.toml")
+    write("[checkpoint]\ntarget = 'first'\n[backend]\nname = 'torchscript'\n", "base/second.toml")
+    path = write("[checkpoint]\ntarget = 'base/second.toml'\n[backend]\nname = 'onnxruntime'\n")
+    assert load(path).checkpoint.model == str(path.parent / "base" / "weights")
+    assert load(path).backend.name == "onnxruntime"
+
+
+def test_a_target_that_names_another_drops_the_model_it_would_inherit_and_the_other_way_round(write):
+    write(MINIMAL.replace('"sample"', '"me/base"\nrevision = "v1"'), "base.toml")
+    write(MINIMAL, "first.toml")
+    path = write("extends = 'base.toml'\n[checkpoint]\ntarget = 'first'\n")
+    assert (load(path).checkpoint.model, load(path).checkpoint.revision) == ("sample", None)
+    again = write("extends = 'x.toml'\n[checkpoint]\nmodel = 'me/other'\n", "y.toml")
+    assert (load(again).checkpoint.model, load(again).checkpoint.target) == ("me/other", None)
+
+
+def test_targets_that_build_on_each_other_in_a_circle_are_shown_the_path(write):
+    for name, other in (("a", "b"), ("b", "c"), ("c", "a")):
+        write(f"[checkpoint]\ntarget = '{other}'\n[backend]\nname = 'eager'\n", f"{name}.toml")
+    message = complaint(write("[checkpoint]\ntarget = 'a'\n[backend]\nname = 'eager'\n"))
+    assert "build on each other's checkpoint in a circle" in message
+    assert [part.rsplit("/", 1)[-1] for part in message.split("\n")[0].split(" -> ")] == [
+        "x.toml",
+        "a.toml",
+        "b.toml",
+        "c.toml",
+        "a.toml",
+    ]
+
+
+def test_a_target_that_is_built_on_and_missing_is_shown_the_path(write):
+    write("[checkpoint]\ntarget = 'gone'\n[backend]\nname = 'eager'\n", "first.toml")
+    path = write("[checkpoint]\ntarget = 'first'\n[backend]\nname = 'eager'\n")
+    message = complaint(path)
+    assert "gone.toml: no such target (built on by" in message
+    assert f"{path} -> {path.parent / 'first.toml'}" in message
+
+
+@pytest.mark.parametrize("table", ["", "model = 'sample'\ntarget = 'first'\n"])
+def test_a_checkpoint_has_one_source(write, table):
+    assert "checkpoint: name one of `model` and `target`" in complaint(
+        write(f"[checkpoint]\n{table}[backend]\nname = 'eager'\n")
+    )
+
+
+def test_a_missing_target_offers_its_neighbour(write):
+    path = write(MINIMAL, "ort-fp16.toml")
+    assert "perhaps you meant" in complaint(path.with_name("ort-fp61.toml"))
+    (path.parent / "targets").mkdir()
+    within = path.rename(path.parent / "targets" / path.name)
+    assert f"perhaps you meant {within}" in complaint(path)
+    assert "perhaps" not in complaint(path.with_name("mine.toml")), "the ending that all share is no likeness"
+
+
+def test_a_folder_and_what_is_not_utf8_are_refused(tmp_path):
+    assert "is a folder" in complaint(tmp_path)
+    (tmp_path / "latin.toml").write_bytes(b'description = "caf\xe9"\n')
+    assert "not UTF-8 at byte 18" in complaint(tmp_path / "latin.toml")
+
+
+def test_a_name_that_is_no_folder_name_is_refused(write):
+    assert "rename the file" in complaint(write(MINIMAL, "a b.toml"))
+    assert "rename the file" in complaint(write(MINIMAL, "x.failed.toml"))
+
+
+def test_extends_shares_tables_and_the_nearer_file_wins(write):
+    write('[checkpoint]\nmodel = "../weights"\nrevision = "v1"\n[verify]\nsamples = 7\nbatch_size = 2\n', "base/a.toml")
+    path = write('extends = "base/a.toml"\n[backend]\nname = "eager"\n[verify]\nsamples = 9\n')
+    target = load(path)
+    assert (target.verify.samples, target.verify.batch_size) == (9, 2)
+    # A relative path is relative to the file that states it.
+    assert Path(target.checkpoint.model) == path.parent / "base" / ".." / "weights"
+
+
+def test_another_backend_inherits_no_options_and_another_model_no_revision(write):
+    write('[checkpoint]\nmodel = "me/a"\nrevision = "v1"\n[backend]\nname = "onnxruntime"\nlevel = 1\n', "base.toml")
+    target = load(write('extends = "base.toml"\n[checkpoint]\nmodel = "me/b"\n[backend]\nname = "eager"\n'))
+    assert target.backend.name == "eager"
+    assert target.checkpoint.revision is None
+
+
+def test_a_mistake_in_a_base_is_placed_in_the_base(write):
+    base = write(MINIMAL + "[verify]\nsampels = 3\n", "base.toml")
+    assert f"{base}:7: verify.sampels: unknown key" in complaint(write('extends = "base.toml"\n'))
+
+
+def test_a_circle_of_targets_shows_the_path(write):
+    write('extends = "b.toml"\n', "a.toml")
+    path = write('extends = "a.toml"\n', "b.toml")
+    assert "b.toml -> " in complaint(path)
+    assert "a.toml -> " in complaint(path)
+
+
+def test_overrides(write, monkeypatch, tmp_path):
+    path = write(MINIMAL)
+    monkeypatch.chdir(tmp_path)
+    target = load(path, ["verify.samples=200", "verify.dataset=./dev.json", "runtime.dtype=bf16"])
+    assert (target.verify.samples, target.runtime.dtype) == (200, "bf16")
+    assert target.verify.dataset == str(tmp_path / "dev.json")
+    assert "--set: verify.sampels: unknown key; perhaps you meant 'samples'" in complaint(path, "verify.sampels=2")
+    assert "not of the form key=value" in complaint(path, "verify.samples")
+    assert "--set: verify.samples: given 'many'" in complaint(path, "verify.samples=many")
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
+        lambda inner: (
+            st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["name", "model", "x"]), inner, max_size=3)
+        ),
+        max_leaves=8,
+    ).filter(lambda value: value is not None),
+    st.sampled_from(sorted({*Target.model_fields} - {"name"})),
+)
+def test_no_value_of_any_table_gives_anything_but_a_target_or_a_clear_error(value, table):
+    from pydantic import ValidationError
+
+    from qabuild.target.explain import Places, explain
+    from qabuild.target.read import File
+
+    path = Path("x.toml")
+    content = {"checkpoint": {"model": "sample"}, "backend": {"name": "eager"}, table: value, "name": "x"}
+    try:
+        Target.model_validate(content)
+        return
+    except ValidationError as caught:
+        error = caught
+    assert table in explain(error, path, Places([File(path, "", {})], []))
+
+
+@given(st.binary(max_size=200))
+def test_no_file_gives_anything_but_a_clear_error(tmp_path_factory, content):
+    path = tmp_path_factory.getbasetemp() / "fuzz.toml"
+    path.write_bytes(content)
+    with pytest.raises(QABuildError, match=r"fuzz\.toml"):
+        load(path)
+
+
+def test_reading_a_target_touches_no_network_no_device_and_imports_nothing_heavy(write):
+    path = write(MINIMAL.replace("sample", "me/nowhere"))
+    code = (
+        "import socket, sys\n"
+        "def refuse(*_): raise AssertionError('network')\n"
+        "socket.socket.connect = refuse\n"
+        "from qabuild.target.read import load\n"
+        f"load({str(path)!r})\n"
+        "heavy = {'torch', 'transformers', 'onnxruntime', 'optimum', 'datasets', 'numpy', 'huggingface_hub'}\n"
+        "print(sorted(heavy & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+    assert socket.socket  # this process is as it was
+
+
+def test_the_schema_accepts_our_targets_and_names_every_backend():
+    schema = json_schema()
+    assert {"extends", "checkpoint", "backend", "runtime", "verify", "publish"} <= set(schema["properties"])
+    text = json.dumps(schema)
+    assert all(f'"{name}"' in text for name in BACKENDS)

@@ -1,0 +1,223 @@
+"""Remakes the embedded sample, in two steps:
+
+    python -m tools.sample.make --output build/sample
+    python -m tools.sample.make --output build/sample --train targets/sample.toml
+
+The first writes train.json, heldout.json, and what the training starts from and learns from: start/, a checkpoint of
+fresh weights with its tokenizer, and redrawn.json. That holds train.json several times over, each name in it exchanged
+for another train name, and the digits of each long number for others, so that reading is all that is left to learn.
+The second trains as the target says, puts the result into checkpoint/, answers the held-out questions through the
+stock pipeline, and prints the scores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import qabuild
+from qabuild.cli.console import Console
+from qabuild.qa import sample, squad_metric
+from tools.sample.generate import SEED, generate, name_pools
+
+if TYPE_CHECKING:
+    from transformers import RobertaForQuestionAnswering, RobertaTokenizerFast
+
+VOCABULARY = 1100
+DRAWS = 12
+SHARPNESS = 2.0  # of the first layer's attention before training
+SPECIAL_TOKENS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]  # RoBERTa's first four ids; its mask comes last
+DIGITS = re.compile(r"[0-9]{3,}")
+
+
+class Example(NamedTuple):
+    question: str
+    context: str
+    answer: str
+    start: int
+
+
+def make(directory: Path, *, data_only: bool = False) -> None:
+    write_data(directory)
+    if not data_only:
+        train = read(directory / "train.json")
+        tokenizer = make_tokenizer(train)
+        save(make_model(tokenizer), tokenizer, directory / "start")
+        write_redrawn(train, directory / "redrawn.json")
+
+
+def train_checkpoint(target: Path, directory: Path) -> None:
+    """Put the checkpoint that `target` trains into `directory`/checkpoint, and print how well it answers."""
+    from qabuild.models.training import curves
+
+    made = qabuild.train(target, reporter=Console())
+    shutil.rmtree(directory / "checkpoint", ignore_errors=True)
+    shutil.copytree(made.directory, directory / "checkpoint", ignore=lambda _, names: {curves.FILE} & set(names))
+    scores = measure(directory / "checkpoint", directory / "heldout.json")
+    print(f"held-out questions: exact match {scores.exact_match:.2f}, F1 {scores.f1:.2f}")
+
+
+def write_data(directory: Path) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    for split in ("train", "heldout"):
+        text = json.dumps(generate(split), ensure_ascii=False, separators=(",", ":"))
+        (directory / f"{split}.json").write_text(text + "\n", encoding="utf-8")
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The paragraphs of a file."""
+    data = json.loads(path.read_text(encoding="utf-8"))["data"]
+    return [paragraph for article in data for paragraph in article["paragraphs"]]
+
+
+def make_tokenizer(train: Sequence[Mapping[str, Any]]) -> RobertaTokenizerFast:
+    from tokenizers import ByteLevelBPETokenizer
+    from tokenizers.processors import RobertaProcessing
+    from transformers import RobertaTokenizerFast
+
+    texts = [paragraph["context"] for paragraph in train]
+    texts += [qa["question"] for paragraph in train for qa in paragraph["qas"]]
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator(texts, vocab_size=VOCABULARY, special_tokens=SPECIAL_TOKENS, show_progress=False)
+    bpe._tokenizer.post_processor = RobertaProcessing(("</s>", 2), ("<s>", 0))
+    return RobertaTokenizerFast(tokenizer_object=bpe._tokenizer, model_max_length=512)
+
+
+def make_model(tokenizer: RobertaTokenizerFast) -> RobertaForQuestionAnswering:
+    import torch
+    from transformers import RobertaConfig, RobertaForQuestionAnswering
+
+    torch.manual_seed(SEED)
+    config = RobertaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        intermediate_size=256,
+        max_position_embeddings=514,
+        type_vocab_size=1,
+        layer_norm_eps=1e-5,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        initializer_range=0.06,
+        attn_implementation="sdpa",
+    )
+    model = RobertaForQuestionAnswering(config)
+    ease(model)
+    return model
+
+
+def ease(model: RobertaForQuestionAnswering) -> None:
+    """Start where matching is easy to find; from the usual start so small a model takes very long to find it.
+
+    At first tokens live in one half of the embedding and positions, as sinusoids, in the other. Keys equal
+    queries, so that like attends to like; half of the first layer's heads see only positions, and thus
+    the neighbourhood, the others only tokens, and thus the same word elsewhere.
+    """
+    import torch
+
+    embeddings, layers = model.roberta.embeddings, model.roberta.encoder.layer
+    tokens, positions = embeddings.word_embeddings.weight, embeddings.position_embeddings.weight
+    half = model.config.hidden_size // 2
+    rates = torch.exp(-torch.arange(0, half, 2) * (math.log(50) / half))
+    angles = torch.arange(len(positions))[:, None] * rates
+    with torch.no_grad():
+        tokens[:, half:] = 0
+        positions[:, :half] = 0
+        positions[:, half:] = model.config.initializer_range * math.sqrt(2) * torch.cat([angles.sin(), angles.cos()], 1)
+        first = layers[0].attention.self.query.weight
+        first *= SHARPNESS
+        first[:half, :half] = 0
+        first[half:, half:] = 0
+        for layer in layers:
+            layer.attention.self.key.weight.copy_(layer.attention.self.query.weight)
+
+
+def write_redrawn(train: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Every draw of the questions, one article each, in SQuAD's layout."""
+    draw, names = random.Random(SEED), name_pools()["train"]
+    articles = []
+    for number in range(DRAWS):
+        paragraphs: dict[str, list[dict[str, Any]]] = {}
+        for index, example in enumerate(redrawn(train, names, draw)):
+            answer = {"text": example.answer, "answer_start": example.start}
+            entry = {"id": f"{number}-{index}", "question": example.question, "answers": [answer]}
+            paragraphs.setdefault(example.context, []).append(entry)
+        articles.append({"paragraphs": [{"context": context, "qas": qas} for context, qas in paragraphs.items()]})
+    path.write_text(json.dumps({"data": articles}, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def redrawn(
+    train: Sequence[Mapping[str, Any]], names: Mapping[str, Sequence[str]], draw: random.Random
+) -> Iterator[Example]:
+    """The examples, with other names and numbers, the same ones throughout a paragraph."""
+    kind_of = {name: kind for kind, pool in names.items() for name in pool}
+    word = re.compile(r"\w+|[" + "".join(names["emoji"]) + "]")
+    for paragraph in train:
+        other: dict[str, str] = {}
+
+        def exchange(match: re.Match[str], other: dict[str, str] = other) -> str:
+            old = match.group()
+            if old not in other:
+                if old in kind_of:
+                    other[old] = draw.choice(names[kind_of[old]])
+                elif DIGITS.fullmatch(old):
+                    other[old] = old[0] + "".join(draw.choice("0123456789") for _ in old[1:])
+                else:
+                    other[old] = old
+            return other[old]
+
+        context = word.sub(exchange, paragraph["context"])
+        for qa in paragraph["qas"]:
+            text, start = qa["answers"][0]["text"], qa["answers"][0]["answer_start"]
+            before = word.sub(exchange, paragraph["context"][:start])  # answers begin and end between words
+            yield Example(word.sub(exchange, qa["question"]), context, word.sub(exchange, text), len(before))
+
+
+def save(model: RobertaForQuestionAnswering, tokenizer: RobertaTokenizerFast, directory: Path) -> None:
+    model.eval()
+    model.save_pretrained(directory, safe_serialization=True)
+    tokenizer.save_pretrained(directory)
+    for spare in ("vocab.json", "merges.txt"):  # tokenizer.json holds both
+        (directory / spare).unlink(missing_ok=True)
+    (directory / "model.safetensors").chmod(0o644)  # is written for its owner alone
+
+
+def measure(checkpoint: Path, data: Path) -> squad_metric.Scores:
+    golds = {qa["id"]: [gold["text"] for gold in qa["answers"]] for paragraph in read(data) for qa in paragraph["qas"]}
+    return squad_metric.score(answers(checkpoint, data), golds)
+
+
+def answers(checkpoint: Path, data: Path) -> dict[str, str]:
+    """Question id -> answer, through the stock pipeline with its defaults."""
+    from transformers import pipeline
+
+    reader = pipeline("question-answering", model=str(checkpoint), tokenizer=str(checkpoint), device="cpu")
+    return {
+        qa["id"]: reader(question=qa["question"], context=paragraph["context"])["answer"]
+        for paragraph in read(data)
+        for qa in paragraph["qas"]
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-only", action="store_true", help="write the two JSON files and stop")
+    parser.add_argument("--train", type=Path, metavar="TARGET", help="the target that trains the checkpoint")
+    parser.add_argument("--output", type=Path, default=sample.TRAIN.parent, metavar="DIR")
+    arguments = parser.parse_args()
+    if arguments.train:
+        train_checkpoint(arguments.train, arguments.output)
+    else:
+        make(arguments.output, data_only=arguments.data_only)
+
+
+if __name__ == "__main__":
+    main()
