@@ -32,14 +32,16 @@ from typing import Any, Literal
 import torch
 from transformers import logging, pipeline
 
-from qabuild.models.backends import Runtime, backend
-from qabuild.models.checkpoint.resolve import load_model, load_tokenizer, resolve
+from qabuild.models.backends import backend
+from qabuild.models.checkpoint.load import load_model, load_tokenizer
+from qabuild.models.checkpoint.resolve import resolve
+from qabuild.models.runtime import Runtime
 from qabuild.qa import data, squad_metric
 from qabuild.qa.data import Question
 from qabuild.qa.pipeline import QuestionAnsweringPipeline
 from qabuild.qa.pipeline.parameters import Parameters
 from qabuild.qa.pipeline.windows import WindowMaker
-from qabuild.system import machine
+from qabuild.system import machine, packages
 
 STOCK = "stock, eager fp32"
 Clock = Callable[[], float]
@@ -94,7 +96,7 @@ def main() -> None:
     if arguments.load:
         print(json.dumps(loading(CONTESTANTS[arguments.load[0]], arguments)))
         return
-    versions = machine.versions(["torch", "transformers", "openvino", "nncf", "onnxruntime"])
+    versions = packages.versions(["torch", "transformers", "openvino", "nncf", "onnxruntime"])
     print(f"{machine.cpu()}: {', '.join(machine.instruction_sets())}; {machine.cores()} cores; {versions}")
     folder = arguments.artifacts or Path(tempfile.mkdtemp(prefix="qabuild-cpu-"))
     contestants = [CONTESTANTS[number] for number in arguments.only] if arguments.only else CONTESTANTS
@@ -139,7 +141,7 @@ def parse() -> argparse.Namespace:
 def compiled(contestant: Contestant, arguments: argparse.Namespace, folder: Path) -> bool:
     """Compile it, unless it was; False where this machine lacks what it needs, which is said."""
     module, options, runtime = contestant.settings(arguments.train)
-    if lacks := machine.missing(module.PACKAGES, "cpu") or module.lacks(options, runtime):
+    if lacks := packages.missing(module.PACKAGES, "cpu") or module.lacks(options, runtime):
         print(f"  {contestant.name}: left out, {'; '.join(lacks)}")
         return False
     directory = folder / contestant.name

@@ -19,9 +19,9 @@ from pathlib import Path
 
 import qabuild
 from qabuild.cli.console import Console, table
-from qabuild.evaluation.reference import asking
-from qabuild.models.checkpoint.resolve import load_model, load_tokenizer
+from qabuild.models.checkpoint.load import load_model, load_tokenizer
 from qabuild.qa import data, squad_metric
+from qabuild.qa.ask import asking
 from qabuild.qa.data import Question
 
 TARGET = """\

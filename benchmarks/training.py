@@ -27,12 +27,13 @@ from typing import Any
 
 from qabuild.builder.steps.train import conditions
 from qabuild.models import sdpa_kernels
-from qabuild.models.checkpoint.resolve import load_tokenizer, resolve
+from qabuild.models.checkpoint.load import load_tokenizer
+from qabuild.models.checkpoint.resolve import resolve
 from qabuild.models.training.allocator import keep_memory
+from qabuild.models.training.options import Train
 from qabuild.models.training.request import Request
 from qabuild.qa import data
 from qabuild.system import machine
-from qabuild.target.lineage import Train
 
 RECIPES = ("plain", "grouped", "no dropout", "qabuild")
 ROW = "{:<11}{:>8}{:>12}{:>8}{:>15}{:>8}{:>9}{:>8}"
@@ -145,7 +146,7 @@ def asked(arguments: argparse.Namespace, folder: Path) -> Request:
 
 def own_trainer(request: Request) -> Any:
     """The Trainer of a build."""
-    from qabuild.models.training import examples
+    from qabuild.models.training import collate, examples
     from qabuild.models.training.student import make_student
     from qabuild.models.training.trainer import make_trainer
 
@@ -155,7 +156,7 @@ def own_trainer(request: Request) -> Any:
         request,
         make_student(request.start, request.train),
         found,
-        examples.Collator(found, tokenizer.model_input_names),
+        collate.Collator(found, tokenizer.model_input_names),
         alpha=1.0,
         temperature=1.0,
         callbacks=(),
@@ -166,7 +167,7 @@ def plain_trainer(request: Request) -> Any:
     """transformers' Trainer with its defaults, as run_qa.py uses it."""
     from transformers import Trainer, TrainingArguments, default_data_collator
 
-    from qabuild.models.checkpoint.resolve import load_model
+    from qabuild.models.checkpoint.load import load_model
     from qabuild.models.training.student import keep_layers
 
     train = request.train

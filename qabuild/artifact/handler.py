@@ -11,9 +11,11 @@ from pathlib import Path
 from string import Template
 from textwrap import indent
 
-from qabuild.evaluation import reference
-from qabuild.models.backends import Frozen, Runtime, backend
-from qabuild.system import machine
+from qabuild.models.backends import backend
+from qabuild.models.runtime import Runtime
+from qabuild.qa import ask
+from qabuild.system.frozen import Frozen
+from qabuild.system.packages import distributions
 
 HANDLER = "handler.py"
 REQUIREMENTS = "requirements.txt"
@@ -94,8 +96,8 @@ def requirements(name: str, versions: Mapping[str, str]) -> dict[str, str]:
     Without what a build of a package adds to its release, such as `+cpu`: it says where a package comes from, and an
     index need not have that very build.
     """
-    packages = {*reference.PACKAGES, *backend(name).PACKAGES} - COMPILING_ONLY
-    names = {each for package in packages for each in machine.distributions(package)}
+    packages = {*ask.PACKAGES, *backend(name).PACKAGES} - COMPILING_ONLY
+    names = {each for package in packages for each in distributions(package)}
     return {each: _release(versions[each]) for each in sorted(names & set(versions))}
 
 

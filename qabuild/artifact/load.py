@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from qabuild.artifact.manifest import Artifact, open_artifact
 from qabuild.errors import BadTarget
-from qabuild.models.backends import Runtime, backend
-from qabuild.system import hub, machine
+from qabuild.models.backends import backend
+from qabuild.models.runtime import Runtime
+from qabuild.system import hub, packages
 
 if TYPE_CHECKING:
     from qabuild.qa.pipeline import QuestionAnsweringPipeline
@@ -56,10 +57,10 @@ def load_model(artifact: Artifact) -> tuple[Any, Any]:
 
     Raises MissingEnvironment where the device or a package is not here.
     """
-    from qabuild.models.checkpoint.resolve import load_tokenizer
+    from qabuild.models.checkpoint.load import load_tokenizer
 
     module = backend(artifact.manifest.backend["name"])
     options = module.Options.model_validate(dict(artifact.manifest.backend))
     runtime = Runtime.model_validate(dict(artifact.manifest.runtime))
-    machine.require(module.PACKAGES, runtime.device)
+    packages.require(module.PACKAGES, runtime.device)
     return module.load(artifact.directory, options, runtime), load_tokenizer(artifact.directory)

@@ -19,6 +19,7 @@ from typing import Any
 
 from qabuild.errors import BadTarget, UntrustedInput
 from qabuild.system import files as whole
+from qabuild.system.files import sha256
 
 MANIFEST = "manifest.json"
 EVIDENCE = "verification.json"
@@ -86,12 +87,6 @@ class Artifact:
             raise UntrustedInput(
                 f"{self.directory / EVIDENCE}: damaged: {error}", f"verify it again: qabuild verify {self.directory}"
             ) from None
-
-
-def sha256(path: Path) -> str:
-    """SHA-256 of the file's content, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sealed_files(directory: Path, *, linked: bool = False) -> Iterator[str]:

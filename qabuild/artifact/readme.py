@@ -14,7 +14,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, get_args
 
 from qabuild.errors import BadTarget
-from qabuild.models.backends import BACKENDS, Dtype
+from qabuild.models.backends import BACKENDS
+from qabuild.models.runtime import Dtype
 from qabuild.system.hub import first_line
 
 FILE = "README.md"

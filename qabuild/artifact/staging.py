@@ -15,8 +15,8 @@ from pathlib import Path
 
 from qabuild.artifact import manifest as artifacts
 from qabuild.artifact import readme
-from qabuild.builder.store.local import explained
 from qabuild.errors import BadTarget
+from qabuild.system.files import explained
 
 
 def require_ours(goal: Path) -> None:

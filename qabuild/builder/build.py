@@ -7,17 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import qabuild
 from qabuild.artifact import manifest as artifacts
 from qabuild.artifact import staging
 from qabuild.artifact.evidence import Verification, evidence_of
-from qabuild.builder import plan
+from qabuild.builder import plan, requirements
 from qabuild.builder.plan import Plan
 from qabuild.builder.store.local import Store
-from qabuild.cli import doctor_report
-from qabuild.cli.console import SILENT, Reporter
 from qabuild.errors import BadTarget, QABuildError, UntrustedInput
-from qabuild.system import machine
+from qabuild.system import packages
+from qabuild.system.reporter import SILENT, Reporter
+from qabuild.system.version import VERSION
 from qabuild.target import lock
 from qabuild.target.lineage import Trained
 from qabuild.target.model import Target
@@ -80,7 +79,7 @@ def build(
             leakage.refuse_learnt(target, offline=offline)
         made = executor.train(made)
         with staging.staged(goal) as stage:
-            artifact = executor.assemble(made, stage, {**_told(made), "qabuild": qabuild.__version__})
+            artifact = executor.assemble(made, stage, {**_told(made), "qabuild": VERSION})
             found = None if compile_only else executor.verify(artifact, made)
             results.remember(name, {step.name: step.key for step in made.steps if step.key and step.inputs})
             landed = staging.name(stage, goal, passed=found is None or found.passed)
@@ -114,9 +113,9 @@ def train(
 
 def _require_machine(target: Target, compile_only: bool) -> None:
     if compile_only:
-        machine.require(plan.needed(target), "cpu")
+        packages.require(requirements.needed(target), "cpu")
     else:
-        machine.refuse(doctor_report.missing(target))
+        packages.refuse(requirements.missing(target))
 
 
 def _kept(goal: Path, made: Plan, compile_only: bool) -> Built | None:

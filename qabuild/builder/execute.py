@@ -15,18 +15,20 @@ from qabuild.artifact.evidence import Measurement, Verification
 from qabuild.artifact.manifest import Artifact
 from qabuild.builder import leakage, plan
 from qabuild.builder.plan import Plan, Step
-from qabuild.builder.steps.train import Stage, StepName
+from qabuild.builder.steps.train import Stage
 from qabuild.builder.store.local import Entry, Store, key_of, place
-from qabuild.cli.console import Reporter
-from qabuild.evaluation import reference
+from qabuild.evaluation import judge, measure, reference
 from qabuild.evaluation import verify as verification
 from qabuild.models import calibration
-from qabuild.models.checkpoint.resolve import Checkpoint, load_model, load_tokenizer
+from qabuild.models.checkpoint.load import load_model, load_tokenizer
+from qabuild.models.checkpoint.resolve import Checkpoint
 from qabuild.models.compiler import compile_apart
 from qabuild.models.training.launch import carry_out
+from qabuild.models.training.options import StepName
 from qabuild.models.training.request import Request
 from qabuild.qa import squad_metric
 from qabuild.system import hub
+from qabuild.system.reporter import Reporter
 
 MEASUREMENT = "measurement.json"
 
@@ -85,7 +87,7 @@ class Executor:
         def produce(folder: Path) -> Mapping[str, Any]:
             questions = verification.find_questions(artifact, target.verify.dataset, offline=self.offline)
             baseline = load_model(known(made.checkpoint)).to(target.runtime.device)
-            measurement = verification.measure(artifact, questions, baseline, self.reporter)
+            measurement = measure.measure(artifact, questions, baseline, self.reporter)
             (folder / MEASUREMENT).write_text(json.dumps(measurement.to_dict(), ensure_ascii=False), encoding="utf-8")
             return {"files": files}
 
@@ -94,7 +96,7 @@ class Executor:
             self.results.drop(step.key)
         measured = self._carry_out(step, produce)
         document = json.loads((measured.directory / MEASUREMENT).read_text(encoding="utf-8"))
-        found = verification.judge(artifact, Measurement.from_dict(document), target.verify.gates, step.key)
+        found = judge.judge(artifact, Measurement.from_dict(document), target.verify.gates, step.key)
         verification.write(found, artifact.directory)
         return found
 

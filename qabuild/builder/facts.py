@@ -8,29 +8,17 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from qabuild.artifact import manifest as artifacts
 from qabuild.builder.steps import train as training
 from qabuild.builder.steps.train import Stage
 from qabuild.builder.store.local import Inputs, Store, is_whole, key_of
 from qabuild.errors import BadTarget, QABuildError, UntrustedInput
 from qabuild.qa.sample import HELDOUT, TRAIN
+from qabuild.system import files
 from qabuild.system.hub import SAMPLE, commit, is_id, is_path
 from qabuild.target.lineage import Origin, Trained
 
 if TYPE_CHECKING:
     from qabuild.models.checkpoint.resolve import Checkpoint
-    from qabuild.target.model import Target
-
-
-def require_paths(target: Target) -> None:
-    """Raise BadTarget with all files and folders that the target names and that are not there."""
-    gone = [f"{at}: {key}: {path}: no such file or folder" for at, key, path in target.paths if not path.exists()]
-    if gone:
-        several = [f"{target.name}: {len(gone)} paths lead nowhere"] if len(gone) > 1 else []
-        raise BadTarget(
-            "\n  ".join(several + gone),
-            "a relative path is taken from the folder of the file that states it; a Hub id is written 'owner/name'",
-        )
 
 
 class DataSource(Protocol):
@@ -72,10 +60,10 @@ class Look:
         """What identifies a data set, without reading it: the digest of a file, the commit of a Hub repository."""
         source = asked.dataset
         if source == SAMPLE:
-            return artifacts.sha256(TRAIN if asked.split == "train" else HELDOUT)
+            return files.sha256(TRAIN if asked.split == "train" else HELDOUT)
         if is_path(source):
             try:
-                return artifacts.sha256(Path(source))
+                return files.sha256(Path(source))
             except OSError as error:
                 raise BadTarget(f"{source}: {error.strerror}", f"let {key} name a SQuAD-layout file") from None
         try:

@@ -9,10 +9,11 @@ from functools import partial
 from qabuild.errors import QABuildError
 from qabuild.models import calibration
 from qabuild.models.training import examples
+from qabuild.models.training.options import Train
 from qabuild.qa import data
 from qabuild.qa.data import QuestionSet
 from qabuild.system import hub
-from qabuild.target.lineage import Train, trainings
+from qabuild.target.lineage import trainings
 from qabuild.target.model import Target
 
 

@@ -13,18 +13,23 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from qabuild.artifact import manifest as artifacts
-from qabuild.builder.facts import Look, require_paths
+from qabuild.builder.facts import Look
+from qabuild.builder.requirements import needed
 from qabuild.builder.steps import train as training
 from qabuild.builder.steps.train import Stage
 from qabuild.builder.store.local import Entry, Inputs, Store, key_of
-from qabuild.evaluation import reference, stock_pipeline
+from qabuild.evaluation import stock_pipeline
 from qabuild.models import calibration
 from qabuild.models.backends import BACKENDS, backend
-from qabuild.system import machine
+from qabuild.models.training import options
+from qabuild.models.training.options import Autocast
+from qabuild.qa import ask
+from qabuild.system import files, machine, packages
 from qabuild.system.hub import is_path
-from qabuild.target.lineage import Autocast, Trained, trainings
+from qabuild.system.packages import distributions, versions
+from qabuild.target.lineage import trainings
 from qabuild.target.model import Target
+from qabuild.target.paths import require_paths
 
 if TYPE_CHECKING:
     from qabuild.models.checkpoint.resolve import Checkpoint
@@ -145,7 +150,7 @@ def gather(target: Target, results: Store, name: str, *, fetch: bool, offline: b
     look = Look(
         target.origin,
         results,
-        versions=_packages(machine.versions(training.PACKAGES), training.PACKAGES),
+        versions=_packages(versions(options.PACKAGES), options.PACKAGES),
         code={name: _code_of(code, rooms) for name, rooms in training.CODE.items()},
         conditions={name: training.conditions(here, name) for name in get_args(Autocast)},
         fetch=fetch,
@@ -159,20 +164,13 @@ def gather(target: Target, results: Store, name: str, *, fetch: bool, offline: b
         stages=tuple(map(look.stage, trainings(target.origin))),
         data=look.data(target.verify, "verify.dataset"),
         calibration=look.data(target.calibrated.source, "backend.calibration") if target.calibrated else None,
-        versions=machine.versions({*stock_pipeline.PACKAGES, *module.PACKAGES}),
+        versions=versions({*stock_pipeline.PACKAGES, *module.PACKAGES}),
         code=code,
         machine=here,
-        missing=tuple(machine.missing(needed(target), target.runtime.device)),
+        missing=tuple(packages.missing(needed(target), target.runtime.device)),
         kept=results.keys(),
         previous=results.recall(name),
     )
-
-
-def needed(target: Target) -> tuple[str, ...]:
-    """Distributions that building `target` takes beside qabuild's own."""
-    searched = any(trained.distill and trained.distill.search for trained in trainings(target.origin))
-    trained = training.PACKAGES if isinstance(target.origin, Trained) else ()
-    return (*backend(target.backend.name).PACKAGES, *trained, *(training.SEARCH_PACKAGES if searched else ()))
 
 
 def make(target: Target, facts: Facts) -> Plan:
@@ -203,7 +201,7 @@ def history_name(target: Target, output: Path) -> str:
 def _code() -> dict[str, str]:
     """The version of a step's own code is the code: no number that someone could forget to raise."""
     here = Path(__file__).parent
-    return {path.relative_to(here).with_suffix("").as_posix(): artifacts.sha256(path) for path in here.rglob("*.py")}
+    return {path.relative_to(here).with_suffix("").as_posix(): files.sha256(path) for path in here.rglob("*.py")}
 
 
 # --- keys -----------------------------------------------------------------------------------------------------------
@@ -218,7 +216,7 @@ def _inputs(target: Target, facts: Facts) -> dict[str, Inputs]:
         **_flat("backend", calibration.sealed(target.backend)),
         **({"calibration": facts.calibration} if target.calibrated else {}),
         **_flat("runtime", target.runtime.model_dump(mode="json")),
-        **_packages(facts.versions, {*reference.PACKAGES, *backend_packages}),
+        **_packages(facts.versions, {*ask.PACKAGES, *backend_packages}),
         **_kernels(target, facts),
         "code": _code_of(
             facts.code, CODE["compile"] + (CODE["calibration"] if target.calibrated else ()), target.backend.name
@@ -228,7 +226,7 @@ def _inputs(target: Target, facts: Facts) -> dict[str, Inputs]:
         "checkpoint": checkpoint,
         **_flat("verify", _questions(target, facts)),
         "reference.device": _reference_device(target, facts),
-        **_packages(facts.versions, reference.PACKAGES),
+        **_packages(facts.versions, ask.PACKAGES),
         "code": _code_of(facts.code, CODE["reference"]),
     }
     verifying = {
@@ -284,7 +282,7 @@ def _kernels(target: Target, facts: Facts) -> dict[str, Any]:
 
 
 def _packages(versions: Mapping[str, str], packages: Iterable[str]) -> dict[str, str]:
-    names = {name for package in packages for name in machine.distributions(package)}
+    names = {name for package in packages for name in distributions(package)}
     return {f"package {name}": versions[name] for name in sorted(names) if name in versions}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
+from pathlib import Path
 
 import click
 
@@ -38,6 +39,7 @@ def answer(
     on where it stopped. A row that cannot be answered is reported, and makes the exit status 4 in the end.
     """
     from qabuild.artifact import load as loading
+    from qabuild.artifact.manifest import require_outside
     from qabuild.qa.bulk import answer_file, require_place
     from qabuild.qa.pipeline import QuestionAnsweringPipeline
     from qabuild.qa.question_stream import is_pipe
@@ -45,6 +47,7 @@ def answer(
     if console.json and is_pipe(output):
         raise click.UsageError("--json tells on stdout what was done, where the answers go: name a file with -o")
     require_place(questions, output)
+    require_outside(Path(output))
     opened = loading.find(artifact, revision=revision, digest=digest)
     summary = answer_file(
         QuestionAnsweringPipeline(*loading.load_model(opened)),

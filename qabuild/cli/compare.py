@@ -135,10 +135,10 @@ def report(
     from qabuild.evaluation import report as reporting
     from qabuild.evaluation.compare import compare as compare_artifacts
     from qabuild.evaluation.compare import tables
-    from qabuild.system import machine
+    from qabuild.system import packages
     from qabuild.target.read import absolute_source
 
-    machine.require(reporting.PACKAGES, "cpu")
+    packages.require(reporting.PACKAGES, "cpu")
     if output.suffix.lower() not in (".html", ".htm"):
         raise BadTarget(f"{output}: the page is written as HTML only", "name a file that ends in .html")
     if png and png.suffix.lower() != ".png":

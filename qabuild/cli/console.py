@@ -8,36 +8,12 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol, TextIO
+from typing import Any, TextIO
 
 from qabuild.errors import QABuildError
+from qabuild.system.reporter import Advance
 
-Advance = Callable[[int], None]
 WORDS = 30  # characters of a line that some words fit into
-
-
-class Reporter(Protocol):
-    """What long work tells its caller while it goes on."""
-
-    def say(self, message: str) -> None:
-        """One line about what is being done."""
-
-    def progress(self, label: str, total: int) -> Any:
-        """A context manager that gives a function: call it with how many more are done."""
-
-
-class Silent:
-    """The reporter of the Python API: says nothing."""
-
-    def say(self, message: str) -> None:
-        pass
-
-    @contextmanager
-    def progress(self, label: str, total: int) -> Iterator[Advance]:
-        yield lambda count: None
-
-
-SILENT = Silent()
 
 
 class Console:

@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qabuild.builder import plan
+from qabuild.builder.requirements import missing
 from qabuild.models import dtype_speed
-from qabuild.models.backends import BACKENDS, backend, openvino
-from qabuild.system import machine
+from qabuild.models.backends import BACKENDS, backend
+from qabuild.models.backends.openvino import core
+from qabuild.system import machine, packages
 from qabuild.system.machine import FAST
 from qabuild.target.model import Target
 
@@ -40,15 +41,6 @@ def examine() -> list[Finding]:
         _package("DeepSpeed", "deepspeed", _deepspeed),
         _package("OpenVINO", "openvino", _openvino),
     ]
-
-
-def missing(target: Target) -> list[str]:
-    """What this machine lacks for `target`; empty where nothing is missing."""
-    module = backend(target.backend.name)
-    lacks = machine.missing(plan.needed(target), target.runtime.device)
-    if lacks:
-        return lacks
-    return [*_cuda_runtime(target.runtime.device), *module.lacks(target.backend, target.runtime)]
 
 
 def slow(target: Target) -> str | None:
@@ -91,10 +83,10 @@ def _gpu() -> Finding:
 
 def _package(subject: str, package: str, look: Callable[[], str]) -> Finding:
     """Which version is installed, and what `look` makes of it; a package that is broken is a finding too."""
-    installed = machine.versions([package])
+    installed = packages.versions([package])
     if not installed:
         return Finding(
-            subject=subject, found="not installed", note=machine.INSTALL.get(package, f"pip install {package}")
+            subject=subject, found="not installed", note=packages.INSTALL.get(package, f"pip install {package}")
         )
     found = " and ".join(f"{name} {version}" for name, version in installed.items())
     if len(installed) > 1:
@@ -123,7 +115,7 @@ def _openvino() -> str:
     if machine.preloaded("tcmalloc"):
         return "does not survive the preloaded tcmalloc: unset LD_PRELOAD"
     with _silent():
-        devices: list[str] = openvino.core().available_devices
+        devices: list[str] = core.core().available_devices
     return ", ".join(devices)
 
 
@@ -135,17 +127,6 @@ def _deepspeed() -> str:
     return (
         "inference kernels can be built" if works else "no inference kernels here: replace_with_kernel_inject = false"
     )
-
-
-def _cuda_runtime(device: str) -> list[str]:
-    """What a GPU target lacks although there is a GPU: the checkpoint itself answers in torch, whatever the backend."""
-    if device != "cuda":
-        return []
-    import torch
-
-    if torch.cuda.is_available():
-        return []
-    return ["torch finds no CUDA device: install torch's CUDA build for this driver"]
 
 
 @contextlib.contextmanager
@@ -163,6 +144,6 @@ def report(targets: Sequence[Target]) -> dict[str, Any]:
     """Findings and, for each target, what it lacks, as JSON values."""
     return {
         "machine": [finding.__dict__ for finding in examine()],
-        "backends": {name: machine.missing(backend(name).PACKAGES, "cpu") for name in BACKENDS},
+        "backends": {name: packages.missing(backend(name).PACKAGES, "cpu") for name in BACKENDS},
         "targets": [{"target": t.name, "missing": missing(t), "slow": slow(t)} for t in targets],
     }

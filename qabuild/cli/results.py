@@ -48,7 +48,7 @@ def attempt_to(work: Callable[[], T], console: Console) -> T | QABuildError:
 
 
 def failure(found: Verification | None, directory: Path) -> VerificationFailed | None:
-    from qabuild.evaluation.verify import explain_failure
+    from qabuild.evaluation.judge import explain_failure
 
     return VerificationFailed(*explain_failure(found, directory)) if found and not found.passed else None
 

@@ -7,14 +7,14 @@ inputs, are sealed into the artifact, so that the artifact can be verified where
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qabuild.cli.console import SILENT, Reporter
 from qabuild.errors import UntrustedInput
+from qabuild.qa.ask import asking, chunks
+from qabuild.system.reporter import SILENT, Reporter
 
 if TYPE_CHECKING:
     from qabuild.qa.data import Question, QuestionSet
@@ -22,13 +22,10 @@ if TYPE_CHECKING:
 FOLDER = "reference"
 ANSWERS = "answers.json"
 PROBES = "probes.safetensors"
-PACKAGES = ("transformers", "tokenizers", "torch")
-"""Distributions that decide what a pipeline answers, beside the model."""
 
 # (questions, most tokens, padded to that length). Several batch sizes and lengths, with padding and without: a graph
 # that was traced for one shape, or a mask that overflows, shows itself on another.
 PROBE_SHAPES: tuple[tuple[int, int, bool], ...] = ((1, 48, False), (3, 128, False), (2, 384, True), (5, 224, False))
-CHUNK = 32  # questions between two reports of progress, and between two turns where several answer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,45 +38,6 @@ class Reference:
     """dataset, revision, split, samples, seed, fingerprint, unanswerable"""
     probes: tuple[tuple[str, ...], ...]
     """Ids of the questions of each probe."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Answered:
-    """What a pipeline made of some questions."""
-
-    answers: Mapping[str, str]
-    """Text by question id; the empty string says that there is no answer."""
-    seconds: float
-
-
-Ask = Callable[["Sequence[Question]"], Answered]
-
-
-def asking(model: Any, tokenizer: Any, *, squad_v2: bool) -> Ask:
-    """Questions to answers, by `qabuild.QuestionAnsweringPipeline` with its defaults.
-
-    `squad_v2` lets it say that a question has no answer; set it where the data hold such questions.
-    """
-    from qabuild.qa.pipeline import QuestionAnsweringPipeline
-
-    pipeline = QuestionAnsweringPipeline(model, tokenizer, handle_impossible_answer=squad_v2)
-
-    def ask(questions: Sequence[Question]) -> Answered:
-        # A stream, since the answer to a list of one question is no list.
-        examples = ({"question": question.question, "context": question.context} for question in questions)
-        started = time.perf_counter()
-        results = list(pipeline(examples))
-        seconds = time.perf_counter() - started
-        # Where no span is left, as with logits that are not numbers, the result is an empty list.
-        answers = {q.id: result["answer"] if result else "" for q, result in zip(questions, results, strict=True)}
-        return Answered(answers=answers, seconds=seconds)
-
-    return ask
-
-
-def chunks(questions: Sequence[Question]) -> list[Sequence[Question]]:
-    """The questions in order, some at a time."""
-    return [questions[start : start + CHUNK] for start in range(0, len(questions), CHUNK)]
 
 
 def make(

@@ -12,16 +12,15 @@ from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from qabuild.evaluation import reference
-from qabuild.evaluation.reference import Answered
-from qabuild.qa import squad_metric
+from qabuild.qa import ask, squad_metric
+from qabuild.qa.ask import Answered
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from qabuild.qa.data import Question
 
-PACKAGES = ("evaluate", *reference.PACKAGES)
+PACKAGES = ("evaluate", *ask.PACKAGES)
 
 MAX_QUESTION_LEN = 64
 """Tokens of a question that are read, by default."""

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import Field
 
-from qabuild.models.backends import Frozen, Runtime
+from qabuild.models.runtime import Runtime
 from qabuild.system import hub
+from qabuild.system.frozen import Frozen
 
 if TYPE_CHECKING:
     from qabuild.qa.data import QuestionSet

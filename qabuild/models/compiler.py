@@ -8,7 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qabuild.models.backends import Frozen, Runtime, backend
+from qabuild.models.backends import backend
+from qabuild.models.runtime import Runtime
+from qabuild.system.frozen import Frozen
 from qabuild.system.process import Tell, run_apart, serve
 
 if TYPE_CHECKING:

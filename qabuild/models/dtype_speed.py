@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from qabuild.models.backends import Dtype
+from qabuild.models.runtime import Dtype
 from qabuild.system import machine
 
 

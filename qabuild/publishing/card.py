@@ -11,7 +11,8 @@ from typing import Any
 from qabuild.artifact.evidence import Flip, Verification
 from qabuild.artifact.manifest import Artifact
 from qabuild.artifact.readme import CLOSED, OPENED, Own, read
-from qabuild.models.backends import Runtime, backend
+from qabuild.models.backends import backend
+from qabuild.models.runtime import Runtime
 from qabuild.publishing.repository import MAIN
 
 TEMPLATE = Path(__file__).with_name("card.md.jinja")

@@ -5,12 +5,12 @@ from __future__ import annotations
 from qabuild.artifact import handler
 from qabuild.artifact.evidence import Verification, evidence_of
 from qabuild.artifact.manifest import Artifact
-from qabuild.cli.console import Reporter
 from qabuild.errors import BadTarget, UntrustedInput, VerificationFailed
-from qabuild.evaluation import reference
+from qabuild.evaluation import judge, measure, reference
 from qabuild.evaluation import verify as verification
-from qabuild.evaluation.verify import explain_failure
-from qabuild.target.model import Gates
+from qabuild.evaluation.judge import explain_failure
+from qabuild.system.reporter import Reporter
+from qabuild.target.gates import Gates
 
 __all__ = ["explain_failure", "remeasure", "require"]
 
@@ -26,7 +26,7 @@ def require(artifact: Artifact) -> Verification:
     if found is None:
         raise VerificationFailed(f"{where}: not verified", f"verify it: qabuild verify {where}")
     _require_same_questions(artifact, found)
-    judged = verification.judge(artifact, found.measurement, _gates(artifact))
+    judged = judge.judge(artifact, found.measurement, _gates(artifact))
     if not judged.passed:
         raise VerificationFailed(*explain_failure(judged, where))
     if handler.HANDLER not in artifact.manifest.files:
@@ -44,7 +44,7 @@ def remeasure(artifact: Artifact, dataset: str | None, reporter: Reporter) -> Ve
     """Put the questions through the artifact; as above, but for the gate of speed, which is no matter of its bytes."""
     questions = verification.find_questions(artifact, dataset)
     gates = _gates(artifact).model_copy(update={"min_speedup": None})
-    return verification.judge(artifact, verification.measure(artifact, questions, reporter=reporter), gates)
+    return judge.judge(artifact, measure.measure(artifact, questions, reporter=reporter), gates)
 
 
 def _require_same_questions(artifact: Artifact, found: Verification) -> None:

@@ -13,13 +13,14 @@ from qabuild.artifact import manifest as artifacts
 from qabuild.artifact import readme
 from qabuild.artifact.evidence import Verification
 from qabuild.artifact.manifest import Artifact
-from qabuild.cli.console import SILENT, Reporter
 from qabuild.errors import BadTarget, QABuildError, UntrustedInput, VerificationFailed
 from qabuild.publishing import preconditions
+from qabuild.publishing.login import log_in
 from qabuild.publishing.push import Push
 from qabuild.publishing.repository import MAIN, Change
 from qabuild.system import hub
-from qabuild.system.hub_retry import log_in, persistently
+from qabuild.system.hub_retry import persistently
+from qabuild.system.reporter import SILENT, Reporter
 
 LARGEST_FILE = 50 * 10**9
 """Bytes; https://huggingface.co/docs/hub/repositories-recommendations"""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from qabuild.artifact import manifest as artifacts
+from qabuild.system import files
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -135,5 +135,5 @@ def _sum(content: Path | bytes, *, large: bool) -> str:
     from huggingface_hub.utils.sha import git_hash
 
     if large:
-        return hashlib.sha256(content).hexdigest() if isinstance(content, bytes) else artifacts.sha256(content)
+        return hashlib.sha256(content).hexdigest() if isinstance(content, bytes) else files.sha256(content)
     return str(git_hash(content if isinstance(content, bytes) else content.read_bytes()))

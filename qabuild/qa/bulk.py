@@ -25,10 +25,9 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from qabuild.artifact import manifest
-from qabuild.cli.console import SILENT, Reporter
 from qabuild.errors import BadTarget, QABuildError
 from qabuild.qa.question_stream import PIPE, QuestionsFormat, Row, bad_row, is_pipe, opened, read_rows
+from qabuild.system.reporter import SILENT, Reporter
 
 AnswersFormat = Literal["jsonl", "predictions"]
 Record = dict[str, Any]
@@ -289,7 +288,6 @@ def require_place(source: str, target: str) -> None:
     folder = Path(target).absolute().parent
     if not folder.is_dir():
         raise BadTarget(f"{target}: there is no folder {folder}", "make it, or name another file of answers")
-    manifest.require_outside(Path(target))
     if not os.access(folder, os.W_OK | os.X_OK):
         raise BadTarget(f"{target}: the folder {folder} is not writable", "name a file of answers in another")
     if os.path.exists(target) and source != PIPE and os.path.exists(source) and os.path.samefile(source, target):

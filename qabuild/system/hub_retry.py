@@ -9,14 +9,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
-from qabuild.cli.console import Reporter
 from qabuild.errors import BadTarget, MissingEnvironment, QABuildError
 from qabuild.system import hub
-
-if TYPE_CHECKING:
-    from huggingface_hub import HfApi
+from qabuild.system.reporter import Reporter
 
 T = TypeVar("T")
 
@@ -25,23 +22,6 @@ WAITS = (1, 2, 4, 8)
 LONGEST_WAIT = 300
 PASSING = frozenset({409, 412, 429, 500, 502, 503, 504})
 """HTTP status of refusals that may not be repeated: another commit came first, too many requests, a busy server."""
-
-LOG_IN = "log in with `hf auth login`, or set HF_TOKEN to a token with write permission"
-
-
-def log_in() -> HfApi:
-    """A client of the Hub that may write. Raises MissingEnvironment without a token, or with one that only reads."""
-    from huggingface_hub import HfApi, get_token
-
-    token = get_token()
-    if token is None:
-        raise MissingEnvironment("there is no token for the Hub here", LOG_IN)
-    api = HfApi(token=token)
-    account: dict[str, Any] = api.whoami()
-    role = account.get("auth", {}).get("accessToken", {}).get("role")
-    if role == "read":
-        raise MissingEnvironment(f"the token of '{account.get('name')}' may read only", LOG_IN)
-    return api
 
 
 def persistently(work: Callable[[], T], about: str, reporter: Reporter) -> T:
@@ -192,3 +172,6 @@ def _quiet(reporter: Reporter) -> Iterator[None]:
                 reporter.say(str(remark.message))
     finally:
         logging.set_verbosity(verbosity)
+
+
+LOG_IN = "log in with `hf auth login`, or set HF_TOKEN to a token with write permission"

@@ -7,13 +7,10 @@ import functools
 import os
 import platform
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
-from importlib import metadata
 from math import ceil, inf
 from pathlib import Path
-
-from qabuild.errors import MissingEnvironment
 
 # Flags of /proc/cpuinfo that decide how fast low-precision kernels are, by the names people know them under.
 INSTRUCTION_SETS: dict[str, str] = {
@@ -33,27 +30,10 @@ FAST: dict[str, tuple[str, ...]] = {
 }
 """Instruction sets that are made for a dtype; without any of them a CPU takes detours."""
 
-# Packages that come with an extra, and how to get them.
-INSTALL: dict[str, str] = {
-    "deepspeed": "pip install 'qabuild[deepspeed]'",
-    "nncf": "pip install 'qabuild[openvino]'",
-    "onnx": "pip install 'qabuild[cpu]' or 'qabuild[gpu]'",
-    "onnxruntime": "pip install 'qabuild[cpu]' or 'qabuild[gpu]'",
-    "jinja2": "pip install 'qabuild[report]'",
-    "openvino": "pip install 'qabuild[openvino]'",
-    "optuna": "pip install 'qabuild[search]'",
-    "vl-convert-python": "pip install 'qabuild[report]'",
-    "optimum": "pip install 'qabuild[cpu]' or 'qabuild[gpu]'",
-    "optimum-onnx": "pip install 'qabuild[cpu]' or 'qabuild[gpu]'",
-}
-
 
 CPUINFO = Path("/proc/cpuinfo")
 CGROUPS = Path("/sys/fs/cgroup")
 CGROUP = Path("/proc/self/cgroup")
-
-# Distributions that offer the same package, of which one is installed.
-ALTERNATIVES: dict[str, tuple[str, ...]] = {"onnxruntime": ("onnxruntime", "onnxruntime-gpu")}
 
 
 @functools.cache
@@ -162,44 +142,6 @@ def driver_version() -> str | None:
     if management.nvmlInit_v2() != 0 or management.nvmlSystemGetDriverVersion(version, len(version)) != 0:
         return None
     return version.value.decode(errors="replace")
-
-
-def distributions(package: str) -> tuple[str, ...]:
-    """The names under which `package` may be installed: `onnxruntime` is also that of onnxruntime-gpu."""
-    return ALTERNATIVES.get(package, (package,))
-
-
-def versions(packages: Iterable[str]) -> dict[str, str]:
-    """Installed version of each package, by the name it is installed under; what is not installed is left out."""
-    found = {}
-    for name in sorted({name for package in packages for name in distributions(package)}):
-        with suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
-
-
-def remedy(package: str) -> str:
-    """How to install the package."""
-    return INSTALL.get(package, f"pip install {package}")
-
-
-def require(packages: Iterable[str], device: str) -> None:
-    """Raise MissingEnvironment unless the packages are installed and the device is there."""
-    refuse(missing(packages, device))
-
-
-def refuse(lacks: Sequence[str]) -> None:
-    """Raise MissingEnvironment where anything is lacking."""
-    if lacks:
-        raise MissingEnvironment("; ".join(lacks), "`qabuild doctor` shows what this machine can build and run")
-
-
-def missing(packages: Iterable[str], device: str) -> list[str]:
-    """What this machine lacks, each in a few words with its remedy; empty where nothing is missing."""
-    lacks = [f"{package} is not installed: {remedy(package)}" for package in packages if not versions([package])]
-    if device == "cuda" and not gpus():
-        lacks.append("no CUDA device here: `qabuild build --compile-only` needs none, `qabuild verify` does")
-    return lacks
 
 
 def describe() -> dict[str, object]:

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from qabuild import errors
-from qabuild.builder.store.local import disk_error
 from qabuild.system import child
+from qabuild.system.files import disk_error
 
 Tell = Callable[[Mapping[str, Any]], None]
 """Sends a message, a JSON object, or takes one."""

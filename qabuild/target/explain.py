@@ -3,54 +3,15 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
 from qabuild.models.backends import BACKENDS, backend
 from qabuild.target.model import Target
-
-if TYPE_CHECKING:
-    from qabuild.target.read import File
-
-KeyPath = tuple[str, ...]
-"""Names of tables, outermost first, and that of a key."""
-
-
-class Place(NamedTuple):
-    """Where a key stands; places sort as the files and their lines do."""
-
-    file: int
-    line: int
-    shown: str
-
-
-_OVERRIDDEN = Place(-1, 0, "--set")
-
-
-class Places:
-    """Where the keys of a target stand: in its file or one that it extends, or in `--set`."""
-
-    def __init__(self, files: Sequence[File], overrides: Sequence[str]) -> None:
-        self._unknown = Place(0, 0, str(files[0].path))
-        self._overridden = [tuple(override.split("=")[0].strip().split(".")) for override in overrides]
-        self._found: dict[KeyPath, Place] = dict.fromkeys(self._overridden, _OVERRIDDEN)
-        for number, file in enumerate(files):
-            for key, line in file.lines.items():
-                self._found.setdefault(key, Place(number, line, f"{file.path}:{line}"))
-
-    def of(self, key: KeyPath, *, as_a_whole: bool = False) -> Place:
-        """The place of a key, or that of its table where it is missing.
-
-        What is wrong with a table `as_a_whole` is so by the override of any of its keys.
-        """
-        overridden = any(other[: len(key)] == key for other in self._overridden)
-        if overridden and (as_a_whole or key not in self._found):
-            return _OVERRIDDEN
-        tables = (key[:length] for length in range(len(key), 0, -1))
-        return next((self._found[table] for table in tables if table in self._found), self._unknown)
+from qabuild.target.source_map import KeyPath, Place, Places
 
 
 def explain(error: ValidationError, path: Path, places: Places) -> str:

@@ -16,14 +16,16 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from qabuild.builder.facts import require_paths
-from qabuild.builder.store.local import explained
 from qabuild.errors import BadTarget
-from qabuild.models.backends import Frozen
 from qabuild.models.calibration import Source
+from qabuild.models.checkpoint.source import CheckpointSource
+from qabuild.models.training.options import Train
 from qabuild.system import files, hub
-from qabuild.target.lineage import CheckpointSource, Train, Trained, pinned, sources, trainings
+from qabuild.system.files import explained
+from qabuild.system.frozen import Frozen
+from qabuild.target.lineage import Trained, pinned, sources, trainings
 from qabuild.target.model import Target, Verify
+from qabuild.target.paths import require_paths
 from qabuild.target.read import load as load_target
 
 

@@ -7,11 +7,8 @@ the TOML files themselves.
 from __future__ import annotations
 
 import difflib
-import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +18,8 @@ from qabuild.errors import BadTarget
 from qabuild.models.backends import backend
 from qabuild.system.hub import is_path
 from qabuild.target import explain
-from qabuild.target.explain import KeyPath, Places
 from qabuild.target.model import NamedPath, Target
-
-Toml = dict[str, Any]
+from qabuild.target.source_map import File, KeyPath, Places, Toml
 
 # Keys that may name a path. A relative one is relative to the file that states it, so it is made absolute before
 # `extends` merges files of different folders.
@@ -91,29 +86,6 @@ def _paths(target: Target, places: Places) -> Iterator[NamedPath]:
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class File:
-    """One TOML file of a chain of `extends`."""
-
-    path: Path
-    text: str
-    content: Toml
-
-    @cached_property
-    def lines(self) -> Mapping[KeyPath, int]:
-        """Line number of every table header and key, found by scanning: tomllib keeps no places."""
-        found: dict[KeyPath, int] = {}
-        table: KeyPath = ()
-        for number, line in enumerate(self.text.splitlines(), start=1):
-            if header := re.match(r"\s*\[\s*([^\[\]]+?)\s*\]", line):
-                table = tuple(part.strip().strip("\"'") for part in header[1].split("."))
-                found.setdefault(table, number)
-            elif key := re.match(r"\s*([\w\"'.-]+(?:\s*\.\s*[\w\"'-]+)*)\s*=", line):
-                parts = tuple(part.strip().strip("\"'") for part in key[1].split("."))
-                found.setdefault(table + parts, number)
-        return found
 
 
 def _read_chain(path: Path, built_on_by: tuple[Path, ...]) -> list[File]:

@@ -21,12 +21,14 @@ from hub import Hub
 from qabuild.artifact import handler, readme
 from qabuild.artifact import manifest as artifacts
 from qabuild.artifact.evidence import Verification
-from qabuild.evaluation import reference
-from qabuild.models.backends import Runtime, backend
-from qabuild.models.checkpoint.resolve import load_tokenizer, resolve
+from qabuild.models.backends import backend
+from qabuild.models.checkpoint.load import load_tokenizer
+from qabuild.models.checkpoint.resolve import resolve
+from qabuild.models.runtime import Runtime
 from qabuild.publishing import card
-from qabuild.system import machine
-from qabuild.target.model import Gates
+from qabuild.qa import ask
+from qabuild.system import packages
+from qabuild.target.gates import Gates
 
 pytestmark = pytest.mark.hub
 
@@ -91,7 +93,7 @@ def made(name: str, dtype: str, folder: Path) -> artifacts.Artifact:
     options = module.Options()
     folder.mkdir(parents=True)
     record = module.compile(resolve("sample"), options, runtime, folder)
-    versions = machine.versions({*module.PACKAGES, *reference.PACKAGES})
+    versions = packages.versions({*module.PACKAGES, *ask.PACKAGES})
     handler.write(options, runtime, versions, folder)
     return artifacts.seal(
         folder,
@@ -135,7 +137,7 @@ def rounded(answers: Any) -> Any:
 
 @pytest.mark.parametrize("package", MADE)
 def test_a_download_answers_with_what_its_requirements_name_and_nothing_else(package, hub, tmp_path):
-    if lacks := machine.missing({each for name, _ in MADE[package] for each in backend(name).PACKAGES}, "cpu"):
+    if lacks := packages.missing({each for name, _ in MADE[package] for each in backend(name).PACKAGES}, "cpu"):
         pytest.skip("; ".join(lacks))
     of = [made(name, dtype, tmp_path / f"{name}-{dtype}") for name, dtype in MADE[package]]
     snippets = []

@@ -26,8 +26,9 @@ from qabuild.builder.store.local import Store
 from qabuild.errors import BadTarget, MissingEnvironment, QABuildError
 from qabuild.evaluation.verify import verify
 from qabuild.models import compiler
-from qabuild.models.backends import Runtime, backend
+from qabuild.models.backends import backend
 from qabuild.models.checkpoint.resolve import Checkpoint, resolve
+from qabuild.models.runtime import Runtime
 from qabuild.qa import sample
 from qabuild.target.read import load
 

@@ -22,15 +22,17 @@ from qabuild.artifact import manifest as artifacts
 from qabuild.artifact.evidence import Verification
 from qabuild.artifact.manifest import Artifact, open_artifact, seal
 from qabuild.builder.store.local import Store
-from qabuild.cli.console import Silent
 from qabuild.errors import BadTarget, UntrustedInput
 from qabuild.evaluation import reference
 from qabuild.evaluation import verify as verification
 from qabuild.evaluation.bootstrap import mean_interval
-from qabuild.evaluation.verify import judge, verify
-from qabuild.models.checkpoint.resolve import load_model, load_tokenizer, resolve
-from qabuild.qa import data
-from qabuild.target.model import Gates
+from qabuild.evaluation.judge import explain_failure, judge
+from qabuild.evaluation.verify import verify
+from qabuild.models.checkpoint.load import load_model, load_tokenizer
+from qabuild.models.checkpoint.resolve import resolve
+from qabuild.qa import ask, data
+from qabuild.system.reporter import Silent
+from qabuild.target.gates import Gates
 
 # A random checkpoint answers at random, so its F1 says nothing; what it computes says all.
 TARGET = """
@@ -186,7 +188,7 @@ def test_two_layers_of_a_trained_checkpoint_that_changed_places_change_its_answe
     flip = found.measurement.flips[0]
     assert flip.f1_difference < 0
     assert flip.artifact != flip.checkpoint
-    message, hint = verification.explain_failure(found, Path("artifacts/x"))
+    message, hint = explain_failure(found, Path("artifacts/x"))
     assert flip.id in message
     assert f"{len(found.measurement.flips)} answers changed" in hint
 
@@ -450,7 +452,7 @@ def test_a_question_longer_than_is_read_is_cut_for_the_stock_pipeline_too(made):
     some = data.load("sample").questions[0]
     long = [replace(some, question=" ".join([some.question] * times)) for times in (9, 300)]
     stock = RoundTrip(model, tokenizer, batch_size=2, squad_v2=False)
-    ours = reference.asking(model, tokenizer, squad_v2=False)
+    ours = ask.asking(model, tokenizer, squad_v2=False)
     for question in long:
         assert stock([question]).answers == ours([question]).answers
 

@@ -24,12 +24,12 @@ from qabuild.artifact import manifest as artifacts
 from qabuild.artifact import readme
 from qabuild.artifact.evidence import Verification
 from qabuild.artifact.manifest import open_artifact
-from qabuild.cli.console import SILENT
 from qabuild.errors import BadTarget, QABuildError, UntrustedInput
 from qabuild.publishing import card
 from qabuild.publishing import publish as publishing
 from qabuild.publishing.publish import publish
 from qabuild.system import hub_retry
+from qabuild.system.reporter import SILENT
 
 pytestmark = pytest.mark.hub
 

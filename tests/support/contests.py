@@ -16,10 +16,11 @@ from qabuild.evaluation.compare.result import Comparison, Failure, Time
 from qabuild.evaluation.compare.rounds import Run, Runs
 from qabuild.evaluation.compare.score import score
 from qabuild.evaluation.compare.worker_pool import Turn
-from qabuild.evaluation.reference import CHUNK, Reference
+from qabuild.evaluation.reference import Reference
+from qabuild.qa.ask import CHUNK
 from qabuild.qa.data import Question, QuestionSet
 from qabuild.qa.data.questions import question_set
-from qabuild.system import machine
+from qabuild.system import machine, packages
 
 Answer = tuple[str, int, int]
 
@@ -193,7 +194,7 @@ def _verification(name: str, flips: Sequence[Flip], where: Mapping[str, Any]) ->
         finite_logits=True,
         logit_difference=0,
         probes=[],
-        versions=machine.versions(["torch"]),
+        versions=packages.versions(["torch"]),
         machine=where,
     )
     return Verification(

@@ -40,7 +40,8 @@ from qabuild.builder import build as builder
 from qabuild.builder import execute
 from qabuild.builder.store.local import Store
 from qabuild.errors import QABuildError
-from qabuild.models.backends import Runtime, backend
+from qabuild.models.backends import backend
+from qabuild.models.runtime import Runtime
 
 IMPORTED = (datasets, evaluate.evaluator, torch, transformers)
 

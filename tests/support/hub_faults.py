@@ -212,8 +212,6 @@ def run(every: int = 1) -> dict[str, Any]:
         os.environ |= {**server.environment(Path(folder, "home")), "HF_TOKEN": TOKEN}
         # Only now, since huggingface_hub reads the environment; and all of it, since forks would do it again.
         import huggingface_hub._snapshot_download
-        import huggingface_hub.hf_api
-        import huggingface_hub.repocard
         import jinja2  # noqa: F401
 
         import qabuild.publishing.publish  # noqa: F401

@@ -10,11 +10,13 @@ from qabuild.artifact import handler
 from qabuild.artifact import manifest as artifacts
 from qabuild.artifact.evidence import Flip, Measurement, Speed
 from qabuild.artifact.manifest import Artifact
-from qabuild.evaluation import reference, stock_pipeline
+from qabuild.evaluation import judge, reference, stock_pipeline
 from qabuild.evaluation import verify as verification
-from qabuild.models.backends import Runtime, eager
-from qabuild.system import machine
-from qabuild.target.model import Gates
+from qabuild.models.backends import eager
+from qabuild.models.runtime import Runtime
+from qabuild.qa import ask
+from qabuild.system import machine, packages
+from qabuild.target.gates import Gates
 
 DATA = {
     "dataset": "rajpurkar/squad",
@@ -36,7 +38,7 @@ def make(directory: Path, *, weights: bytes = b"weights" * 999, **facts: Any) ->
     (directory / "model.safetensors").write_bytes(weights)
     (directory / "config.json").write_text('{"model_type": "bert"}\n')
     options, runtime = eager.Options(), Runtime(device="cpu", dtype="fp32")
-    versions = machine.versions({*eager.PACKAGES, *reference.PACKAGES})
+    versions = packages.versions({*eager.PACKAGES, *ask.PACKAGES})
     handler.write(options, runtime, versions, directory)
     (directory / reference.FOLDER).mkdir()
     answers = {"data": DATA, "probes": [], "answers": {"1": "one", "2": "Ann"}}
@@ -91,10 +93,10 @@ def verify(artifact: Artifact, **found: Any) -> None:
             "finite_logits": True,
             "logit_difference": 0.0001,
             "probes": [],
-            "versions": machine.versions({*stock_pipeline.PACKAGES, *eager.PACKAGES}),
+            "versions": packages.versions({*stock_pipeline.PACKAGES, *eager.PACKAGES}),
             "machine": machine.describe(),
             **found,
         }
     )
     gates = Gates.model_validate(artifact.manifest.verify["gates"])
-    verification.write(verification.judge(artifact, measurement, gates), artifact.directory)
+    verification.write(judge.judge(artifact, measurement, gates), artifact.directory)

@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
+from qabuild.builder import requirements
 from qabuild.cli import doctor_report
 from qabuild.errors import MissingEnvironment
 from qabuild.models.backends import BACKENDS
-from qabuild.system import machine
+from qabuild.system import machine, packages
 from qabuild.target.model import Target
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -202,7 +203,7 @@ def test_a_gpu_is_part_of_the_description(gpu):
 
 def test_versions_are_those_of_what_is_installed(installed):
     installed({"torch": "2.9.1", "deepspeed": None})
-    assert machine.versions(["torch", "deepspeed", "no-such-package"]) == {"torch": "2.9.1"}
+    assert packages.versions(["torch", "deepspeed", "no-such-package"]) == {"torch": "2.9.1"}
 
 
 @pytest.mark.parametrize(
@@ -217,8 +218,8 @@ def test_versions_are_those_of_what_is_installed(installed):
 )
 def test_onnxruntime_goes_by_two_names(installed, packages, found):
     installed(packages)
-    assert machine.versions(["onnxruntime"]) == found
-    lacks = machine.missing(["onnxruntime"], "cpu")
+    assert packages.versions(["onnxruntime"]) == found
+    lacks = packages.missing(["onnxruntime"], "cpu")
     assert bool(lacks) == (not found)
 
 
@@ -226,7 +227,7 @@ def test_what_is_missing_is_told_all_at_once_with_its_remedy(installed, monkeypa
     installed({"onnx": None, "deepspeed": None, "torch": None})
     monkeypatch.setattr(machine, "gpus", lambda: ())
     with pytest.raises(MissingEnvironment) as caught:
-        machine.require(["onnx", "deepspeed", "torch", "transformers"], "cuda")
+        packages.require(["onnx", "deepspeed", "torch", "transformers"], "cuda")
     message = str(caught.value)
     assert "onnx is not installed: pip install 'qabuild[cpu]' or 'qabuild[gpu]'" in message
     assert "deepspeed is not installed: pip install 'qabuild[deepspeed]'" in message
@@ -238,8 +239,8 @@ def test_what_is_missing_is_told_all_at_once_with_its_remedy(installed, monkeypa
 
 
 def test_nothing_is_missing_where_all_is_there(gpu):
-    machine.require(["torch", "transformers"], "cuda")
-    assert machine.missing(["torch"], "cpu") == []
+    packages.require(["torch", "transformers"], "cuda")
+    assert packages.missing(["torch"], "cpu") == []
 
 
 # --- the doctor -----------------------------------------------------------------------------------------------------
@@ -255,9 +256,9 @@ def test_the_doctor_tells_of_this_machine_in_json_and_nothing_else_whatever_the_
     assert findings["torch"]["found"] == f"torch {metadata.version('torch')}"
     assert findings["transformers"]["found"] == f"transformers {metadata.version('transformers')}"
     assert (findings["GPU"]["found"] == "none") == (not machine.gpus())
-    if machine.versions(["onnxruntime"]):
+    if packages.versions(["onnxruntime"]):
         assert "CPUExecutionProvider" in findings["ONNX Runtime"]["note"]
-    if machine.versions(["deepspeed"]):
+    if packages.versions(["deepspeed"]):
         assert "inference kernels" in findings["DeepSpeed"]["note"]
     assert list(report["backends"]) == list(BACKENDS)
     assert {each["target"] for each in report["targets"]} == {path.stem for path in ROOT.glob("targets/*.toml")}
@@ -327,10 +328,10 @@ def test_a_gpu_that_torch_cannot_use_is_told(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert finding("GPU").note == "sm_90, driver 570.1"
-    assert doctor_report.missing(target(device="cuda")) == [
+    assert requirements.missing(target(device="cuda")) == [
         "torch finds no CUDA device: install torch's CUDA build for this driver"
     ]
-    assert doctor_report.missing(target()) == []
+    assert requirements.missing(target()) == []
     monkeypatch.setattr(torch.version, "cuda", None)
     assert "though a GPU is here" in finding("torch").note
     monkeypatch.setattr(torch.version, "cuda", "12.8")
@@ -347,8 +348,8 @@ def test_the_wrong_onnx_runtime_for_a_gpu_is_told(installed, monkeypatch):
     providers = ["CPUExecutionProvider"]
     fake = types.SimpleNamespace(get_available_providers=lambda: providers)
     monkeypatch.setitem(sys.modules, "onnxruntime", fake)
-    (lack,) = doctor_report.missing(target("onnxruntime", device="cuda"))
+    (lack,) = requirements.missing(target("onnxruntime", device="cuda"))
     assert "no CUDAExecutionProvider" in lack
     assert "pip uninstall onnxruntime, then pip install 'qabuild[gpu]'" in lack
     providers.append("CUDAExecutionProvider")
-    assert doctor_report.missing(target("onnxruntime", device="cuda")) == []
+    assert requirements.missing(target("onnxruntime", device="cuda")) == []

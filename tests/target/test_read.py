@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qabuild.builder.facts import require_paths
 from qabuild.errors import BadTarget, QABuildError
 from qabuild.models.backends import BACKENDS
 from qabuild.target.model import Target, Verify, json_schema
+from qabuild.target.paths import require_paths
 from qabuild.target.read import load
 
 MINIMAL = """\
@@ -279,8 +279,8 @@ def test_overrides(write, monkeypatch, tmp_path):
 def test_no_value_of_any_table_gives_anything_but_a_target_or_a_clear_error(value, table):
     from pydantic import ValidationError
 
-    from qabuild.target.explain import Places, explain
-    from qabuild.target.read import File
+    from qabuild.target.explain import explain
+    from qabuild.target.source_map import File, Places
 
     path = Path("x.toml")
     content = {"checkpoint": {"model": "sample"}, "backend": {"name": "eager"}, table: value, "name": "x"}

@@ -8,22 +8,21 @@ train     the training itself, whose result is a checkpoint
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from qabuild.builder.store.local import Inputs, key_of
 from qabuild.errors import BadTarget
+from qabuild.models.training.options import Autocast, StepName, Train
+from qabuild.models.training.student import refuse_layers_beyond
 from qabuild.system import hub
-from qabuild.target.lineage import Autocast, Train, Trained
+from qabuild.target.lineage import Trained
 
 if TYPE_CHECKING:
     from qabuild.models.checkpoint.resolve import Checkpoint
 
-StepName = Literal["logits", "search", "train"]
-PACKAGES = ("accelerate", "tokenizers", "torch", "transformers")
-SEARCH_PACKAGES = ("optuna",)
 
 _SHARED = (
     "backends/attention",
@@ -91,14 +90,6 @@ def check(train: Train, start: Checkpoint | None, conditions: Mapping[str, Any])
     count = config.get("num_hidden_layers", config.get("n_layers"))  # DistilBERT's own name for it
     if start and train.layers and isinstance(count, int):
         refuse_layers_beyond(train.layers, count, start.name)
-
-
-def refuse_layers_beyond(layers: Sequence[int], count: int, name: str) -> None:
-    """Raise BadTarget if the checkpoint `name`, of `count` layers, lacks one of `layers`."""
-    if layers[-1] >= count:
-        raise BadTarget(
-            f"{name}: has layers 0 to {count - 1}, and train.layers names {layers[-1]}", "name some of them"
-        )
 
 
 def inputs_of(

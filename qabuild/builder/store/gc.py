@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from qabuild.builder.store.local import ENTRY, Store, compiled_for_this_machine
+from qabuild.builder.store.local import ENTRY, Store
 from qabuild.errors import QABuildError
+from qabuild.system.cache import compiled_for_this_machine
 
 DAMAGED = "damaged"
 """The step of a result whose entry cannot be read."""

@@ -14,7 +14,6 @@ as hard links, or copies where the file system has none; `find_whole` holds them
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -28,14 +27,13 @@ from typing import Any
 
 from qabuild.artifact.manifest import SealedFile, measure_files
 from qabuild.errors import QABuildError, UntrustedInput
+from qabuild.system.cache import LAYOUT, default_root
+from qabuild.system.files import explained
 
-LAYOUT = "v1"
 ENTRY = "entry.json"
 FILES = "files"
 SUM = "sha256"
 
-# What the system says of a disk that takes no more; these errors come without a file's name when a write fails.
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 Inputs = Mapping[str, Any]
 """Everything that decides a step's result, as flat `name: JSON value` pairs."""
@@ -214,23 +212,6 @@ def _document(entry: Entry) -> str:
     return json.dumps({**document, SUM: key_of(document)}, indent=1, ensure_ascii=False)
 
 
-def default_root() -> Path:
-    """QABUILD_CACHE, or qabuild's folder in the platform's cache folder."""
-    if root := os.environ.get("QABUILD_CACHE"):
-        return Path(root).expanduser().absolute()
-    from platformdirs import user_cache_path
-
-    return user_cache_path("qabuild")
-
-
-def compiled_for_this_machine(digest: str, root: Path | None = None) -> Path:
-    """Where a runtime may keep what it makes of the files with that digest, or of any ("") while it loads them.
-
-    No result of a step: it is made again in a second, by whoever misses it, and is never part of an artifact.
-    """
-    return (root or default_root()) / LAYOUT / "compiled" / digest
-
-
 def is_whole(entry: Entry) -> bool:
     """Whether the files of a result are the very ones that were kept: each is hashed."""
     try:
@@ -248,43 +229,3 @@ def place(entry: Entry, directory: Path) -> None:
             os.link(entry.directory / name, goal)
         except OSError:
             shutil.copyfile(entry.directory / name, goal)
-
-
-@contextmanager
-def explained(folder: Path, what: str, hint: str) -> Iterator[None]:
-    """Inside the block, a disk that is full or not writable is a QABuildError that names `folder`, which is `what`.
-
-    Errors that name files elsewhere pass.
-    """
-    try:
-        yield
-    except QABuildError:
-        raise
-    except Exception as error:
-        found = error if isinstance(error, OSError) else disk_error(error, folder)
-        if found is None:
-            raise
-        names = [Path(os.fsdecode(n)) for n in (found.filename, found.filename2) if isinstance(n, (str, bytes))]
-        # A failed write names no file; a folder that cannot be made, one of its parents.
-        here = any(name.is_relative_to(folder) or folder.is_relative_to(name) for name in names)
-        if not (here if names else found.errno in _DISK):
-            raise
-        at = f" ({names[-1]})" if names else ""
-        raise QABuildError(f"{what} {folder}: {found.strerror or found}{at}", hint) from error
-
-
-def disk_error(error: Exception, folder: Path) -> OSError | None:
-    """The system's refusal to write that is behind `error`, None where it has another cause.
-
-    `folder` is where was written: safetensors, ONNX and torch write files themselves and hide the system's error in
-    one of their own.
-    """
-    if isinstance(error, OSError):
-        return error if error.errno in _DISK else None
-    for number in _DISK:
-        if os.strerror(number) in str(error):
-            return OSError(number, os.strerror(number))
-    with suppress(OSError):
-        if shutil.disk_usage(folder).free < 1 << 20:  # torch names no reason at all
-            return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    return None

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qabuild.artifact.manifest import FOLDER
-from qabuild.cli.console import SILENT, Reporter
 from qabuild.evaluation.compare.result import Comparison
+from qabuild.system.reporter import SILENT, Reporter
 
 __all__ = ["Comparison", "compare"]
 

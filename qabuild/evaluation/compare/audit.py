@@ -9,8 +9,8 @@ from qabuild.evaluation.compare.accuracy import Answered, Gold, in_order
 from qabuild.evaluation.compare.contestants import Contestant
 from qabuild.evaluation.compare.rounds import Run
 from qabuild.qa import squad_metric
-from qabuild.system import machine
-from qabuild.target.model import Gates
+from qabuild.system import machine, packages
+from qabuild.target.gates import Gates
 
 
 def judge(run: Run, own: Answered, gold: Gold) -> list[Gate]:
@@ -45,4 +45,4 @@ def _agreement(answers: Mapping[str, str], others: Mapping[str, str]) -> float:
 
 def _is_where_it_was_verified(contestant: Contestant) -> bool:
     then = contestant.verification.measurement
-    return dict(then.machine) == machine.describe() and dict(then.versions) == machine.versions(then.versions)
+    return dict(then.machine) == machine.describe() and dict(then.versions) == packages.versions(then.versions)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from qabuild.artifact.evidence import Verification, evidence_of
 from qabuild.artifact.manifest import Artifact, open_artifact
 from qabuild.errors import BadTarget, MissingEnvironment, QABuildError, UntrustedInput
-from qabuild.evaluation import reference
+from qabuild.evaluation import measure, reference
 from qabuild.evaluation import verify as verification
 from qabuild.evaluation.compare.result import Failure
 from qabuild.evaluation.reference import Reference
@@ -88,7 +88,7 @@ def find_questions(contestants: Sequence[Contestant], source: str | None, *, off
     first = contestants[0]
     told = source or next((each.dataset for each in contestants if each.dataset), None)
     questions = verification.find_questions(first.artifact, told, offline=offline)
-    verification.require_same_questions(questions, first.reference)
+    measure.require_same_questions(questions, first.reference)
     return questions
 
 

@@ -7,15 +7,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from qabuild.cli.console import Reporter
 from qabuild.errors import QABuildError
-from qabuild.evaluation import reference
 from qabuild.evaluation.compare.contestants import Contestant
 from qabuild.evaluation.compare.result import Failure, Time
 from qabuild.evaluation.compare.worker_pool import Turn, Worker, hired
+from qabuild.qa import ask
 from qabuild.qa.data import QuestionSet
+from qabuild.system.reporter import Reporter
 
-AUDITED = 2 * reference.CHUNK
+AUDITED = 2 * ask.CHUNK
 """Questions that are asked first in the very batches in which they were asked when the artifact was verified."""
 FURTHER_QUESTIONS = 256
 """How many questions, at most, are asked at further batch sizes, and one by one."""
@@ -121,8 +121,8 @@ class _Team:
             self._ask(worker, series, 0, min(WARM_UP, series.questions))
         label = "one by one" if series.one_by_one else f"batch {series.batch_size}" if series.batch_size else "audit"
         with self._reporter.progress(label, series.questions) as advance:
-            for number, start in enumerate(range(0, series.questions, reference.CHUNK)):
-                stop = min(start + reference.CHUNK, series.questions)
+            for number, start in enumerate(range(0, series.questions, ask.CHUNK)):
+                stop = min(start + ask.CHUNK, series.questions)
                 first = number % len(self.workers)
                 for worker in self.workers[first:] + self.workers[:first]:
                     turns[worker] += self._ask(worker, series, start, stop)

@@ -14,8 +14,9 @@ from qabuild.evaluation.compare.contestants import Contestant
 from qabuild.evaluation.compare.result import Comparison, Measured
 from qabuild.evaluation.compare.rounds import Run, Runs
 from qabuild.models.backends import backend
+from qabuild.qa import ask
 from qabuild.qa.data import QuestionSet
-from qabuild.system import machine
+from qabuild.system import machine, packages
 
 
 def score(found: Runs, questions: QuestionSet, baseline: str | None) -> Comparison:
@@ -32,7 +33,7 @@ def score(found: Runs, questions: QuestionSet, baseline: str | None) -> Comparis
         failures=found.failures,
         asked=accuracy.asked(questions, base, {change.id for each in measured for change in each.changes}),
         machine=machine.describe(),
-        versions=machine.versions(_packages(found.runs)),
+        versions=packages.versions(_packages(found.runs)),
         time=found.time,
         compared_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
@@ -73,4 +74,4 @@ def _origin(contestant: Contestant) -> Mapping[str, Any]:
 
 def _packages(runs: Sequence[Run]) -> set[str]:
     backends = {run.contestant.artifact.manifest.backend["name"] for run in runs}
-    return {*reference.PACKAGES, *(package for name in backends for package in backend(name).PACKAGES)}
+    return {*ask.PACKAGES, *(package for name in backends for package in backend(name).PACKAGES)}

@@ -8,29 +8,14 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
-
-from pydantic import BaseModel, ConfigDict, Field
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from qabuild.errors import UntrustedInput
+from qabuild.models.runtime import Runtime
+from qabuild.system.frozen import Frozen
 
 if TYPE_CHECKING:
     from qabuild.models.checkpoint.resolve import Checkpoint
-
-Dtype = Literal["fp32", "fp16", "bf16", "int8"]
-
-
-class Frozen(BaseModel):
-    """A value that is read once: no unknown keys, no change afterwards, no silent conversion."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class Runtime(Frozen):
-    """Where a compiled model runs, and in which numbers."""
-
-    device: Literal["cpu", "cuda"] = Field("cpu", description="where the compiled model runs: cpu, cuda")
-    dtype: Dtype = Field("fp32", description="numbers it computes in: fp32, fp16, bf16, int8; see the backends")
 
 
 class Backend(Protocol):

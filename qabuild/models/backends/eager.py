@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from qabuild.errors import BadTarget
-from qabuild.models.backends import Frozen, Runtime
 from qabuild.models.backends.architectures import check_architecture
+from qabuild.models.runtime import Runtime
+from qabuild.system.frozen import Frozen
 
 if TYPE_CHECKING:
     from qabuild.models.checkpoint.resolve import Checkpoint
@@ -68,7 +69,7 @@ def lacks(options: Options, runtime: Runtime) -> list[str]:
 def compile(checkpoint: Checkpoint, options: Options, runtime: Runtime, directory: Path) -> dict[str, Any]:
     """Copy config, weights and tokenizer byte for byte: `directory` is a checkpoint like any other."""
     from qabuild.models.backends.torch_model import copy_checkpoint
-    from qabuild.models.checkpoint.resolve import copy_tokenizer
+    from qabuild.models.checkpoint.load import copy_tokenizer
 
     check(checkpoint.config, options, runtime)
     copy_checkpoint(checkpoint.directory, directory)

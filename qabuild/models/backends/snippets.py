@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from string import Template
 
-from qabuild.models.backends import Runtime
+from qabuild.models.runtime import Runtime
 
 AUTOCAST = {"fp16": "torch.float16", "bf16": "torch.bfloat16"}
 

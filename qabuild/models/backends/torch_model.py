@@ -17,7 +17,7 @@ from transformers.modeling_outputs import QuestionAnsweringModelOutput
 
 from qabuild.errors import BadTarget, MissingEnvironment
 from qabuild.models import sdpa_kernels
-from qabuild.models.backends import Runtime
+from qabuild.models.runtime import Runtime
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 """What an extractive question-answering encoder may take, in the order of the traced arguments."""
@@ -136,7 +136,8 @@ def inputs_of(model: Any, tokenizer: Any = None) -> tuple[str, ...]:
 
 def stored_model(directory: Path, attention: Literal["eager", "sdpa"] | None = None) -> Any:
     """The eager fp32 model in `directory`, on the CPU."""
-    from qabuild.models.checkpoint.resolve import Checkpoint, load_model
+    from qabuild.models.checkpoint.load import load_model
+    from qabuild.models.checkpoint.resolve import Checkpoint
 
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     checkpoint = Checkpoint(directory=directory, name=directory.name, revision=None, digest="", config=config)
@@ -149,3 +150,16 @@ def copy_checkpoint(source: Path, directory: Path) -> None:
 
     for name in ("config.json", *examine_weights(source).files):
         shutil.copyfile(source / name, directory / name)
+
+
+class Positional(torch.nn.Module):  # type: ignore[misc]  # torch is not type-checked here
+    """A model that takes its inputs in order and returns two tensors, which is all that a trace can hold."""
+
+    def __init__(self, model: Any, inputs: Sequence[str]) -> None:
+        super().__init__()
+        self.model = model
+        self.inputs = inputs
+
+    def forward(self, *arguments: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        output = self.model(**dict(zip(self.inputs, arguments, strict=True)))
+        return output.start_logits, output.end_logits

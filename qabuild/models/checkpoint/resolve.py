@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from qabuild.errors import BadTarget, MissingEnvironment, QABuildError, UntrustedInput
 from qabuild.models.checkpoint.inspect import (
@@ -24,10 +23,9 @@ from qabuild.models.checkpoint.inspect import (
     examine_tokenizer,
     own_file,
     read_object,
-    refuse_ids_beyond,
 )
 from qabuild.models.checkpoint.weights import PATTERNS as WEIGHT_PATTERNS
-from qabuild.models.checkpoint.weights import examine_weights, head_of, refuse_headless
+from qabuild.models.checkpoint.weights import examine_weights, refuse_headless
 from qabuild.system import hub
 
 _SHOWN = 5  # tensors named in a message; the rest is counted
@@ -85,78 +83,6 @@ def _resolved(source: str | os.PathLike[str], revision: str | None, head: bool, 
     sha = hub.commit(str(source), revision, "model", offline=offline)
     directory = _fetched(str(source), sha, offline)
     return _examined(directory, str(source), sha, head, _left_on_hub(str(source), sha, directory, offline))
-
-
-def load_model(
-    checkpoint: Checkpoint,
-    *,
-    attention: Literal["eager", "sdpa"] | None = None,
-    fresh_head: bool = False,
-    config: Any = None,
-) -> Any:
-    """The checkpoint as an `AutoModelForQuestionAnswering`: eager fp32 on the CPU, in eval mode.
-
-    `attention` overrides transformers' choice of implementation, and `config` the checkpoint's own. With `fresh_head`,
-    a checkpoint that has no question-answering head gets a random one, for training. Raises BadTarget for an
-    architecture without a question-answering model, MissingEnvironment if it needs a package that is not installed,
-    UntrustedInput if weights are missing, of a wrong shape, infinite or no numbers.
-    """
-    import torch
-    from transformers import AutoModelForQuestionAnswering
-
-    # Again, since what was examined may be long ago, and what is loaded now is what counts.
-    examine_config(checkpoint.directory)
-    examine_weights(checkpoint.directory)
-    _refuse_unmapped(checkpoint)
-    with _quiet(), _explained(checkpoint.directory, "model"):
-        model, report = AutoModelForQuestionAnswering.from_pretrained(
-            checkpoint.directory,
-            dtype=torch.float32,
-            trust_remote_code=False,
-            local_files_only=True,
-            use_safetensors=True,
-            # Else a wrong shape is an exception that lists all of them; here it is reported like a missing one.
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-            config=config,
-            **({} if attention is None else {"attn_implementation": attention}),
-        )
-    _refuse_fresh_weights(report, checkpoint.directory, head_of(checkpoint.config) if fresh_head else None)
-    _refuse_non_finite_weights(model, checkpoint.directory)
-    return model.eval()
-
-
-def load_tokenizer(directory: Path) -> Any:
-    """The fast tokenizer (a `PreTrainedTokenizerFast`) in a checkpoint's or an artifact's folder.
-
-    Raises UntrustedInput if there is none, if it is unsafe to load or slow, lacks a padding token, or makes ids that
-    the `config.json` beside it has no embedding for.
-    """
-    from transformers import AutoTokenizer
-
-    examine_tokenizer(directory, None)
-    _refuse_slow_class(directory)
-    with _quiet(), _explained(directory, "tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(
-            directory, use_fast=True, trust_remote_code=False, local_files_only=True
-        )
-    if not tokenizer.is_fast:
-        raise _slow(directory, type(tokenizer).__name__)
-    if tokenizer.pad_token_id is None:
-        raise UntrustedInput(
-            f"{directory}: the tokenizer has no padding token, and questions are answered in batches",
-            f"state 'pad_token' in {TOKENIZER_CONFIG}, one that the model was trained with",
-        )
-    rows = read_object(directory, CONFIG).get("vocab_size") if own_file(directory, CONFIG) else None
-    if isinstance(rows, int):
-        refuse_ids_beyond(directory, tokenizer.get_vocab(), rows)
-    return tokenizer
-
-
-def copy_tokenizer(checkpoint: Checkpoint, directory: Path) -> None:
-    """Copy the tokenizer's files into `directory`, byte for byte."""
-    for name in examine_tokenizer(checkpoint.directory, None):
-        shutil.copyfile(checkpoint.directory / name, directory / name)
 
 
 # --- finding and examining ---------------------------------------------------------------------------------------

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
-from qabuild.evaluation.reference import asking
 from qabuild.qa import squad_metric
+from qabuild.qa.ask import asking
 from qabuild.system import files
 from qabuild.system.process import Tell
 

@@ -8,21 +8,15 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from qabuild.errors import BadTarget, UntrustedInput
+from qabuild.models.training.options import Train
 from qabuild.qa import data
 from qabuild.qa.data import QuestionSet
 from qabuild.qa.pipeline.parameters import Parameters
 from qabuild.qa.pipeline.windows import Cut, WindowMaker, Windows
-from qabuild.target.lineage import Train
 
 if TYPE_CHECKING:
-    import torch
-
-    from qabuild.models.training.teacher_logits import Logits
     from qabuild.qa.data import Question
     from qabuild.qa.pipeline.windows import Integers
-
-MULTIPLE = 16
-"""Batches are padded to a multiple of this: matrix units work on tiles, and few shapes are easier on the allocator."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,27 +150,3 @@ def hold_out(questions: Sequence[Question], count: int, seed: int) -> tuple[tupl
         tuple(question for question in questions if question.context not in aside),
         tuple(question for question in questions if question.context in aside),
     )
-
-
-class Collator:
-    """Makes of windows' indices the padded tensors of one batch, with answers and, if given, a teacher's logits."""
-
-    def __init__(self, examples: Examples, input_names: Sequence[str], logits: Logits | None = None) -> None:
-        self._examples, self._names, self._logits = examples, input_names, logits
-
-    def __call__(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
-        """input_ids and so on, int64 [rows, length]; start_positions and end_positions, int64 [rows]; where there is
-        a teacher, its start and end logits, fp32 [rows, length], 0 on padding."""
-        import numpy as np
-        import torch
-
-        examples, rows = self._examples, np.asarray(indices)
-        windows = examples.windows
-        length = -(-int(windows.length[rows].max()) // MULTIPLE) * MULTIPLE
-        shift = windows.place(rows, length)[0] - windows.first[rows]
-        arrays: dict[str, Any] = windows.arrays(rows, length, [*self._names, "attention_mask"])
-        arrays |= {"start_positions": examples.starts[rows] + shift, "end_positions": examples.ends[rows] + shift}
-        if self._logits is not None:
-            padded = self._logits.padded(rows, shift, length)
-            arrays |= {"teacher_start_logits": padded[0], "teacher_end_logits": padded[1]}
-        return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}

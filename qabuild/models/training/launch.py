@@ -6,10 +6,10 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from qabuild.cli.console import Reporter
 from qabuild.models.training import distributed
 from qabuild.models.training.request import Request
 from qabuild.system.process import run_apart
+from qabuild.system.reporter import Reporter
 
 PAUSE = 30.0
 """Seconds between two lines that say how far a training is."""

@@ -7,9 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from qabuild.builder.steps.train import StepName
 from qabuild.models.checkpoint.resolve import Checkpoint
-from qabuild.target.lineage import Distill, Train
+from qabuild.models.training.options import Distill, StepName, Train
 
 
 @dataclass(frozen=True, kw_only=True)

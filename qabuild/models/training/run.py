@@ -9,10 +9,11 @@ from typing import Any
 
 from qabuild.errors import QABuildError
 from qabuild.models import sdpa_kernels
-from qabuild.models.checkpoint.resolve import copy_tokenizer, load_model, load_tokenizer
+from qabuild.models.checkpoint.load import copy_tokenizer, load_model, load_tokenizer
 from qabuild.models.training import curves, examples
 from qabuild.models.training import teacher_logits as teaching
-from qabuild.models.training.examples import Collator, Examples
+from qabuild.models.training.collate import Collator
+from qabuild.models.training.examples import Examples
 from qabuild.models.training.request import Request
 from qabuild.models.training.student import make_student, restore_dropout
 from qabuild.models.training.trainer import drop_torn_states, last_state, make_trainer

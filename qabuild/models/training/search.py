@@ -20,8 +20,8 @@ from optuna.trial import FrozenTrial, TrialState
 from qabuild.errors import QABuildError
 from qabuild.models.training import curves
 from qabuild.models.training.examples import Examples
+from qabuild.models.training.options import Search
 from qabuild.models.training.request import Request
-from qabuild.target.lineage import Search
 
 JOURNAL = "trials.log"
 TABLE = "trials.json"

@@ -7,12 +7,12 @@ that processes share it and only what is read is loaded.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qabuild.errors import UntrustedInput
-from qabuild.models.training.examples import Collator, Examples
+from qabuild.models.training.collate import Collator, Logits
+from qabuild.models.training.examples import Examples
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,24 +23,6 @@ if TYPE_CHECKING:
 FILE = "logits.f32"
 BATCH_TOKENS = 8192
 """Tokens, padding included, that go through the teacher at once."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Logits:
-    """`numbers` is [2, tokens]; window i has those from offsets[i] up to offsets[i + 1]."""
-
-    numbers: Numbers
-    offsets: NDArray[np.int64]
-
-    def padded(self, rows: NDArray[np.int64], shift: NDArray[np.int64], length: int) -> Numbers:
-        """[2, rows, length]: start and end logits of those windows, moved by `shift` columns; 0 on padding."""
-        import numpy as np
-
-        padded = np.zeros((2, len(rows), length), dtype=np.float32)
-        for row, (window, by) in enumerate(zip(rows, shift, strict=True)):
-            begin, end = self.offsets[window], self.offsets[window + 1]
-            padded[:, row, by : by + end - begin] = self.numbers[:, begin:end]
-        return padded
 
 
 def open_logits(directory: Path, examples: Examples) -> Logits:

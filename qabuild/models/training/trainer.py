@@ -15,8 +15,9 @@ from safetensors import SafetensorError, safe_open
 from transformers import Trainer, TrainingArguments
 
 from qabuild.errors import QABuildError
+from qabuild.models.training.collate import Collator
 from qabuild.models.training.cpu_attention import frugal_attention
-from qabuild.models.training.examples import Collator, Examples
+from qabuild.models.training.examples import Examples
 from qabuild.models.training.loss import answer_loss, distillation_loss
 from qabuild.models.training.sampler import LengthGroupedSampler
 

@@ -25,7 +25,6 @@ from qabuild.artifact import manifest as artifacts
 from qabuild.artifact.manifest import open_artifact, seal
 from qabuild.builder.store.local import Store
 from qabuild.cli import main
-from qabuild.cli.console import SILENT, Silent
 from qabuild.errors import BadTarget, MissingEnvironment, QABuildError, UntrustedInput
 from qabuild.evaluation import report
 from qabuild.evaluation.compare import compare, rounds, tables
@@ -34,6 +33,7 @@ from qabuild.evaluation.compare.score import score
 from qabuild.evaluation.compare.worker import shares
 from qabuild.evaluation.compare.worker_pool import hired
 from qabuild.qa import squad_metric
+from qabuild.system.reporter import SILENT, Silent
 
 # --- scores ---------------------------------------------------------------------------------------------------------
 

@@ -22,11 +22,13 @@ import tiny
 
 from qabuild.errors import BadTarget, MissingEnvironment, UntrustedInput, VerificationFailed
 from qabuild.models import backends, sdpa_kernels
-from qabuild.models.backends import BACKENDS, Runtime, architectures, backend, logit_check
+from qabuild.models.backends import BACKENDS, architectures, backend, logit_check
 from qabuild.models.backends.architectures import ARCHITECTURES, OPENVINO, OPTIMISED, ORT, TRACED, supports
 from qabuild.models.backends.onnxruntime import fusions
-from qabuild.models.checkpoint.resolve import Checkpoint, load_model, load_tokenizer, resolve
-from qabuild.system import machine
+from qabuild.models.checkpoint.load import load_model, load_tokenizer
+from qabuild.models.checkpoint.resolve import Checkpoint, resolve
+from qabuild.models.runtime import Runtime
+from qabuild.system import machine, packages
 from qabuild.system.quiet import captured
 
 FP32 = Runtime(device="cpu", dtype="fp32")
@@ -68,7 +70,7 @@ def compiled(checkpoint: Callable[..., Checkpoint], tmp_path: Path) -> Compiled:
 
 def require(name: str) -> None:
     """Skip the test where a package of the backend is not installed: it comes with an extra."""
-    if lacks := machine.missing(backend(name).PACKAGES, "cpu"):
+    if lacks := packages.missing(backend(name).PACKAGES, "cpu"):
         pytest.skip("; ".join(lacks))
 
 

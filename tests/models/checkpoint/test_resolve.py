@@ -20,7 +20,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qabuild.errors import BadTarget, QABuildError, UntrustedInput
-from qabuild.models.checkpoint.resolve import Checkpoint, copy_tokenizer, load_model, load_tokenizer, resolve
+from qabuild.models.checkpoint.load import copy_tokenizer, load_model, load_tokenizer
+from qabuild.models.checkpoint.resolve import Checkpoint, resolve
 
 Make = Callable[..., Path]
 

@@ -17,7 +17,7 @@ from qabuild.builder.build import build, train
 from qabuild.builder.plan import Plan
 from qabuild.builder.store.local import Store
 from qabuild.errors import BadTarget
-from qabuild.evaluation.verify import explain_failure
+from qabuild.evaluation.judge import explain_failure
 from qabuild.models.checkpoint.resolve import resolve
 from qabuild.target.lineage import Trained, trainings
 from qabuild.target.read import load
@@ -234,7 +234,7 @@ class Said:
         self.lines.append(message)
 
     def progress(self, label: str, total: int) -> Any:
-        from qabuild.cli.console import SILENT
+        from qabuild.system.reporter import SILENT
 
         return SILENT.progress(label, total)
 
@@ -271,7 +271,7 @@ def asked(folder: Path) -> Any:
 
 
 def test_an_interrupted_search_goes_on_and_finds_the_same(asked):
-    from qabuild.models.checkpoint.resolve import load_tokenizer
+    from qabuild.models.checkpoint.load import load_tokenizer
     from qabuild.models.training import curves, examples
     from qabuild.models.training.search import TABLE, search
 

@@ -19,18 +19,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qabuild.errors import BadTarget, QABuildError, UntrustedInput
-from qabuild.models.checkpoint.resolve import Checkpoint, load_model, load_tokenizer, resolve
-from qabuild.models.training import cpu_attention, curves, examples
+from qabuild.models.checkpoint.load import load_model, load_tokenizer
+from qabuild.models.checkpoint.resolve import Checkpoint, resolve
+from qabuild.models.checkpoint.source import CheckpointSource
+from qabuild.models.training import collate, cpu_attention, curves, examples
 from qabuild.models.training import run as work
 from qabuild.models.training import teacher_logits as teaching
 from qabuild.models.training.loss import answer_loss, distillation_loss
+from qabuild.models.training.options import Distill, Train
 from qabuild.models.training.request import Request
 from qabuild.models.training.sampler import MEGABATCH, LengthGroupedSampler
 from qabuild.models.training.student import keep_layers, make_student
 from qabuild.models.training.trainer import last_state
 from qabuild.qa import data
 from qabuild.qa.data import Question
-from qabuild.target.lineage import CheckpointSource, Distill, Train
 
 TRAIN = Train(dataset="sample", samples=96, epochs=3, batch_size=16, learning_rate=1e-3, dtype="fp32", save_steps=4)
 """Seven steps to an epoch, 21 in all."""
@@ -89,8 +91,8 @@ def test_a_batch_is_what_transformers_example_makes_of_it(tokenizer):
         return_offsets_mapping=True,
     )
     assert len(found) == len(encoded["input_ids"]) > len(questions)
-    batch = examples.Collator(found, tokenizer.model_input_names)(range(len(found)))
-    assert batch["input_ids"].shape[1] % examples.MULTIPLE == 0
+    batch = collate.Collator(found, tokenizer.model_input_names)(range(len(found)))
+    assert batch["input_ids"].shape[1] % collate.MULTIPLE == 0
     for row, ids in enumerate(encoded["input_ids"]):
         assert batch["input_ids"][row][batch["attention_mask"][row] == 1].tolist() == ids
         question = questions[encoded["overflow_to_sample_mapping"][row]]
@@ -269,7 +271,7 @@ def test_the_teachers_logits_are_kept_for_every_window(request_of):
     tokenizer, model = load_tokenizer(asked.start.directory), load_model(asked.start)
     found = examples.load(asked.train, tokenizer)
     kept = teaching.open_logits(asked.directory, found)
-    batch = examples.Collator(found, tokenizer.model_input_names, kept)([0, 5, 60])
+    batch = collate.Collator(found, tokenizer.model_input_names, kept)([0, 5, 60])
     with torch.inference_mode():
         output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
     real = batch["attention_mask"] == 1
@@ -503,7 +505,7 @@ def distance(model: Any, taught: Request) -> float:
     tokenizer = load_tokenizer(taught.start.directory)
     found = examples.load(taught.train, tokenizer)
     kept = teaching.open_logits(taught.directory, found)
-    batch = examples.Collator(found, tokenizer.model_input_names, kept)(range(0, len(found), 4))
+    batch = collate.Collator(found, tokenizer.model_input_names, kept)(range(0, len(found), 4))
     with torch.inference_mode():
         output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
     mask = batch["attention_mask"]

@@ -11,13 +11,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from string import Template
-from typing import TYPE_CHECKING, Any, Literal
-
-from pydantic import Field
+from typing import TYPE_CHECKING, Any
 
 from qabuild.errors import BadTarget, MissingEnvironment, QABuildError
-from qabuild.models.backends import Frozen, Runtime
 from qabuild.models.backends.architectures import KERNEL_INJECTION, check_architecture
+from qabuild.models.backends.deepspeed.options import ROWS, Options
+from qabuild.models.runtime import Runtime
+from qabuild.system.frozen import Frozen as Frozen
 from qabuild.system.quiet import captured, quiet_logging
 
 if TYPE_CHECKING:
@@ -26,10 +26,6 @@ if TYPE_CHECKING:
 CONFIG = "deepspeed.json"
 
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
-
-ROWS = 64
-"""Windows that the injected kernels are given at once: of RoBERTa-base in fp16, with 512 tokens each, their workspace
-takes 2 GB."""
 
 
 SNIPPET = """\
@@ -64,16 +60,6 @@ class Inference(torch.nn.Module):
 tokenizer = AutoTokenizer.from_pretrained(directory)
 model = Inference(directory).eval()
 """
-
-
-class Options(Frozen):
-    """What `deepspeed.init_inference` is told."""
-
-    name: Literal["deepspeed"] = Field("deepspeed", description="DeepSpeed-Inference")
-    replace_with_kernel_inject: bool = Field(
-        False, description="replace transformer layers by DeepSpeed's CUDA kernels; cuda only"
-    )
-    tensor_parallel: int = Field(1, ge=1, description="how many GPUs share each layer's weights")
 
 
 PACKAGES = ("torch", "transformers", "deepspeed")
@@ -121,7 +107,7 @@ def lacks(options: Options, runtime: Runtime) -> list[str]:
 def compile(checkpoint: Checkpoint, options: Options, runtime: Runtime, directory: Path) -> dict[str, Any]:
     """Copy config, weights and tokenizer byte for byte and write `deepspeed.json` beside them."""
     from qabuild.models.backends.torch_model import copy_checkpoint
-    from qabuild.models.checkpoint.resolve import copy_tokenizer
+    from qabuild.models.checkpoint.load import copy_tokenizer
 
     check(checkpoint.config, options, runtime)
     settings: dict[str, Any] = {

@@ -11,7 +11,7 @@ from deepspeed.model_implementations.transformers.ds_transformer import DeepSpee
 from deepspeed.ops.transformer.inference.ds_attention import DeepSpeedSelfAttention
 from deepspeed.ops.transformer.inference.op_binding.workspace import WorkspaceOp
 
-from qabuild.models.backends.deepspeed import ROWS
+from qabuild.models.backends.deepspeed.options import ROWS
 from qabuild.system.quiet import captured
 
 

@@ -6,27 +6,18 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Literal
-
-from pydantic import Field
+from typing import TYPE_CHECKING, Any
 
 from qabuild.errors import BadTarget, MissingEnvironment, UntrustedInput
-from qabuild.models.backends import Frozen, Runtime
 from qabuild.models.backends.architectures import FP16, OPTIMISED, ORT, check_architecture
-from qabuild.system import machine
+from qabuild.models.backends.onnxruntime.options import DEFAULT_PROVIDER, DEVICE, Options
+from qabuild.models.runtime import Runtime
+from qabuild.system import machine as machine
+from qabuild.system import packages
+from qabuild.system.frozen import Frozen as Frozen
 
 if TYPE_CHECKING:
     from qabuild.models.checkpoint.resolve import Checkpoint
-
-Provider = Literal["CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"]
-
-DEFAULT_PROVIDER: dict[str, Provider] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-
-DEVICE: dict[Provider, str] = {
-    "CPUExecutionProvider": "cpu",
-    "CUDAExecutionProvider": "cuda",
-    "TensorrtExecutionProvider": "cuda",
-}
 
 
 SNIPPET = """\
@@ -36,22 +27,6 @@ from transformers import AutoTokenizer
 tokenizer = AutoTokenizer.from_pretrained(directory)
 model = ORTModelForQuestionAnswering.from_pretrained(directory, provider="{provider}"{options})
 """
-
-
-class Options(Frozen):
-    """How the graph is optimised, and what runs it."""
-
-    name: Literal["onnxruntime"] = Field("onnxruntime", description="an optimised ONNX graph, run by ONNX Runtime")
-    level: Literal[0, 1, 2, 99] = Field(
-        2,
-        description="graph optimisation: 0 exports only, 1 basic, 2 extended, 99 all, bound to this processor; "
-        "above 0 all are the same on a GPU",
-    )
-    provider: Provider | None = Field(
-        None, description="execution provider; chosen by runtime.device where it is absent"
-    )
-    allow_missing_fusions: bool = Field(False, description="keep a graph in which the optimiser fused less than usual")
-    allow_fp16_on_cpu: bool = Field(False, description="build fp16 for the CPU, where it is slower than fp32")
 
 
 PACKAGES = ("torch", "transformers", "optimum", "optimum-onnx", "onnx", "onnxruntime")
@@ -109,10 +84,11 @@ def compile(checkpoint: Checkpoint, options: Options, runtime: Runtime, director
     VerificationFailed where a graph computes something else, or was fused less than its type should be.
     """
     from qabuild.models.backends.onnxruntime import build as onnx_stages
-    from qabuild.models.checkpoint.resolve import copy_tokenizer
+    from qabuild.models.backends.onnxruntime import session
+    from qabuild.models.checkpoint.load import copy_tokenizer
 
     check(checkpoint.config, options, runtime)
-    with TemporaryDirectory(dir=directory) as scratch, onnx_stages.quiet():
+    with TemporaryDirectory(dir=directory) as scratch, session.quiet():
         record = onnx_stages.build(checkpoint, options, runtime, Path(scratch), directory)
     shutil.copyfile(checkpoint.directory / "config.json", directory / "config.json")
     copy_tokenizer(checkpoint, directory)
@@ -124,8 +100,8 @@ def load(directory: Path, options: Options, runtime: Runtime) -> Any:
 
     Raises MissingEnvironment where that provider is not available, or did not start.
     """
-    machine.refuse(lacks(options, runtime))
-    from qabuild.models.backends.onnxruntime.build import load_graph
+    packages.refuse(lacks(options, runtime))
+    from qabuild.models.backends.onnxruntime.session import load_graph
 
     if not (directory / "model.onnx").is_file():
         raise UntrustedInput(f"{directory}: there is no model.onnx in it", "build the artifact anew")

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from qabuild.models.backends import Runtime
+from qabuild.models.runtime import Runtime
 
 FILE = "model.onnx"
 
@@ -19,22 +19,6 @@ ARITHMETIC = (
     *("Abs", "Add", "Ceil", "Constant", "Div", "Floor", "Log", "Max", "Min"),
     *("Mul", "Neg", "Round", "Sign", "Sub", "Where"),
 )
-
-
-def export(checkpoint: Path, stage: Path) -> Path:
-    """The checkpoint as an ONNX graph in fp32. optimum's own validation only warns, so it is left out."""
-    from optimum.exporters.onnx import main_export
-
-    main_export(
-        str(checkpoint),
-        output=stage,
-        task="question-answering",
-        library_name="transformers",
-        do_validation=False,
-        no_post_process=True,
-        local_files_only=True,
-    )
-    return stage
 
 
 def optimise(exported: Path, stage: Path, level: int, runtime: Runtime, padding_side: str) -> Path:

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import functools
 import shutil
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from string import Template
-from typing import TYPE_CHECKING, Any, Literal
-
-from pydantic import Field
+from typing import TYPE_CHECKING, Any
 
 from qabuild.errors import BadTarget, UntrustedInput
-from qabuild.models.backends import Runtime
 from qabuild.models.backends.architectures import OPENVINO, check_architecture
-from qabuild.models.calibration import Calibrated
-from qabuild.system import machine
+from qabuild.models.backends.openvino.options import FILE, Options, needs, precision
+from qabuild.models.calibration import Calibrated as Calibrated
+from qabuild.models.runtime import Runtime
+from qabuild.system import machine, packages
 from qabuild.system.quiet import quiet_tracing
 
 if TYPE_CHECKING:
     from qabuild.models.checkpoint.resolve import Checkpoint
-
-FILE = "openvino_model.xml"
-"""The graph, under the name that optimum-intel looks for; its weights lie beside it, in openvino_model.bin."""
 
 
 SNIPPET = Template(
@@ -68,46 +62,6 @@ if not {"avx512_vnni", "avx_vnni", "amx_int8"} & set(Path("/proc/cpuinfo").read_
     raise RuntimeError("these weights need a processor with VNNI: without it, sums overflow and answers are wrong")
 
 """
-
-
-class Options(Calibrated):
-    """How the graph is quantised; in fp32 and bf16 there is nothing to choose."""
-
-    name: Literal["openvino"] = Field("openvino", description="an OpenVINO graph, converted from PyTorch")
-    preset: Literal["mixed", "performance"] = Field(
-        "mixed", description="int8: ranges of activations: mixed takes them as they are, performance symmetric"
-    )
-    smooth_quant_alpha: float = Field(
-        0.75, ge=0, le=1, description="int8: how much of the outliers of activations SmoothQuant moves into weights"
-    )
-    rest: Literal["fp32", "bf16"] = Field("fp32", description="int8: numbers of what is not quantised: fp32, bf16")
-    overflow_fix: bool = Field(
-        False, description="int8: weights in 7 bits, for processors without VNNI, whose sums of 8 bits overflow"
-    )
-    accuracy_drop: float | None = Field(
-        None, gt=0, description="int8: most points of F1 that may be lost on held-back training questions"
-    )
-
-
-PACKAGES = ("torch", "transformers", "openvino", "nncf")
-
-
-def package() -> Any:
-    """OpenVINO itself, kept from sending usage statistics: without `openvino_telemetry` it has nothing to do so by."""
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
-    import openvino
-
-    return openvino
-
-
-@functools.cache
-def core() -> Any:
-    """OpenVINO's Core, the only one of this process.
-
-    Each brings a stack for signal handlers and, when it goes, puts back what it found. That is gone too where the lives
-    of two overlapped, and the next signal, such as Ctrl-C, then ends in a segmentation fault.
-    """
-    return package().Core()
 
 
 def check(config: Mapping[str, Any], options: Options, runtime: Runtime) -> None:
@@ -157,25 +111,15 @@ def _instructions(options: Options, runtime: Runtime) -> list[str]:
     ]
 
 
-def needs(options: Options, runtime: Runtime) -> list[str]:
-    """The dtypes of `qabuild.system.machine.FAST` whose instructions an x86 processor must have."""
-    found = []
-    if runtime.dtype == "int8" and not options.overflow_fix:
-        found.append("int8")
-    if "bf16" in (runtime.dtype, options.rest):
-        found.append("bf16")
-    return found
-
-
 def compile(checkpoint: Checkpoint, options: Options, runtime: Runtime, directory: Path) -> dict[str, Any]:
     """Write graph, weights, config and tokenizer, which optimum-intel's OVModelForQuestionAnswering opens as well.
 
     Returns the graph's inputs and its largest logit difference to PyTorch. Raises VerificationFailed where it
     computes something else.
     """
-    machine.refuse(_preloads())
+    packages.refuse(_preloads())
     from qabuild.models.backends.openvino import build as _openvino_build
-    from qabuild.models.checkpoint.resolve import copy_tokenizer
+    from qabuild.models.checkpoint.load import copy_tokenizer
 
     check(checkpoint.config, options, runtime)
     with quiet_tracing():
@@ -194,7 +138,7 @@ def load(directory: Path, options: Options, runtime: Runtime) -> Any:
     """
     from transformers import AutoConfig
 
-    machine.refuse(lacks(options, runtime))
+    packages.refuse(lacks(options, runtime))
     from qabuild.models.backends.openvino import model as _openvino
 
     if not (directory / FILE).is_file():
@@ -207,8 +151,3 @@ def snippet(options: Options, runtime: Runtime) -> str:
     """Lines for OpenVINO itself, in the precision that `load` sets, and on no processor that `load` refuses."""
     guard = GUARD if "int8" in needs(options, runtime) else ""
     return SNIPPET.substitute(guard=guard, precision=precision(options, runtime))
-
-
-def precision(options: Options, runtime: Runtime) -> str:
-    """OpenVINO's name for the numbers of what is not quantised."""
-    return "bf16" if "bf16" in (runtime.dtype, options.rest) else "f32"

@@ -11,16 +11,16 @@ import torch
 
 from qabuild.errors import VerificationFailed
 from qabuild.models import calibration
-from qabuild.models.backends import Runtime
 from qabuild.models.backends.logit_check import TOLERANCES, answers, probes, require_same
-from qabuild.models.backends.openvino import core, package, precision
+from qabuild.models.backends.openvino.core import core, package
 from qabuild.models.backends.openvino.model import OUTPUTS, OpenVinoModel, load
-from qabuild.models.backends.torch_model import inputs_of
-from qabuild.models.backends.torchscript.trace import Positional
+from qabuild.models.backends.openvino.options import precision
+from qabuild.models.backends.torch_model import Positional, inputs_of
+from qabuild.models.runtime import Runtime
 from qabuild.qa import squad_metric
 
 if TYPE_CHECKING:
-    from qabuild.models.backends.openvino import Options
+    from qabuild.models.backends.openvino.options import Options
     from qabuild.models.checkpoint.resolve import Checkpoint
     from qabuild.qa.data import Question
 
@@ -39,7 +39,7 @@ def build(
 
     The graph is held against the checkpoint, unless `lacks` says why this machine cannot run it.
     """
-    from qabuild.models.checkpoint.resolve import load_model, load_tokenizer
+    from qabuild.models.checkpoint.load import load_model, load_tokenizer
 
     tokenizer = load_tokenizer(checkpoint.directory)
     model = load_model(checkpoint)

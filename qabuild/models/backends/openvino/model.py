@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.modeling_outputs import QuestionAnsweringModelOutput
 
-from qabuild.builder.store.local import compiled_for_this_machine
-from qabuild.models.backends import Runtime
-from qabuild.models.backends.openvino import core, precision
+from qabuild.models.backends.openvino.core import core
+from qabuild.models.backends.openvino.options import precision
 from qabuild.models.backends.torch_model import TorchModel, completed, named
+from qabuild.models.runtime import Runtime
 from qabuild.system import machine
+from qabuild.system.cache import compiled_for_this_machine
 
 if TYPE_CHECKING:
-    from qabuild.models.backends.openvino import Options
+    from qabuild.models.backends.openvino.options import Options
 
 OUTPUTS = ("start_logits", "end_logits")
 LENGTH_STEP = 16

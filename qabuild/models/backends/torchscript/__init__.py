@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from qabuild.errors import BadTarget
-from qabuild.models.backends import Frozen, Runtime
 from qabuild.models.backends.architectures import TRACED, check_architecture
+from qabuild.models.runtime import Runtime
+from qabuild.system.frozen import Frozen
 from qabuild.system.quiet import quiet_tracing
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def compile(checkpoint: Checkpoint, options: Options, runtime: Runtime, director
     Raises MissingEnvironment where the runtime's device is not here: a trace is made where it will run.
     """
     from qabuild.models.backends.torchscript import trace as _tracing
-    from qabuild.models.checkpoint.resolve import copy_tokenizer
+    from qabuild.models.checkpoint.load import copy_tokenizer
 
     check(checkpoint.config, options, runtime)
     with quiet_tracing():

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from qabuild.models.backends import Runtime
 from qabuild.models.backends.logit_check import TOLERANCES, answers, probes, require_same
-from qabuild.models.backends.torch_model import AUTOCAST, TorchModel, completed, device, inputs_of, named
+from qabuild.models.backends.torch_model import AUTOCAST, Positional, TorchModel, completed, device, inputs_of, named
 from qabuild.models.backends.torchscript.archive import save
+from qabuild.models.runtime import Runtime
 
 if TYPE_CHECKING:
     from qabuild.models.checkpoint.resolve import Checkpoint
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def build(checkpoint: Checkpoint, runtime: Runtime, path: Path) -> dict[str, Any]:
     """Trace the checkpoint's model on the runtime's device and write it to `path`; return what is to be recorded."""
-    from qabuild.models.checkpoint.resolve import load_model, load_tokenizer
+    from qabuild.models.checkpoint.load import load_model, load_tokenizer
 
     where = device(runtime)
     tokenizer = load_tokenizer(checkpoint.directory)
@@ -50,19 +50,6 @@ def trace(eager: TorchModel, example: dict[str, Any]) -> Any:
     with torch.no_grad(), eager.autocast(cache_enabled=False):
         traced = torch.jit.trace(Positional(eager.answer, eager.inputs).eval(), arguments, check_trace=False)
         return torch.jit.freeze(traced)
-
-
-class Positional(torch.nn.Module):  # type: ignore[misc]  # torch is not type-checked here
-    """A model that takes its inputs in order and returns two tensors, which is all that a trace can hold."""
-
-    def __init__(self, model: Any, inputs: Sequence[str]) -> None:
-        super().__init__()
-        self.model = model
-        self.inputs = inputs
-
-    def forward(self, *arguments: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        output = self.model(**dict(zip(self.inputs, arguments, strict=True)))
-        return output.start_logits, output.end_logits
 
 
 def load(path: Path, inputs: Sequence[str], refused: Sequence[str], config: Any, runtime: Runtime) -> Any:

@@ -17,8 +17,10 @@ from qabuild.builder.store.gc import prune
 from qabuild.builder.store.local import Store
 from qabuild.errors import BadTarget, MissingEnvironment
 from qabuild.models import calibration
-from qabuild.models.backends import Runtime, backend, logit_check
-from qabuild.models.checkpoint.resolve import load_model, load_tokenizer, resolve
+from qabuild.models.backends import backend, logit_check
+from qabuild.models.checkpoint.load import load_model, load_tokenizer
+from qabuild.models.checkpoint.resolve import resolve
+from qabuild.models.runtime import Runtime
 from qabuild.qa import data
 from qabuild.qa.pipeline import QuestionAnsweringPipeline
 from qabuild.system import machine

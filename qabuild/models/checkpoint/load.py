@@ -1,0 +1,101 @@
+"""Model and tokenizer of a checkpoint that was found."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+from qabuild.errors import UntrustedInput
+from qabuild.models.checkpoint.inspect import (
+    CONFIG,
+    TOKENIZER_CONFIG,
+    examine_config,
+    examine_tokenizer,
+    own_file,
+    read_object,
+    refuse_ids_beyond,
+)
+from qabuild.models.checkpoint.resolve import (
+    Checkpoint,
+    _explained,
+    _quiet,
+    _refuse_fresh_weights,
+    _refuse_non_finite_weights,
+    _refuse_slow_class,
+    _refuse_unmapped,
+    _slow,
+)
+from qabuild.models.checkpoint.weights import examine_weights, head_of
+
+
+def load_model(
+    checkpoint: Checkpoint,
+    *,
+    attention: Literal["eager", "sdpa"] | None = None,
+    fresh_head: bool = False,
+    config: Any = None,
+) -> Any:
+    """The checkpoint as an `AutoModelForQuestionAnswering`: eager fp32 on the CPU, in eval mode.
+
+    `attention` overrides transformers' choice of implementation, and `config` the checkpoint's own. With `fresh_head`,
+    a checkpoint that has no question-answering head gets a random one, for training. Raises BadTarget for an
+    architecture without a question-answering model, MissingEnvironment if it needs a package that is not installed,
+    UntrustedInput if weights are missing, of a wrong shape, infinite or no numbers.
+    """
+    import torch
+    from transformers import AutoModelForQuestionAnswering
+
+    # Again, since what was examined may be long ago, and what is loaded now is what counts.
+    examine_config(checkpoint.directory)
+    examine_weights(checkpoint.directory)
+    _refuse_unmapped(checkpoint)
+    with _quiet(), _explained(checkpoint.directory, "model"):
+        model, report = AutoModelForQuestionAnswering.from_pretrained(
+            checkpoint.directory,
+            dtype=torch.float32,
+            trust_remote_code=False,
+            local_files_only=True,
+            use_safetensors=True,
+            # Else a wrong shape is an exception that lists all of them; here it is reported like a missing one.
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            config=config,
+            **({} if attention is None else {"attn_implementation": attention}),
+        )
+    _refuse_fresh_weights(report, checkpoint.directory, head_of(checkpoint.config) if fresh_head else None)
+    _refuse_non_finite_weights(model, checkpoint.directory)
+    return model.eval()
+
+
+def load_tokenizer(directory: Path) -> Any:
+    """The fast tokenizer (a `PreTrainedTokenizerFast`) in a checkpoint's or an artifact's folder.
+
+    Raises UntrustedInput if there is none, if it is unsafe to load or slow, lacks a padding token, or makes ids that
+    the `config.json` beside it has no embedding for.
+    """
+    from transformers import AutoTokenizer
+
+    examine_tokenizer(directory, None)
+    _refuse_slow_class(directory)
+    with _quiet(), _explained(directory, "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(
+            directory, use_fast=True, trust_remote_code=False, local_files_only=True
+        )
+    if not tokenizer.is_fast:
+        raise _slow(directory, type(tokenizer).__name__)
+    if tokenizer.pad_token_id is None:
+        raise UntrustedInput(
+            f"{directory}: the tokenizer has no padding token, and questions are answered in batches",
+            f"state 'pad_token' in {TOKENIZER_CONFIG}, one that the model was trained with",
+        )
+    rows = read_object(directory, CONFIG).get("vocab_size") if own_file(directory, CONFIG) else None
+    if isinstance(rows, int):
+        refuse_ids_beyond(directory, tokenizer.get_vocab(), rows)
+    return tokenizer
+
+
+def copy_tokenizer(checkpoint: Checkpoint, directory: Path) -> None:
+    """Copy the tokenizer's files into `directory`, byte for byte."""
+    for name in examine_tokenizer(checkpoint.directory, None):
+        shutil.copyfile(checkpoint.directory / name, directory / name)

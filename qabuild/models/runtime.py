@@ -1,0 +1,18 @@
+"""Device and dtype of a compiled model."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from qabuild.system.frozen import Frozen
+
+Dtype = Literal["fp32", "fp16", "bf16", "int8"]
+
+
+class Runtime(Frozen):
+    """Where a compiled model runs, and in which numbers."""
+
+    device: Literal["cpu", "cuda"] = Field("cpu", description="where the compiled model runs: cpu, cuda")
+    dtype: Dtype = Field("fp32", description="numbers it computes in: fp32, fp16, bf16, int8; see the backends")

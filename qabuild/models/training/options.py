@@ -1,0 +1,121 @@
+"""The tables of a target that say how a checkpoint is trained."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from qabuild.models.checkpoint.source import CheckpointSource
+from qabuild.system.frozen import Frozen
+
+Autocast = Literal["auto", "fp32", "bf16", "fp16"]
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Train(Frozen):
+    """How the checkpoint is fine-tuned before it is compiled."""
+
+    dataset: str = Field(
+        "rajpurkar/squad",
+        min_length=1,
+        description="what it learns from: a Hub id, a SQuAD-layout .json or .json.gz that begins with ./, ../, / or ~, "
+        "or 'sample'",
+    )
+    revision: str | None = Field(None, description="branch, tag or commit of a Hub data set")
+    fingerprint: str | None = Field(
+        None, pattern="^[0-9a-f]{64}$", description="what the fingerprint of the whole split must be"
+    )
+    split: str = Field("train", min_length=1, description="split of the data set")
+    samples: int | None = Field(None, ge=1, description="how many questions, drawn by `seed`; all where it is absent")
+    held_out: int = Field(
+        0, ge=0, description="questions, of whole contexts, that are kept from training and asked after each epoch"
+    )
+    max_misplaced: Share = Field(
+        0.0, description="share of the questions that may have an answer that is not in place; they are left out"
+    )
+    layers: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+        None, strict=False, min_length=1, description="start from these layers of the checkpoint only, as in [0, 2, 5]"
+    )
+    from_config: bool = Field(False, description="start from random weights of the checkpoint's configuration")
+    epochs: int = Field(2, ge=1, description="how often each question is seen")
+    learning_rate: float = Field(3e-5, gt=0, description="of AdamW, at its highest; it falls linearly to 0")
+    warmup_ratio: Share = Field(0.0, description="share of the steps in which the learning rate rises")
+    weight_decay: float = Field(0.0, ge=0, description="of AdamW")
+    dropout: float | None = Field(None, ge=0, lt=1, description="while training; as the checkpoint has it where absent")
+    batch_size: int = Field(32, ge=1, description="windows to each step of the optimiser, on all devices together")
+    gradient_accumulation_steps: int = Field(
+        1, ge=1, description="parts that a batch is put through the model in, where the memory holds no whole one"
+    )
+    max_seq_len: int = Field(384, ge=16, description="tokens of a window, the question's among them")
+    doc_stride: int = Field(128, ge=0, description="tokens of the context that two neighbouring windows share")
+    dtype: Autocast = Field(
+        "auto", description="autocast over fp32 weights: bf16, fp16, or fp32 for none; auto takes what is fast here"
+    )
+    seed: int = Field(0, ge=0, description="of the draws, the order of the questions, dropout and new weights")
+    save_steps: int = Field(
+        500, ge=1, description="steps between two states that an interrupted training can go on from"
+    )
+    deepspeed: str | None = Field(None, min_length=1, description="a DeepSpeed config (ZeRO), passed to the Trainer")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        wrong = []
+        if self.layers is not None and list(self.layers) != sorted(set(self.layers)):
+            wrong.append(f"`layers` are named once each, in their order, and not as {list(self.layers)}")
+        if self.layers is not None and self.from_config:
+            wrong.append("name one of `layers` and `from_config`")
+        if self.doc_stride >= self.max_seq_len:
+            wrong.append(
+                f"`doc_stride` must be less than `max_seq_len`, and is {self.doc_stride} to {self.max_seq_len}: "
+                "windows that share all would never end"
+            )
+        if self.batch_size % self.gradient_accumulation_steps:
+            wrong.append(
+                f"`gradient_accumulation_steps` must divide `batch_size`, and {self.gradient_accumulation_steps} does "
+                f"not divide {self.batch_size}"
+            )
+        if wrong:
+            raise ValueError("; ".join(wrong))
+        return self
+
+
+class Search(Frozen):
+    """Hyper-parameters of distillation, looked for with Optuna."""
+
+    trials: int = Field(20, ge=1, description="trainings to try")
+    samples: int | None = Field(None, ge=1, description="questions of each trial; those of `train` where absent")
+    epochs: int = Field(1, ge=1, description="epochs of each trial")
+    alpha: tuple[Share, Share] = Field((0.0, 1.0), strict=False, description="range of `alpha`")
+    temperature: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = Field(
+        (1.0, 10.0), strict=False, description="range of `temperature`"
+    )
+    seed: int = Field(0, ge=0, description="of the choice of trials")
+
+    @model_validator(mode="after")
+    def _ranges_rise(self) -> Self:
+        for name in ("alpha", "temperature"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"`{name}` is a range [low, high], and [{low}, {high}] falls")
+        return self
+
+
+class Distill(Frozen):
+    """Two-step distillation (Sanh et al. 2019, arXiv 1910.01108): the student learns from the answers and a teacher."""
+
+    alpha: Share = Field(0.25, description="weight of the student's own loss; the rest is that of the teacher's")
+    temperature: float = Field(3.0, gt=0, description="by which the logits of both are divided")
+    teacher: CheckpointSource = Field(description="a checkpoint fine-tuned for question answering")
+    search: Search | None = Field(None, description="look for `alpha` and `temperature`")
+
+
+StepName = Literal["logits", "search", "train"]
+
+
+PACKAGES = ("accelerate", "tokenizers", "torch", "transformers")
+
+
+SEARCH_PACKAGES = ("optuna",)

@@ -1,0 +1,25 @@
+"""The cache folder of this user or machine."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+LAYOUT = "v1"
+
+
+def default_root() -> Path:
+    """QABUILD_CACHE, or qabuild's folder in the platform's cache folder."""
+    if root := os.environ.get("QABUILD_CACHE"):
+        return Path(root).expanduser().absolute()
+    from platformdirs import user_cache_path
+
+    return user_cache_path("qabuild")
+
+
+def compiled_for_this_machine(digest: str, root: Path | None = None) -> Path:
+    """Where a runtime may keep what it makes of the files with that digest, or of any ("") while it loads them.
+
+    No result of a step: it is made again in a second, by whoever misses it, and is never part of an artifact.
+    """
+    return (root or default_root()) / LAYOUT / "compiled" / digest

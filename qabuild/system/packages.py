@@ -1,0 +1,66 @@
+"""Installed packages: their versions, and what is missing with its remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from importlib import metadata
+
+from qabuild.errors import MissingEnvironment
+from qabuild.system.machine import gpus
+
+# Packages that come with an extra, and how to get them.
+INSTALL: dict[str, str] = {
+    "deepspeed": "pip install 'qabuild[deepspeed]'",
+    "nncf": "pip install 'qabuild[openvino]'",
+    "onnx": "pip install 'qabuild[cpu]' or 'qabuild[gpu]'",
+    "onnxruntime": "pip install 'qabuild[cpu]' or 'qabuild[gpu]'",
+    "jinja2": "pip install 'qabuild[report]'",
+    "openvino": "pip install 'qabuild[openvino]'",
+    "optuna": "pip install 'qabuild[search]'",
+    "vl-convert-python": "pip install 'qabuild[report]'",
+    "optimum": "pip install 'qabuild[cpu]' or 'qabuild[gpu]'",
+    "optimum-onnx": "pip install 'qabuild[cpu]' or 'qabuild[gpu]'",
+}
+
+
+# Distributions that offer the same package, of which one is installed.
+ALTERNATIVES: dict[str, tuple[str, ...]] = {"onnxruntime": ("onnxruntime", "onnxruntime-gpu")}
+
+
+def distributions(package: str) -> tuple[str, ...]:
+    """The names under which `package` may be installed: `onnxruntime` is also that of onnxruntime-gpu."""
+    return ALTERNATIVES.get(package, (package,))
+
+
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """Installed version of each package, by the name it is installed under; what is not installed is left out."""
+    found = {}
+    for name in sorted({name for package in packages for name in distributions(package)}):
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def remedy(package: str) -> str:
+    """How to install the package."""
+    return INSTALL.get(package, f"pip install {package}")
+
+
+def require(packages: Iterable[str], device: str) -> None:
+    """Raise MissingEnvironment unless the packages are installed and the device is there."""
+    refuse(missing(packages, device))
+
+
+def refuse(lacks: Sequence[str]) -> None:
+    """Raise MissingEnvironment where anything is lacking."""
+    if lacks:
+        raise MissingEnvironment("; ".join(lacks), "`qabuild doctor` shows what this machine can build and run")
+
+
+def missing(packages: Iterable[str], device: str) -> list[str]:
+    """What this machine lacks, each in a few words with its remedy; empty where nothing is missing."""
+    lacks = [f"{package} is not installed: {remedy(package)}" for package in packages if not versions([package])]
+    if device == "cuda" and not gpus():
+        lacks.append("no CUDA device here: `qabuild build --compile-only` needs none, `qabuild verify` does")
+    return lacks

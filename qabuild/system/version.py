@@ -1,0 +1,3 @@
+"""The version of qabuild."""
+
+VERSION = "0.2.0.dev0"
