@@ -101,7 +101,7 @@ def main() -> None:
     folder = arguments.artifacts or Path(tempfile.mkdtemp(prefix="qabuild-cpu-"))
     contestants = [CONTESTANTS[number] for number in arguments.only] if arguments.only else CONTESTANTS
     here = [each for each in contestants if getattr(arguments, each.of) and compiled(each, arguments, folder)]
-    everything = data.load(arguments.data).questions
+    everything = data.load(data.DatasetRef(arguments.data)).questions
     asks = {each.name: asking(each, arguments, folder) for each in here}
     if arguments.questions:
         some = data.subset(everything, arguments.questions)
@@ -284,7 +284,7 @@ def apart(contestant: Contestant, folder: Path) -> str:
 
 def loading(contestant: Contestant, arguments: argparse.Namespace) -> dict[str, float]:
     """Seconds and memory from the files to the first answer, torch and transformers being there already."""
-    question = data.load(arguments.data, samples=1).questions
+    question = data.load(data.DatasetRef(arguments.data, samples=1)).questions
     load_tokenizer(arguments.artifacts / contestant.name)
     before, begin = megabytes(), time.perf_counter()
     asking(contestant, arguments, arguments.artifacts)(question)

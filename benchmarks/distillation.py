@@ -108,8 +108,10 @@ def main() -> None:
     arguments.output.mkdir(parents=True, exist_ok=True)
     examples = arguments.output / f"examples-{arguments.questions}.json"
     if not examples.exists():
-        write_examples(data.load(arguments.train.resolve(), samples=arguments.questions).questions, examples)
-    dev = data.load(arguments.dev.resolve()).questions
+        write_examples(
+            data.load(data.DatasetRef(arguments.train.resolve(), samples=arguments.questions)).questions, examples
+        )
+    dev = data.load(data.DatasetRef(arguments.dev.resolve())).questions
     rows: list[list[str]] = []
     for seed in map(int, arguments.seeds.split(",")):
         for distilled in (False, True):

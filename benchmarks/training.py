@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from qabuild.builder.steps.train import conditions
+
 from qabuild.models import sdpa_kernels
 from qabuild.models.checkpoint.load import load_tokenizer
 from qabuild.models.checkpoint.resolve import resolve
@@ -97,7 +98,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         seconds, processor = time.perf_counter() - began, time.process_time() - used
     from qabuild.models.training.curves import score
 
-    dev = data.load(arguments.dev.resolve(), samples=arguments.asked).questions
+    dev = data.load(data.DatasetRef(arguments.dev.resolve(), samples=arguments.asked)).questions
     scores = score(trainer.model.eval(), load_tokenizer(request.start.directory), dev)
     return {
         "windows": windows,
@@ -192,7 +193,9 @@ def plain_trainer(request: Request) -> Any:
 def plain_features(request: Request) -> list[dict[str, Any]]:
     """Windows as the example makes them: by the tokenizer, each padded to 384 tokens."""
     tokenizer = load_tokenizer(request.start.directory)
-    questions = data.load(request.train.dataset, samples=request.train.samples, seed=request.train.seed).questions
+    questions = data.load(
+        data.DatasetRef(request.train.dataset, samples=request.train.samples, seed=request.train.seed)
+    ).questions
     encoded = tokenizer(
         [question.question for question in questions],
         [question.context for question in questions],

@@ -20,9 +20,6 @@ from qabuild.system.packages import distributions
 HANDLER = "handler.py"
 REQUIREMENTS = "requirements.txt"
 
-COMPILING_ONLY = frozenset({"nncf", "onnx"})
-"""Packages of the backends that loading does not need."""
-
 TEMPLATE = Template(
     '''\
 """Answers questions from the model beside this file, for Hugging Face Inference Endpoints.
@@ -96,7 +93,8 @@ def requirements(name: str, versions: Mapping[str, str]) -> dict[str, str]:
     Without what a build of a package adds to its release, such as `+cpu`: it says where a package comes from, and an
     index need not have that very build.
     """
-    packages = {*ask.PACKAGES, *backend(name).PACKAGES} - COMPILING_ONLY
+    module = backend(name)
+    packages = {*ask.PACKAGES, *module.PACKAGES} - set(module.COMPILE_ONLY)
     names = {each for package in packages for each in distributions(package)}
     return {each: _release(versions[each]) for each in sorted(names & set(versions))}
 

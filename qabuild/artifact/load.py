@@ -62,5 +62,5 @@ def load_model(artifact: Artifact) -> tuple[Any, Any]:
     module = backend(artifact.manifest.backend["name"])
     options = module.Options.model_validate(dict(artifact.manifest.backend))
     runtime = Runtime.model_validate(dict(artifact.manifest.runtime))
-    packages.require(module.PACKAGES, runtime.device)
+    packages.require(dict.fromkeys(module.PACKAGES, module.EXTRAS), runtime.device)
     return module.load(artifact.directory, options, runtime), load_tokenizer(artifact.directory)

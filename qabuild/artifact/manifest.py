@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,8 +64,12 @@ class Manifest:
     training: Mapping[str, Any] | None = None
     """How the checkpoint was trained, and how its teacher answers the same questions; None where it was found."""
 
+    stages: Sequence[Mapping[str, Any]] | None = None
+    """What other stages made of the checkpoint, in order; None where there were none."""
+
     def to_json(self) -> str:
-        document = {"format": FORMAT, **self.__dict__, "files": {n: f.__dict__ for n, f in sorted(self.files.items())}}
+        fields = {name: value for name, value in self.__dict__.items() if name != "stages" or value is not None}
+        document = {"format": FORMAT, **fields, "files": {n: f.__dict__ for n, f in sorted(self.files.items())}}
         return json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False, default=dict) + "\n"
 
 

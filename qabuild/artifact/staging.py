@@ -54,7 +54,7 @@ def disk_explained(output: Path) -> AbstractContextManager[None]:
     return explained(output, "the output folder", "make room or make it writable, or name another with --output")
 
 
-def name(stage: Path, goal: Path, *, passed: bool) -> Path:
+def promote(stage: Path, goal: Path, *, passed: bool) -> Path:
     """Give what was staged its name: NAME where it passed, NAME.failed where it did not."""
     landed = goal if passed else _failed(goal)
     _keep_card(goal, stage)

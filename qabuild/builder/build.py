@@ -1,4 +1,4 @@
-"""Builds a target: plan, train, assemble, verify, name. The screen to read first."""
+"""Builds a target: plan, make its checkpoint, assemble, verify, promote. The screen to read first."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING, Any
 from qabuild.artifact import manifest as artifacts
 from qabuild.artifact import staging
 from qabuild.artifact.evidence import Verification, evidence_of
-from qabuild.builder import plan, requirements
+from qabuild.builder import plan as plans
 from qabuild.builder.plan import Plan
+from qabuild.builder.requirements import missing, requirements
+from qabuild.builder.steps.step import known
 from qabuild.builder.store.local import Store
 from qabuild.errors import BadTarget, QABuildError, UntrustedInput
 from qabuild.system import packages
 from qabuild.system.reporter import SILENT, Reporter
 from qabuild.system.version import VERSION
 from qabuild.target import lock
-from qabuild.target.lineage import Trained
+from qabuild.target.lineage import Derived
 from qabuild.target.model import Target
 
 if TYPE_CHECKING:
@@ -50,7 +52,7 @@ def build(
     results: Store | None = None,
     reporter: Reporter = SILENT,
 ) -> Built:
-    """Build `target`, a path or what was read from one, into `output`/NAME, and prove it.
+    """Build `target`, a path or what was read from one, into `output`/NAME, and verify it.
 
     A path is read through its lock, and with `locked` through nothing else; see `qabuild.target.lock`.
 
@@ -59,31 +61,31 @@ def build(
     not raised: it lies in NAME.failed, and NAME is as it was.
     """
     target = target if isinstance(target, Target) else lock.load(target, locked=locked)
-    results = results or Store()
+    store = results or Store()
     goal = Path(output) / target.name
     _require_machine(target, compile_only)
     staging.require_ours(goal)
-    name = plan.history_name(target, goal.parent)
-    with results.lock(name, wait=False, what=str(goal)), staging.disk_explained(goal.parent):
+    name = plans.history_name(target, goal.parent)
+    with store.lock(name, wait=False, what=str(goal)), staging.disk_explained(goal.parent):
         staging.clean_up(goal)
-        made = plan.current(target, results, name, offline=offline)
-        if kept := _kept(goal, made, compile_only):
+        plan = plans.current(target, store, name, offline=offline)
+        if kept := _kept(goal, plan, compile_only):
             reporter.say(f"{goal}: nothing to do")
             return kept
         # Only now: a build with nothing to do is over before they are imported.
         from qabuild.builder import leakage
-        from qabuild.builder.execute import Executor
+        from qabuild.builder.execute import Execution
 
-        executor = Executor(results=results, name=name, offline=offline, reporter=reporter)
-        if made.reads_data:
-            leakage.refuse_learnt(target, offline=offline)
-        made = executor.train(made)
+        execution = Execution(store=store, name=name, offline=offline, reporter=reporter)
+        if plan.reads_data:
+            leakage.refuse_leakage(target, offline=offline)
+        plan = execution.make_checkpoint(plan)
         with staging.staged(goal) as stage:
-            artifact = executor.assemble(made, stage, {**_told(made), "qabuild": VERSION})
-            found = None if compile_only else executor.verify(artifact, made)
-            results.remember(name, {step.name: step.key for step in made.steps if step.key and step.inputs})
-            landed = staging.name(stage, goal, passed=found is None or found.passed)
-    return Built(directory=landed, plan=made, manifest=artifact.digest, verification=found, kept=False)
+            artifact = execution.assemble(plan, stage, {**_target_facts(plan), "qabuild": VERSION})
+            verification = None if compile_only else execution.verify(artifact, plan)
+            store.remember(name, {step.name: step.key for step in plan.steps if step.key and step.inputs})
+            directory = staging.promote(stage, goal, passed=verification is None or verification.passed)
+    return Built(directory=directory, plan=plan, manifest=artifact.digest, verification=verification, kept=False)
 
 
 def train(
@@ -98,55 +100,57 @@ def train(
 
     Raises what the trainings raise, MissingEnvironment where this machine lacks what the target needs.
     """
-    from qabuild.builder.execute import Executor, known
+    from qabuild.builder.execute import Execution
 
     target = target if isinstance(target, Target) else lock.load(target, locked=locked)
-    results = results or Store()
-    if not isinstance(target.origin, Trained):
+    store = results or Store()
+    if not isinstance(target.origin, Derived):
         raise BadTarget(f"{target.name}: trains nothing", "give it a table [train], or build it")
     _require_machine(target, compile_only=True)
-    executor = Executor(
-        results=results, name=plan.history_name(target, results.root), offline=offline, reporter=reporter
-    )
-    return known(executor.train(plan.current(target, results, executor.name, offline=offline)).checkpoint)
+    name = plans.history_name(target, store.root)
+    execution = Execution(store=store, name=name, offline=offline, reporter=reporter)
+    plan = execution.make_checkpoint(plans.current(target, store, name, offline=offline))
+    return known(plan.checkpoint)
 
 
 def _require_machine(target: Target, compile_only: bool) -> None:
     if compile_only:
-        packages.require(requirements.needed(target), "cpu")
+        packages.require(requirements(target), "cpu")
     else:
-        packages.refuse(requirements.missing(target))
+        packages.refuse(missing(target))
 
 
-def _kept(goal: Path, made: Plan, compile_only: bool) -> Built | None:
-    """The artifact under its final name, if it is whole, is what the plan would make, and was proved as it would be."""
+def _kept(goal: Path, plan: Plan, compile_only: bool) -> Built | None:
+    """The artifact under its final name, if it is whole, is what the plan would make, and has passed."""
     try:
         artifact = artifacts.open_artifact(goal)
     except (QABuildError, OSError):
         return None
-    told = _told(made)
-    if None in told["steps"].values() or any(getattr(artifact.manifest, key) != value for key, value in told.items()):
+    facts = _target_facts(plan)
+    if None in facts["steps"].values():
+        return None
+    if any(getattr(artifact.manifest, name) != value for name, value in facts.items()):
         return None
     try:
-        found = evidence_of(artifact)
+        evidence = evidence_of(artifact)
     except UntrustedInput:
-        found = None
-    proof = found if found and found.passed and found.key == made.step("verify").key else None
+        evidence = None
+    proof = evidence if evidence and evidence.passed and evidence.key == plan.step("verify").key else None
     if proof is None and not compile_only:
         return None
-    return Built(directory=goal, plan=made, manifest=artifact.digest, verification=proof, kept=True)
+    return Built(directory=goal, plan=plan, manifest=artifact.digest, verification=proof, kept=True)
 
 
-def _told(made: Plan) -> Mapping[str, Any]:
+def _target_facts(plan: Plan) -> Mapping[str, Any]:
     """What the manifest says of the target: keys of the steps that decide files, and what changes without a step.
 
     An artifact of which this holds need not be built again.
     """
-    target = made.target
+    target = plan.target
     return {
         "name": target.name,
         # Where the questions are, and which they are, the reference says.
         "verify": target.verify.model_dump(mode="json", exclude={"dataset", "revision", "fingerprint"}),
         "publish": target.publish.model_dump(mode="json"),
-        "steps": {step.name: step.key for step in made.steps if step.name in ("compile", "reference")},
+        "steps": {step.name: step.key for step in plan.steps if step.name in ("compile", "reference")},
     }

@@ -3,190 +3,166 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from qabuild.artifact import handler
 from qabuild.artifact import manifest as artifacts
 from qabuild.artifact.evidence import Measurement, Verification
 from qabuild.artifact.manifest import Artifact
-from qabuild.builder import leakage, plan
-from qabuild.builder.plan import Plan, Step
-from qabuild.builder.steps.train import Stage
-from qabuild.builder.store.local import Entry, Store, key_of, place
-from qabuild.evaluation import judge, measure, reference
-from qabuild.evaluation import verify as verification
+from qabuild.builder import plan as plans
+from qabuild.builder.facts import Derivation
+from qabuild.builder.keys import key_of, package_versions
+from qabuild.builder.plan import Plan, PlanStep
+from qabuild.builder.steps import of_stage
+from qabuild.builder.steps.step import ARTIFACT, PROOF, Context, Facts, Step, known
+from qabuild.builder.steps.verify import MEASUREMENT
+from qabuild.builder.store.local import Entry, Store, place
+from qabuild.evaluation.judge import judge
+from qabuild.evaluation.verify import write
 from qabuild.models import calibration
-from qabuild.models.checkpoint.load import load_model, load_tokenizer
 from qabuild.models.checkpoint.resolve import Checkpoint
-from qabuild.models.compiler import compile_apart
-from qabuild.models.training.launch import carry_out
-from qabuild.models.training.options import StepName
-from qabuild.models.training.request import Request
-from qabuild.qa import squad_metric
-from qabuild.system import hub
 from qabuild.system.reporter import Reporter
-
-MEASUREMENT = "measurement.json"
+from qabuild.target.model import Target
 
 
 @dataclass(frozen=True, kw_only=True)
-class Executor:
-    """Carries out plans. Results go to `results`, which remembers under `name` what was built last."""
+class Execution:
+    """Carries out plans. Results go to `store`, which remembers under `name` what was built last."""
 
-    results: Store
+    store: Store
     name: str
     offline: bool
     reporter: Reporter
 
-    def train(self, made: Plan) -> Plan:
-        """Carry out the trainings that lead to the checkpoint, each once those before it are known.
+    def make_checkpoint(self, plan: Plan) -> Plan:
+        """Carry out the stages that lead to the checkpoint, each once those before it are known.
 
         Returns the plan in which the checkpoint is known.
         """
-        for number in range(len(made.stages)):
-            stage = made.stages[number]
-            steps = {each: made.step(f"{stage.label}{each}") for each in stage.inputs}
-            if not (steps["train"].kept and self.results.find_whole(steps["train"].key or "")):
-                self._carry_out_training(stage, steps)
-                made = plan.current(made.target, self.results, self.name, offline=self.offline)
+        for number in range(len(plan.facts.derivations)):
+            derivation = plan.facts.derivations[number]
+            last = plan.step(f"{derivation.label}{derivation.derived.stage}")
+            if last.kept and self.store.find_whole(last.key or ""):
+                self.reporter.say(f"{last.name}: kept ({last.reason})")
             else:
-                self.reporter.say(f"{steps['train'].name}: kept ({steps['train'].reason})")
-        return made
+                self._carry_out_stage(derivation, plan)
+                plan = plans.current(plan.target, self.store, self.name, offline=self.offline)
+        return plan
 
-    def assemble(self, made: Plan, stage: Path, told: Mapping[str, Any]) -> Artifact:
+    def assemble(self, plan: Plan, stage: Path, facts: Mapping[str, Any]) -> Artifact:
         """What was compiled and what the checkpoint answers, in the sealed folder `stage`.
 
-        `told` is what the manifest says of the target, see `builder`.
+        `facts` are what the manifest says of the target, see `builder.build`.
         """
-        compiled = self._carry_out(made.step("compile"), partial(self._compile, made))
-        checkpoint = known(made.checkpoint)
-        answered = self._carry_out(made.step("reference"), partial(self._refer, made, checkpoint))
-        training = self._record_training(made) if made.stages else None
-        place(compiled, stage)
-        place(answered, stage / reference.FOLDER)
+        target = plan.target
+        results: dict[str, Entry] = {}
+        for step in of_stage(ARTIFACT):
+            if plan.has(step.name):
+                results[step.name] = self._carry_out(step, plan.step(step.name), target, plan.facts, results)
+                if step.folder is not None:
+                    place(results[step.name], stage / step.folder)
+        compiled = results["compile"]
         return artifacts.seal(
             stage,
-            **told,
-            checkpoint=_described(checkpoint),
-            backend=calibration.sealed(made.target.backend),
-            runtime=made.target.runtime.model_dump(mode="json"),
+            **facts,
+            checkpoint=_described(known(plan.checkpoint)),
+            backend=calibration.sealed(target.backend),
+            runtime=target.runtime.model_dump(mode="json"),
             record=compiled.record,
-            versions=_versions(compiled.inputs),
-            training=training,
+            versions=package_versions(compiled.inputs),
+            training=self._training_record(plan, results),
+            stages=self._stage_records(plan),
         )
 
-    def verify(self, artifact: Artifact, made: Plan) -> Verification:
+    def verify(self, artifact: Artifact, plan: Plan) -> Verification:
         """Measure what was staged, or take a measurement of the very same files from the store, and judge it."""
-        step, target = made.step("verify"), made.target
+        (step,) = of_stage(PROOF)
+        planned = plan.step(step.name)
         files = {name: file.sha256 for name, file in artifact.manifest.files.items()}
-
-        def produce(folder: Path) -> Mapping[str, Any]:
-            questions = verification.find_questions(artifact, target.verify.dataset, offline=self.offline)
-            baseline = load_model(known(made.checkpoint)).to(target.runtime.device)
-            measurement = measure.measure(artifact, questions, baseline, self.reporter)
-            (folder / MEASUREMENT).write_text(json.dumps(measurement.to_dict(), ensure_ascii=False), encoding="utf-8")
-            return {"files": files}
-
         # The key says how the files came about; whether they are the very bytes that were measured, only the bytes say.
-        if step.key and (entry := self.results.find(step.key)) and entry.record["files"] != files:
-            self.results.drop(step.key)
-        measured = self._carry_out(step, produce)
+        if planned.key and (entry := self.store.find(planned.key)) and entry.record["files"] != files:
+            self.store.drop(planned.key)
+        measured = self._carry_out(step, planned, plan.target, plan.facts, {}, artifact)
         document = json.loads((measured.directory / MEASUREMENT).read_text(encoding="utf-8"))
-        found = judge.judge(artifact, Measurement.from_dict(document), target.verify.gates, step.key)
-        verification.write(found, artifact.directory)
-        return found
+        measurement = Measurement.from_dict(document)
+        verification = judge(artifact, measurement, plan.target.verify.gates, planned.key)
+        write(verification, artifact.directory)
+        return verification
 
-    # --- steps ------------------------------------------------------------------------------------------------------
+    def _carry_out_stage(self, derivation: Derivation, plan: Plan) -> None:
+        results: dict[str, Entry] = {}
+        for step in of_stage(derivation.derived.stage):
+            if step.name in derivation.inputs:
+                planned = plan.step(f"{derivation.label}{step.name}")
+                target = derivation.derived.target
+                results[step.name] = self._carry_out(step, planned, target, derivation.facts, results)
 
-    def _carry_out(self, step: Step, produce: Callable[[Path], Mapping[str, Any]]) -> Entry:
-        reason = step.reason
-        if step.kept and step.key:
-            if entry := self.results.find_whole(step.key):
-                self.reporter.say(f"{step.name}: kept ({reason})")
+    def _carry_out(
+        self,
+        step: Step,
+        planned: PlanStep,
+        target: Target,
+        facts: Facts,
+        results: Mapping[str, Entry],
+        artifact: Artifact | None = None,
+    ) -> Entry:
+        reason = planned.reason
+        if planned.kept and planned.key:
+            if entry := self.store.find_whole(planned.key):
+                self.reporter.say(f"{planned.name}: kept ({reason})")
                 return entry
-            reason = plan.DAMAGED
-        expected = f", took {step.seconds:.0f} s last time" if step.seconds else ""
-        self.reporter.say(f"{step.name}: {reason}{expected}")
-        return self.results.make(step.name, step.inputs, produce)
+            reason = plans.DAMAGED
+        expected = f", took {planned.seconds:.0f} s last time" if planned.seconds else ""
+        self.reporter.say(f"{planned.name}: {reason}{expected}")
+        context = Context(
+            target=target,
+            facts=facts,
+            inputs=planned.inputs,
+            results=dict(results),
+            artifact=artifact,
+            work=self.store.work(key_of(planned.inputs)),
+            offline=self.offline,
+            reporter=self.reporter,
+        )
+        return self.store.make(planned.name, planned.inputs, partial(step.run, context))
 
-    def _carry_out_training(self, stage: Stage, steps: Mapping[StepName, Step]) -> None:
-        found: dict[str, Entry] = {}
+    # --- what the manifest says of the stages -----------------------------------------------------------------------
 
-        def produce(name: StepName, folder: Path) -> Mapping[str, Any]:
-            inputs, distill = stage.inputs[name], stage.trained.distill
-            searched = found["search"].record if "search" in found else {}
-            request = Request(
-                step=name,
-                start=known(stage.start),
-                teacher=stage.teacher,
-                train=stage.trained.train,
-                distill=distill and distill.model_copy(update=searched.get("best", {})),
-                device=inputs["train.device"],
-                dtype=inputs["train.dtype"],
-                logits=found["logits"].directory if "logits" in found else None,
-                work=self.results.work(key_of(inputs)),
-                directory=folder,
-                offline=self.offline,
-            )
-            trials = {"search": searched["trials"]} if searched else {}
-            return {**carry_out(request, self.reporter), **trials}
-
-        for name, step in steps.items():
-            found[name] = self._carry_out(step, partial(produce, name))
-
-    def _record_training(self, made: Plan) -> dict[str, Any]:
+    def _training_record(self, plan: Plan, results: Mapping[str, Entry]) -> dict[str, Any] | None:
         """How the checkpoint was trained, and, where it had a teacher, how that answers the same questions."""
-        stage = made.stages[-1]
-        entry = self.results.find(stage.key or "")
-        record: dict[str, Any] = {
-            "start": _described(known(stage.start)),
-            "train": stage.trained.train.model_dump(mode="json", exclude={"dataset", "deepspeed", "save_steps"}),
-            **(entry.record if entry else {}),
+        derivation = next((each for each in reversed(plan.facts.derivations) if each.derived.stage == "train"), None)
+        if derivation is None:
+            return None
+        train = derivation.derived.target.training
+        record = {
+            "start": _described(known(derivation.facts.checkpoint)),
+            "train": train.model_dump(mode="json", exclude={"dataset", "deepspeed", "save_steps"}),
+            **self._record_of(derivation),
         }
-        if made.target.distill:
-            teacher = known(stage.teacher)
-            answered = self._carry_out(made.step("teacher"), partial(self._refer, made, teacher))
-            golds = {
-                question.id: question.answers
-                for question in leakage.questions(made.target, offline=self.offline).questions
+        if "teacher" in results:
+            record["teacher"] = {**_described(known(plan.facts.teacher)), **results["teacher"].record}
+        return record
+
+    def _stage_records(self, plan: Plan) -> list[dict[str, Any]] | None:
+        """The same of other stages, in order; None where there are none."""
+        records = [
+            {
+                "stage": derivation.derived.stage,
+                "target": derivation.derived.name,
+                "options": derivation.derived.table.model_dump(mode="json", exclude={"dataset"}),
+                **self._record_of(derivation),
             }
-            scores = squad_metric.score(reference.read(answered.directory).answers, golds)
-            record["teacher"] = {**_described(teacher), "exact_match": scores.exact_match, "f1": scores.f1}
-        return record
+            for derivation in plan.facts.derivations
+            if derivation.derived.stage != "train"
+        ]
+        return records or None
 
-    def _compile(self, made: Plan, folder: Path) -> Mapping[str, Any]:
-        target = made.target
-        record = compile_apart(known(made.checkpoint), target.backend, target.runtime, folder)
-        handler.write(target.backend, target.runtime, _versions(made.step("compile").inputs), folder)
-        return record
-
-    def _refer(self, made: Plan, checkpoint: Checkpoint, folder: Path) -> Mapping[str, Any]:
-        target = made.target
-        questions = leakage.questions(target, offline=self.offline)
-        described = {
-            "dataset": questions.name,
-            "file": hub.is_path(target.verify.dataset),
-            "revision": questions.revision,
-            "split": questions.split,
-            "samples": len(questions),
-            "seed": target.verify.seed if target.verify.samples else None,
-            "fingerprint": questions.fingerprint,
-        }
-        model = load_model(checkpoint).to(made.step("reference").inputs["reference.device"])
-        tokenizer = load_tokenizer(checkpoint.directory)
-        reference.make(model, tokenizer, questions, described, folder, self.reporter)
-        return {}
-
-
-def known(checkpoint: Checkpoint | None) -> Checkpoint:
-    """The checkpoint of a plan that is being carried out, which knows it."""
-    if checkpoint is None:
-        raise AssertionError("a plan that is carried out knows its checkpoint")
-    return checkpoint
+    def _record_of(self, derivation: Derivation) -> Mapping[str, Any]:
+        entry = self.store.find(derivation.key or "")
+        return entry.record if entry else {}
 
 
 def _described(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -196,8 +172,3 @@ def _described(checkpoint: Checkpoint) -> dict[str, Any]:
         "digest": checkpoint.digest,
         "model_type": checkpoint.config.get("model_type"),
     }
-
-
-def _versions(inputs: Mapping[str, Any]) -> dict[str, str]:
-    """The packages among what decides a step, and their versions."""
-    return {name.removeprefix("package "): v for name, v in inputs.items() if name.startswith("package ")}

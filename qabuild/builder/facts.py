@@ -1,73 +1,149 @@
-"""What is there of all that a target names: checkpoints, results of trainings, data sets. Fetches if told to."""
+"""The facts that a plan depends on: digests, versions, what the store holds. Looks, and fetches where told to."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from qabuild.builder.steps import train as training
-from qabuild.builder.steps.train import Stage
-from qabuild.builder.store.local import Inputs, Store, is_whole, key_of
+from qabuild.builder.closure import Source
+from qabuild.builder.keys import Inputs, is_known, key_of
+from qabuild.builder.requirements import requirements
+from qabuild.builder.steps import of_stage
+from qabuild.builder.steps.step import Facts
+from qabuild.builder.store.local import Entry, Store, is_whole
 from qabuild.errors import BadTarget, QABuildError, UntrustedInput
+from qabuild.models.support import check
 from qabuild.qa.sample import HELDOUT, TRAIN
-from qabuild.system import files
+from qabuild.system import files, machine, packages
 from qabuild.system.hub import SAMPLE, commit, is_id, is_path
-from qabuild.target.lineage import Origin, Trained
+from qabuild.target.lineage import Derived, Origin, derivations
+from qabuild.target.paths import require_paths
 
 if TYPE_CHECKING:
     from qabuild.models.checkpoint.resolve import Checkpoint
+    from qabuild.qa.data.dataset_ref import DatasetRef
+    from qabuild.target.model import Target
 
 
-class DataSource(Protocol):
-    """A table of a target that names a data set."""
+@dataclass(frozen=True, kw_only=True)
+class Derivation:
+    """A stage that leads to the checkpoint, and what is known of it."""
+
+    derived: Derived
+    label: str
+    """What stands before the names of its steps: nothing for the target's own."""
+    facts: Facts
+    """As its steps see them: their checkpoint is the one that the stage starts from."""
+    inputs: Mapping[str, Inputs]
+    """Of each step that it has, in order."""
+    result: Checkpoint | None
+    """The checkpoint that it made, where the store has it."""
 
     @property
-    def dataset(self) -> str: ...
-    @property
-    def revision(self) -> str | None: ...
-    @property
-    def split(self) -> str: ...
+    def key(self) -> str | None:
+        """Of the step that makes the checkpoint; None where something that decides it is not known yet."""
+        inputs = self.inputs[self.derived.stage]
+        return key_of(inputs) if is_known(inputs) else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetFacts(Facts):
+    """All that the plan of a target depends on beside the target."""
+
+    derivations: tuple[Derivation, ...] = ()
+    """The stages that lead to the checkpoint."""
+    missing: tuple[str, ...]
+    """What this machine lacks for the target."""
+    kept: frozenset[str]
+    """Keys of the results in the store."""
+    previous: Mapping[str, Entry | None]
+    """The results of the last build under the same name, by step; None for one that is no longer in the store."""
+
+
+def gather(target: Target, results: Store, name: str, *, fetch: bool, offline: bool = False) -> TargetFacts:
+    """Look at everything the plan depends on; with `fetch`, Hub ids are resolved and checkpoints downloaded.
+
+    `name` is that of the build whose previous results count, see `plan.history_name`. Raises what
+    `qabuild.models.checkpoint.resolve.resolve` raises, but for a Hub id that is not in the cache when `fetch` is
+    false.
+    """
+    require_paths(target)
+    required = requirements(target)
+    look = Look(
+        target,
+        results,
+        versions=packages.versions(required),
+        machine=machine.describe(),
+        fetch=fetch,
+        offline=offline,
+    )
+    checkpoint = look.checkpoint(target.origin)
+    if checkpoint is not None:
+        check(checkpoint.config, target.backend, target.runtime)
+    stages = tuple(map(look.derivation, derivations(target.origin)))
+    teacher = next((stage.derived.teacher for stage in reversed(stages) if stage.derived.teacher), None)
+    return TargetFacts(
+        **look.facts(target.origin, teacher, target.datasets).__dict__,
+        derivations=stages,
+        missing=tuple(packages.missing(required, target.runtime.device)),
+        kept=results.keys(),
+        previous=results.recall(name),
+    )
 
 
 class Look:
-    """One look at what leads to the checkpoint `own`: nothing is looked at twice.
+    """One look at what leads to the checkpoint of `target`: nothing is looked at twice.
 
-    `versions`, `code` and `conditions` (by autocast) are what decides a training beside its tables. With `fetch`, Hub
-    ids are resolved and downloaded; without, one that is not in the cache is not known.
+    With `fetch`, Hub ids are resolved and downloaded; without, one that is not in the cache is not known.
     """
 
     def __init__(
         self,
-        own: Origin,
+        target: Target,
         results: Store,
         *,
         versions: Mapping[str, str],
-        code: Mapping[str, str],
-        conditions: Mapping[str, Mapping[str, Any]],
+        machine: Mapping[str, Any],
         fetch: bool,
         offline: bool,
     ) -> None:
-        self._own, self._results = own, results
-        self._versions, self._code, self._conditions = versions, code, conditions
+        self._results = results
+        self._owner = target.origin.target if isinstance(target.origin, Derived) else target
+        self._versions, self._machine, self._code = versions, machine, Source()
         self._fetch, self._offline = fetch, offline
         self.checkpoint = cache(self._checkpoint)
-        self.stage = cache(self._stage)
+        self.derivation = cache(self._derivation)
 
-    def data(self, asked: DataSource, key: str) -> str | None:
+    def facts(
+        self, checkpoint: Origin, teacher: Origin | None, datasets: Mapping[str, DatasetRef], head: bool = True
+    ) -> Facts:
+        """What steps depend on that begin with that checkpoint and read those data sets."""
+        return Facts(
+            checkpoint=self.checkpoint(checkpoint, head=head),
+            made_by=self._maker(checkpoint),
+            teacher=self.checkpoint(teacher) if teacher else None,
+            teacher_made_by=self._maker(teacher) if teacher else None,
+            data={key: self._data(ref, key) for key, ref in datasets.items()},
+            versions=self._versions,
+            code=self._code,
+            machine=self._machine,
+        )
+
+    def _data(self, ref: DatasetRef, key: str) -> str | None:
         """What identifies a data set, without reading it: the digest of a file, the commit of a Hub repository."""
-        source = asked.dataset
+        source = str(ref.dataset)
         if source == SAMPLE:
-            return files.sha256(TRAIN if asked.split == "train" else HELDOUT)
+            return files.sha256(TRAIN if ref.split == "train" else HELDOUT)
         if is_path(source):
             try:
                 return files.sha256(Path(source))
             except OSError as error:
                 raise BadTarget(f"{source}: {error.strerror}", f"let {key} name a SQuAD-layout file") from None
         try:
-            return commit(source, asked.revision, "dataset", offline=self._offline or not self._fetch)
+            return commit(source, ref.revision, "dataset", offline=self._offline or not self._fetch)
         except QABuildError as error:
             if self._fetch:
                 error.message = f"{key}: {error.message}"
@@ -76,12 +152,12 @@ class Look:
             return None
 
     def _checkpoint(self, origin: Origin, head: bool = True) -> Checkpoint | None:
-        """The checkpoint; None where its Hub id is not resolved, or its training not carried out.
+        """The checkpoint; None where its Hub id is not resolved, or its stage not carried out.
 
         Without `head` it is only to be trained, and may have none for question answering.
         """
-        if isinstance(origin, Trained):
-            return self.stage(origin).result
+        if isinstance(origin, Derived):
+            return self.derivation(origin).result
         from qabuild.models.checkpoint.resolve import resolve
 
         model, revision, digest = origin.model, origin.revision, origin.digest
@@ -93,42 +169,35 @@ class Look:
             _require_unknown(error)
             return None
 
-    def _stage(self, trained: Trained) -> Stage:
-        start, conditions = self.checkpoint(trained.start, head=False), self._conditions[trained.train.dtype]
-        training.check(trained.train, start, conditions)
-        inputs = training.inputs_of(
-            trained,
-            start=self._identity(trained.start, head=False),
-            teacher=self._identity(trained.teacher) if trained.teacher else None,
-            data=self.data(trained.train, "train.dataset"),
-            conditions=conditions,
-            code=self._code,
-            packages=self._versions,
-        )
-        return Stage(
-            trained=trained,
-            label="" if trained == self._own else f"{trained.name} ",
-            start=start,
-            teacher=self.checkpoint(trained.teacher) if trained.teacher else None,
-            result=self._result(trained, inputs["train"]),
+    def _maker(self, origin: Origin) -> str | None:
+        """Key of the step that makes the checkpoint."""
+        return self.derivation(origin).key if isinstance(origin, Derived) else None
+
+    def _derivation(self, derived: Derived) -> Derivation:
+        head = derived.stage != "train"  # what is trained may have no question-answering head yet
+        datasets = derived.target.stage_datasets(derived.stage)
+        facts = self.facts(derived.start, derived.teacher, datasets, head=head)
+        inputs = {
+            step.name: found
+            for step in of_stage(derived.stage)
+            if (found := step.inputs(derived.target, facts)) is not None
+        }
+        return Derivation(
+            derived=derived,
+            label="" if derived.target == self._owner else f"{derived.name} ",
+            facts=facts,
             inputs=inputs,
+            result=self._result(derived, inputs[derived.stage]),
         )
 
-    def _result(self, trained: Trained, inputs: Inputs) -> Checkpoint | None:
-        """What the training made, if the store has it whole: its digest is what all that follows is keyed by."""
+    def _result(self, derived: Derived, inputs: Inputs) -> Checkpoint | None:
+        """What the stage made, if the store has it whole: its digest is what all that follows is keyed by."""
         from qabuild.models.checkpoint.resolve import resolve
 
-        entry = self._results.find(key_of(inputs)) if training.is_known(inputs) else None
+        entry = self._results.find(key_of(inputs)) if is_known(inputs) else None
         if entry is None or not is_whole(entry):
             return None
-        return replace(resolve(entry.directory), name=trained.name)
-
-    def _identity(self, origin: Origin, head: bool = True) -> str | None:
-        """The digest of a checkpoint, or the key of the training that will make it."""
-        found = self.checkpoint(origin, head=head)
-        if found is not None:
-            return found.digest
-        return self.stage(origin).key if isinstance(origin, Trained) else None
+        return replace(resolve(entry.directory), name=derived.name)
 
 
 def _require_unknown(error: QABuildError) -> None:

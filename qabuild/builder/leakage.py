@@ -1,4 +1,4 @@
-"""The questions that prove an artifact, and that nothing was learnt from them."""
+"""Train/test leakage: the questions that verify an artifact must not be among those that it was trained on."""
 
 from __future__ import annotations
 
@@ -11,41 +11,34 @@ from qabuild.models import calibration
 from qabuild.models.training import examples
 from qabuild.models.training.options import Train
 from qabuild.qa import data
-from qabuild.qa.data import QuestionSet
+from qabuild.qa.data import DatasetRef, QuestionSet
+from qabuild.qa.data.dataset_ref import DatasetTable
 from qabuild.system import hub
-from qabuild.target.lineage import trainings
+from qabuild.target.lineage import derivations
 from qabuild.target.model import Target
 
 
-def questions(target: Target, *, offline: bool) -> QuestionSet:
-    """The questions that prove what is built from `target`. Raises what `qabuild.qa.data.load` raises."""
-    verify = target.verify
+def questions_of(target: Target, *, offline: bool) -> QuestionSet:
+    """The questions that verify what is built from `target`. Raises what `qabuild.qa.data.load` raises."""
     with _named(target, "verify.dataset"):
-        return data.load(
-            verify.dataset,
-            revision=verify.revision,
-            split=verify.split,
-            samples=verify.samples,
-            seed=verify.seed,
-            fingerprint=verify.fingerprint,
-            offline=offline,
-        )
+        return data.load(target.verify.data, offline=offline)
 
 
-def refuse_learnt(target: Target, *, offline: bool, here_only: bool = False) -> None:
+def refuse_leakage(target: Target, *, offline: bool, here_only: bool = False) -> None:
     """Refuse to train or calibrate on what the verification asks.
 
-    What is wrong with any of these questions is told here too, and all that compiling reads is fetched: it has no
+    What is wrong with any of these questions is reported here too, and all that compiling reads is fetched: it has no
     network. With `here_only`, what is on the Hub is passed over.
 
     Raises what `qabuild.qa.data.load` and `qabuild.qa.data.refuse_asked` raise.
     """
 
-    def passed_over(source: str) -> bool:
-        return here_only and hub.is_id(source)
+    def passed_over(source: DatasetRef) -> bool:
+        return here_only and hub.is_id(source.dataset)
 
-    asked = None if passed_over(target.verify.dataset) else questions(target, offline=offline).questions
-    for key, source, read in _learnt(target, offline):
+    verified = target.verify.data
+    asked = None if passed_over(verified) else questions_of(target, offline=offline).questions
+    for key, source, read in _training_questions(target, offline):
         if not passed_over(source):
             with _named(target, key):
                 data.refuse_asked(read().questions, asked or ())
@@ -53,7 +46,7 @@ def refuse_learnt(target: Target, *, offline: bool, here_only: bool = False) -> 
 
 @contextmanager
 def _named(target: Target, key: str) -> Iterator[None]:
-    """Inside the block, what is wrong with a data set, or with what is asked of it, is told with target and key."""
+    """Inside the block, errors about a data set name the target and its key."""
     try:
         yield
     except QABuildError as error:
@@ -61,16 +54,19 @@ def _named(target: Target, key: str) -> Iterator[None]:
         raise
 
 
-def _of_training(train: Train, offline: bool) -> QuestionSet:
-    found = examples.questions_of(train, offline=offline)
-    examples.hold_out(found.questions, train.held_out, train.seed)  # which is refused where nothing is left
-    return found
-
-
-def _learnt(target: Target, offline: bool) -> Iterator[tuple[str, str, Callable[[], QuestionSet]]]:
-    """The target's key, the source, and how to read it, of all questions that are learnt from."""
-    for each in trainings(target.origin):
-        yield "train.dataset", each.train.dataset, partial(_of_training, each.train, offline)
+def _training_questions(target: Target, offline: bool) -> Iterator[tuple[str, DatasetRef, Callable[[], QuestionSet]]]:
+    """The target's key, the data set, and how to read it, of all questions that are learnt from."""
+    for derived in derivations(target.origin):
+        table = derived.table
+        if isinstance(table, DatasetTable):
+            yield f"{derived.stage}.dataset", table.data, partial(_of_table, table, offline)
     if options := target.calibrated:
         everything = partial(calibration.questions, options, offline=offline)
-        yield "backend.calibration", options.calibration, lambda: calibration.draw(options, everything())
+        yield "backend.calibration", options.data, lambda: calibration.draw(options, everything())
+
+
+def _of_table(table: DatasetTable, offline: bool) -> QuestionSet:
+    questions = data.load(table.data, offline=offline)
+    if isinstance(table, Train):
+        examples.hold_out(questions.questions, table.held_out, table.seed)  # which is refused where nothing is left
+    return questions

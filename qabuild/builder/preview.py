@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from qabuild.builder.plan import DAMAGED, NEEDLESS, Plan, Step, gather, history_name, make
+from qabuild.builder.facts import gather
+from qabuild.builder.plan import DAMAGED, NOT_NEEDED, Plan, PlanStep, history_name, make
 from qabuild.builder.store.local import Store, is_whole
 from qabuild.target.model import Target
 
@@ -34,20 +35,20 @@ def preview(target: Target, results: Store, name: str) -> Plan:
 
     What the store holds is held against its sums, and questions that are here and would be read are checked, so that
     the build finds what the plan says. Raises what `qabuild.builder.plan.gather` and, for those questions,
-    `qabuild.builder.leakage.refuse_learnt` raise.
+    `qabuild.builder.leakage.refuse_leakage` raise.
     """
     made = make(target, gather(target, results, name, fetch=False))
     made = replace(made, steps=tuple(_held(step, results) for step in made.steps))
     if made.reads_data:
         from qabuild.builder import leakage  # only now: a plan with nothing to do is over before it is imported
 
-        leakage.refuse_learnt(target, offline=True, here_only=True)
+        leakage.refuse_leakage(target, offline=True, here_only=True)
     return made
 
 
-def _held(step: Step, results: Store) -> Step:
+def _held(step: PlanStep, results: Store) -> PlanStep:
     """The step, to be made anew where its result is damaged."""
-    if not (step.kept and step.key and step.inputs) or step.reason == NEEDLESS:
+    if not (step.kept and step.key and step.inputs) or step.reason == NOT_NEEDED:
         return step
     entry = results.find(step.key)
     return step if entry and is_whole(entry) else replace(step, kept=False, reason=DAMAGED)

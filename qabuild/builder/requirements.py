@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from qabuild.builder.steps import STEPS
+from qabuild.builder.steps.step import Requirements
 from qabuild.models.backends import backend
-from qabuild.models.training import options
 from qabuild.system import packages
-from qabuild.target.lineage import Trained, trainings
+from qabuild.target.lineage import derivations
 from qabuild.target.model import Target
+
+
+def requirements(target: Target) -> Requirements:
+    """The packages that building `target` takes, with the extras that install them."""
+    targets = [target, *(derived.target for derived in derivations(target.origin))]
+    return {package: extras for each in targets for step in STEPS for package, extras in step.requires(each).items()}
 
 
 def missing(target: Target) -> list[str]:
     """What this machine lacks for `target`; empty where nothing is missing."""
     module = backend(target.backend.name)
-    lacks = packages.missing(needed(target), target.runtime.device)
+    lacks = packages.missing(requirements(target), target.runtime.device)
     if lacks:
         return lacks
     return [*_cuda_runtime(target.runtime.device), *module.lacks(target.backend, target.runtime)]
@@ -27,10 +34,3 @@ def _cuda_runtime(device: str) -> list[str]:
     if torch.cuda.is_available():
         return []
     return ["torch finds no CUDA device: install torch's CUDA build for this driver"]
-
-
-def needed(target: Target) -> tuple[str, ...]:
-    """Distributions that building `target` takes beside qabuild's own."""
-    searched = any(trained.distill and trained.distill.search for trained in trainings(target.origin))
-    trained = options.PACKAGES if isinstance(target.origin, Trained) else ()
-    return (*backend(target.backend.name).PACKAGES, *trained, *(options.SEARCH_PACKAGES if searched else ()))

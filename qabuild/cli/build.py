@@ -25,7 +25,7 @@ from qabuild.errors import BadTarget, QABuildError
 
 if TYPE_CHECKING:
     from qabuild.builder.build import Built
-    from qabuild.builder.plan import Step
+    from qabuild.builder.plan import PlanStep
     from qabuild.target.model import Target
 
 
@@ -160,7 +160,7 @@ def plan(targets: Sequence[Path], output: Path, overrides: Sequence[str], locked
         ]
         table(["target", "step", "", "why", "last time"], rows)
         for made in plans:
-            for lack in made.missing:
+            for lack in made.facts.missing:
                 emit(f"{made.target.name}: {lack}")
 
     console.result([made.to_dict() for made in plans], show)
@@ -208,7 +208,7 @@ def _build_document(built: Built) -> dict[str, Any]:
     }
 
 
-def _state(step: Step) -> str:
+def _state(step: PlanStep) -> str:
     return "kept" if step.kept else "to do" if step.key else "unknown"
 
 

@@ -138,7 +138,7 @@ def report(
     from qabuild.system import packages
     from qabuild.target.read import absolute_source
 
-    packages.require(reporting.PACKAGES, "cpu")
+    packages.require(dict.fromkeys(reporting.PACKAGES, ("report",)), "cpu")
     if output.suffix.lower() not in (".html", ".htm"):
         raise BadTarget(f"{output}: the page is written as HTML only", "name a file that ends in .html")
     if png and png.suffix.lower() != ".png":

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from qabuild.builder.requirements import missing
 from qabuild.models import dtype_speed
-from qabuild.models.backends import BACKENDS, backend
-from qabuild.models.backends.openvino import core
+from qabuild.models.backends import BACKENDS, Backend, backend
 from qabuild.system import machine, packages
 from qabuild.system.machine import FAST
 from qabuild.target.model import Target
@@ -35,11 +31,7 @@ def examine() -> list[Finding]:
         *(_kernels(dtype) for dtype in FAST),
         _fastest(),
         _gpu(),
-        _package("torch", "torch", _torch),
-        _package("transformers", "transformers", lambda: ""),
-        _package("ONNX Runtime", "onnxruntime", lambda: ", ".join(_providers())),
-        _package("DeepSpeed", "deepspeed", _deepspeed),
-        _package("OpenVINO", "openvino", _openvino),
+        *_runtimes(),
     ]
 
 
@@ -81,13 +73,20 @@ def _gpu() -> Finding:
     )
 
 
-def _package(subject: str, package: str, look: Callable[[], str]) -> Finding:
+def _runtimes() -> list[Finding]:
+    """What the backends run on, each once; transformers, which all need, after torch."""
+    modules: dict[tuple[str, str], Backend] = {}
+    for name in BACKENDS:
+        modules.setdefault(backend(name).RUNTIME, backend(name))
+    found = [_package(*runtime, module.EXTRAS, module.here) for runtime, module in modules.items()]
+    return [found[0], _package("transformers", "transformers", (), lambda: ""), *found[1:]]
+
+
+def _package(subject: str, package: str, extras: Sequence[str], look: Callable[[], str]) -> Finding:
     """Which version is installed, and what `look` makes of it; a package that is broken is a finding too."""
     installed = packages.versions([package])
     if not installed:
-        return Finding(
-            subject=subject, found="not installed", note=packages.INSTALL.get(package, f"pip install {package}")
-        )
+        return Finding(subject=subject, found="not installed", note=packages.remedy(package, extras))
     found = " and ".join(f"{name} {version}" for name, version in installed.items())
     if len(installed) > 1:
         note = "they overwrite each other: uninstall both, then install one of qabuild[cpu] and qabuild[gpu]"
@@ -99,51 +98,13 @@ def _package(subject: str, package: str, look: Callable[[], str]) -> Finding:
     return Finding(subject=subject, found=found, note=note)
 
 
-def _torch() -> str:
-    import torch
-
-    if torch.version.cuda:
-        return f"for CUDA {torch.version.cuda}" + ("" if torch.cuda.is_available() else ", which does not work here")
-    return "without CUDA" + (", though a GPU is here: install torch's CUDA build" if machine.gpus() else "")
-
-
-def _providers() -> list[str]:
-    return list(importlib.import_module("onnxruntime").get_available_providers())
-
-
-def _openvino() -> str:
-    if machine.preloaded("tcmalloc"):
-        return "does not survive the preloaded tcmalloc: unset LD_PRELOAD"
-    with _silent():
-        devices: list[str] = core.core().available_devices
-    return ", ".join(devices)
-
-
-def _deepspeed() -> str:
-    with _silent():
-        builders: Any = importlib.import_module("deepspeed.ops.op_builder.all_ops").ALL_OPS
-        kernel = builders.get("transformer_inference")
-        works = bool(kernel and kernel.is_compatible())
-    return (
-        "inference kernels can be built" if works else "no inference kernels here: replace_with_kernel_inject = false"
-    )
-
-
-@contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """Without what DeepSpeed prints and logs when it is imported."""
-    import logging
-
-    from qabuild.system.quiet import captured, quiet_logging
-
-    with quiet_logging(logging.CRITICAL), contextlib.redirect_stdout(io.StringIO()), captured(2):
-        yield
-
-
 def report(targets: Sequence[Target]) -> dict[str, Any]:
     """Findings and, for each target, what it lacks, as JSON values."""
     return {
         "machine": [finding.__dict__ for finding in examine()],
-        "backends": {name: packages.missing(backend(name).PACKAGES, "cpu") for name in BACKENDS},
+        "backends": {
+            name: packages.missing(dict.fromkeys(backend(name).PACKAGES, backend(name).EXTRAS), "cpu")
+            for name in BACKENDS
+        },
         "targets": [{"target": t.name, "missing": missing(t), "slow": slow(t)} for t in targets],
     }

@@ -10,13 +10,13 @@ from typing import Any
 from qabuild.artifact.evidence import Flip, Measurement, Speed, Stock
 from qabuild.artifact.load import load_model
 from qabuild.artifact.manifest import Artifact
-from qabuild.errors import UntrustedInput
+from qabuild.errors import BadTarget, UntrustedInput
 from qabuild.evaluation import reference, stock_pipeline
 from qabuild.evaluation.bootstrap import mean_interval, ratio_interval
 from qabuild.models.backends import backend
-from qabuild.qa import squad_metric
+from qabuild.qa import data, squad_metric
 from qabuild.qa.ask import Answered, Ask, asking, chunks
-from qabuild.qa.data import Question, QuestionSet
+from qabuild.qa.data import DatasetRef, Question, QuestionSet
 from qabuild.system import machine, packages
 from qabuild.system.reporter import SILENT, Reporter
 
@@ -222,3 +222,23 @@ def _compare_logits(
         batch, sequence = probe["input_ids"].shape
         probes.append({"batch": batch, "sequence": sequence, "logit_difference": difference})
     return {"same_tokens": same_tokens, "finite_logits": finite, "logit_difference": largest, "probes": probes}
+
+
+def find_questions(artifact: Artifact, source: str | None = None, *, offline: bool = False) -> QuestionSet:
+    """The questions that the sealed reference answers, from `source` or from where the artifact says they are."""
+    sealed = reference.read(artifact.directory / reference.FOLDER)
+    if source is None and sealed.data["file"]:
+        raise BadTarget(
+            f"{artifact.directory}: its questions come from a file, {sealed.data['dataset']}, which it does not hold",
+            "give the file with --data",
+        )
+    own = sealed.data["dataset"]
+    everything = data.load(
+        DatasetRef(
+            source or own,
+            revision=sealed.data["revision"] if source in (None, own) else None,
+            split=sealed.data["split"] or "validation",
+        ),
+        offline=offline,
+    )
+    return data.select(everything, list(sealed.answers))

@@ -15,11 +15,8 @@ from qabuild.artifact import manifest as artifacts
 from qabuild.artifact.evidence import Verification
 from qabuild.artifact.manifest import Artifact
 from qabuild.errors import BadTarget, UntrustedInput
-from qabuild.evaluation import reference
 from qabuild.evaluation.judge import judge
-from qabuild.evaluation.measure import measure
-from qabuild.qa import data
-from qabuild.qa.data import QuestionSet
+from qabuild.evaluation.measure import find_questions, measure
 from qabuild.system.reporter import SILENT, Reporter
 from qabuild.target.gates import Gates
 
@@ -57,23 +54,6 @@ def verify(
             raise
         reporter.say(f"{path}: not writable, so the evidence of this verification is not kept beside the manifest")
     return found
-
-
-def find_questions(artifact: Artifact, source: str | None = None, *, offline: bool = False) -> QuestionSet:
-    """The questions that the sealed reference answers, from `source` or from where the artifact says they are."""
-    sealed = reference.read(artifact.directory / reference.FOLDER)
-    if source is None and sealed.data["file"]:
-        raise BadTarget(
-            f"{artifact.directory}: its questions come from a file, {sealed.data['dataset']}, which it does not hold",
-            "give the file with --data",
-        )
-    everything = data.load(
-        source or sealed.data["dataset"],
-        revision=sealed.data["revision"] if source in (None, sealed.data["dataset"]) else None,
-        split=sealed.data["split"] or "validation",
-        offline=offline,
-    )
-    return data.select(everything, list(sealed.answers))
 
 
 def write(verification: Verification, directory: Path) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import Field
 
 from qabuild.models.runtime import Runtime
+from qabuild.qa.data.dataset_ref import DatasetRef
 from qabuild.system import hub
 from qabuild.system.frozen import Frozen
 
@@ -16,14 +17,6 @@ if TYPE_CHECKING:
     from qabuild.qa.data import QuestionSet
 
 SPLIT = "train"
-
-
-class Source(NamedTuple):
-    """Where the questions are."""
-
-    dataset: str
-    revision: str | None
-    split: str = SPLIT
 
 
 class Calibrated(Frozen):
@@ -43,8 +36,14 @@ class Calibrated(Frozen):
     calibration_seed: int = Field(0, ge=0, description="seed of that draw, a whole number from 0")
 
     @property
-    def source(self) -> Source:
-        return Source(self.calibration, self.calibration_revision)
+    def data(self) -> DatasetRef:
+        """All of the training questions that they name."""
+        return DatasetRef(self.calibration, self.calibration_revision, SPLIT, fingerprint=self.calibration_fingerprint)
+
+    def with_data(self, data: DatasetRef) -> Self:
+        """These options at the revision and fingerprint of `data`."""
+        pins = {"calibration_revision": data.revision, "calibration_fingerprint": data.fingerprint}
+        return self.model_copy(update=pins)
 
     def calibrates(self, runtime: Runtime) -> bool:
         """Whether compiling reads those questions."""
@@ -66,13 +65,7 @@ def questions(options: Calibrated, *, offline: bool = False) -> QuestionSet:
     """The whole set of training questions that `options` name."""
     from qabuild.qa import data
 
-    return data.load(
-        options.calibration,
-        revision=options.calibration_revision,
-        split=SPLIT,
-        fingerprint=options.calibration_fingerprint,
-        offline=offline,
-    )
+    return data.load(options.data, offline=offline)
 
 
 def draw(options: Calibrated, everything: QuestionSet) -> QuestionSet:

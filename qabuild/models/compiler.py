@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from qabuild.models.backends import backend
 from qabuild.models.runtime import Runtime
+from qabuild.models.support import check
 from qabuild.system.frozen import Frozen
 from qabuild.system.process import Tell, run_apart, serve
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from qabuild.models.checkpoint.resolve import Checkpoint
 
 
-def compile_apart(checkpoint: Checkpoint, options: Frozen, runtime: Runtime, directory: Path) -> Mapping[str, Any]:
+def compile_in_child(checkpoint: Checkpoint, options: Frozen, runtime: Runtime, directory: Path) -> Mapping[str, Any]:
     """`compile` of the backend that `options` name, in a fresh process. Raises what the backend raised."""
     request = {
         "checkpoint": {**asdict(checkpoint), "directory": str(checkpoint.directory)},
@@ -36,6 +37,7 @@ def _compile(request: Mapping[str, Any], tell: Tell) -> Mapping[str, Any]:
     checkpoint = Checkpoint(**{**request["checkpoint"], "directory": Path(request["checkpoint"]["directory"])})
     options = module.Options.model_validate(request["options"])
     runtime = Runtime.model_validate(request["runtime"])
+    check(checkpoint.config, options, runtime)
     return module.compile(checkpoint, options, runtime, Path(request["directory"]))
 
 

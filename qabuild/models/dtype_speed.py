@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from qabuild.models.backends import BACKENDS, backend
 from qabuild.models.runtime import Dtype
 from qabuild.system import machine
 
@@ -45,20 +46,6 @@ RULES = (
     Rule(dtype="int8", instructions="AMX-INT8", rate=15, why="AMX-INT8 does too, and then backend.rest = 'bf16' pays"),
     Rule(dtype="int8", instructions="AVX512-VNNI", rate=4, why="AVX512-VNNI makes four products where fp32 makes one"),
     Rule(dtype="int8", instructions="AVX-VNNI", rate=4, why="AVX-VNNI makes four products where fp32 makes one"),
-    Rule(
-        dtype="int8",
-        instructions=None,
-        backend="openvino",
-        rate=0.8,
-        why="without VNNI, OpenVINO's int8 takes detours, and needs overflow_fix",
-    ),
-    Rule(
-        dtype="int8",
-        instructions="AVX2",
-        backend="onnxruntime",
-        rate=1.4,
-        why="ONNX Runtime's dynamic int8 makes two products with AVX2 where fp32 makes one",
-    ),
     Rule(dtype="bf16", instructions="AMX-BF16", rate=16, why="AMX-BF16 multiplies whole tiles"),
     Rule(
         dtype="bf16",
@@ -71,13 +58,14 @@ RULES = (
     Rule(dtype="bf16", instructions=None, rate=0.15, why="no bf16 instructions, so that it is emulated"),
     Rule(dtype="fp32", instructions=None, rate=1, why="fp32 needs nothing"),
 )
-"""For each dtype and backend, the first rule that fits counts."""
+"""Of any backend; those of one alone it states itself. For each dtype and backend, the first that fits counts."""
 
 
 def ranking() -> list[Rule]:
     """What to expect of each dtype on this processor, the fastest first; of a backend apart where it differs."""
     first: dict[tuple[Dtype, str | None], Rule] = {}
-    for rule in filter(Rule.fits, RULES):
+    stated = [rule for name in BACKENDS for rule in backend(name).SPEED]
+    for rule in filter(Rule.fits, (*RULES, *stated)):
         if (rule.dtype, None) not in first:
             first.setdefault((rule.dtype, rule.backend), rule)
     return sorted(first.values(), key=lambda rule: -rule.rate)

@@ -7,7 +7,6 @@ from qabuild.artifact.evidence import Verification, evidence_of
 from qabuild.artifact.manifest import Artifact
 from qabuild.errors import BadTarget, UntrustedInput, VerificationFailed
 from qabuild.evaluation import judge, measure, reference
-from qabuild.evaluation import verify as verification
 from qabuild.evaluation.judge import explain_failure
 from qabuild.system.reporter import Reporter
 from qabuild.target.gates import Gates
@@ -42,7 +41,7 @@ def require(artifact: Artifact) -> Verification:
 
 def remeasure(artifact: Artifact, dataset: str | None, reporter: Reporter) -> Verification:
     """Put the questions through the artifact; as above, but for the gate of speed, which is no matter of its bytes."""
-    questions = verification.find_questions(artifact, dataset)
+    questions = measure.find_questions(artifact, dataset)
     gates = _gates(artifact).model_copy(update={"min_speedup": None})
     return judge.judge(artifact, measure.measure(artifact, questions, reporter=reporter), gates)
 

@@ -2,27 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from importlib import metadata
 
 from qabuild.errors import MissingEnvironment
 from qabuild.system.machine import gpus
-
-# Packages that come with an extra, and how to get them.
-INSTALL: dict[str, str] = {
-    "deepspeed": "pip install 'qabuild[deepspeed]'",
-    "nncf": "pip install 'qabuild[openvino]'",
-    "onnx": "pip install 'qabuild[cpu]' or 'qabuild[gpu]'",
-    "onnxruntime": "pip install 'qabuild[cpu]' or 'qabuild[gpu]'",
-    "jinja2": "pip install 'qabuild[report]'",
-    "openvino": "pip install 'qabuild[openvino]'",
-    "optuna": "pip install 'qabuild[search]'",
-    "vl-convert-python": "pip install 'qabuild[report]'",
-    "optimum": "pip install 'qabuild[cpu]' or 'qabuild[gpu]'",
-    "optimum-onnx": "pip install 'qabuild[cpu]' or 'qabuild[gpu]'",
-}
-
 
 # Distributions that offer the same package, of which one is installed.
 ALTERNATIVES: dict[str, tuple[str, ...]] = {"onnxruntime": ("onnxruntime", "onnxruntime-gpu")}
@@ -42,13 +27,13 @@ def versions(packages: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def remedy(package: str) -> str:
-    """How to install the package."""
-    return INSTALL.get(package, f"pip install {package}")
+def remedy(package: str, extras: Sequence[str] = ()) -> str:
+    """How to install the package; `extras` are those of qabuild that bring it, of which one is enough."""
+    return f"pip install {' or '.join(repr(f'qabuild[{extra}]') for extra in extras) or package}"
 
 
-def require(packages: Iterable[str], device: str) -> None:
-    """Raise MissingEnvironment unless the packages are installed and the device is there."""
+def require(packages: Mapping[str, Sequence[str]], device: str) -> None:
+    """Raise MissingEnvironment unless the packages are installed and the device is there; see `missing`."""
     refuse(missing(packages, device))
 
 
@@ -58,9 +43,16 @@ def refuse(lacks: Sequence[str]) -> None:
         raise MissingEnvironment("; ".join(lacks), "`qabuild doctor` shows what this machine can build and run")
 
 
-def missing(packages: Iterable[str], device: str) -> list[str]:
-    """What this machine lacks, each in a few words with its remedy; empty where nothing is missing."""
-    lacks = [f"{package} is not installed: {remedy(package)}" for package in packages if not versions([package])]
+def missing(packages: Mapping[str, Sequence[str]], device: str) -> list[str]:
+    """What this machine lacks, each in a few words with its remedy; empty where nothing is missing.
+
+    `packages` are distributions by their PyPI names, each with the extras of qabuild that bring it.
+    """
+    lacks = [
+        f"{package} is not installed: {remedy(package, extras)}"
+        for package, extras in packages.items()
+        if not versions([package])
+    ]
     if device == "cuda" and not gpus():
         lacks.append("no CUDA device here: `qabuild build --compile-only` needs none, `qabuild verify` does")
     return lacks

@@ -17,14 +17,13 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from qabuild.errors import BadTarget
-from qabuild.models.calibration import Source
 from qabuild.models.checkpoint.source import CheckpointSource
-from qabuild.models.training.options import Train
+from qabuild.qa.data.dataset_ref import DatasetRef
 from qabuild.system import files, hub
 from qabuild.system.files import explained
 from qabuild.system.frozen import Frozen
-from qabuild.target.lineage import Trained, pinned, sources, trainings
-from qabuild.target.model import Target, Verify
+from qabuild.target.lineage import Derived, pinned, sources, training_data
+from qabuild.target.model import Target
 from qabuild.target.paths import require_paths
 from qabuild.target.read import load as load_target
 
@@ -73,22 +72,22 @@ def load(path: str | Path, overrides: Sequence[str] = (), *, locked: bool = Fals
     path = Path(path)
     target = load_target(path, overrides)
     lock = read(path_of(path))
-    pins_checkpoint = lock is not None and _asked_checkpoint(lock) == _asked_of(target.checkpoint)
-    pins_data = lock is not None and _asked_data(lock.verify) == _data_of(target.verify)
-    pins = _learning_pins(target, lock)
+    pins_checkpoint = lock is not None and _pinned_checkpoint(lock) == _checkpoint_fields(target.checkpoint)
+    pins_data = lock is not None and _pinned_fields(lock.verify) == _data_fields(target.verify.data)
+    pins = _training_pins(target, lock)
     if locked and not (pins_checkpoint and pins_data and not pins.missing):
         raise BadTarget(_unlocked(target, path_of(path), lock, pins_checkpoint, pins), f"run `qabuild lock {path}`")
     if lock and pins_checkpoint:
         pins_to = {"revision": lock.checkpoint.commit, "digest": lock.checkpoint.digest}
         target = target.model_copy(update={"checkpoint": target.checkpoint.model_copy(update=pins_to)})
     if lock and pins_data:
-        pins_to = {"revision": lock.verify.commit, "fingerprint": lock.verify.fingerprint}
-        target = target.model_copy(update={"verify": target.verify.model_copy(update=pins_to)})
-    if found := pins.calibration:
-        pins_to = {"calibration_revision": found.commit, "calibration_fingerprint": found.fingerprint}
-        target = target.model_copy(update={"backend": target.backend.model_copy(update=pins_to)})
-    if isinstance(target.origin, Trained):
-        target = target.with_origin(pinned(target.origin, pins.checkpoints, pins.trains))
+        pinned_data = target.verify.data.pinned(lock.verify.commit, lock.verify.fingerprint)
+        target = target.model_copy(update={"verify": target.verify.with_data(pinned_data)})
+    if target.calibrated and target.calibrated.data in pins.datasets:
+        pinned_options = target.calibrated.with_data(pins.datasets[target.calibrated.data])
+        target = target.model_copy(update={"backend": pinned_options})
+    if isinstance(target.origin, Derived):
+        target = target.with_origin(pinned(target.origin, pins.checkpoints, pins.datasets))
     return target
 
 
@@ -99,25 +98,20 @@ def make(target: Target, *, offline: bool = False) -> Lock:
 
     def checkpoint(source: CheckpointSource, head: bool) -> CheckpointPin:
         found = resolve(source.model, source.revision, head=head, offline=offline)
-        return CheckpointPin(**_asked_of(source), commit=found.revision, digest=found.digest)
+        return CheckpointPin(**_checkpoint_fields(source), commit=found.revision, digest=found.digest)
 
-    def questions(asked: Train | Verify | Source) -> DataPin:
-        share = asked.max_misplaced if isinstance(asked, Train) else 0.0
-        found = data.load(
-            asked.dataset, revision=asked.revision, split=asked.split, max_misplaced=share, offline=offline
-        )
-        return DataPin(**_data_of(asked), commit=found.revision, fingerprint=found.fingerprint)
+    def questions(ref: DatasetRef) -> DataPin:
+        found = data.load(ref.whole(), offline=offline)
+        return DataPin(**_data_fields(ref), commit=found.revision, fingerprint=found.fingerprint)
 
     require_paths(target)
-    trained = list(trainings(target.origin))
+    derived = isinstance(target.origin, Derived)
     others = [source for source in dict.fromkeys(sources(target.origin)) if source != target.checkpoint]
-    calibrated = _calibration(target)
-    learnt: list[Train | Source] = [each.train for each in trained] + ([calibrated] if calibrated else [])
     return Lock(
-        checkpoint=checkpoint(target.checkpoint, head=not trained),
-        verify=questions(target.verify),
+        checkpoint=checkpoint(target.checkpoint, head=not derived),
+        verify=questions(target.verify.data),
         checkpoints=tuple(checkpoint(source, head=False) for source in others),
-        datasets=tuple(dict.fromkeys(map(questions, learnt))),
+        datasets=tuple(dict.fromkeys(map(questions, training_data(target).values()))),
     )
 
 
@@ -158,62 +152,51 @@ def read(path: Path) -> Lock | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _LearningPins:
-    """What a lock pins of the trainings that lead to a checkpoint, and of what is calibrated on."""
+class _TrainingPins:
+    """What a lock pins of the stages that lead to a checkpoint, and of what is calibrated on."""
 
     checkpoints: Mapping[CheckpointSource, CheckpointSource]
-    trains: Mapping[Train, Train]
-    calibration: DataPin | None
+    datasets: Mapping[DatasetRef, DatasetRef]
     missing: Sequence[str]
-    """What they ask for and the lock does not pin."""
+    """What they name and the lock does not pin."""
 
 
-def _learning_pins(target: Target, lock: Lock | None) -> _LearningPins:
-    checkpoints, trains, missing = {}, {}, []
+def _training_pins(target: Target, lock: Lock | None) -> _TrainingPins:
+    checkpoints, datasets, missing = {}, {}, []
     pins = (lock.checkpoint, *lock.checkpoints) if lock else ()
-    trained = list(trainings(target.origin))
-    for source in sources(target.origin) if trained else ():
-        pin = next((pin for pin in pins if pin.model_dump(include={"model", "revision"}) == _asked_of(source)), None)
+    for source in sources(target.origin) if isinstance(target.origin, Derived) else ():
+        fields = _checkpoint_fields(source)
+        pin = next((pin for pin in pins if pin.model_dump(include={"model", "revision"}) == fields), None)
         if pin:
             checkpoints[source] = source.model_copy(update={"revision": pin.commit, "digest": pin.digest})
         else:
             missing.append(_name(source.model))
-    for each in trained:
-        if found := _pin_of(each.train, lock):
-            pinned_to = {"revision": found.commit, "fingerprint": found.fingerprint}
-            trains[each.train] = each.train.model_copy(update=pinned_to)
+    for ref in training_data(target).values():
+        if pinned_data := _pin_of(ref, lock):
+            datasets[ref] = ref.pinned(pinned_data.commit, pinned_data.fingerprint)
         else:
-            missing.append(_name(each.train.dataset))
-    calibrated = _calibration(target)
-    calibration = _pin_of(calibrated, lock) if calibrated else None
-    if calibrated and not calibration:
-        missing.append(_name(calibrated.dataset))
-    return _LearningPins(checkpoints=checkpoints, trains=trains, calibration=calibration, missing=missing)
+            missing.append(ref.shown)
+    return _TrainingPins(checkpoints=checkpoints, datasets=datasets, missing=missing)
 
 
-def _calibration(target: Target) -> Source | None:
-    """The data set that compiling `target` is calibrated on."""
-    return target.calibrated.source if target.calibrated else None
+def _pin_of(ref: DatasetRef, lock: Lock | None) -> DataPin | None:
+    return next((pin for pin in lock.datasets if _pinned_fields(pin) == _data_fields(ref)), None) if lock else None
 
 
-def _pin_of(asked: Train | Source, lock: Lock | None) -> DataPin | None:
-    return next((pin for pin in lock.datasets if _asked_data(pin) == _data_of(asked)), None) if lock else None
-
-
-def _asked_of(source: CheckpointSource) -> dict[str, Any]:
-    """What is asked for, without paths, which differ between machines."""
+def _checkpoint_fields(source: CheckpointSource) -> dict[str, Any]:
+    """What the target names, without paths, which differ between machines."""
     return {"model": _name(source.model), "revision": source.revision}
 
 
-def _data_of(asked: Train | Verify | Source) -> dict[str, Any]:
-    return {"dataset": _name(asked.dataset), "revision": asked.revision, "split": asked.split}
+def _data_fields(ref: DatasetRef) -> dict[str, Any]:
+    return {"dataset": ref.shown, "revision": ref.revision, "split": ref.split}
 
 
-def _asked_checkpoint(lock: Lock) -> dict[str, Any]:
+def _pinned_checkpoint(lock: Lock) -> dict[str, Any]:
     return lock.checkpoint.model_dump(include={"model", "revision"})
 
 
-def _asked_data(pin: DataPin) -> dict[str, Any]:
+def _pinned_fields(pin: DataPin) -> dict[str, Any]:
     return pin.model_dump(include={"dataset", "revision", "split"})
 
 
@@ -221,13 +204,13 @@ def _name(source: str) -> str:
     return Path(source).name if hub.is_path(source) else source
 
 
-def _unlocked(target: Target, path: Path, lock: Lock | None, pins_checkpoint: bool, pins: _LearningPins) -> str:
+def _unlocked(target: Target, path: Path, lock: Lock | None, pins_checkpoint: bool, pins: _TrainingPins) -> str:
     if lock is None:
         return f"{path}: there is no lock, and --locked builds nothing without one"
     asked, locked = (
-        (_data_of(target.verify), _asked_data(lock.verify))
+        (_data_fields(target.verify.data), _pinned_fields(lock.verify))
         if pins_checkpoint
-        else (_asked_of(target.checkpoint), _asked_checkpoint(lock))
+        else (_checkpoint_fields(target.checkpoint), _pinned_checkpoint(lock))
     )
     changes = [f"{key} {locked[key]} became {asked[key]}" for key in asked if asked[key] != locked[key]]
     changes += [f"{name} is not pinned" for name in pins.missing]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Union
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Union, get_args
 
 from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_validator
 
@@ -14,9 +14,10 @@ from qabuild.models.calibration import Calibrated
 from qabuild.models.checkpoint.source import CheckpointSource
 from qabuild.models.runtime import Runtime
 from qabuild.models.training.options import Distill, Train
+from qabuild.qa.data.dataset_ref import DatasetRef, DatasetTable
 from qabuild.system.frozen import Frozen
 from qabuild.target.gates import Gates
-from qabuild.target.lineage import Origin, Trained
+from qabuild.target.lineage import Derived, Origin
 
 if TYPE_CHECKING:
     BackendOptions = Any  # the Options of the backend that `name` chooses
@@ -27,26 +28,19 @@ else:
     ]
 
 
-class Verify(Frozen):
+class Verify(DatasetTable):
     """Which questions prove the artifact, and how."""
 
-    dataset: str = Field(
-        "rajpurkar/squad",
-        min_length=1,
-        description="a Hub id, a SQuAD-layout .json or .json.gz that begins with ./, ../, / or ~, or 'sample'",
-    )
-    revision: str | None = Field(None, description="branch, tag or commit of a Hub data set")
-    fingerprint: str | None = Field(
-        None, pattern="^[0-9a-f]{64}$", description="what the fingerprint of the whole split must be"
-    )
     split: str = Field("validation", min_length=1, description="split of the data set; of 'sample': train, validation")
-    samples: int | None = Field(None, ge=1, description="how many questions, drawn by `seed`; all where it is absent")
-    seed: int = Field(0, ge=0, description="seed of that draw, a whole number from 0")
     stock: Annotated[float, Field(ge=0, le=1)] | Literal["all"] = Field(
         0.1, description='share of the questions that transformers\' own pipeline answers as well, 0 to 1 or "all"'
     )
     batch_size: int = Field(8, ge=1, description="windows that the stock pipeline puts through the model at once")
     gates: Gates = Field(Gates(), description="what must hold")
+
+
+STAGES = ("train",)
+"""Tables that make a checkpoint from another one, in this order; `distill` says more of the training."""
 
 
 class Publish(Frozen):
@@ -87,10 +81,45 @@ class Target(Frozen):
         return self._origin or self._own_origin({})
 
     @property
+    def stages(self) -> tuple[str, ...]:
+        """Names of the tables that make a checkpoint from another one, in order."""
+        return tuple(stage for stage in STAGES if getattr(self, stage) or (stage == "train" and self.distill))
+
+    def stage_table(self, stage: str) -> Frozen:
+        """The table of one of `stages`."""
+        table: Frozen = self.training if stage == "train" else getattr(self, stage)
+        return table
+
+    @property
+    def training(self) -> Train:
+        """How the checkpoint is trained: by [train], or as that is where only [distill] is there."""
+        return self.train or Train()
+
+    @property
     def calibrated(self) -> Calibrated | None:
         """The backend's options, where compiling reads questions that they name."""
         options = self.backend
         return options if isinstance(options, Calibrated) and options.calibrates(self.runtime) else None
+
+    @property
+    def datasets(self) -> dict[str, DatasetRef]:
+        """The questions that building the artifact from its checkpoint reads, by the key that names them."""
+        own = {"verify.dataset": self.verify.data}
+        return {**own, "backend.calibration": self.calibrated.data} if self.calibrated else own
+
+    def stage_datasets(self, stage: str) -> dict[str, DatasetRef]:
+        """The questions that one of `stages` reads, by the key that names them."""
+        table = self.stage_table(stage)
+        return {f"{stage}.dataset": table.data} if isinstance(table, DatasetTable) else {}
+
+    def with_datasets(self, pins: Mapping[DatasetRef, DatasetRef]) -> Target:
+        """This target, with pinned data sets in the place of those that it names."""
+        tables: dict[str, Any] = {}
+        for name in type(self).model_fields:
+            table = getattr(self, name)
+            if isinstance(table, DatasetTable | Calibrated) and table.data in pins:
+                tables[name] = table.with_data(pins[table.data])
+        return self.model_copy(update=tables) if tables else self
 
     @property
     def paths(self) -> tuple[NamedPath, ...]:
@@ -105,13 +134,15 @@ class Target(Frozen):
 
     def built_on(self, bases: Mapping[str, Target]) -> Target:
         """This target, once those that it names as `target` are known, by their paths."""
-        own = self.train or self.distill
         base = bases.get(self.checkpoint.target or "")
-        # What is built on a target is its checkpoint, not its artifact: without a training of its own, its tables.
-        tables = {} if own or not base else {"train": base.train, "distill": base.distill}
-        built = self.model_copy(update={"checkpoint": base.checkpoint if base else self.checkpoint, **tables})
+        built = self
+        if base:
+            # What is built on a target is its checkpoint, not its artifact: without a stage of its own, its tables.
+            tables = {} if self.stages else {name: getattr(base, name) for name in (*STAGES, "distill")}
+            built = self.model_copy(update={"checkpoint": base.checkpoint, **tables})
         origin = self._own_origin(bases)
-        built._origin = origin if isinstance(origin, Trained) else None
+        built = built.model_copy()
+        built._origin = origin if isinstance(origin, Derived) else None
         return built
 
     def with_origin(self, origin: Origin) -> Target:
@@ -124,15 +155,11 @@ class Target(Frozen):
         def of(source: CheckpointSource) -> Origin:
             return bases[source.target].origin if source.target else source
 
-        if not (self.train or self.distill):
-            return of(self.checkpoint)
-        return Trained(
-            name=self.name,
-            start=of(self.checkpoint),
-            train=self.train or Train(),
-            distill=self.distill,
-            teacher=of(self.distill.teacher) if self.distill else None,
-        )
+        origin = of(self.checkpoint)
+        for stage in self.stages:
+            teacher = of(self.distill.teacher) if self.distill and stage == "train" else None
+            origin = Derived(target=self, stage=stage, start=origin, teacher=teacher)
+        return origin
 
     @model_validator(mode="before")
     @classmethod
@@ -162,6 +189,15 @@ class Target(Frozen):
                 "on with these and '.', '_', '-', and does not end in '.failed': rename the file"
             )
         return name
+
+
+DATASET_TABLES: tuple[str, ...] = tuple(
+    name
+    for name, field in Target.model_fields.items()
+    for member in (field.annotation, *get_args(field.annotation))
+    if isinstance(member, type) and issubclass(member, DatasetTable)
+)
+"""Names of the tables that name questions."""
 
 
 def json_schema() -> dict[str, Any]:

@@ -15,10 +15,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from qabuild.errors import BadTarget
-from qabuild.models.backends import backend
+from qabuild.models.support import check
 from qabuild.system.hub import is_path
 from qabuild.target import explain
-from qabuild.target.model import NamedPath, Target
+from qabuild.target.model import DATASET_TABLES, NamedPath, Target
 from qabuild.target.source_map import File, KeyPath, Places, Toml
 
 # Keys that may name a path. A relative one is relative to the file that states it, so it is made absolute before
@@ -26,12 +26,11 @@ from qabuild.target.source_map import File, KeyPath, Places, Toml
 SOURCES: tuple[KeyPath, ...] = (
     ("checkpoint", "model"),
     ("checkpoint", "target"),
-    ("train", "dataset"),
     ("train", "deepspeed"),
     ("distill", "teacher", "model"),
     ("distill", "teacher", "target"),
     ("backend", "calibration"),
-    ("verify", "dataset"),
+    *((name, "dataset") for name in DATASET_TABLES),
 )
 
 
@@ -57,7 +56,7 @@ def _load(path: Path, overrides: Sequence[str], built_on_by: tuple[Path, ...]) -
     except ValidationError as error:
         raise BadTarget(explain.explain(error, path, places)) from None
     try:
-        backend(target.backend.name).check({}, target.backend, target.runtime)
+        check({}, target.backend, target.runtime)
     except BadTarget as error:
         place = places.of(tuple((error.key or "backend").split(".")))
         raise BadTarget(f"{place.shown}: {error.message}", error.hint) from None

@@ -23,7 +23,7 @@ from qabuild.artifact.evidence import Verification
 from qabuild.artifact.manifest import Artifact, open_artifact, seal
 from qabuild.builder.store.local import Store
 from qabuild.errors import BadTarget, UntrustedInput
-from qabuild.evaluation import reference
+from qabuild.evaluation import measure, reference
 from qabuild.evaluation import verify as verification
 from qabuild.evaluation.bootstrap import mean_interval
 from qabuild.evaluation.judge import explain_failure, judge
@@ -413,7 +413,7 @@ def test_the_round_trip_answers_as_the_stock_pipeline_asked_one_by_one(made):
     from transformers import pipeline
 
     artifact = open_artifact(made("eager", "sample"))
-    questions = verification.find_questions(artifact)
+    questions = measure.find_questions(artifact)
     stock = pipeline("question-answering", model=str(artifact.directory), device="cpu")
     expected = {q.id: stock(question=q.question, context=q.context)["answer"] for q in questions.questions}
     assert dict(reference.read(artifact.directory / reference.FOLDER).answers) == expected
@@ -424,7 +424,9 @@ def test_scores_of_the_evidence_are_evaluates_own(made):
     from qabuild.qa import squad_metric
 
     artifact = open_artifact(made("eager", "sample"))
-    questions = data.select(data.load("sample"), list(reference.read(artifact.directory / reference.FOLDER).answers))
+    questions = data.select(
+        data.load(data.DatasetRef("sample")), list(reference.read(artifact.directory / reference.FOLDER).answers)
+    )
     answers = reference.read(artifact.directory / reference.FOLDER).answers
     scores = squad_metric.score(answers, {q.id: q.answers for q in questions.questions})
     assert artifact.evidence is not None
@@ -449,7 +451,7 @@ def test_a_question_longer_than_is_read_is_cut_for_the_stock_pipeline_too(made):
 
     folder = made("eager", "sample")
     model, tokenizer = load_model(resolve(str(folder), None)), load_tokenizer(folder)
-    some = data.load("sample").questions[0]
+    some = data.load(data.DatasetRef("sample")).questions[0]
     long = [replace(some, question=" ".join([some.question] * times)) for times in (9, 300)]
     stock = RoundTrip(model, tokenizer, batch_size=2, squad_v2=False)
     ours = ask.asking(model, tokenizer, squad_v2=False)

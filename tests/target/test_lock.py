@@ -47,7 +47,9 @@ def target(tmp_path: Path) -> Path:
 def test_a_locked_target_is_read_with_what_it_was(target):
     read = lock.load(target, locked=True)
     assert read.checkpoint.digest == resolve(sample.CHECKPOINT).digest
-    assert read.verify.fingerprint == data.load("sample").fingerprint, "that of the whole split, not of the 8"
+    assert read.verify.fingerprint == data.load(data.DatasetRef("sample")).fingerprint, (
+        "that of the whole split, not of the 8"
+    )
     assert lock.load(target) == read, "a lock counts without being asked for"
 
 
@@ -83,7 +85,7 @@ def test_changed_questions_are_refused_though_those_asked_are_the_same(target):
     ]
     (target.parent / "questions.json").write_text(json.dumps(questions))
     with pytest.raises(UntrustedInput, match="lock the target again"):
-        data.load(read.verify.dataset, samples=8, fingerprint=read.verify.fingerprint)
+        data.load(data.DatasetRef(read.verify.dataset, samples=8, fingerprint=read.verify.fingerprint))
 
 
 def test_what_the_target_no_longer_asks_for_is_not_pinned(target):
@@ -140,8 +142,8 @@ def test_a_trained_checkpoint_is_pinned_by_all_that_it_is_trained_from(target):
     assert isinstance(origin, Trained)
     assert isinstance(origin.teacher, Trained)
     assert origin.start.digest == origin.teacher.start.digest == resolve("sample").digest
-    assert origin.train.fingerprint == data.load("sample", split="train").fingerprint
-    assert origin.teacher.train.fingerprint == data.load("sample").fingerprint
+    assert origin.train.fingerprint == data.load(data.DatasetRef("sample", split="train")).fingerprint
+    assert origin.teacher.train.fingerprint == data.load(data.DatasetRef("sample")).fingerprint
 
 
 def test_calibration_questions_are_pinned_where_they_are_read(target):

@@ -12,9 +12,9 @@ from qabuild.artifact.evidence import Verification, evidence_of
 from qabuild.artifact.manifest import Artifact, open_artifact
 from qabuild.errors import BadTarget, MissingEnvironment, QABuildError, UntrustedInput
 from qabuild.evaluation import measure, reference
-from qabuild.evaluation import verify as verification
 from qabuild.evaluation.compare.result import Failure
 from qabuild.evaluation.reference import Reference
+from qabuild.models.backends import BASELINE
 from qabuild.qa.data import QuestionSet
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Contestant:
     @property
     def is_eager_fp32(self) -> bool:
         manifest = self.artifact.manifest
-        return (manifest.backend["name"], manifest.runtime["dtype"]) == ("eager", "fp32")
+        return (manifest.backend["name"], manifest.runtime["dtype"]) == (BASELINE, "fp32")
 
     @property
     def verified_answers(self) -> dict[str, str]:
@@ -87,7 +87,7 @@ def find_questions(contestants: Sequence[Contestant], source: str | None, *, off
     """
     first = contestants[0]
     told = source or next((each.dataset for each in contestants if each.dataset), None)
-    questions = verification.find_questions(first.artifact, told, offline=offline)
+    questions = measure.find_questions(first.artifact, told, offline=offline)
     measure.require_same_questions(questions, first.reference)
     return questions
 

@@ -1,21 +1,23 @@
 """The seam: what every backend offers, and the table of those there are.
 
-A backend is one module. To add one: write the module, add a line to `BACKENDS` and a sample target.
+A backend is one module or folder. To add one: write it, add a line to `BACKENDS` and a sample target.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from qabuild.errors import UntrustedInput
-from qabuild.models.runtime import Runtime
+from qabuild.models.runtime import Dtype, Runtime
 from qabuild.system.frozen import Frozen
 
 if TYPE_CHECKING:
     from qabuild.models.checkpoint.resolve import Checkpoint
+    from qabuild.models.dtype_speed import Rule
+    from qabuild.models.support import Way
 
 
 class Backend(Protocol):
@@ -27,14 +29,38 @@ class Backend(Protocol):
     PACKAGES: tuple[str, ...]
     """Distributions that take part in compiling and loading, by their PyPI names."""
 
+    EXTRAS: tuple[str, ...]
+    """The extras of qabuild that install them, of which one is enough; none where qabuild itself does."""
+
+    COMPILE_ONLY: tuple[str, ...]
+    """Those of `PACKAGES` that loading does not need."""
+
+    DTYPES: Mapping[str, tuple[Dtype, ...]]
+    """The dtypes that it computes in, by device."""
+
+    WAYS: tuple[Way, ...]
+    """The ways in which it runs models, each with the architectures that it supports."""
+
+    RUNTIME: tuple[str, str]
+    """What runs its models, as people call it, and the distribution that it is."""
+
+    SPEED: tuple[Rule, ...]
+    """What to expect of its speed where that differs from what the processor's instructions promise."""
+
     def check(self, config: Mapping[str, Any], options: Any, runtime: Runtime) -> None:
-        """Refuse, before any work, what this backend cannot do.
+        """Refuse, before any work, combinations of keys beyond what `DTYPES` and `WAYS` say.
 
         `config` is the checkpoint's config.json; the check reads it and imports no runtime.
 
-        Raises BadTarget for a combination of keys or an architecture that is not supported. What the machine
+        Raises BadTarget for a combination that is not supported. What the machine
         lacks is the business of `qabuild.system.machine`.
         """
+
+    def ways(self, options: Any, runtime: Runtime) -> Sequence[Way]:
+        """Those of `WAYS` that a model with these options takes: its architecture must be supported in each."""
+
+    def here(self) -> str:
+        """What `RUNTIME` can do on this machine, for `qabuild doctor`; it may import it, and raise what that raises."""
 
     def lacks(self, options: Any, runtime: Runtime) -> list[str]:
         """What this machine lacks to run such a model, beside `PACKAGES` and the device; each with its remedy."""
@@ -72,6 +98,9 @@ BACKENDS: dict[str, str] = {
     "deepspeed": "qabuild.models.backends.deepspeed",
     "openvino": "qabuild.models.backends.openvino",
 }
+
+BASELINE = "eager"
+"""The backend that is the checkpoint itself; in fp32 it is the baseline of comparisons."""
 
 
 def backend(name: str) -> Backend:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from qabuild.errors import BadTarget
-from qabuild.models.backends.architectures import check_architecture
-from qabuild.models.runtime import Runtime
+from qabuild.models.dtype_speed import Rule
+from qabuild.models.runtime import Dtype, Runtime
+from qabuild.models.support import Way
 from qabuild.system.frozen import Frozen
 
 if TYPE_CHECKING:
@@ -48,17 +49,50 @@ class Options(Frozen):
 
 
 PACKAGES = ("torch", "transformers")
+EXTRAS: tuple[str, ...] = ()
+COMPILE_ONLY: tuple[str, ...] = ()
+DTYPES: Mapping[str, tuple[Dtype, ...]] = {"cpu": ("fp32", "bf16", "fp16"), "cuda": ("fp32", "bf16", "fp16")}
+RUNTIME = ("torch", "torch")
+SPEED: tuple[Rule, ...] = ()
+
+EAGER = Way(
+    name="eager",
+    supported=(
+        *("albert", "bert", "big_bird", "camembert", "convbert", "data2vec-text"),
+        *("deberta", "deberta-v2", "distilbert", "electra", "ernie", "ibert"),
+        *("longformer", "megatron-bert", "mobilebert", "modernbert", "mpnet", "nystromformer"),
+        *("rembert", "roberta", "roberta-prelayernorm", "roformer", "splinter", "squeezebert"),
+        *("xlm-roberta", "xlm-roberta-xl"),
+    ),
+)
+WAYS = (EAGER,)
 
 
 def check(config: Mapping[str, Any], options: Options, runtime: Runtime) -> None:
-    """Raise BadTarget for int8, and for an architecture that is not an encoder."""
+    """Raise BadTarget for int8."""
     if runtime.dtype == "int8":
         raise BadTarget(
             "runtime.dtype = 'int8': eager PyTorch quantises nothing",
             "use fp32, bf16 or fp16, or one of the backends onnxruntime and openvino",
             key="runtime.dtype",
         )
-    check_architecture("eager", config)
+
+
+def ways(options: Options, runtime: Runtime) -> tuple[Way, ...]:
+    """The one there is."""
+    return WAYS
+
+
+def here() -> str:
+    """Whether torch has CUDA."""
+    import torch
+
+    from qabuild.system import machine
+
+    if torch.version.cuda:
+        works = torch.cuda.is_available()
+        return f"for CUDA {torch.version.cuda}" + ("" if works else ", which does not work here")
+    return "without CUDA" + (", though a GPU is here: install torch's CUDA build" if machine.gpus() else "")
 
 
 def lacks(options: Options, runtime: Runtime) -> list[str]:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import import_module
 from typing import Any
 
 from qabuild.models.training.allocator import keep_memory
+from qabuild.models.training.options import MODULES
+from qabuild.models.training.request import Request
 from qabuild.system.process import Tell, serve
 
 
 def work(document: Mapping[str, Any], tell: Tell) -> Mapping[str, Any]:
-    """Carry out the step that is asked for."""
-    from qabuild.models.training import run as steps
-    from qabuild.models.training.request import Request
-
+    """Carry out the step that the request names."""
     request = Request.from_dict(document)
-    by_name = {"logits": steps.logits, "search": steps.search, "train": steps.train}
-    return by_name[request.step](request, tell)
+    record: Mapping[str, Any] = import_module(MODULES[request.step]).run(request, tell)
+    return record
 
 
 if __name__ == "__main__":

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from qabuild.errors import BadTarget, UntrustedInput
 from qabuild.models.training.options import Train
+from qabuild.models.training.vocabulary import require_same_tokens
 from qabuild.qa import data
 from qabuild.qa.data import QuestionSet
 from qabuild.qa.pipeline.parameters import Parameters
 from qabuild.qa.pipeline.windows import Cut, WindowMaker, Windows
 
 if TYPE_CHECKING:
+    from qabuild.models.training.request import Request
     from qabuild.qa.data import Question
     from qabuild.qa.pipeline.windows import Integers
 
@@ -56,18 +58,25 @@ def load(train: Train, tokenizer: Any, *, offline: bool = False) -> Examples:
     return replace(made, counts={**source, **made.counts})
 
 
+def examples_of(request: Request) -> tuple[Any, Examples]:
+    """Tokenizer and examples; with a teacher those of the teacher, which must be the student's as well."""
+    from qabuild.models.checkpoint.load import load_tokenizer
+
+    tokenizer = load_tokenizer((request.teacher or request.start).directory)
+    examples = load(request.train, tokenizer, offline=request.offline)
+    if request.teacher:
+        require_same_tokens(
+            (request.teacher.name, tokenizer),
+            (request.start.name, load_tokenizer(request.start.directory)),
+            examples.questions,
+            cut_of(request.train, tokenizer),
+        )
+    return tokenizer, examples
+
+
 def questions_of(train: Train, *, offline: bool = False) -> QuestionSet:
     """The questions that `train` names, held-out ones among them. Raises what `qabuild.qa.data.load` raises."""
-    return data.load(
-        train.dataset,
-        revision=train.revision,
-        split=train.split,
-        samples=train.samples,
-        seed=train.seed,
-        fingerprint=train.fingerprint,
-        max_misplaced=train.max_misplaced,
-        offline=offline,
-    )
+    return data.load(train.data, offline=offline)
 
 
 def make(

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from qabuild.models.checkpoint.source import CheckpointSource
+from qabuild.qa.data.dataset_ref import SOURCE, DatasetTable
 from qabuild.system.frozen import Frozen
 
 Autocast = Literal["auto", "fp32", "bf16", "fp16"]
@@ -15,21 +16,10 @@ Autocast = Literal["auto", "fp32", "bf16", "fp16"]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class Train(Frozen):
+class Train(DatasetTable):
     """How the checkpoint is fine-tuned before it is compiled."""
 
-    dataset: str = Field(
-        "rajpurkar/squad",
-        min_length=1,
-        description="what it learns from: a Hub id, a SQuAD-layout .json or .json.gz that begins with ./, ../, / or ~, "
-        "or 'sample'",
-    )
-    revision: str | None = Field(None, description="branch, tag or commit of a Hub data set")
-    fingerprint: str | None = Field(
-        None, pattern="^[0-9a-f]{64}$", description="what the fingerprint of the whole split must be"
-    )
-    split: str = Field("train", min_length=1, description="split of the data set")
-    samples: int | None = Field(None, ge=1, description="how many questions, drawn by `seed`; all where it is absent")
+    dataset: str = Field("rajpurkar/squad", min_length=1, description=f"what it learns from: {SOURCE}")
     held_out: int = Field(
         0, ge=0, description="questions, of whole contexts, that are kept from training and asked after each epoch"
     )
@@ -59,6 +49,10 @@ class Train(Frozen):
         500, ge=1, description="steps between two states that an interrupted training can go on from"
     )
     deepspeed: str | None = Field(None, min_length=1, description="a DeepSpeed config (ZeRO), passed to the Trainer")
+
+    @property
+    def misplaced_allowed(self) -> float:
+        return self.max_misplaced
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -119,3 +113,10 @@ PACKAGES = ("accelerate", "tokenizers", "torch", "transformers")
 
 
 SEARCH_PACKAGES = ("optuna",)
+
+MODULES: dict[StepName, str] = {
+    "logits": "qabuild.models.training.teacher_logits",
+    "search": "qabuild.models.training.search",
+    "train": "qabuild.models.training.fit",
+}
+"""What carries out each step: a module with a function `run`. None imports another's but where it uses it."""

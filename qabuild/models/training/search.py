@@ -19,16 +19,24 @@ from optuna.trial import FrozenTrial, TrialState
 
 from qabuild.errors import QABuildError
 from qabuild.models.training import curves
-from qabuild.models.training.examples import Examples
+from qabuild.models.training.examples import Examples, examples_of
+from qabuild.models.training.fit import fit
 from qabuild.models.training.options import Search
 from qabuild.models.training.request import Request
+from qabuild.system.process import Tell
 
 JOURNAL = "trials.log"
 TABLE = "trials.json"
 Fit = Callable[[Request, Examples], object]
 
 
-def search(request: Request, found: Examples, fit: Fit) -> dict[str, Any]:
+def run(request: Request, tell: Tell) -> Mapping[str, Any]:
+    """The step `search`: look for the alpha and the temperature of the best student."""
+    tokenizer, examples = examples_of(request)
+    return search(request, examples, lambda trial, part: fit(trial, part, tokenizer, tell))
+
+
+def search(request: Request, found: Examples, train: Fit) -> dict[str, Any]:
     """Try as many pairs as `distill.search` says, and return the best with the table of all.
 
     What `request.work` holds of an interrupted search is gone on from, in the middle of a trial too. Raises
@@ -41,7 +49,7 @@ def search(request: Request, found: Examples, fit: Fit) -> dict[str, Any]:
     with _study(request.work / JOURNAL) as study:
         while len(study.trials) < asked.trials or study.get_trials(states=(TrialState.RUNNING,)):
             trial = _unfinished(study) or _next(study, asked)
-            study.tell(trial.number, *_try(request, trial, learnt, asked, fit))
+            study.tell(trial.number, *_try(request, trial, learnt, asked, train))
         table = [_row(trial) for trial in study.trials]
     finished = [row for row in table if row["f1"] is not None]
     if not finished:

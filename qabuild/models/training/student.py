@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from qabuild.errors import BadTarget
 from qabuild.models.checkpoint.load import load_model
 from qabuild.models.checkpoint.resolve import Checkpoint
+from qabuild.models.training.conditions import refuse_layers_beyond
 from qabuild.models.training.options import Train
 
 
@@ -72,11 +72,3 @@ def keep_layers(model: Any, layers: tuple[int, ...], name: str) -> None:
     parent, key = found[0]
     setattr(parent, key, ModuleList([getattr(parent, key)[layer] for layer in layers]))
     model.config.num_hidden_layers = len(layers)
-
-
-def refuse_layers_beyond(layers: Sequence[int], count: int, name: str) -> None:
-    """Raise BadTarget if the checkpoint `name`, of `count` layers, lacks one of `layers`."""
-    if layers[-1] >= count:
-        raise BadTarget(
-            f"{name}: has layers 0 to {count - 1}, and train.layers names {layers[-1]}", "name some of them"
-        )

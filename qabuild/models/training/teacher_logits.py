@@ -6,13 +6,17 @@ that processes share it and only what is read is loaded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qabuild.errors import UntrustedInput
+from qabuild.models import sdpa_kernels
 from qabuild.models.training.collate import Collator, Logits
-from qabuild.models.training.examples import Examples
+from qabuild.models.training.examples import Examples, examples_of
+from qabuild.models.training.request import Request
+from qabuild.system.process import Tell
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,6 +27,33 @@ if TYPE_CHECKING:
 FILE = "logits.f32"
 BATCH_TOKENS = 8192
 """Tokens, padding included, that go through the teacher at once."""
+
+
+def run(request: Request, tell: Tell) -> Mapping[str, Any]:
+    """The step `logits`: let the teacher answer every window, once."""
+    from qabuild.models.checkpoint.load import load_model
+
+    assert request.teacher
+    tokenizer, examples = examples_of(request)
+    model = load_model(request.teacher).to(request.device)
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        tell({"step": done, "steps": len(examples)})
+
+    with sdpa_kernels.of_any_shape(request.device):
+        make(model, tokenizer.model_input_names, examples, request.directory, _autocast(request), advance)
+    return {"examples": examples.counts}
+
+
+def _autocast(request: Request) -> Any:
+    import torch
+
+    if request.dtype == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(request.device, torch.bfloat16 if request.dtype == "bf16" else torch.float16)
 
 
 def open_logits(directory: Path, examples: Examples) -> Logits:

@@ -6,10 +6,10 @@ context where it says. What passes them can be answered and scored without furth
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from qabuild.errors import BadTarget, UntrustedInput
+from qabuild.qa.data.dataset_ref import DatasetRef
 from qabuild.qa.data.hub_datasets import load_table
 from qabuild.qa.data.questions import (
     Question,
@@ -26,6 +26,7 @@ from qabuild.qa.data.squad_files import read_squad
 from qabuild.system import hub
 
 __all__ = [
+    "DatasetRef",
     "Question",
     "QuestionSet",
     "check",
@@ -38,43 +39,29 @@ __all__ = [
 ]
 
 
-def load(
-    source: str | os.PathLike[str],
-    *,
-    revision: str | None = None,
-    split: str = "validation",
-    samples: int | None = None,
-    seed: int = 0,
-    fingerprint: str | None = None,
-    max_misplaced: float = 0.0,
-    offline: bool = False,
-) -> QuestionSet:
-    """Read the questions of `source`: "sample", a path (begins with '/', '.' or '~', or is a path object) or a Hub id.
-
-    `revision` is for a Hub id: a branch, tag or sha. `split` is for a Hub id and the sample ("train", or "validation"
-    for its held-out questions); a file is one split. `samples` draws a subset by `seed`. `fingerprint` is what that
-    of the whole split must be. `max_misplaced` is the share of the questions that may have an answer that is not in
-    place, and are left out. `offline` uses the cache only.
+def load(ref: DatasetRef, *, offline: bool = False) -> QuestionSet:
+    """Read the questions that `ref` names; `offline` uses the cache only.
 
     Raises BadTarget for what is not there, UntrustedInput for questions that are damaged or of another fingerprint,
     QABuildError where the Hub or the disk fails.
     """
+    source = ref.dataset
     if hub.is_id(source):
-        found = load_table(str(source), revision, split, offline, max_misplaced)
-    elif revision is not None:
+        found = load_table(str(source), ref.revision, ref.split, offline, ref.max_misplaced)
+    elif ref.revision is not None:
         raise BadTarget(
-            f"revision '{revision}' is given for the data '{source}', which is not on the Hub",
+            f"revision '{ref.revision}' is given for the data '{source}', which is not on the Hub",
             "leave out the revision, or name a Hub id",
         )
     else:
-        found = _sample(split) if source == hub.SAMPLE else _from_file(Path(source), max_misplaced)
-    if fingerprint not in (None, found.fingerprint):
+        found = _sample(ref.split) if source == hub.SAMPLE else _from_file(Path(source), ref.max_misplaced)
+    if ref.fingerprint not in (None, found.fingerprint):
         raise UntrustedInput(
-            f"{source}: the questions' fingerprint is {found.fingerprint}, pinned is {fingerprint}",
+            f"{source}: the questions' fingerprint is {found.fingerprint}, pinned is {ref.fingerprint}",
             "give the data set that was pinned; if the change is wanted, lock the target again",
         )
-    found = without_misplaced(found) if max_misplaced else found
-    return found if samples is None else subset(found, samples, seed)
+    found = without_misplaced(found) if ref.max_misplaced else found
+    return found if ref.samples is None else subset(found, ref.samples, ref.seed)
 
 
 def _sample(split: str) -> QuestionSet:

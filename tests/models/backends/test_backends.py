@@ -19,11 +19,11 @@ from typing import Any
 
 import pytest
 import tiny
+from qabuild.models.backends.architectures import ARCHITECTURES, OPENVINO, OPTIMISED, ORT, TRACED, supports
 
 from qabuild.errors import BadTarget, MissingEnvironment, UntrustedInput, VerificationFailed
 from qabuild.models import backends, sdpa_kernels
 from qabuild.models.backends import BACKENDS, architectures, backend, logit_check
-from qabuild.models.backends.architectures import ARCHITECTURES, OPENVINO, OPTIMISED, ORT, TRACED, supports
 from qabuild.models.backends.onnxruntime import fusions
 from qabuild.models.checkpoint.load import load_model, load_tokenizer
 from qabuild.models.checkpoint.resolve import Checkpoint, resolve

@@ -121,7 +121,7 @@ def test_an_unanswerable_question_points_at_the_first_token(tokenizer):
 
 
 def test_contexts_are_held_out_as_a_whole():
-    questions = data.load("sample", split="train").questions
+    questions = data.load(data.DatasetRef("sample", split="train")).questions
     learnt, aside = examples.hold_out(questions, 30, seed=3)
     assert len(learnt) + len(aside) == len(questions)
     assert 30 <= len(aside) < 60
@@ -144,7 +144,7 @@ def test_answers_out_of_place_are_left_out_up_to_a_share(tokenizer, tmp_path):
 
 
 def test_windows_without_any_answer_are_refused(tokenizer):
-    question = data.load("sample", split="train").questions[0]
+    question = data.load(data.DatasetRef("sample", split="train")).questions[0]
     with pytest.raises(BadTarget, match="none of the 1 windows holds an answer"):
         examples.make([replace(question, answers=(), answer_starts=())], tokenizer, TRAIN)
 

@@ -94,7 +94,7 @@ def write(tmp_path: Path) -> Callable[..., Path]:
 
 
 def test_a_file_is_read_with_all_gold_answers(write: Callable[..., Path]) -> None:
-    questions = data.load(write(SQUAD))
+    questions = data.load(data.DatasetRef(write(SQUAD)))
     assert [question.id for question in questions.questions] == ["q1", "q2", "q3"]
     assert questions.questions[0] == Question(
         id="q1",
@@ -113,7 +113,7 @@ def test_a_path_may_be_given_as_text(write: Callable[..., Path], monkeypatch: py
     monkeypatch.chdir(path.parent)
     monkeypatch.setenv("HOME", str(path.parent))
     for source in (str(path), "./squad.json", f"../{path.parent.name}/squad.json", "~/squad.json"):
-        assert len(data.load(source)) == 3
+        assert len(data.load(data.DatasetRef(source))) == 3
 
 
 def test_a_gzip_file_reads_the_same_whatever_its_name(write: Callable[..., Path]) -> None:
@@ -125,7 +125,7 @@ def test_a_gzip_file_reads_the_same_whatever_its_name(write: Callable[..., Path]
 
 def test_unanswerable_questions_have_no_answers(write: Callable[..., Path]) -> None:
     entry = UNANSWERABLE | {"plausible_answers": [{"text": "Oslo", "answer_start": 36}]}
-    questions = data.load(write(squad(lambda root: qas(root).append(entry))))
+    questions = data.load(data.DatasetRef(write(squad(lambda root: qas(root).append(entry)))))
     assert questions.has_unanswerable
     assert questions.questions[2].answers == ()
 
@@ -135,7 +135,7 @@ def test_a_byte_order_mark_is_no_mistake(write: Callable[..., Path]) -> None:
 
 
 def test_the_real_development_set_is_sound(squad_dev: Path) -> None:
-    questions = data.load(squad_dev)
+    questions = data.load(data.DatasetRef(squad_dev))
     assert len(questions) == 10_570
     assert questions.fingerprint == "9cdde61fb32d660c7cb95e48ac965d7325ec2b281e813b4c5e6e809a608aa060"
 
@@ -153,12 +153,12 @@ def test_reading_a_file_imports_nothing_heavy(write: Callable[..., Path]) -> Non
 
 
 def test_the_sample_has_two_splits_without_a_common_question() -> None:
-    heldout, train = data.load("sample"), data.load("sample", split="train")
+    heldout, train = data.load(data.DatasetRef("sample")), data.load(data.DatasetRef("sample", split="train"))
     assert (heldout.name, heldout.revision, heldout.split) == ("sample", None, "validation")
     assert heldout.questions
     assert not {question.id for question in heldout.questions} & {question.id for question in train.questions}
     with pytest.raises(BadTarget, match="no split 'test'"):
-        data.load("sample", split="test")
+        data.load(data.DatasetRef("sample", split="test"))
 
 
 # --- what a file may get wrong -----------------------------------------------------------------------------------
@@ -166,15 +166,15 @@ def test_the_sample_has_two_splits_without_a_common_question() -> None:
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(BadTarget, match="no such file"):
-        data.load(tmp_path / "none.json")
+        data.load(data.DatasetRef(tmp_path / "none.json"))
     with pytest.raises(BadTarget, match="cannot be read"):
-        data.load(tmp_path)
+        data.load(data.DatasetRef(tmp_path))
 
 
 def test_a_revision_is_for_the_hub_only(write: Callable[..., Path]) -> None:
     for source in (write(SQUAD), "sample"):
         with pytest.raises(BadTarget, match="revision 'main' is given"):
-            data.load(source, revision="main")
+            data.load(data.DatasetRef(source, revision="main"))
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_a_revision_is_for_the_hub_only(write: Callable[..., Path]) -> None:
 )
 def test_a_file_that_is_no_json(write: Callable[..., Path], content: bytes, problem: str) -> None:
     with pytest.raises(UntrustedInput, match=rf"squad\.json: {problem}") as caught:
-        data.load(write(content))
+        data.load(data.DatasetRef(write(content)))
     assert caught.value.hint
 
 
@@ -215,7 +215,7 @@ def test_a_file_that_is_no_json(write: Callable[..., Path], content: bytes, prob
 )
 def test_a_wrong_layout_is_refused_with_its_place(write: Callable[..., Path], root: Any, place: str) -> None:
     with pytest.raises(UntrustedInput, match=rf"squad\.json: .*{place}") as caught:
-        data.load(write(root))
+        data.load(data.DatasetRef(write(root)))
     assert "answer_start" in (caught.value.hint or "")
 
 
@@ -240,7 +240,7 @@ def test_unfit_questions_are_refused_by_id(
     write: Callable[..., Path], change: Callable[[Any], object], problem: str
 ) -> None:
     with pytest.raises(UntrustedInput, match=rf"squad\.json: .*{problem}") as caught:
-        data.load(write(squad(change)))
+        data.load(data.DatasetRef(write(squad(change))))
     assert caught.value.hint
 
 
@@ -250,7 +250,7 @@ def test_spans_in_bytes_instead_of_characters_are_all_counted(write: Callable[..
     ]
     root = {"data": [{"paragraphs": [{"context": "éb", "qas": entries}]}]}
     with pytest.raises(UntrustedInput, match=r"8 questions .*: 'q0', 'q1', 'q2', 'q3', 'q4', \.\.\.") as caught:
-        data.load(write(root))
+        data.load(data.DatasetRef(write(root)))
     assert "not bytes" in (caught.value.hint or "")
 
 
@@ -430,7 +430,7 @@ def test_a_subset_that_cannot_be_drawn(samples: int) -> None:
 
 def test_load_draws_a_subset(write: Callable[..., Path]) -> None:
     path = write(SQUAD)
-    assert data.load(path, samples=2, seed=4) == data.subset(data.load(path), 2, 4)
+    assert data.load(data.DatasetRef(path, samples=2, seed=4)) == data.subset(data.load(data.DatasetRef(path)), 2, 4)
 
 
 def test_questions_are_selected_by_id_in_the_order_asked() -> None:
@@ -562,7 +562,7 @@ def load_apart(hub: Hub, home: Path, *arguments: dict[str, Any], **environment: 
 
 @pytest.mark.hub
 def test_questions_from_the_hub_are_those_of_the_file(hub: Hub, tmp_path: Path, write: Callable[..., Path]) -> None:
-    expected = data.load(write(SQUAD)).fingerprint
+    expected = data.load(data.DatasetRef(write(SQUAD))).fingerprint
     sha = {name: hub.repositories["dataset", name].branches["main"] for name in ("qa/parquet", "qa/MyJson")}
     found = load_apart(
         hub, tmp_path, {"source": "qa/parquet"}, {"source": "qa/MyJson"}, {"source": "qa/parquet", "split": "train"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import logging
@@ -14,9 +15,10 @@ from string import Template
 from typing import TYPE_CHECKING, Any
 
 from qabuild.errors import BadTarget, MissingEnvironment, QABuildError
-from qabuild.models.backends.architectures import KERNEL_INJECTION, check_architecture
 from qabuild.models.backends.deepspeed.options import ROWS, Options
-from qabuild.models.runtime import Runtime
+from qabuild.models.dtype_speed import Rule
+from qabuild.models.runtime import Dtype, Runtime
+from qabuild.models.support import Way
 from qabuild.system.frozen import Frozen as Frozen
 from qabuild.system.quiet import captured, quiet_logging
 
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 
 CONFIG = "deepspeed.json"
 
-DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+TORCH_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
 SNIPPET = """\
@@ -63,10 +65,31 @@ model = Inference(directory).eval()
 
 
 PACKAGES = ("torch", "transformers", "deepspeed")
+EXTRAS: tuple[str, ...] = ("deepspeed",)
+COMPILE_ONLY: tuple[str, ...] = ()
+DTYPES: Mapping[str, tuple[Dtype, ...]] = {"cpu": ("fp32", "bf16"), "cuda": ("fp32", "bf16", "fp16")}
+RUNTIME = ("DeepSpeed", "deepspeed")
+SPEED: tuple[Rule, ...] = ()
+
+INFERENCE = Way(
+    name="deepspeed",
+    supported=(
+        *("albert", "bert", "big_bird", "camembert", "convbert", "data2vec-text"),
+        *("deberta", "deberta-v2", "distilbert", "electra", "ernie", "ibert"),
+        *("longformer", "megatron-bert", "mobilebert", "modernbert", "mpnet", "nystromformer"),
+        *("rembert", "roberta", "roberta-prelayernorm", "roformer", "splinter", "squeezebert"),
+        *("xlm-roberta", "xlm-roberta-xl"),
+    ),
+)
+WAYS = (INFERENCE,)
+
+KERNEL_INJECTION = ("bert", "roberta")
+"""Model types whose layers DeepSpeed replaces rightly. For distilbert it has kernels too, but takes the fourth
+positional argument, `output_attentions`, for the mask, so that padding is attended to."""
 
 
 def check(config: Mapping[str, Any], options: Options, runtime: Runtime) -> None:
-    """Raise BadTarget for kernel injection or tensor parallelism off the GPU, int8, and unsupported architectures."""
+    """Raise BadTarget for kernel injection or tensor parallelism off the GPU, and int8."""
     if runtime.dtype == "int8":
         raise BadTarget(
             "runtime.dtype = 'int8': DeepSpeed quantises nothing here",
@@ -91,12 +114,27 @@ def check(config: Mapping[str, Any], options: Options, runtime: Runtime) -> None
             "set backend.replace_with_kernel_inject = false, or runtime.device = 'cuda'",
             key="backend.replace_with_kernel_inject",
         )
-    check_architecture("deepspeed", config)
     if options.replace_with_kernel_inject and config and config.get("model_type") not in KERNEL_INJECTION:
         raise BadTarget(
             f"DeepSpeed's kernels fit {', '.join(KERNEL_INJECTION)}, not {config.get('model_type')!r}",
             "set backend.replace_with_kernel_inject = false",
         )
+
+
+def ways(options: Options, runtime: Runtime) -> tuple[Way, ...]:
+    """The one there is."""
+    return WAYS
+
+
+def here() -> str:
+    """Whether its inference kernels can be built."""
+    with quiet_logging(logging.CRITICAL), redirect_stdout(io.StringIO()), captured(2):
+        builders: Any = importlib.import_module("deepspeed.ops.op_builder.all_ops").ALL_OPS
+        kernel = builders.get("transformer_inference")
+        works = bool(kernel and kernel.is_compatible())
+    return (
+        "inference kernels can be built" if works else "no inference kernels here: replace_with_kernel_inject = false"
+    )
 
 
 def lacks(options: Options, runtime: Runtime) -> list[str]:
@@ -111,7 +149,7 @@ def compile(checkpoint: Checkpoint, options: Options, runtime: Runtime, director
 
     check(checkpoint.config, options, runtime)
     settings: dict[str, Any] = {
-        "dtype": DTYPES[runtime.dtype],
+        "dtype": TORCH_DTYPES[runtime.dtype],
         "replace_with_kernel_inject": options.replace_with_kernel_inject,
         "tensor_parallel": {"tp_size": options.tensor_parallel},
         "keep_module_on_host": runtime.device == "cpu",

@@ -9,9 +9,11 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from qabuild.errors import BadTarget, MissingEnvironment, UntrustedInput
-from qabuild.models.backends.architectures import FP16, OPTIMISED, ORT, check_architecture
+from qabuild.models.backends.onnxruntime.fusions import FUSIONS
 from qabuild.models.backends.onnxruntime.options import DEFAULT_PROVIDER, DEVICE, Options
-from qabuild.models.runtime import Runtime
+from qabuild.models.dtype_speed import Rule
+from qabuild.models.runtime import Dtype, Runtime
+from qabuild.models.support import Way
 from qabuild.system import machine as machine
 from qabuild.system import packages
 from qabuild.system.frozen import Frozen as Frozen
@@ -30,10 +32,51 @@ model = ORTModelForQuestionAnswering.from_pretrained(directory, provider="{provi
 
 
 PACKAGES = ("torch", "transformers", "optimum", "optimum-onnx", "onnx", "onnxruntime")
+EXTRAS: tuple[str, ...] = ("cpu", "gpu")
+COMPILE_ONLY: tuple[str, ...] = ("onnx",)
+DTYPES: Mapping[str, tuple[Dtype, ...]] = {"cpu": ("fp32", "fp16", "int8"), "cuda": ("fp32", "fp16")}
+RUNTIME = ("ONNX Runtime", "onnxruntime")
+SPEED: tuple[Rule, ...] = (
+    Rule(
+        dtype="int8",
+        instructions="AVX2",
+        backend="onnxruntime",
+        rate=1.4,
+        why="ONNX Runtime's dynamic int8 makes two products with AVX2 where fp32 makes one",
+    ),
+)
+
+_NO_EXPORT = "optimum cannot export it for question answering"
+EXPORTED = Way(
+    name="onnxruntime",
+    supported=(
+        *("albert", "bert", "big_bird", "camembert", "convbert", "data2vec-text"),
+        *("deberta", "deberta-v2", "distilbert", "electra", "ibert", "megatron-bert"),
+        *("mobilebert", "mpnet", "nystromformer", "rembert", "roberta", "roformer"),
+        *("splinter", "squeezebert", "xlm-roberta"),
+    ),
+    refused={
+        **dict.fromkeys(("ernie", "modernbert", "roberta-prelayernorm", "xlm-roberta-xl"), _NO_EXPORT),
+        "longformer": "the exporter cannot trace it",
+    },
+)
+OPTIMISED = Way(
+    name="onnxruntime with level > 0",
+    supported=tuple(FUSIONS),
+    refused=dict.fromkeys(
+        EXPORTED.supported, "the graph optimiser does not know it; backend.level = 0 exports it as it is"
+    ),
+)
+FP16 = Way(
+    name="onnxruntime in fp16",
+    supported=tuple(name for name in EXPORTED.supported if name != "big_bird"),
+    refused={"big_bird": "it sets logits of the question to -1e6, which half precision cannot hold"},
+)
+WAYS = (EXPORTED, OPTIMISED, FP16)
 
 
 def check(config: Mapping[str, Any], options: Options, runtime: Runtime) -> None:
-    """Raise BadTarget for a dtype, provider, level or architecture that this backend cannot combine."""
+    """Raise BadTarget for a dtype, provider or level that this backend cannot combine."""
     if runtime.dtype == "bf16":
         raise BadTarget(
             "runtime.dtype = 'bf16' is not supported by ONNX Runtime's kernels",
@@ -58,11 +101,22 @@ def check(config: Mapping[str, Any], options: Options, runtime: Runtime) -> None
             f"leave backend.provider out, or set runtime.device to {DEVICE[options.provider]}",
             key="backend.provider",
         )
-    check_architecture(ORT, config)
-    if options.level > 0:
-        check_architecture(OPTIMISED, config)
-    if runtime.dtype == "fp16":
-        check_architecture(FP16, config)
+
+
+def ways(options: Options, runtime: Runtime) -> tuple[Way, ...]:
+    """Export, and what is done to the graph after it."""
+    return (
+        EXPORTED,
+        *([OPTIMISED] if options.level > 0 else []),
+        *([FP16] if runtime.dtype == "fp16" else []),
+    )
+
+
+def here() -> str:
+    """The providers that the installed ONNX Runtime is built with."""
+    import onnxruntime
+
+    return ", ".join(onnxruntime.get_available_providers())
 
 
 def lacks(options: Options, runtime: Runtime) -> list[str]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,12 +12,14 @@ from string import Template
 from typing import TYPE_CHECKING, Any
 
 from qabuild.errors import BadTarget, UntrustedInput
-from qabuild.models.backends.architectures import OPENVINO, check_architecture
+from qabuild.models.backends.openvino.core import core
 from qabuild.models.backends.openvino.options import FILE, Options, needs, precision
 from qabuild.models.calibration import Calibrated as Calibrated
-from qabuild.models.runtime import Runtime
+from qabuild.models.dtype_speed import Rule
+from qabuild.models.runtime import Dtype, Runtime
+from qabuild.models.support import Way
 from qabuild.system import machine, packages
-from qabuild.system.quiet import quiet_tracing
+from qabuild.system.quiet import captured, quiet_logging, quiet_tracing
 
 if TYPE_CHECKING:
     from qabuild.models.checkpoint.resolve import Checkpoint
@@ -64,8 +69,36 @@ if not {"avx512_vnni", "avx_vnni", "amx_int8"} & set(Path("/proc/cpuinfo").read_
 """
 
 
+EXTRAS: tuple[str, ...] = ("openvino",)
+COMPILE_ONLY: tuple[str, ...] = ("nncf",)
+DTYPES: Mapping[str, tuple[Dtype, ...]] = {"cpu": ("fp32", "bf16", "int8")}
+RUNTIME = ("OpenVINO", "openvino")
+SPEED: tuple[Rule, ...] = (
+    Rule(
+        dtype="int8",
+        instructions=None,
+        backend="openvino",
+        rate=0.8,
+        why="without VNNI, OpenVINO's int8 takes detours, and needs overflow_fix",
+    ),
+)
+
+CONVERTED = Way(
+    name="openvino",
+    supported=(
+        *("albert", "bert", "big_bird", "camembert", "convbert", "data2vec-text"),
+        *("deberta", "deberta-v2", "distilbert", "electra", "ernie", "ibert"),
+        *("megatron-bert", "mobilebert", "modernbert", "mpnet", "nystromformer", "rembert"),
+        *("roberta", "roberta-prelayernorm", "roformer", "splinter", "squeezebert", "xlm-roberta"),
+        *("xlm-roberta-xl",),
+    ),
+    refused={"longformer": "a trace cannot hold its sliding windows"},
+)
+WAYS = (CONVERTED,)
+
+
 def check(config: Mapping[str, Any], options: Options, runtime: Runtime) -> None:
-    """Raise BadTarget for a device, a dtype or an architecture that is not supported."""
+    """Raise BadTarget for a device or a dtype that is not supported."""
     if runtime.device != "cpu":
         raise BadTarget(
             f"runtime.device = {runtime.device!r}: the backend openvino is for the CPU",
@@ -84,7 +117,20 @@ def check(config: Mapping[str, Any], options: Options, runtime: Runtime) -> None
             "leave backend.rest out, or set runtime.dtype to int8",
             key="backend.rest",
         )
-    check_architecture(OPENVINO, config)
+
+
+def ways(options: Options, runtime: Runtime) -> tuple[Way, ...]:
+    """The one there is."""
+    return WAYS
+
+
+def here() -> str:
+    """The devices that OpenVINO finds."""
+    if machine.preloaded("tcmalloc"):
+        return "does not survive the preloaded tcmalloc: unset LD_PRELOAD"
+    with quiet_logging(logging.CRITICAL), contextlib.redirect_stdout(io.StringIO()), captured(2):
+        devices: list[str] = core().available_devices
+    return ", ".join(devices)
 
 
 def lacks(options: Options, runtime: Runtime) -> list[str]:

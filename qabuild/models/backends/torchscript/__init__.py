@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from qabuild.errors import BadTarget
-from qabuild.models.backends.architectures import TRACED, check_architecture
-from qabuild.models.runtime import Runtime
+from qabuild.models.dtype_speed import Rule
+from qabuild.models.runtime import Dtype, Runtime
+from qabuild.models.support import Way
 from qabuild.system.frozen import Frozen
 from qabuild.system.quiet import quiet_tracing
 
@@ -65,17 +66,44 @@ class Options(Frozen):
 
 
 PACKAGES = ("torch", "transformers")
+EXTRAS: tuple[str, ...] = ()
+COMPILE_ONLY: tuple[str, ...] = ()
+DTYPES: Mapping[str, tuple[Dtype, ...]] = {"cpu": ("fp32", "bf16", "fp16"), "cuda": ("fp32", "bf16", "fp16")}
+RUNTIME = ("torch", "torch")
+SPEED: tuple[Rule, ...] = ()
+
+TRACED = Way(
+    name="torchscript",
+    supported=(
+        *("albert", "bert", "big_bird", "camembert", "convbert", "data2vec-text"),
+        *("deberta", "deberta-v2", "distilbert", "electra", "ernie", "ibert"),
+        *("megatron-bert", "mobilebert", "modernbert", "mpnet", "nystromformer", "rembert"),
+        *("roberta", "roberta-prelayernorm", "roformer", "splinter", "squeezebert", "xlm-roberta"),
+        *("xlm-roberta-xl",),
+    ),
+    refused={"longformer": "a trace cannot hold its sliding windows"},
+)
+WAYS = (TRACED,)
 
 
 def check(config: Mapping[str, Any], options: Options, runtime: Runtime) -> None:
-    """Raise BadTarget for int8, and for an architecture that cannot be traced."""
+    """Raise BadTarget for int8."""
     if runtime.dtype == "int8":
         raise BadTarget(
             "runtime.dtype = 'int8': a trace quantises nothing",
             "use fp32, bf16 or fp16, or one of the backends onnxruntime and openvino",
             key="runtime.dtype",
         )
-    check_architecture(TRACED, config)
+
+
+def ways(options: Options, runtime: Runtime) -> tuple[Way, ...]:
+    """The one there is."""
+    return WAYS
+
+
+def here() -> str:
+    """Nothing that doctor does not say of torch itself."""
+    return ""
 
 
 def lacks(options: Options, runtime: Runtime) -> list[str]:

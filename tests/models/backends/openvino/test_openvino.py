@@ -94,7 +94,7 @@ def test_int8_is_calibrated_on_training_questions_and_says_on_which(source: Any,
     directory, record = compiled(INT8, **FEW)
     graph = ov.core().read_model(directory / ov.FILE)
     assert sum(node.get_type_name() == "FakeQuantize" for node in graph.get_ops()) > 10
-    drawn = data.load("sample", split="train", samples=12, seed=0)
+    drawn = data.load(data.DatasetRef("sample", split="train", samples=12, seed=0))
     assert record["calibration"]["fingerprint"] == drawn.fingerprint
     assert record["calibration"]["questions"] == 12
     assert record["needs"] == {"int8": ["AVX512-VNNI", "AVX-VNNI", "AMX-INT8"]}

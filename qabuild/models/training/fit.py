@@ -1,4 +1,4 @@
-"""The steps of a training, as they are carried out in its own process."""
+"""The step `train`: the training itself, in a process of its own."""
 
 from __future__ import annotations
 
@@ -9,63 +9,23 @@ from typing import Any
 
 from qabuild.errors import QABuildError
 from qabuild.models import sdpa_kernels
-from qabuild.models.checkpoint.load import copy_tokenizer, load_model, load_tokenizer
-from qabuild.models.training import curves, examples
+from qabuild.models.checkpoint.load import copy_tokenizer
+from qabuild.models.training import curves
 from qabuild.models.training import teacher_logits as teaching
 from qabuild.models.training.collate import Collator
-from qabuild.models.training.examples import Examples
+from qabuild.models.training.examples import Examples, examples_of
 from qabuild.models.training.request import Request
 from qabuild.models.training.student import make_student, restore_dropout
 from qabuild.models.training.trainer import drop_torn_states, last_state, make_trainer
-from qabuild.models.training.vocabulary import require_same_tokens
 from qabuild.system.process import Tell
 
 
-def logits(request: Request, tell: Tell) -> Mapping[str, Any]:
-    """Let the teacher answer every window, once."""
-    assert request.teacher
-    tokenizer, found = _examples(request)
-    model = load_model(request.teacher).to(request.device)
-    done = 0
-
-    def advance(count: int) -> None:
-        nonlocal done
-        done += count
-        tell({"step": done, "steps": len(found)})
-
-    with sdpa_kernels.of_any_shape(request.device):
-        teaching.make(model, tokenizer.model_input_names, found, request.directory, _autocast(request), advance)
-    return {"examples": found.counts}
-
-
-def search(request: Request, tell: Tell) -> Mapping[str, Any]:
-    """Look for the alpha and the temperature of the best student."""
-    from qabuild.models.training.search import search as try_all
-
-    tokenizer, found = _examples(request)
-    return try_all(request, found, lambda tried, part: fit(tried, part, tokenizer, tell))
-
-
-def train(request: Request, tell: Tell) -> Mapping[str, Any]:
-    """Train, from the last saved state where there is one, and write the checkpoint."""
-    tokenizer, found = _examples(request)
+def run(request: Request, tell: Tell) -> Mapping[str, Any]:
+    """The step `train`: train, from the last saved state where there is one, and write the checkpoint."""
+    tokenizer, found = examples_of(request)
     record = fit(request, found, tokenizer, tell)
     weights = request.distill and {"alpha": request.distill.alpha, "temperature": request.distill.temperature}
     return {"examples": found.counts, "distill": weights, **record}
-
-
-def _examples(request: Request) -> tuple[Any, Examples]:
-    """Tokenizer and examples; with a teacher those of the teacher, which must be the student's as well."""
-    tokenizer = load_tokenizer((request.teacher or request.start).directory)
-    found = examples.load(request.train, tokenizer, offline=request.offline)
-    if request.teacher:
-        require_same_tokens(
-            (request.teacher.name, tokenizer),
-            (request.start.name, load_tokenizer(request.start.directory)),
-            found.questions,
-            examples.cut_of(request.train, tokenizer),
-        )
-    return tokenizer, found
 
 
 def fit(request: Request, found: Examples, tokenizer: Any, tell: Tell) -> Mapping[str, Any]:
@@ -103,14 +63,6 @@ def _complete(request: Request) -> None:
         path.chmod(0o644)  # is written for its owner alone
     copy_tokenizer(request.start, request.directory)
     shutil.copyfile(request.work / curves.FILE, request.directory / curves.FILE)
-
-
-def _autocast(request: Request) -> Any:
-    import torch
-
-    if request.dtype == "fp32":
-        return contextlib.nullcontext()
-    return torch.autocast(request.device, torch.bfloat16 if request.dtype == "bf16" else torch.float16)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,121 @@
+"""The code that decides a step's result: the import closure of the modules that do its work.
+
+A step's key covers the bytes of every module that its work may import. Which those are is read from the source, so
+that no list of modules is kept by hand. A new module of the package takes part where it is imported, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import textwrap
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+from qabuild.builder.keys import key_of
+
+PACKAGE = "qabuild"
+HERE = Path(__file__).resolve().parents[1]
+
+EXCLUDED = frozenset(
+    {
+        "qabuild",  # the public names
+        "qabuild.builder.steps",  # the table of steps
+        "qabuild.errors",
+        "qabuild.models.backends",  # the table of backends
+        "qabuild.models.dtype_speed",  # what `doctor` expects
+        "qabuild.system.reporter",
+        "qabuild.system.version",
+    }
+)
+"""Modules that decide no result: tables, which grow with every entry, errors, and what is shown of progress."""
+
+
+class Source:
+    """The package's source in the folder `package`, each file read once."""
+
+    def __init__(self, package: Path = HERE) -> None:
+        self._package = package
+        self._content = cache(self._read)
+        self._imports = cache(self._imported)
+        self.digest = cache(self._digest)
+
+    def closure(self, *roots: str) -> frozenset[str]:
+        """All modules that importing `roots` may import, now or inside a function, themselves among them."""
+        closure: set[str] = set()
+        waiting = [module for root in roots for module in self._chain(root)]
+        while waiting:
+            module = waiting.pop()
+            if module not in closure and module not in EXCLUDED:
+                closure.add(module)
+                waiting.extend(self._imports(module))
+        return frozenset(closure)
+
+    def _digest(self, *roots: str) -> str:
+        """SHA-256, in hex, over the bytes of every module of the closure."""
+        return key_of({module: hashlib.sha256(self._content(module)).hexdigest() for module in self.closure(*roots)})
+
+    def _read(self, module: str) -> bytes:
+        path = self._package.joinpath(*module.split(".")[1:])
+        return (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_bytes()
+
+    def _imported(self, module: str) -> list[str]:
+        return [
+            name
+            for statement in import_statements(self._content(module).decode("utf-8"))
+            for imported in _names(statement)
+            for name in self._chain(imported)
+        ]
+
+    def _chain(self, name: str) -> list[str]:
+        """The modules that run where `name` is imported: the packages around it, and itself unless it is no module."""
+        parts = name.split(".")
+        modules = [".".join(parts[:length]) for length in range(1, len(parts) + 1)]
+        return modules if self._is_module(name) else modules[:-1]
+
+    def _is_module(self, name: str) -> bool:
+        path = self._package.joinpath(*name.split(".")[1:])
+        return path.is_dir() or path.with_suffix(".py").is_file()
+
+
+def import_statements(source: str) -> Iterator[ast.Import | ast.ImportFrom]:
+    """The statements of `source` that import this package's modules, but for those under `if TYPE_CHECKING:`.
+
+    Statements are found by the words that their first line begins with and only they are parsed: parsing all files as
+    a whole would take most of the time of a build that has nothing to do.
+    """
+    lines = source.splitlines()
+    type_checking: int | None = None  # indentation of the block that the type checker alone reads
+    number = 0
+    while number < len(lines):
+        line, first = lines[number], number
+        number += 1
+        indentation = len(line) - len(line.lstrip())
+        if not line.strip():
+            continue
+        if type_checking is not None and indentation <= type_checking:
+            type_checking = None
+        if line.lstrip().startswith("if TYPE_CHECKING:"):
+            type_checking = indentation
+        elif type_checking is None and line.lstrip().startswith((f"from {PACKAGE}", f"import {PACKAGE}")):
+            while "(" in lines[first] and ")" not in lines[number - 1]:
+                number += 1
+            yield from _parsed("\n".join(lines[first:number]))
+
+
+def _parsed(text: str) -> Iterator[ast.Import | ast.ImportFrom]:
+    try:
+        body = ast.parse(textwrap.dedent(text)).body
+    except SyntaxError:  # a line of a docstring that begins as an import does
+        return
+    yield from (statement for statement in body if isinstance(statement, (ast.Import, ast.ImportFrom)))
+
+
+def _names(statement: ast.Import | ast.ImportFrom) -> list[str]:
+    """Dotted names of what may be modules of this package."""
+    if isinstance(statement, ast.Import):
+        names = [alias.name for alias in statement.names]
+    else:
+        names = [f"{statement.module}.{alias.name}" for alias in statement.names]
+    return [name for name in names if name.split(".")[0] == PACKAGE]

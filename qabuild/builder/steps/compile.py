@@ -1,0 +1,57 @@
+"""The step `compile`: the checkpoint, as the target's backend compiles it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from qabuild.builder.keys import Inputs, flat, package_inputs, package_versions
+from qabuild.builder.steps.step import ARTIFACT, Context, Facts, Requirements
+from qabuild.models import calibration
+from qabuild.models.backends import BACKENDS, backend
+from qabuild.qa import ask
+from qabuild.target.model import Target
+
+
+class Compile:
+    name: ClassVar[str] = "compile"
+    stage: ClassVar[str] = ARTIFACT
+    folder: ClassVar[str | None] = ""
+
+    def requires(self, target: Target) -> Requirements:
+        module = backend(target.backend.name)
+        return {**dict.fromkeys(ask.PACKAGES, ()), **dict.fromkeys(module.PACKAGES, module.EXTRAS)}
+
+    def inputs(self, target: Target, facts: Facts) -> Inputs | None:
+        return {
+            "checkpoint": facts.identity,
+            **flat("backend", calibration.sealed(target.backend)),
+            **({"calibration": facts.data_identity("backend.calibration")} if target.calibrated else {}),
+            **flat("runtime", target.runtime.model_dump(mode="json")),
+            **package_inputs(facts.versions, self.requires(target)),
+            **_hardware(target, facts),
+            "code": facts.code.digest("qabuild.models.compiler", "qabuild.artifact.handler", _module(target)),
+        }
+
+    def run(self, context: Context, directory: Path) -> Mapping[str, Any]:
+        from qabuild.artifact import handler
+        from qabuild.models.compiler import compile_in_child
+
+        target = context.target
+        record = compile_in_child(context.checkpoint, target.backend, target.runtime, directory)
+        handler.write(target.backend, target.runtime, package_versions(context.inputs), directory)
+        return record
+
+
+def _module(target: Target) -> str:
+    return BACKENDS[target.backend.name]
+
+
+def _hardware(target: Target, facts: Facts) -> dict[str, Any]:
+    """What low-precision kernels and GPU graphs are made for."""
+    if target.runtime.device == "cuda":
+        return {"gpu architecture": facts.machine.get("gpu_architecture")}
+    if target.runtime.dtype == "int8":
+        return {"instruction sets": facts.machine["instruction_sets"]}
+    return {}

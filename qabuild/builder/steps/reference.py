@@ -1,0 +1,107 @@
+"""The steps `reference` and `teacher`: what the checkpoint, and the teacher of its training, answer themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from qabuild.builder.keys import Inputs, flat, package_inputs
+from qabuild.builder.steps.step import ARTIFACT, Context, Facts, Requirements, known
+from qabuild.evaluation import reference
+from qabuild.qa import ask
+from qabuild.system.hub import is_path
+from qabuild.target.model import Target
+
+if TYPE_CHECKING:
+    from qabuild.models.checkpoint.resolve import Checkpoint
+    from qabuild.qa.data import QuestionSet
+
+WORK = ("qabuild.evaluation.reference", "qabuild.models.checkpoint.load", "qabuild.qa.data")
+
+
+class Reference:
+    name: ClassVar[str] = "reference"
+    stage: ClassVar[str] = ARTIFACT
+    folder: ClassVar[str | None] = reference.FOLDER
+
+    def requires(self, target: Target) -> Requirements:
+        return dict.fromkeys(ask.PACKAGES, ())
+
+    def inputs(self, target: Target, facts: Facts) -> Inputs | None:
+        return {
+            "checkpoint": facts.identity,
+            **flat("verify", _questions(target, facts)),
+            "reference.device": _device(target, facts),
+            **package_inputs(facts.versions, self.requires(target)),
+            "code": facts.code.digest(*WORK),
+        }
+
+    def run(self, context: Context, directory: Path) -> Mapping[str, Any]:
+        _answer(context, context.checkpoint, directory)
+        return {}
+
+
+class Teacher:
+    """The teacher answers the questions as a reference too: its F1 stands beside the student's."""
+
+    name: ClassVar[str] = "teacher"
+    stage: ClassVar[str] = ARTIFACT
+    folder: ClassVar[str | None] = None
+
+    def requires(self, target: Target) -> Requirements:
+        return Reference().requires(target) if target.distill else {}
+
+    def inputs(self, target: Target, facts: Facts) -> Inputs | None:
+        if target.distill is None:
+            return None
+        asked = Reference().inputs(target, replace(facts, checkpoint=facts.teacher, made_by=facts.teacher_made_by))
+        assert asked is not None
+        return {**asked, "code": facts.code.digest(*WORK, "qabuild.qa.squad_metric")}
+
+    def run(self, context: Context, directory: Path) -> Mapping[str, Any]:
+        from qabuild.qa import squad_metric
+
+        questions = _answer(context, known(context.facts.teacher), directory)
+        golds = {question.id: question.answers for question in questions.questions}
+        scores = squad_metric.score(reference.read(directory).answers, golds)
+        return {"exact_match": scores.exact_match, "f1": scores.f1}
+
+
+def _answer(context: Context, checkpoint: Checkpoint, directory: Path) -> QuestionSet:
+    from qabuild.builder.leakage import questions_of
+    from qabuild.models.checkpoint.load import load_model, load_tokenizer
+
+    target = context.target
+    questions = questions_of(target, offline=context.offline)
+    described = {
+        "dataset": questions.name,
+        "file": is_path(target.verify.dataset),
+        "revision": questions.revision,
+        "split": questions.split,
+        "samples": len(questions),
+        "seed": target.verify.seed if target.verify.samples else None,
+        "fingerprint": questions.fingerprint,
+    }
+    model = load_model(checkpoint).to(context.inputs["reference.device"])
+    tokenizer = load_tokenizer(checkpoint.directory)
+    reference.make(model, tokenizer, questions, described, directory, context.reporter)
+    return questions
+
+
+def _questions(target: Target, facts: Facts) -> dict[str, Any]:
+    """Which questions, and all that the sealed answers say of where the questions are."""
+    verify = target.verify
+    return {
+        "dataset": facts.data_identity("verify.dataset"),
+        "source": f"the file {verify.data.shown}" if is_path(verify.dataset) else verify.dataset,
+        "split": None if is_path(verify.dataset) else verify.split,  # a file has none
+        "samples": verify.samples,
+        "seed": verify.seed if verify.samples else None,  # it draws nothing where all are asked
+    }
+
+
+def _device(target: Target, facts: Facts) -> str:
+    """The checkpoint answers on the target's device where that is here, on the CPU where it is not."""
+    return "cuda" if target.runtime.device == "cuda" and facts.machine.get("gpus") else "cpu"

@@ -1,0 +1,158 @@
+"""The steps of the stage `train`:
+
+logits    the teacher's logits on the windows that the student learns from, once
+search    trials of alpha and temperature, of which the best is taken
+train     the training itself, whose result is a checkpoint
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+from qabuild.builder.keys import Inputs, flat, key_or_unknown, package_inputs
+from qabuild.builder.steps.step import Context, Facts, Requirements
+from qabuild.errors import BadTarget
+from qabuild.models.training import conditions, options
+from qabuild.models.training.options import StepName
+from qabuild.system.hub import is_path
+from qabuild.target.model import Target
+
+ENTRY = "qabuild.models.training.__main__"
+"""What the process that trains runs; beside it, the module of the step."""
+
+
+class _TrainingStep:
+    """What the three steps have in common."""
+
+    name: ClassVar[str]
+    stage: ClassVar[str] = "train"
+    folder: ClassVar[str | None] = None
+
+    def requires(self, target: Target) -> Requirements:
+        return dict.fromkeys(options.PACKAGES, ()) if self.stage in target.stages else {}
+
+    def run(self, context: Context, directory: Path) -> Mapping[str, Any]:
+        from qabuild.models.training.launch import carry_out
+        from qabuild.models.training.request import Request
+
+        target, results = context.target, context.results
+        searched = results["search"].record if "search" in results else {}
+        request = Request(
+            step=cast(StepName, self.name),
+            start=context.checkpoint,
+            teacher=context.facts.teacher,
+            train=target.training,
+            distill=target.distill and target.distill.model_copy(update=searched.get("best", {})),
+            device=context.inputs["train.device"],
+            dtype=context.inputs["train.dtype"],
+            logits=results["logits"].directory if "logits" in results else None,
+            work=context.work,
+            directory=directory,
+            offline=context.offline,
+        )
+        trials = {"trials": searched["trials"]} if searched else {}
+        return {**carry_out(request, context.reporter), **trials}
+
+    def _shared(self, target: Target, facts: Facts) -> dict[str, Any]:
+        """Device, dtype, packages and code."""
+        return {
+            **conditions.conditions(facts.machine, target.training.dtype),
+            **package_inputs(facts.versions, self.requires(target)),
+            "code": facts.code.digest(ENTRY, options.MODULES[cast(StepName, self.name)]),
+        }
+
+
+class Logits(_TrainingStep):
+    name: ClassVar[str] = "logits"
+
+    def requires(self, target: Target) -> Requirements:
+        return super().requires(target) if target.distill else {}
+
+    def inputs(self, target: Target, facts: Facts) -> Inputs | None:
+        if target.distill is None:
+            return None
+        return {"teacher": facts.teacher_identity, **_windows(target, facts), **self._shared(target, facts)}
+
+
+class Search(_TrainingStep):
+    name: ClassVar[str] = "search"
+
+    def requires(self, target: Target) -> Requirements:
+        searches = target.distill and target.distill.search
+        return {**super().requires(target), **dict.fromkeys(options.SEARCH_PACKAGES, ("search",))} if searches else {}
+
+    def inputs(self, target: Target, facts: Facts) -> Inputs | None:
+        if target.distill is None or target.distill.search is None:
+            return None
+        return {
+            "checkpoint": facts.identity,
+            "logits": _key_of(Logits(), target, facts),
+            **_options(target),
+            **flat("distill.search", target.distill.search.model_dump(mode="json")),
+            **self._shared(target, facts),
+        }
+
+
+class Train(_TrainingStep):
+    name: ClassVar[str] = "train"
+
+    def inputs(self, target: Target, facts: Facts) -> Inputs | None:
+        conditions.check(target.training, facts.checkpoint, facts.machine)
+        return {
+            "checkpoint": facts.identity,
+            **_windows(target, facts),
+            **_options(target),
+            **({"logits": _key_of(Logits(), target, facts)} if target.distill else {}),
+            **_weights_of_losses(target, facts),
+            **self._shared(target, facts),
+        }
+
+
+def _key_of(step: Logits | Search, target: Target, facts: Facts) -> Any:
+    inputs = step.inputs(target, facts)
+    assert inputs is not None
+    return key_or_unknown(inputs)
+
+
+def _windows(target: Target, facts: Facts) -> dict[str, Any]:
+    """Which windows are learnt from."""
+    train = target.training
+    drawn = train.samples is not None or train.held_out > 0
+    return {
+        "train.dataset": facts.data_identity("train.dataset"),
+        "train.split": None if is_path(train.dataset) else train.split,
+        "train.samples": train.samples,
+        "train.held_out": train.held_out,
+        "train.draw": train.seed if drawn else None,
+        "train.max_misplaced": train.max_misplaced,
+        "train.max_seq_len": train.max_seq_len,
+        "train.doc_stride": train.doc_stride,
+    }
+
+
+def _options(target: Target) -> dict[str, Any]:
+    """What else decides the training, but for how often its state is saved."""
+    train = target.training
+    elsewhere = {"dataset", "revision", "fingerprint", "split", "samples", "held_out", "max_misplaced", "dtype"}
+    elsewhere |= {"max_seq_len", "doc_stride", "save_steps", "deepspeed"}
+    chosen = flat("train", train.model_dump(mode="json", exclude=elsewhere))
+    return chosen | ({"train.deepspeed": _content(train.deepspeed)} if train.deepspeed else {})
+
+
+def _content(path: str) -> str:
+    """A config counts by what it says, however that is laid out."""
+    try:
+        return json.dumps(json.loads(Path(path).read_text(encoding="utf-8")), sort_keys=True)
+    except (OSError, ValueError) as error:
+        raise BadTarget(f"train.deepspeed: {path}: {error}", "let it name a DeepSpeed config, a JSON file") from None
+
+
+def _weights_of_losses(target: Target, facts: Facts) -> dict[str, Any]:
+    if target.distill is None:
+        return {}
+    if target.distill.search:
+        return {"search": _key_of(Search(), target, facts)}
+    return {"distill.alpha": target.distill.alpha, "distill.temperature": target.distill.temperature}

@@ -1,0 +1,57 @@
+"""The step `verify`: the artifact, as it lies on the disk, measured beside its checkpoint."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from qabuild.builder.keys import Inputs, flat, key_or_unknown, package_inputs
+from qabuild.builder.steps.compile import Compile
+from qabuild.builder.steps.reference import Reference
+from qabuild.builder.steps.step import PROOF, Context, Facts, Requirements
+from qabuild.evaluation import stock_pipeline
+from qabuild.models.backends import BACKENDS, backend
+from qabuild.target.model import Target
+
+MEASUREMENT = "measurement.json"
+
+
+class Verify:
+    name: ClassVar[str] = "verify"
+    stage: ClassVar[str] = PROOF
+    folder: ClassVar[str | None] = None
+
+    def requires(self, target: Target) -> Requirements:
+        module = backend(target.backend.name)
+        return {**dict.fromkeys(stock_pipeline.PACKAGES, ()), **dict.fromkeys(module.PACKAGES, module.EXTRAS)}
+
+    def inputs(self, target: Target, facts: Facts) -> Inputs | None:
+        compiled, answered = Compile().inputs(target, facts), Reference().inputs(target, facts)
+        assert compiled is not None
+        assert answered is not None
+        measured_on = ("cpu", "cores", "gpus", "driver")
+        return {
+            "compile": key_or_unknown(compiled),
+            "reference": key_or_unknown(answered),
+            "verify.stock": target.verify.stock,
+            "verify.batch_size": target.verify.batch_size,
+            **flat("machine", {name: value for name, value in facts.machine.items() if name in measured_on}),
+            **package_inputs(facts.versions, self.requires(target)),
+            "code": facts.code.digest(
+                "qabuild.evaluation.measure", "qabuild.models.checkpoint.load", BACKENDS[target.backend.name]
+            ),
+        }
+
+    def run(self, context: Context, directory: Path) -> Mapping[str, Any]:
+        from qabuild.evaluation import measure
+        from qabuild.models.checkpoint.load import load_model
+
+        assert context.artifact is not None
+        questions = measure.find_questions(context.artifact, context.target.verify.dataset, offline=context.offline)
+        baseline = load_model(context.checkpoint).to(context.target.runtime.device)
+        measurement = measure.measure(context.artifact, questions, baseline, context.reporter)
+        document = json.dumps(measurement.to_dict(), ensure_ascii=False)
+        (directory / MEASUREMENT).write_text(document, encoding="utf-8")
+        return {"files": {name: file.sha256 for name, file in context.artifact.manifest.files.items()}}

@@ -1,0 +1,76 @@
+"""Which questions: a data set, its revision and split, and what is drawn from it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field
+
+from qabuild.system.frozen import Frozen
+from qabuild.system.hub import is_path
+
+FINGERPRINT = "^[0-9a-f]{64}$"
+SOURCE = "a Hub id, a SQuAD-layout .json or .json.gz that begins with ./, ../, / or ~, or 'sample'"
+
+
+@dataclass(frozen=True)
+class DatasetRef:
+    """Names some questions. The same reference names the same ones everywhere, once its revision is a commit."""
+
+    dataset: str | os.PathLike[str]
+    """"sample", a path (text that begins with '/', '.' or '~', or a path object) or a Hub id."""
+    revision: str | None = None
+    """Of a Hub id: a branch, tag or commit sha; None: the main branch."""
+    split: str = "validation"
+    """Of a Hub id and of the sample; a file is one split."""
+    samples: int | None = None
+    """How many questions, drawn by `seed`; None: all."""
+    seed: int = 0
+    fingerprint: str | None = None
+    """What the fingerprint of the whole split must be."""
+    max_misplaced: float = 0.0
+    """Share of the questions that may have an answer that is not in place; those are left out."""
+
+    def whole(self) -> Self:
+        """All questions of the split, whatever their fingerprint."""
+        return replace(self, samples=None, seed=0, fingerprint=None)
+
+    def pinned(self, revision: str | None, fingerprint: str) -> Self:
+        """The same questions, at that commit and with that fingerprint."""
+        return replace(self, revision=revision, fingerprint=fingerprint)
+
+    @property
+    def shown(self) -> str:
+        """The data set without its folder, which differs between machines."""
+        return Path(self.dataset).name if is_path(self.dataset) else str(self.dataset)
+
+
+class DatasetTable(Frozen):
+    """A table of a target that names questions."""
+
+    dataset: str = Field("rajpurkar/squad", min_length=1, description=SOURCE)
+    revision: str | None = Field(None, description="branch, tag or commit of a Hub data set")
+    fingerprint: str | None = Field(
+        None, pattern=FINGERPRINT, description="what the fingerprint of the whole split must be"
+    )
+    split: str = Field("train", min_length=1, description="split of the data set")
+    samples: int | None = Field(None, ge=1, description="how many questions, drawn by `seed`; all where it is absent")
+    seed: int = Field(0, ge=0, description="seed of that draw, a whole number from 0")
+
+    @property
+    def data(self) -> DatasetRef:
+        return DatasetRef(
+            self.dataset, self.revision, self.split, self.samples, self.seed, self.fingerprint, self.misplaced_allowed
+        )
+
+    @property
+    def misplaced_allowed(self) -> float:
+        """Share of the questions that may have an answer that is not in place."""
+        return 0.0
+
+    def with_data(self, data: DatasetRef) -> Self:
+        """This table at the revision and fingerprint of `data`."""
+        return self.model_copy(update={"revision": data.revision, "fingerprint": data.fingerprint})
