@@ -10,7 +10,7 @@ import ast
 import hashlib
 import textwrap
 from collections.abc import Iterator
-from functools import cache
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from qabuild.builder.keys import key_of
@@ -32,14 +32,21 @@ EXCLUDED = frozenset(
 """Modules that decide no result: tables, which grow with every entry, errors, and what is shown of progress."""
 
 
+@dataclass(frozen=True)
 class Source:
-    """The package's source in the folder `package`, each file read once."""
+    """The package's source, each file read once."""
 
-    def __init__(self, package: Path = HERE) -> None:
-        self._package = package
-        self._content = cache(self._read)
-        self._imports = cache(self._imported)
-        self.digest = cache(self._digest)
+    package: Path = HERE
+    _contents: dict[str, bytes] = field(default_factory=dict, compare=False, repr=False)
+    _imports: dict[str, list[str]] = field(default_factory=dict, compare=False, repr=False)
+    _digests: dict[tuple[str, ...], str] = field(default_factory=dict, compare=False, repr=False)
+
+    def digest(self, *roots: str) -> str:
+        """SHA-256, in hex, over the bytes of every module of the closure of `roots`."""
+        if roots not in self._digests:
+            sums = {name: hashlib.sha256(self._content(name)).hexdigest() for name in self.closure(*roots)}
+            self._digests[roots] = key_of(sums)
+        return self._digests[roots]
 
     def closure(self, *roots: str) -> frozenset[str]:
         """All modules that importing `roots` may import, now or inside a function, themselves among them."""
@@ -49,24 +56,22 @@ class Source:
             module = waiting.pop()
             if module not in closure and module not in EXCLUDED:
                 closure.add(module)
-                waiting.extend(self._imports(module))
+                waiting.extend(self._imported(module))
         return frozenset(closure)
 
-    def _digest(self, *roots: str) -> str:
-        """SHA-256, in hex, over the bytes of every module of the closure."""
-        return key_of({module: hashlib.sha256(self._content(module)).hexdigest() for module in self.closure(*roots)})
-
-    def _read(self, module: str) -> bytes:
-        path = self._package.joinpath(*module.split(".")[1:])
-        return (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_bytes()
+    def _content(self, module: str) -> bytes:
+        if module not in self._contents:
+            path = self._path(module)
+            file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+            self._contents[module] = file.read_bytes()
+        return self._contents[module]
 
     def _imported(self, module: str) -> list[str]:
-        return [
-            name
-            for statement in import_statements(self._content(module).decode("utf-8"))
-            for imported in _names(statement)
-            for name in self._chain(imported)
-        ]
+        if module not in self._imports:
+            statements = import_statements(self._content(module).decode("utf-8"))
+            names = [name for statement in statements for name in _names(statement)]
+            self._imports[module] = [part for name in names for part in self._chain(name)]
+        return self._imports[module]
 
     def _chain(self, name: str) -> list[str]:
         """The modules that run where `name` is imported: the packages around it, and itself unless it is no module."""
@@ -75,8 +80,11 @@ class Source:
         return modules if self._is_module(name) else modules[:-1]
 
     def _is_module(self, name: str) -> bool:
-        path = self._package.joinpath(*name.split(".")[1:])
+        path = self._path(name)
         return path.is_dir() or path.with_suffix(".py").is_file()
+
+    def _path(self, name: str) -> Path:
+        return self.package.joinpath(*name.split(".")[1:])
 
 
 def import_statements(source: str) -> Iterator[ast.Import | ast.ImportFrom]:

@@ -13,7 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qabuild.builder.plan import STEPS, Facts, Plan, Step, describe_changes, gather, history_name, make
+from qabuild.builder.closure import Source
+from qabuild.builder.facts import TargetFacts, gather
+from qabuild.builder.plan import Plan, PlanStep, describe_changes, history_name, make
 from qabuild.builder.preview import preview, previews
 from qabuild.builder.store.local import Entry, Store
 from qabuild.errors import BadTarget, QABuildError
@@ -39,17 +41,13 @@ PACKAGES = (
     "torch",
     "transformers",
 )
-MODULES = (
-    *("backends/__init__", "backends/_torch", *(f"backends/{name}" for name in BACKENDS)),
-    *("checkpoint", "cli", "compiling", "console", "data/__init__", "data/files", "examination", "loading", "machine"),
-    *("pipeline/decode", "reference", "roundtrip", "squad", "store", "verification", "weights"),
-)
+STEPS = ("compile", "reference", "verify")
 
-FACTS = Facts(
+FACTS = TargetFacts(
     checkpoint=CHECKPOINT,
-    data="d" * 64,
+    data={"verify.dataset": "d" * 64, "backend.calibration": "a" * 64},
     versions=dict.fromkeys(PACKAGES, "1.0"),
-    code=dict.fromkeys(MODULES, "0" * 64),
+    code=Source(),
     machine={
         "cpu": "Xeon",
         "cores": 2,
@@ -71,7 +69,7 @@ def target(backend_name: str = "eager", *, name: str = "x", **tables: Any) -> Ta
     return Target.model_validate({"name": name, "checkpoint": {"model": "me/model"}, "backend": options, **tables})
 
 
-def facts(**changed: Any) -> Facts:
+def facts(**changed: Any) -> TargetFacts:
     """FACTS with other values; those of a mapping are put on top of it."""
     merged = {
         name: {**getattr(FACTS, name), **value} if isinstance(value, dict) else value for name, value in changed.items()
@@ -83,7 +81,7 @@ def keys(plan: Plan) -> dict[str, str | None]:
     return {step.name: step.key for step in kept_steps(plan)}
 
 
-def kept_steps(plan: Plan) -> tuple[Step, ...]:
+def kept_steps(plan: Plan) -> tuple[PlanStep, ...]:
     """The steps whose results the store keeps: all but the first, the checkpoint."""
     first, *others = plan.steps
     assert first.name == "checkpoint"
@@ -151,27 +149,19 @@ def test_a_file_of_questions_counts_by_its_name_not_by_its_folder():
 def test_calibration_questions_count_by_their_bytes_and_name_where_they_are_read():
     def calibrated(dtype: str, path: str = "/here/train.json", **changed: Any) -> Plan:
         tables = {"backend": {"calibration": path}, "runtime": {"dtype": dtype}}
-        return make(target("openvino", **tables), facts(**{"calibration": "a" * 64, **changed}))
+        return make(target("openvino", **tables), facts(data={"backend.calibration": "a" * 64, **changed}))
 
     assert changed(calibrated("int8"), calibrated("int8", "/there/train.json")) == NONE
-    assert changed(calibrated("int8"), calibrated("int8", calibration="b" * 64)) == COMPILED
-    assert changed(calibrated("fp32"), calibrated("fp32", calibration="b" * 64)) == NONE
+    assert changed(calibrated("int8"), calibrated("int8", **{"backend.calibration": "b" * 64})) == COMPILED
+    assert changed(calibrated("fp32"), calibrated("fp32", **{"backend.calibration": "b" * 64})) == NONE
     assert "the bytes of the calibration data changed" in describe_changes(
         calibrated("int8").step("compile").inputs,
-        calibrated("int8", calibration="b" * 64).step("compile").inputs,
+        calibrated("int8", **{"backend.calibration": "b" * 64}).step("compile").inputs,
         set(),
     )
-    unknown = calibrated("int8", "owner/data", calibration=None)
+    unknown = calibrated("int8", "owner/data", **{"backend.calibration": None})
     assert (unknown.step("compile").key, unknown.step("verify").key) == (None, None)
     assert unknown.step("reference").key
-
-
-def test_the_code_that_cuts_calibration_questions_decides_int8_only():
-    def with_code(dtype: str, digest: str) -> Plan:
-        return make(target("openvino", runtime={"dtype": dtype}), facts(code={"data/files": digest}, calibration="a"))
-
-    assert changed(with_code("int8", "0" * 64), with_code("int8", "1" * 64)) == ALL
-    assert changed(with_code("fp32", "0" * 64), with_code("fp32", "1" * 64)) == ANSWERED
 
 
 def every_option() -> list[Any]:
@@ -208,7 +198,7 @@ def test_a_fingerprint_checks_bytes_and_decides_nothing():
     asked = {"dtype": "int8"}
     pinned = {"calibration_fingerprint": "a" * 64}
     one, other = (
-        make(target("openvino", runtime=asked, backend=options), replace(FACTS, calibration="b" * 64))
+        make(target("openvino", runtime=asked, backend=options), facts(data={"backend.calibration": "b" * 64}))
         for options in ({}, pinned)
     )
     assert changed(one, other) == NONE
@@ -249,34 +239,6 @@ def test_onnxruntime_counts_under_the_name_that_it_is_installed_by():
 
 
 @pytest.mark.parametrize(
-    ("module", "expected"),
-    [
-        ("backends/eager", COMPILED),
-        ("backends/_torch", COMPILED),
-        ("backends/__init__", COMPILED),
-        ("backends/onnxruntime", NONE),
-        ("backends/torchscript", NONE),
-        ("backends/deepspeed", NONE),
-        ("compiling", COMPILED),
-        ("weights", COMPILED),
-        ("checkpoint", ALL),
-        ("reference", ANSWERED),
-        ("roundtrip", VERIFIED),
-        ("data/files", ANSWERED),
-        ("loading", VERIFIED),
-        ("squad", VERIFIED),
-        ("verification", VERIFIED),
-        ("cli", NONE),
-        ("console", NONE),
-        ("store", NONE),
-        ("pipeline/decode", ANSWERED),
-    ],
-)
-def test_changed_code_changes_the_steps_that_run_it(module, expected):
-    assert changed(make(target(), FACTS), make(target(), facts(code={module: "1" * 64}))) == expected
-
-
-@pytest.mark.parametrize(
     ("tables", "machine", "expected"),
     [
         ({}, {"cpu": "EPYC"}, VERIFIED),
@@ -313,7 +275,7 @@ def test_other_bytes_of_checkpoint_or_data_change_what_is_made_of_them():
     plan = make(target(), FACTS)
     other = replace(CHECKPOINT, digest="e" * 64)
     assert changed(plan, make(target(), facts(checkpoint=other))) == ALL
-    assert changed(plan, make(target(), facts(data="e" * 64))) == ANSWERED
+    assert changed(plan, make(target(), facts(data={"verify.dataset": "e" * 64}))) == ANSWERED
     moved = replace(CHECKPOINT, directory=Path("/moved"), name="me/copy", revision=None)
     assert changed(plan, make(target(), facts(checkpoint=moved))) == NONE
 
@@ -419,8 +381,7 @@ def test_an_option_that_changed_is_named_with_both_values():
     ("new", "new_facts", "step", "reason"),
     [
         ({}, {"checkpoint": replace(CHECKPOINT, digest="e" * 64)}, "compile", "the bytes of the checkpoint changed"),
-        ({}, {"data": "e" * 64}, "reference", "the bytes of the data set changed"),
-        ({}, {"code": {"loading": "1"}}, "verify", "qabuild's own code for this step changed"),
+        ({}, {"data": {"verify.dataset": "e" * 64}}, "reference", "the bytes of the data set changed"),
         ({}, {"machine": {"cpu": "EPYC"}}, "verify", "machine.cpu: Xeon became EPYC"),
         ({"verify": {"samples": 8}}, {}, "reference", "verify.samples: unset became 8"),
         ({"verify": {"dataset": "./q.json"}}, {}, "reference", "verify.source: rajpurkar/squad became the file q.json"),
@@ -457,7 +418,7 @@ def test_what_a_hub_id_stands_for_is_unknown_until_it_is_resolved():
     no_checkpoint = make(target(), facts(checkpoint=None))
     assert keys(no_checkpoint) == {"compile": None, "reference": None, "verify": None}
     assert {step.reason for step in no_checkpoint.steps} == {"unknown until its Hub id is resolved"}
-    no_data = make(target(), facts(data=None))
+    no_data = make(target(), facts(data={"verify.dataset": None}))
     assert no_data.step("compile").key == make(target(), FACTS).step("compile").key
     assert (no_data.step("reference").key, no_data.step("verify").key) == (None, None)
     assert not any(step.kept for step in kept_steps(no_checkpoint))
@@ -472,7 +433,6 @@ def test_looking_finds_all_that_the_sample_needs(tmp_path):
     assert found.checkpoint is not None
     assert found.checkpoint.name == "sample"
     assert {"torch", "transformers", "tokenizers", "evaluate"} <= set(found.versions)
-    assert {"backends/eager", "data/files", "builder"} <= set(found.code)
     assert (found.missing, found.kept, found.previous) == ((), frozenset(), {})
     assert None not in keys(make(asked, found)).values()
     assert list(tmp_path.iterdir()) == []
@@ -480,7 +440,7 @@ def test_looking_finds_all_that_the_sample_needs(tmp_path):
 
 def test_a_hub_id_that_is_not_in_the_cache_is_unknown_but_one_that_is_none_is_refused(tmp_path):
     found = gather(target(), Store(tmp_path), "x", fetch=False)
-    assert (found.checkpoint, found.data) == (None, None)
+    assert (found.checkpoint, found.data) == (None, {"verify.dataset": None})
     with pytest.raises(QABuildError, match="not in the cache"):
         gather(target(), Store(tmp_path), "x", fetch=True, offline=True)
     for tables in ({"checkpoint": {"model": "no such/id"}}, {"verify": {"dataset": "no such/id"}}):

@@ -20,8 +20,8 @@ from qabuild.models.training.options import StepName
 from qabuild.system.hub import is_path
 from qabuild.target.model import Target
 
-ENTRY = "qabuild.models.training.__main__"
-"""What the process that trains runs; beside it, the module of the step."""
+WORK = ("qabuild.models.training.launch", "qabuild.models.training.__main__")
+"""What starts the process that trains, and what that runs; beside them, the module of the step."""
 
 
 class _TrainingStep:
@@ -61,7 +61,7 @@ class _TrainingStep:
         return {
             **conditions.conditions(facts.machine, target.training.dtype),
             **package_inputs(facts.versions, self.requires(target)),
-            "code": facts.code.digest(ENTRY, options.MODULES[cast(StepName, self.name)]),
+            "code": facts.code.digest(*WORK, options.MODULES[cast(StepName, self.name)]),
         }
 
 

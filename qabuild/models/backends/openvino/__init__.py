@@ -69,6 +69,7 @@ if not {"avx512_vnni", "avx_vnni", "amx_int8"} & set(Path("/proc/cpuinfo").read_
 """
 
 
+PACKAGES = ("torch", "transformers", "openvino", "nncf")
 EXTRAS: tuple[str, ...] = ("openvino",)
 COMPILE_ONLY: tuple[str, ...] = ("nncf",)
 DTYPES: Mapping[str, tuple[Dtype, ...]] = {"cpu": ("fp32", "bf16", "int8")}

@@ -32,9 +32,6 @@ class Options(Calibrated):
     )
 
 
-PACKAGES = ("torch", "transformers", "openvino", "nncf")
-
-
 def needs(options: Options, runtime: Runtime) -> list[str]:
     """The dtypes of `qabuild.system.machine.FAST` whose instructions an x86 processor must have."""
     found = []
