@@ -1,0 +1,49 @@
+"""Every example runs as its users run it, and prints what the embedded sample's model answers."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+
+
+def run(name: str, folder: Path) -> str:
+    """What the example prints, run in `folder` with its temporary files below it."""
+    temporary = folder / "tmp"
+    temporary.mkdir()
+    process = subprocess.run(
+        [sys.executable, str(EXAMPLES / name)],
+        cwd=folder,
+        env={**os.environ, "TMPDIR": str(temporary), "PYTHONIOENCODING": "utf-8"},
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+    )
+    assert process.returncode == 0, process.stderr
+    assert not list(temporary.glob("qabuild-example-*")), "the example left its artifact behind"
+    assert [path.name for path in folder.iterdir()] == ["tmp"]
+    return process.stdout
+
+
+def test_build_compare_answer(tmp_path: Path) -> None:
+    lines = run("build_compare_answer.py", tmp_path).splitlines()
+    assert "Who drew the plans of the Flisool Bridge? Flerad Vopper" in lines
+    assert "How long is the Flisool Bridge? 175 metres" in lines
+    table = {line[:26].strip(): line[26:].split() for line in lines if line[26:].strip()}
+    for row, result in (
+        ("checkpoint", "reference"),
+        ("artifact, built", "passed"),
+        ("artifact, verified again", "passed"),
+    ):
+        exact_match, f1, shown = table[row]
+        # One question of the 135 is 0.74 points: room for one that another processor's rounding decides otherwise.
+        assert float(exact_match) == pytest.approx(92.59, abs=0.75)
+        assert float(f1) == pytest.approx(94.01, abs=0.75)
+        assert shown == result
+    assert "F1 retention 100.00%, agreement 100.00%" in lines
+    assert any(line.startswith("speedup ") for line in lines)
