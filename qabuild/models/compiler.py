@@ -12,7 +12,7 @@ from qabuild.models.backends import backend
 from qabuild.models.runtime import Runtime
 from qabuild.models.support import check
 from qabuild.system.frozen import Frozen
-from qabuild.system.process import Tell, run_apart, serve
+from qabuild.system.process import Tell, run_in_child, serve
 
 if TYPE_CHECKING:
     from qabuild.models.checkpoint.resolve import Checkpoint
@@ -24,10 +24,11 @@ def compile_in_child(checkpoint: Checkpoint, options: Frozen, runtime: Runtime, 
         "checkpoint": {**asdict(checkpoint), "directory": str(checkpoint.directory)},
         "options": options.model_dump(mode="json"),
         "runtime": runtime.model_dump(mode="json"),
-        "directory": str(directory),
     }
     # All that it reads was fetched before.
-    return run_apart("qabuild.models.compiler", request, directory, "compiler", environment={"HF_HUB_OFFLINE": "1"})
+    return run_in_child(
+        "qabuild.models.compiler", request, directory, "the compiler", environment={"HF_HUB_OFFLINE": "1"}
+    )
 
 
 def _compile(request: Mapping[str, Any], tell: Tell) -> Mapping[str, Any]:

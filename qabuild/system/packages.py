@@ -7,7 +7,7 @@ from contextlib import suppress
 from importlib import metadata
 
 from qabuild.errors import MissingEnvironment
-from qabuild.system.machine import gpus
+from qabuild.system import machine
 
 # Distributions that offer the same package, of which one is installed.
 ALTERNATIVES: dict[str, tuple[str, ...]] = {"onnxruntime": ("onnxruntime", "onnxruntime-gpu")}
@@ -53,6 +53,6 @@ def missing(packages: Mapping[str, Sequence[str]], device: str) -> list[str]:
         for package, extras in packages.items()
         if not versions([package])
     ]
-    if device == "cuda" and not gpus():
+    if device == "cuda" and not machine.gpus():
         lacks.append("no CUDA device here: `qabuild build --compile-only` needs none, `qabuild verify` does")
     return lacks

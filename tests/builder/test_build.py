@@ -30,6 +30,7 @@ from qabuild.models.backends import backend
 from qabuild.models.checkpoint.resolve import Checkpoint, resolve
 from qabuild.models.runtime import Runtime
 from qabuild.qa import sample
+from qabuild.system import packages
 from qabuild.target.read import load
 
 TARGET = """\
@@ -389,9 +390,9 @@ def test_compiling_only_keeps_an_artifact_that_is_proved_and_one_that_is_not(wor
 
 def test_what_is_missing_is_told_before_any_work(workshop, monkeypatch):
     def version(name: str) -> str:
-        raise builder.machine.metadata.PackageNotFoundError(name)
+        raise packages.metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(builder.machine.metadata, "version", version)
+    monkeypatch.setattr(packages.metadata, "version", version)
     before = snapshot(workshop.folder)
     for compile_only in (False, True):
         with pytest.raises(MissingEnvironment, match="torch is not installed: pip install torch"):
@@ -413,7 +414,7 @@ def compile_with(interpreter: str, checkpoint: Checkpoint, folder: Path, monkeyp
     script.write_text(f"#!/bin/sh\n{interpreter}\n")
     script.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(script))
-    return compiler.compile_apart(checkpoint, backend("eager").Options(), Runtime(), folder)
+    return compiler.compile_in_child(checkpoint, backend("eager").Options(), Runtime(), folder)
 
 
 @pytest.mark.parametrize(

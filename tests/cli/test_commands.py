@@ -186,7 +186,7 @@ def test_what_the_compiler_itself_finds_wrong_is_status_1_and_told_once(empty, q
     def refuse(*_: object) -> None:
         raise VerificationFailed("the exported graph computes something else", "try another level")
 
-    monkeypatch.setattr("qabuild.builder.execute.compile_apart", refuse)
+    monkeypatch.setattr("qabuild.models.compiler.compile_in_child", refuse)
     assert_clear(qabuild("tiny.toml", "-q"), 1, "the exported graph computes something else", "try another level")
     assert names(empty / "artifacts") == set()
 

@@ -39,7 +39,7 @@ SEALED = {
     *("requirements.txt", "verification.json"),
 }
 # The command line, which waits for no time between two attempts.
-RUN = "from qabuild import attempts; attempts.WAITS = (0.01,) * 4; from qabuild.cli import main; main()"
+RUN = "from qabuild.system import hub_retry; hub_retry.WAITS = (0.01,) * 4; from qabuild.cli import main; main()"
 
 
 @dataclass
@@ -581,9 +581,9 @@ THERE_AND_BACK = """\
 import secrets, sys
 from pathlib import Path
 from huggingface_hub import HfApi
-from qabuild.artifact import open_artifact
-from qabuild.loading import find
-from qabuild.publishing import publish
+from qabuild.artifact.manifest import open_artifact
+from qabuild.artifact.load import find
+from qabuild.publishing.publish import publish
 api, artifact = HfApi(), Path(sys.argv[1])
 repo = f"{api.whoami()['name']}/qabuild-test-{secrets.token_hex(4)}"
 try:

@@ -16,7 +16,7 @@ import pytest
 from qabuild.builder import requirements
 from qabuild.cli import doctor_report
 from qabuild.errors import MissingEnvironment
-from qabuild.models.backends import BACKENDS
+from qabuild.models.backends import BACKENDS, backend
 from qabuild.system import machine, packages
 from qabuild.target.model import Target
 
@@ -207,7 +207,7 @@ def test_versions_are_those_of_what_is_installed(installed):
 
 
 @pytest.mark.parametrize(
-    ("packages", "found"),
+    ("distributions", "found"),
     [
         ({"onnxruntime": "1.20", "onnxruntime-gpu": None}, {"onnxruntime": "1.20"}),
         ({"onnxruntime": None, "onnxruntime-gpu": "1.21"}, {"onnxruntime-gpu": "1.21"}),
@@ -216,10 +216,10 @@ def test_versions_are_those_of_what_is_installed(installed):
     ],
     ids=["cpu", "gpu", "both", "neither"],
 )
-def test_onnxruntime_goes_by_two_names(installed, packages, found):
-    installed(packages)
+def test_onnxruntime_goes_by_two_names(installed, distributions, found):
+    installed(distributions)
     assert packages.versions(["onnxruntime"]) == found
-    lacks = packages.missing(["onnxruntime"], "cpu")
+    lacks = packages.missing({"onnxruntime": ()}, "cpu")
     assert bool(lacks) == (not found)
 
 
@@ -227,7 +227,7 @@ def test_what_is_missing_is_told_all_at_once_with_its_remedy(installed, monkeypa
     installed({"onnx": None, "deepspeed": None, "torch": None})
     monkeypatch.setattr(machine, "gpus", lambda: ())
     with pytest.raises(MissingEnvironment) as caught:
-        packages.require(["onnx", "deepspeed", "torch", "transformers"], "cuda")
+        packages.require({"onnx": ("cpu", "gpu"), "deepspeed": ("deepspeed",), "torch": (), "transformers": ()}, "cuda")
     message = str(caught.value)
     assert "onnx is not installed: pip install 'qabuild[cpu]' or 'qabuild[gpu]'" in message
     assert "deepspeed is not installed: pip install 'qabuild[deepspeed]'" in message
@@ -239,8 +239,8 @@ def test_what_is_missing_is_told_all_at_once_with_its_remedy(installed, monkeypa
 
 
 def test_nothing_is_missing_where_all_is_there(gpu):
-    packages.require(["torch", "transformers"], "cuda")
-    assert packages.missing(["torch"], "cpu") == []
+    packages.require({"torch": (), "transformers": ()}, "cuda")
+    assert packages.missing({"torch": ()}, "cpu") == []
 
 
 # --- the doctor -----------------------------------------------------------------------------------------------------
@@ -295,10 +295,11 @@ def test_both_packages_of_onnx_runtime_at_once_are_found_out(installed):
 def test_a_package_that_does_not_load_is_a_finding_and_no_failure(installed, monkeypatch, error):
     installed({"onnxruntime": "1.20", "onnxruntime-gpu": None, "deepspeed": "0.19"})
 
-    def fail(name: str) -> None:
+    def fail() -> None:
         raise error
 
-    monkeypatch.setattr(doctor_report.importlib, "import_module", fail)
+    for name in ("onnxruntime", "deepspeed"):
+        monkeypatch.setattr(backend(name), "here", fail)
     for subject in ("ONNX Runtime", "DeepSpeed"):
         assert finding(subject).note == f"does not load: {str(error) or 'RuntimeError'}"
 

@@ -17,7 +17,7 @@ from qabuild.models import calibration
 from qabuild.models.checkpoint.resolve import resolve
 from qabuild.qa import data, sample
 from qabuild.target import lock
-from qabuild.target.lineage import Trained
+from qabuild.target.lineage import Derived
 from qabuild.target.read import load as load_target
 
 TARGET = """\
@@ -139,11 +139,11 @@ def test_a_trained_checkpoint_is_pinned_by_all_that_it_is_trained_from(target):
         lock.load(target, locked=True)
     assert lock.write(lock.make(load_target(target)), lock.path_of(target))
     origin = lock.load(target, locked=True).origin
-    assert isinstance(origin, Trained)
-    assert isinstance(origin.teacher, Trained)
+    assert isinstance(origin, Derived)
+    assert isinstance(origin.teacher, Derived)
     assert origin.start.digest == origin.teacher.start.digest == resolve("sample").digest
-    assert origin.train.fingerprint == data.load(data.DatasetRef("sample", split="train")).fingerprint
-    assert origin.teacher.train.fingerprint == data.load(data.DatasetRef("sample")).fingerprint
+    assert origin.target.training.fingerprint == data.load(data.DatasetRef("sample", split="train")).fingerprint
+    assert origin.teacher.target.training.fingerprint == data.load(data.DatasetRef("sample")).fingerprint
 
 
 def test_calibration_questions_are_pinned_where_they_are_read(target):
@@ -176,15 +176,16 @@ def test_a_hub_id_is_pinned_to_its_commit_though_the_branch_moves(tmp_path):
         def run(code: str) -> str:
             environment = {**os.environ, **hub.environment(tmp_path)}
             setup = (
-                f"from pathlib import Path\nfrom qabuild import checkpoint, lock, reading\npath = Path({str(path)!r})\n"
+                "from pathlib import Path\nfrom qabuild.models.checkpoint import resolve\n"
+                f"from qabuild.target import lock, read\npath = Path({str(path)!r})\n"
             )
             command = [sys.executable, "-c", setup + code]
             return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip()
 
-        make = "made = lock.make(reading.load(path)); print(made.checkpoint.commit)"
+        make = "made = lock.make(read.load(path)); print(made.checkpoint.commit)"
         assert run(f"{make}; lock.write(made, lock.path_of(path))") == first
         second = hub.commit("model", "qa/tiny", {**files, "config.json": files["config.json"] + b"\n"})
         assert run(make) == second
         source = "source = lock.load(path, locked=True).checkpoint\n"
-        resolve = "checkpoint.resolve(source.model, source.revision, digest=source.digest).revision"
+        resolve = "resolve.resolve(source.model, source.revision, digest=source.digest).revision"
         assert run(f"{source}print({resolve})") == first

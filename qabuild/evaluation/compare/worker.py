@@ -1,47 +1,38 @@
 """One artifact in a process of its own: `python -m qabuild.evaluation.compare.worker`.
 
-Requests come in on stdin and replies go out on stdout, a JSON line each. The first request names the artifact and
-holds all questions; each later one says which of them to answer, and in batches of what size.
+The first request names the artifact and holds all questions; each later one says which of them to answer, and in
+batches of what size. See `qabuild.system.process`.
 """
 
 from __future__ import annotations
 
 import heapq
-import json
 import re
 import signal
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qabuild.errors import QABuildError
-from qabuild.system import child
+from qabuild.system.process import Tell, serve
 
 Call = tuple[int, int, float]
 """Windows, tokens of each, seconds: one call of the model."""
 
 
 def main() -> None:
-    """Answer requests on stdin until it ends."""
-    child.die_with_parent()
+    """Answer requests until there are no more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the parent ends this one
-    with child.take_stdout() as replies:
-        loaded = None
-        for line in sys.stdin:
-            request = json.loads(line)
-            try:
-                if loaded is None:
-                    loaded = Loaded(**request)
-                    reply: dict[str, Any] = {"load_seconds": loaded.seconds}
-                else:
-                    reply = loaded.ask(**request)
-            except QABuildError as error:
-                reply = {"error": type(error).__name__, "message": error.message, "hint": error.hint}
-            json.dump(reply, replies)
-            replies.write("\n")
-            replies.flush()
+    loaded: Loaded | None = None
+
+    def work(request: Mapping[str, Any], tell: Tell) -> Mapping[str, Any]:
+        nonlocal loaded
+        if loaded is None:
+            loaded = Loaded(**request)
+            return {"load_seconds": loaded.seconds}
+        return loaded.ask(**request)
+
+    serve(work)
 
 
 class Loaded:

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
-from qabuild import errors
 from qabuild.evaluation.compare.contestants import Contestant
 from qabuild.evaluation.compare.worker import Call
 from qabuild.qa.data import QuestionSet
-from qabuild.system import child
+from qabuild.system.process import Child
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,14 +31,8 @@ class Worker:
 
     def __init__(self, contestant: Contestant) -> None:
         self.contestant = contestant
-        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - close() does
-        self._process = subprocess.Popen(
-            child.command("qabuild.evaluation.compare.worker"),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._stderr,
-            encoding="utf-8",
-            env=child.environment(),
+        self._child = Child(
+            "qabuild.evaluation.compare.worker", "the process that held it", remedy="compare fewer artifacts at once"
         )
 
     def load(self, questions: QuestionSet) -> float:
@@ -52,42 +41,22 @@ class Worker:
         Raises what loading raised, or QABuildError where the process died.
         """
         artifact = self.contestant.artifact
-        reply = self._request(
-            artifact=str(artifact.directory),
-            digest=artifact.digest,
-            squad_v2=questions.has_unanswerable,
-            questions=[{"question": each.question, "context": each.context} for each in questions.questions],
-        )
-        return float(reply["load_seconds"])
+        request = {
+            "artifact": str(artifact.directory),
+            "digest": artifact.digest,
+            "squad_v2": questions.has_unanswerable,
+            "questions": [{"question": each.question, "context": each.context} for each in questions.questions],
+        }
+        return float(self._child.ask(request)["load_seconds"])
 
     def ask(self, start: int, stop: int, *, batch_size: int | None, one_by_one: bool = False) -> Turn:
         """The answers to questions `start` to `stop`; raises as `load` does."""
-        return Turn(**self._request(start=start, stop=stop, batch_size=batch_size, one_by_one=one_by_one))
+        request = {"start": start, "stop": stop, "batch_size": batch_size, "one_by_one": one_by_one}
+        return Turn(**self._child.ask(request))
 
     def close(self) -> None:
         """End the process."""
-        self._process.kill()
-        self._process.communicate()
-        self._stderr.close()
-
-    def _request(self, **request: Any) -> dict[str, Any]:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        try:
-            self._process.stdin.write(json.dumps(request) + "\n")
-            self._process.stdin.flush()
-            reply = json.loads(self._process.stdout.readline())
-        except (BrokenPipeError, ValueError):
-            raise self._died() from None
-        if "error" in reply:
-            raise getattr(errors, reply["error"])(reply["message"], reply["hint"])
-        return dict(reply)
-
-    def _died(self) -> errors.QABuildError:
-        status = self._process.wait()
-        self._stderr.seek(0)
-        said = self._stderr.read().decode(errors="backslashreplace")
-        return child.died("the process that held it", status, said, "compare fewer artifacts at once")
+        self._child.kill()
 
 
 @contextmanager

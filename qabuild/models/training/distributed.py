@@ -15,7 +15,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from qabuild.system.process import run_apart
+from qabuild.system.process import run_in_child
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 """What a launcher tells its processes; TORCHELASTIC_* say more."""
@@ -50,11 +50,11 @@ class Ranks:
             request = message["request"]
             if request is None:
                 return
-            run_apart(
+            run_in_child(
                 "qabuild.models.training",
                 request,
                 Path(request["directory"]),
-                "training",
+                "the training",
                 environment=self._meeting(message),
             )
 

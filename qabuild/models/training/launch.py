@@ -8,7 +8,7 @@ from typing import Any
 
 from qabuild.models.training import distributed
 from qabuild.models.training.request import Request
-from qabuild.system.process import run_apart
+from qabuild.system.process import run_in_child
 from qabuild.system.reporter import Reporter
 
 PAUSE = 30.0
@@ -22,7 +22,9 @@ def carry_out(request: Request, reporter: Reporter) -> Mapping[str, Any]:
     # All but the training itself one process does alone.
     environment = distributed.current().announce(document) if request.step == "train" else {}
     try:
-        return run_apart("qabuild.models.training", document, request.directory, "training", telling.hear, environment)
+        return run_in_child(
+            "qabuild.models.training", document, request.directory, "the training", telling.hear, environment
+        )
     finally:
         telling.end()
 

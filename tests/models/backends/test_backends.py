@@ -19,11 +19,10 @@ from typing import Any
 
 import pytest
 import tiny
-from qabuild.models.backends.architectures import ARCHITECTURES, OPENVINO, OPTIMISED, ORT, TRACED, supports
 
 from qabuild.errors import BadTarget, MissingEnvironment, UntrustedInput, VerificationFailed
-from qabuild.models import backends, sdpa_kernels
-from qabuild.models.backends import BACKENDS, architectures, backend, logit_check
+from qabuild.models import backends, sdpa_kernels, support
+from qabuild.models.backends import BACKENDS, backend, deepspeed, logit_check
 from qabuild.models.backends.onnxruntime import fusions
 from qabuild.models.checkpoint.load import load_model, load_tokenizer
 from qabuild.models.checkpoint.resolve import Checkpoint, resolve
@@ -70,7 +69,7 @@ def compiled(checkpoint: Callable[..., Checkpoint], tmp_path: Path) -> Compiled:
 
 def require(name: str) -> None:
     """Skip the test where a package of the backend is not installed: it comes with an extra."""
-    if lacks := packages.missing(backend(name).PACKAGES, "cpu"):
+    if lacks := packages.missing(dict.fromkeys(backend(name).PACKAGES, ()), "cpu"):
         pytest.skip("; ".join(lacks))
 
 
@@ -108,6 +107,14 @@ def largest_difference(source: Checkpoint, model: Any, dtype: str = "fp32") -> f
     return logit_check.require_same(expected, model, inputs, logit_check.TOLERANCES[dtype], type(model).__name__)
 
 
+EXPORTED, OPTIMISED = "onnxruntime", "onnxruntime with level > 0"
+
+
+def supports(way: str, model_type: str) -> bool:
+    """Whether the backend states that this way of its runs models of the type."""
+    return any(each.name == way and model_type in each.supported for each in support.all_ways())
+
+
 # --- the matrix -------------------------------------------------------------------------------------------------
 
 
@@ -115,11 +122,11 @@ def largest_difference(source: Checkpoint, model: Any, dtype: str = "fp32") -> f
 MATRIX = [
     (model_type, way, {"level": level} if level is not None else {})
     for way, level in (
-        *(("eager", None), (TRACED, None), ("deepspeed", None), (OPENVINO, None)),
-        *((ORT, 0), (OPTIMISED, 2)),
+        *(("eager", None), ("torchscript", None), ("deepspeed", None), ("openvino", None)),
+        *((EXPORTED, 0), (OPTIMISED, 2)),
     )
-    for model_type in ARCHITECTURES
-    if not (way == ORT and supports(OPTIMISED, model_type))
+    for model_type in support.model_types()
+    if not (way == EXPORTED and supports(OPTIMISED, model_type))
 ]
 
 
@@ -132,7 +139,7 @@ def test_an_architecture_answers_like_the_eager_model_or_is_refused(
     if not supports(way, model_type):
         module = backend(name)
         with pytest.raises(BadTarget, match=repr(model_type)):
-            module.check(source.config, module.Options(**options), FP32)
+            support.check(source.config, module.Options(**options), FP32)
         return
     directory, _ = compiled(name, source, **options)
     assert largest_difference(source, load(name, directory, **options)) < 1e-4
@@ -172,12 +179,12 @@ def test_half_precision_in_torch(name: str, dtype: Any, checkpoint: Any, compile
 
 
 def test_every_architecture_that_tiny_makes_is_in_the_table() -> None:
-    assert set(tiny.PARTICULAR) == set(ARCHITECTURES)
+    assert set(tiny.PARTICULAR) == set(support.model_types())
 
 
 def test_the_table_is_readable() -> None:
-    lines = architectures.markdown().splitlines()
-    assert len(lines) == len(ARCHITECTURES) + 2
+    lines = support.markdown().splitlines()
+    assert len(lines) == len(support.model_types()) + 2
     assert "| mobilebert | yes | yes | yes | no | yes | yes | yes |" in lines
 
 
@@ -186,7 +193,7 @@ def test_the_table_is_readable() -> None:
 def test_other_architectures_are_refused_with_a_list_of_those_that_work(name: str, model_type: str | None) -> None:
     module = backend(name)
     with pytest.raises(BadTarget, match="roberta") as refusal:
-        module.check({"model_type": model_type}, module.Options(), FP32)
+        support.check({"model_type": model_type}, module.Options(), FP32)
     assert repr(model_type) in refusal.value.message
 
 
@@ -428,7 +435,7 @@ def test_fused_nodes_are_counted(
 
 
 def test_every_optimised_architecture_has_its_fusions_in_the_table() -> None:
-    assert set(fusions.FUSIONS) == {name for name in ARCHITECTURES if supports(OPTIMISED, name)}
+    assert set(fusions.FUSIONS) == {name for name in support.model_types() if supports(OPTIMISED, name)}
 
 
 def test_a_missing_fusion_is_an_error_that_the_target_can_waive(compiled: Compiled, monkeypatch: Any) -> None:
@@ -696,7 +703,7 @@ INJECTED: Any = {"num_attention_heads": 2, "hidden_size": 64, "intermediate_size
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not _gpu(), reason="no CUDA device")
-@pytest.mark.parametrize("model_type", architectures.KERNEL_INJECTION)
+@pytest.mark.parametrize("model_type", deepspeed.KERNEL_INJECTION)
 def test_deepspeed_kernels(model_type: str, checkpoint: Any, compiled: Compiled, capfd: Any) -> None:
     runtime = Runtime(device="cuda", dtype="fp16")
     source = checkpoint(model_type, **INJECTED)

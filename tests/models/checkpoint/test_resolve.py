@@ -116,7 +116,7 @@ def test_the_real_checkpoint_is_sound(shared: Path) -> None:
 
 def test_resolving_imports_nothing_heavy(tiny_checkpoint: Make) -> None:
     code = (
-        "import sys; from qabuild import checkpoint; checkpoint.resolve(sys.argv[1])\n"
+        "import sys; from qabuild.models.checkpoint import resolve; resolve.resolve(sys.argv[1])\n"
         "print(*{'torch', 'numpy', 'transformers', 'tokenizers', 'safetensors', 'huggingface_hub'} & set(sys.modules))"
     )
     command = [sys.executable, "-c", code, str(tiny_checkpoint())]
@@ -617,7 +617,7 @@ def test_a_config_that_does_not_fit_the_weights_is_refused_or_without_effect(
 
 RESOLVER = """
 import json, sys
-from qabuild.checkpoint import resolve
+from qabuild.models.checkpoint.resolve import resolve
 from qabuild.errors import QABuildError
 results = []
 for arguments in json.loads(sys.argv[1]):

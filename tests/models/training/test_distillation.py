@@ -19,7 +19,7 @@ from qabuild.builder.store.local import Store
 from qabuild.errors import BadTarget
 from qabuild.evaluation.judge import explain_failure
 from qabuild.models.checkpoint.resolve import resolve
-from qabuild.target.lineage import Trained, trainings
+from qabuild.target.lineage import Derived, derivations
 from qabuild.target.read import load
 
 TARGET = """\
@@ -102,14 +102,14 @@ def test_a_teacher_may_be_trained_by_another_target(folder):
         TARGET.replace('teacher.model = "sample"', 'teacher.target = "taught"').replace("[0, 2]", "[0]")
     )
     target = load(folder / "student.toml")
-    assert [each.name for each in trainings(target.origin)] == ["taught", "student"]
+    assert [each.name for each in derivations(target.origin)] == ["taught", "student"]
     names = [step.name for step in planned(folder / "student.toml").steps]
     assert names[:5] == ["checkpoint", "taught logits", "taught train", "logits", "train"]
 
 
 def test_a_student_that_is_named_nowhere_is_made_of_its_teacher(folder):
     (folder / "layers.toml").write_text(TARGET.replace('[checkpoint]\nmodel = "sample"\n', ""))
-    assert load(folder / "layers.toml").origin == replace(origin(folder / "taught.toml"), name="layers")
+    assert load(folder / "layers.toml").origin == renamed(origin(folder / "taught.toml"), "layers")
     (folder / "none.toml").write_text(
         TARGET.replace('[checkpoint]\nmodel = "sample"\n', "").replace("layers = [0, 2]\n", "")
     )
@@ -117,9 +117,13 @@ def test_a_student_that_is_named_nowhere_is_made_of_its_teacher(folder):
         load(folder / "none.toml")
 
 
-def origin(path: Path) -> Trained:
+def renamed(derived: Derived, name: str) -> Derived:
+    return replace(derived, target=derived.target.model_copy(update={"name": name}))
+
+
+def origin(path: Path) -> Derived:
     found = load(path).origin
-    assert isinstance(found, Trained)
+    assert isinstance(found, Derived)
     return found
 
 

@@ -22,8 +22,7 @@ from qabuild.errors import BadTarget, QABuildError, UntrustedInput
 from qabuild.models.checkpoint.load import load_model, load_tokenizer
 from qabuild.models.checkpoint.resolve import Checkpoint, resolve
 from qabuild.models.checkpoint.source import CheckpointSource
-from qabuild.models.training import collate, cpu_attention, curves, examples
-from qabuild.models.training import run as work
+from qabuild.models.training import collate, cpu_attention, curves, examples, fit, teacher_logits
 from qabuild.models.training import teacher_logits as teaching
 from qabuild.models.training.loss import answer_loss, distillation_loss
 from qabuild.models.training.options import Distill, Train
@@ -257,7 +256,7 @@ def test_a_training_on_a_cpu_attends_by_it_and_leaves_torchs_in_place(request_of
         return cpu_attention.torchs(*args, **named)
 
     monkeypatch.setattr(cpu_attention, "attention", watched)
-    work.train(request_of(train=TRAIN.model_copy(update={"samples": 16, "epochs": 1})), silent)
+    fit.run(request_of(train=TRAIN.model_copy(update={"samples": 16, "epochs": 1})), silent)
     assert calls
     assert torch.nn.functional.scaled_dot_product_attention is cpu_attention.torchs
 
@@ -267,7 +266,7 @@ def test_a_training_on_a_cpu_attends_by_it_and_leaves_torchs_in_place(request_of
 
 def test_the_teachers_logits_are_kept_for_every_window(request_of):
     asked = request_of("logits", teacher=resolve("sample"))
-    work.logits(asked, silent)
+    teacher_logits.run(asked, silent)
     tokenizer, model = load_tokenizer(asked.start.directory), load_model(asked.start)
     found = examples.load(asked.train, tokenizer)
     kept = teaching.open_logits(asked.directory, found)
@@ -304,7 +303,7 @@ def test_dropout_is_what_is_asked_for_wherever_the_model_has_it(model_type, tiny
 def test_a_student_is_written_with_the_dropout_of_its_start(request_of, tiny_checkpoint):
     start = resolve(tiny_checkpoint("distilbert", dropout=0.3, qa_dropout=0.4))
     asked = request_of(start=start, train=TRAIN.model_copy(update={"samples": 16, "epochs": 1, "dropout": 0.0}))
-    work.train(asked, silent)
+    fit.run(asked, silent)
     written = json.loads((asked.directory / "config.json").read_text(encoding="utf-8"))
     assert (written["dropout"], written["qa_dropout"]) == (0.3, 0.4)
 
@@ -322,10 +321,10 @@ def test_fresh_weights_follow_from_the_seed():
 def test_a_teacher_of_another_vocabulary_is_refused(request_of, tiny_checkpoint):
     asked = request_of("logits", start=resolve(tiny_checkpoint("roberta")), teacher=resolve("sample"))
     with pytest.raises(BadTarget, match=r"teacher sample and the student roberta read texts as different tokens"):
-        work.logits(asked, silent)
+        teacher_logits.run(asked, silent)
     # Nor where the teacher's logits are there already, as another student of it has left them.
     with pytest.raises(BadTarget, match=r"read texts as different tokens"):
-        work.train(replace(asked, step="train"), silent)
+        fit.run(replace(asked, step="train"), silent)
 
 
 # --- training -------------------------------------------------------------------------------------------------------
@@ -334,7 +333,7 @@ def test_a_teacher_of_another_vocabulary_is_refused(request_of, tiny_checkpoint)
 def test_a_training_learns_writes_curves_and_leaves_a_checkpoint(request_of):
     train = TRAIN.model_copy(update={"layers": (0, 2), "held_out": 10, "epochs": 2, "learning_rate": 2e-3})
     asked = request_of(train=train)
-    work.train(asked, silent)
+    fit.run(asked, silent)
     made = resolve(asked.directory)
     assert load_model(made).config.num_hidden_layers == 2
     lines = curves.read(asked.directory / curves.FILE)
@@ -356,7 +355,7 @@ def test_a_checkpoint_without_a_head_can_be_trained(request_of, tiny_checkpoint,
     train = TRAIN.model_copy(update={"epochs": 1, "samples": 16})
     asked = [request_of(name=name, start=resolve(folder, head=False), train=train) for name in ("one", "two")]
     for each in asked:
-        work.train(each, silent)
+        fit.run(each, silent)
     one, two = (resolve(each.directory).digest for each in asked)
     assert one == two  # the new head is drawn by the seed
 
@@ -364,7 +363,7 @@ def test_a_checkpoint_without_a_head_can_be_trained(request_of, tiny_checkpoint,
 def test_a_loss_that_is_no_number_ends_the_training(request_of):
     asked = request_of(train=TRAIN.model_copy(update={"learning_rate": 1e30, "save_steps": 1}))
     with pytest.raises(QABuildError, match=r"the loss is (nan|inf) at step \d+ of 21, at a learning rate of .*e\+"):
-        work.train(asked, silent)
+        fit.run(asked, silent)
     state = last_state(asked.work)
     assert state is not None
     weights = torch.cat([tensor.flatten() for tensor in load_weights(state).values()])
@@ -409,7 +408,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
         directory=folder / "result",
         offline=True,
     )
-    work.train(asked, silent)
+    fit.run(asked, silent)
     return resolve(asked.directory)
 
 
@@ -437,7 +436,7 @@ def test_a_batch_in_parts_is_learnt_from_as_a_whole_one_is(model_type, request_o
     for parts in (1, 4):
         in_parts = train.model_copy(update={"gradient_accumulation_steps": parts})
         asked = request_of(start=start, train=in_parts, name=f"in {parts}")
-        work.train(asked, silent)
+        fit.run(asked, silent)
         losses.append([line["loss"] for line in curves.read(asked.directory / curves.FILE)])
     assert losses[0], "there are some to compare"
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
@@ -446,7 +445,7 @@ def test_a_batch_in_parts_is_learnt_from_as_a_whole_one_is(model_type, request_o
 def test_too_little_memory_says_what_to_do(request_of):
     with (
         pytest.raises(QABuildError, match="too little memory to train on batches of 16 windows in 1 parts") as raised,
-        work._memory_explained(request_of()),
+        fit._memory_explained(request_of()),
     ):
         torch.empty(1 << 50)
     assert raised.value.hint.endswith("train.gradient_accumulation_steps = 2")
@@ -464,7 +463,7 @@ def test_a_state_that_was_cut_off_is_not_gone_on_from(tmp_path):
 @pytest.mark.parametrize("name", ["optimizer.pt", "model.safetensors", "rng_state.pth"])
 def test_a_state_that_a_power_cut_left_in_part_is_not_gone_on_from(request_of, name):
     asked = request_of(train=TRAIN.model_copy(update={"samples": 32, "epochs": 2, "save_steps": 2}))
-    work.train(asked, silent)
+    fit.run(asked, silent)
     newest = last_state(asked.work)
     assert newest
     with (newest / name).open("r+b") as file:
@@ -473,7 +472,7 @@ def test_a_state_that_a_power_cut_left_in_part_is_not_gone_on_from(request_of, n
     assert before
     assert before != newest
     told: list[Mapping[str, Any]] = []
-    work.train(asked, told.append)
+    fit.run(asked, told.append)
     assert {"resumed": int(before.name.rpartition("-")[2])} in told
 
 
@@ -488,7 +487,7 @@ def test_a_distilled_student_is_drawn_to_its_teacher(device, dtype, request_of):
     """With alpha 0 only the teacher's logits are learnt from: the student comes nearer to them than one that is not."""
     teacher, place = resolve("sample"), {"device": device, "dtype": dtype}
     taught = request_of("logits", name="logits", teacher=teacher, **place)
-    work.logits(taught, silent)
+    teacher_logits.run(taught, silent)
     train = TRAIN.model_copy(update={"layers": (0, 2), "learning_rate": 2e-3})
     distances = []
     for alpha in (0.0, 1.0):
@@ -496,7 +495,7 @@ def test_a_distilled_student_is_drawn_to_its_teacher(device, dtype, request_of):
         asked = request_of(
             name=f"alpha {alpha}", train=train, teacher=teacher, distill=distill, logits=taught.directory, **place
         )
-        work.train(asked, silent)
+        fit.run(asked, silent)
         distances.append(distance(load_model(resolve(asked.directory)), taught))
     assert distances[0] < 0.7 * distances[1]
 

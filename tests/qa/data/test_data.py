@@ -142,7 +142,7 @@ def test_the_real_development_set_is_sound(squad_dev: Path) -> None:
 
 def test_reading_a_file_imports_nothing_heavy(write: Callable[..., Path]) -> None:
     code = (
-        "import sys; from qabuild import data; data.load(sys.argv[1])\n"
+        "import sys; from qabuild.qa import data; data.load(data.DatasetRef(sys.argv[1]))\n"
         "print(*{'datasets', 'torch', 'numpy', 'transformers', 'huggingface_hub'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code, str(write(SQUAD))], capture_output=True, text=True, check=True)
@@ -531,7 +531,7 @@ def hub() -> Iterator[Hub]:
 
 LOADER = """
 import json, sys
-from qabuild import data
+from qabuild.qa import data
 from qabuild.errors import QABuildError
 results = []
 for arguments in json.loads(sys.argv[1]):
