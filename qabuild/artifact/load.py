@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from qabuild.artifact.manifest import Artifact, open_artifact
 from qabuild.errors import BadTarget
 from qabuild.models.backends import backend
-from qabuild.models.runtime import Runtime
 from qabuild.system import hub, packages
 
 if TYPE_CHECKING:
@@ -60,7 +59,6 @@ def load_model(artifact: Artifact) -> tuple[Any, Any]:
     from qabuild.models.checkpoint.load import load_tokenizer
 
     module = backend(artifact.manifest.backend["name"])
-    options = module.Options.model_validate(dict(artifact.manifest.backend))
-    runtime = Runtime.model_validate(dict(artifact.manifest.runtime))
+    options, runtime = artifact.manifest.options, artifact.manifest.runtime
     packages.require(dict.fromkeys(module.PACKAGES, module.EXTRAS), runtime.device)
     return module.load(artifact.directory, options, runtime), load_tokenizer(artifact.directory)

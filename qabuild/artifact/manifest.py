@@ -13,13 +13,24 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from pydantic import ValidationError
+
+from qabuild.artifact import sealed_reference
+from qabuild.artifact.sealed_reference import Reference
 from qabuild.errors import BadTarget, UntrustedInput
+from qabuild.models.backends import backend
+from qabuild.models.runtime import Runtime
 from qabuild.system import files as whole
 from qabuild.system.files import sha256
+from qabuild.system.frozen import Frozen
+from qabuild.target.gates import Gates
+
+Table = TypeVar("Table", bound=Frozen)
 
 MANIFEST = "manifest.json"
 EVIDENCE = "verification.json"
@@ -50,7 +61,7 @@ class Manifest:
     """name, revision (commit sha or null), digest, model_type"""
     backend: Mapping[str, Any]
     """Every option, defaults included."""
-    runtime: Mapping[str, Any]
+    runtime: Runtime
     verify: Mapping[str, Any]
     """Which questions, how many, drawn how, and the gates; `fingerprint` and `ids` are in reference/answers.json."""
     publish: Mapping[str, Any]
@@ -67,10 +78,26 @@ class Manifest:
     stages: Sequence[Mapping[str, Any]] | None = None
     """What other stages made of the checkpoint, in order; None where there were none."""
 
+    @cached_property
+    def options(self) -> Any:
+        """The options of the backend that compiled it, as `backend` states them."""
+        return _parsed(backend(self.backend["name"]).Options, self.backend, "backend")
+
+    @cached_property
+    def gates(self) -> Gates:
+        """What must hold of it, with what the target left open filled in by its dtype."""
+        return _parsed(Gates, self.verify["gates"], "verify.gates").by_dtype(self.runtime.dtype)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values, as they stand in manifest.json."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        if values["stages"] is None:
+            del values["stages"]
+        files = {name: vars(file) for name, file in sorted(self.files.items())}
+        return {"format": FORMAT, **values, "runtime": self.runtime.model_dump(mode="json"), "files": files}
+
     def to_json(self) -> str:
-        fields = {name: value for name, value in self.__dict__.items() if name != "stages" or value is not None}
-        document = {"format": FORMAT, **fields, "files": {n: f.__dict__ for n, f in sorted(self.files.items())}}
-        return json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False, default=dict) + "\n"
+        return json.dumps(self.to_dict(), indent=2, sort_keys=True, ensure_ascii=False, default=dict) + "\n"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +108,11 @@ class Artifact:
     manifest: Manifest
     digest: str
     """SHA-256 of manifest.json, in hex."""
+
+    @cached_property
+    def reference(self) -> Reference:
+        """What the checkpoint answers. Raises UntrustedInput where it cannot be read."""
+        return sealed_reference.read(self.directory / sealed_reference.FOLDER)
 
     @property
     def evidence(self) -> dict[str, Any] | None:
@@ -194,10 +226,20 @@ def _parse_manifest(path: Path, text: bytes) -> Manifest:
         if document.pop("format") != FORMAT:
             raise UntrustedInput(f"{path}: of another format than {FORMAT}", "a newer qabuild may read it")
         files = {str(name): SealedFile(**entry) for name, entry in document.pop("files").items()}
+        document["runtime"] = Runtime.model_validate(document["runtime"])
         return Manifest(files=files, **document)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         what = f"it lacks {error}" if isinstance(error, KeyError) else error
         raise UntrustedInput(f"{path}: damaged: {what}", "build or fetch the artifact again") from None
+
+
+def _parsed(model: type[Table], values: Mapping[str, Any], key: str) -> Table:
+    try:
+        return model.model_validate(dict(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        what = f"{'.'.join([key, *map(str, first['loc'])])}: {first['msg']}"
+        raise UntrustedInput(f"{MANIFEST}: damaged, or written by another version: {what}", "build it again") from None
 
 
 def _read_evidence(directory: Path) -> dict[str, Any] | None:

@@ -70,7 +70,7 @@ class Execution:
             **facts,
             checkpoint=_described(known(plan.checkpoint)),
             backend=calibration.sealed(target.backend),
-            runtime=target.runtime.model_dump(mode="json"),
+            runtime=target.runtime,
             record=compiled.record,
             versions=package_versions(compiled.inputs),
             training=self._training_record(plan, results),

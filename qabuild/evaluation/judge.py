@@ -13,23 +13,21 @@ from qabuild.target.gates import Gates
 
 
 def judge(artifact: Artifact, measurement: Measurement, gates: Gates, key: str | None = None) -> Verification:
-    """Hold what was found against the gates. Pure but for the time of day."""
-    limits = gates.by_dtype(artifact.manifest.runtime["dtype"])
-    found: list[tuple[str, float | bool | None, float | bool | None, bool]] = [
-        ("same_tokens", True, measurement.same_tokens, measurement.same_tokens),
-        ("finite_logits", True, measurement.finite_logits, measurement.finite_logits),
-        _at_least("min_f1_retention", limits.min_f1_retention, measurement.f1_retention),
-        _at_least("min_agreement", limits.min_agreement, measurement.agreement),
-        _at_most("max_logit_difference", limits.max_logit_difference, measurement.logit_difference),
-        _at_least(
-            "same_as_stock",
-            _stock_limit(artifact, measurement, limits),
-            measurement.stock.agreement if measurement.stock else None,
+    """Judge a measurement against the gates. Pure but for the time of day."""
+    limits = gates.by_dtype(artifact.manifest.runtime.dtype)
+    stock, speed = measurement.stock, measurement.speed
+    judged = [
+        *must_be("same_tokens", True, measurement.same_tokens),
+        *must_be("finite_logits", True, measurement.finite_logits),
+        *at_least("min_f1_retention", limits.min_f1_retention, measurement.f1_retention),
+        *at_least("min_agreement", limits.min_agreement, measurement.agreement),
+        *at_most("max_logit_difference", limits.max_logit_difference, measurement.logit_difference),
+        *at_least("same_as_stock", _stock_limit(artifact, measurement, limits), stock.agreement if stock else None),
+        *at_least("min_speedup", limits.min_speedup, speed.speedup if speed else None),
+        *at_least(
+            "min_teacher_f1_retention", limits.min_teacher_f1_retention, _teacher_f1_retention(artifact, measurement)
         ),
-        _at_least("min_speedup", limits.min_speedup, measurement.speed.speedup if measurement.speed else None),
-        _at_least("min_teacher_f1_retention", limits.min_teacher_f1_retention, _kept_of_teacher(artifact, measurement)),
     ]
-    judged = [Gate(name=n, limit=lim, value=v, passed=ok) for n, lim, v, ok in found if lim is not None]
     return Verification(
         artifact=artifact.manifest.name,
         manifest=artifact.digest,
@@ -48,10 +46,10 @@ def _stock_limit(artifact: Artifact, measurement: Measurement, limits: Gates) ->
     """In fp32 our pipeline and the stock one differ in ties only; in fewer bits logits depend on the whole batch."""
     if measurement.stock is None:
         return None
-    return 1.0 if artifact.manifest.runtime["dtype"] == "fp32" else limits.min_agreement
+    return 1.0 if artifact.manifest.runtime.dtype == "fp32" else limits.min_agreement
 
 
-def _kept_of_teacher(artifact: Artifact, measurement: Measurement) -> float | None:
+def _teacher_f1_retention(artifact: Artifact, measurement: Measurement) -> float | None:
     """F1 of the distilled checkpoint over that of its teacher, on the same questions."""
     teacher = (artifact.manifest.training or {}).get("teacher")
     return measurement.checkpoint_f1 / teacher["f1"] if teacher and teacher["f1"] else None
@@ -77,9 +75,17 @@ def explain_failure(verification: Verification, directory: Path) -> tuple[str, s
     return "\n".join(lines), hint
 
 
-def _at_least(name: str, limit: float | None, value: float | None) -> tuple[str, float | None, float | None, bool]:
-    return name, limit, value, limit is None or (value is not None and value >= limit)
+def must_be(name: str, limit: bool, value: bool) -> list[Gate]:
+    """A gate on something that holds or does not."""
+    return [Gate(name=name, limit=limit, value=value, passed=value == limit)]
 
 
-def _at_most(name: str, limit: float | None, value: float) -> tuple[str, float | None, float | None, bool]:
-    return name, limit, value, limit is None or value <= limit
+def at_least(name: str, limit: float | None, value: float | None) -> list[Gate]:
+    """A gate with a lower limit; none without one. What was not measured does not pass."""
+    passed = limit is not None and value is not None and value >= limit
+    return [] if limit is None else [Gate(name=name, limit=limit, value=value, passed=passed)]
+
+
+def at_most(name: str, limit: float | None, value: float) -> list[Gate]:
+    """A gate with an upper limit; none without one."""
+    return [] if limit is None else [Gate(name=name, limit=limit, value=value, passed=value <= limit)]

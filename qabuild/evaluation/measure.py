@@ -7,6 +7,7 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
+from qabuild.artifact import sealed_reference
 from qabuild.artifact.evidence import Flip, Measurement, Speed, Stock
 from qabuild.artifact.load import load_model
 from qabuild.artifact.manifest import Artifact
@@ -45,7 +46,7 @@ def measure(
     measured. Raises MissingEnvironment where the artifact cannot be loaded on this machine, UntrustedInput where
     `questions` are not those of the sealed reference.
     """
-    sealed = reference.read(artifact.directory / reference.FOLDER)
+    sealed = artifact.reference
     require_same_questions(questions, sealed)
     manifest = artifact.manifest
     model, tokenizer = load_model(artifact)
@@ -71,7 +72,7 @@ def measure(
     )
 
 
-def require_same_questions(questions: QuestionSet, sealed: reference.Reference) -> None:
+def require_same_questions(questions: QuestionSet, sealed: sealed_reference.Reference) -> None:
     """Raise UntrustedInput unless these are the questions that the sealed reference answers."""
     if questions.fingerprint != sealed.data["fingerprint"]:
         raise UntrustedInput(
@@ -200,14 +201,14 @@ def _compare_answers(
 
 
 def _compare_logits(
-    directory: Path, model: Any, tokenizer: Any, questions: QuestionSet, sealed: reference.Reference
+    directory: Path, model: Any, tokenizer: Any, questions: QuestionSet, sealed: sealed_reference.Reference
 ) -> dict[str, Any]:
     import torch
 
     by_id = {question.id: question for question in questions.questions}
     probes, largest, finite, same_tokens = [], 0.0, True, True
-    stored = reference.read_probes(directory / reference.FOLDER)
-    for ids, shape, probe in zip(sealed.probes, reference.PROBE_SHAPES, stored, strict=True):
+    stored = sealed_reference.read_probes(directory / sealed_reference.FOLDER)
+    for ids, shape, probe in zip(sealed.probes, sealed_reference.PROBE_SHAPES, stored, strict=True):
         expected = probe.pop("start_logits"), probe.pop("end_logits")
         own_inputs = reference.encode_probe(tokenizer, [by_id[i] for i in ids], shape)
         same_tokens &= own_inputs.keys() == probe.keys() and all(torch.equal(own_inputs[n], probe[n]) for n in probe)
@@ -226,7 +227,7 @@ def _compare_logits(
 
 def find_questions(artifact: Artifact, source: str | None = None, *, offline: bool = False) -> QuestionSet:
     """The questions that the sealed reference answers, from `source` or from where the artifact says they are."""
-    sealed = reference.read(artifact.directory / reference.FOLDER)
+    sealed = artifact.reference
     if source is None and sealed.data["file"]:
         raise BadTarget(
             f"{artifact.directory}: its questions come from a file, {sealed.data['dataset']}, which it does not hold",

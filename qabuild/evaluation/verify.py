@@ -18,7 +18,6 @@ from qabuild.errors import BadTarget, UntrustedInput
 from qabuild.evaluation.judge import judge
 from qabuild.evaluation.measure import find_questions, measure
 from qabuild.system.reporter import SILENT, Reporter
-from qabuild.target.gates import Gates
 
 
 def verify(
@@ -38,7 +37,7 @@ def verify(
     gates is a Verification whose `passed` is false.
     """
     artifact = artifacts.open_artifact(Path(path), digest)
-    gates = Gates.model_validate(dict(artifact.manifest.verify["gates"]))
+    gates = artifact.manifest.gates
     if gates.min_speedup is not None and checkpoint is None:
         raise BadTarget(
             f"{path}: its gate min_speedup needs the checkpoint to measure against",
@@ -73,4 +72,4 @@ def _load_baseline(artifact: Artifact, source: str, offline: bool) -> Any:
             f"(digest {found.digest[:16]}, built from {artifact.manifest.checkpoint['digest'][:16]})",
             f"give {artifact.manifest.checkpoint['name']} as it was then, or leave --checkpoint out",
         )
-    return load_checkpoint(found).to(artifact.manifest.runtime["device"])
+    return load_checkpoint(found).to(artifact.manifest.runtime.device)

@@ -12,7 +12,6 @@ from qabuild.artifact.evidence import Flip, Verification
 from qabuild.artifact.manifest import Artifact
 from qabuild.artifact.readme import CLOSED, OPENED, Own, read
 from qabuild.models.backends import backend
-from qabuild.models.runtime import Runtime
 from qabuild.publishing.repository import MAIN
 
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
@@ -70,7 +69,7 @@ def _metadata(artifact: Artifact, found: Verification, own: Own, base_license: s
         metrics=list(scores),
         model_name=manifest.name,
         pipeline_tag="question-answering",
-        tags=["qabuild", manifest.backend["name"], manifest.runtime["dtype"], *own.metadata.get("tags", [])],
+        tags=["qabuild", manifest.backend["name"], manifest.runtime.dtype, *own.metadata.get("tags", [])],
         eval_results=[
             EvalResult(
                 task_type="question-answering",
@@ -97,7 +96,7 @@ def _facts(artifact: Artifact, found: Verification) -> dict[str, Any]:
         "training": manifest.training,
         "needs": manifest.record.get("needs") or {},
         "backend": manifest.backend["name"],
-        "runtime": manifest.runtime,
+        "runtime": manifest.runtime.model_dump(mode="json"),
         "qabuild": manifest.qabuild,
         "digest": artifact.digest,
         "verified_at": found.verified_at,
@@ -114,9 +113,8 @@ def _facts(artifact: Artifact, found: Verification) -> dict[str, Any]:
 
 
 def _snippet(artifact: Artifact) -> str:
-    module = backend(artifact.manifest.backend["name"])
-    options = module.Options.model_validate(dict(artifact.manifest.backend))
-    return module.snippet(options, Runtime.model_validate(dict(artifact.manifest.runtime)))
+    manifest = artifact.manifest
+    return backend(manifest.backend["name"]).snippet(manifest.options, manifest.runtime)
 
 
 def _row(flip: Flip) -> list[str]:
@@ -142,7 +140,7 @@ def _target(artifact: Artifact, data: Mapping[str, Any]) -> str:
             "digest": manifest.checkpoint["digest"],
         },
         "backend": manifest.backend,
-        "runtime": manifest.runtime,
+        "runtime": manifest.runtime.model_dump(mode="json"),
         "verify": {key: value for key, value in verify.items() if key != "gates"},
         "verify.gates": manifest.verify["gates"],
     }

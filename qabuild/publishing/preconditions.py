@@ -6,10 +6,9 @@ from qabuild.artifact import handler
 from qabuild.artifact.evidence import Verification, evidence_of
 from qabuild.artifact.manifest import Artifact
 from qabuild.errors import BadTarget, UntrustedInput, VerificationFailed
-from qabuild.evaluation import judge, measure, reference
+from qabuild.evaluation import judge, measure
 from qabuild.evaluation.judge import explain_failure
 from qabuild.system.reporter import Reporter
-from qabuild.target.gates import Gates
 
 __all__ = ["explain_failure", "remeasure", "require"]
 
@@ -25,7 +24,7 @@ def require(artifact: Artifact) -> Verification:
     if found is None:
         raise VerificationFailed(f"{where}: not verified", f"verify it: qabuild verify {where}")
     _require_same_questions(artifact, found)
-    judged = judge.judge(artifact, found.measurement, _gates(artifact))
+    judged = judge.judge(artifact, found.measurement, artifact.manifest.gates)
     if not judged.passed:
         raise VerificationFailed(*explain_failure(judged, where))
     if handler.HANDLER not in artifact.manifest.files:
@@ -42,13 +41,13 @@ def require(artifact: Artifact) -> Verification:
 def remeasure(artifact: Artifact, dataset: str | None, reporter: Reporter) -> Verification:
     """Put the questions through the artifact; as above, but for the gate of speed, which is no matter of its bytes."""
     questions = measure.find_questions(artifact, dataset)
-    gates = _gates(artifact).model_copy(update={"min_speedup": None})
+    gates = artifact.manifest.gates.model_copy(update={"min_speedup": None})
     return judge.judge(artifact, measure.measure(artifact, questions, reporter=reporter), gates)
 
 
 def _require_same_questions(artifact: Artifact, found: Verification) -> None:
     """Held against the sealed reference, and that against what the target asks for."""
-    sealed, asked = reference.read(artifact.directory / reference.FOLDER), artifact.manifest.verify
+    sealed, asked = artifact.reference, artifact.manifest.verify
     data = found.measurement.data
     differing = [key for key in ("fingerprint", "samples", "split") if data.get(key) != sealed.data.get(key)]
     if asked["samples"] not in (None, sealed.data["samples"]):
@@ -61,7 +60,3 @@ def _require_same_questions(artifact: Artifact, found: Verification) -> None:
             f"({', '.join(sorted(set(differing))) or 'samples'})",
             "build it again",
         )
-
-
-def _gates(artifact: Artifact) -> Gates:
-    return Gates.model_validate(dict(artifact.manifest.verify["gates"]))

@@ -13,13 +13,14 @@ import pytest
 
 from qabuild.artifact import manifest as artifact
 from qabuild.errors import BadTarget, UntrustedInput
+from qabuild.models.runtime import Runtime
 
 FACTS = {
     "name": "x",
     "qabuild": "0",
     "checkpoint": {"name": "sample"},
     "backend": {"name": "eager"},
-    "runtime": {"device": "cpu", "dtype": "fp32"},
+    "runtime": Runtime(device="cpu", dtype="fp32"),
     "verify": {},
     "publish": {},
     "record": {},
@@ -115,7 +116,7 @@ def test_a_manifest_that_was_edited_since_it_was_verified_is_refused(sealed):
     with pytest.raises(UntrustedInput, match=f"changed since it was verified: .* speaks of {opened.digest}"):
         artifact.open_artifact(sealed)
     (sealed / "verification.json").unlink()  # as the message says, for who trusts the manifest
-    assert artifact.open_artifact(sealed).manifest.runtime["device"] == "cuda"
+    assert artifact.open_artifact(sealed).manifest.runtime.device == "cuda"
 
 
 @pytest.mark.parametrize("evidence", ["", "{", "[]", "{}", '{"manifest": 3}', "\xff"])

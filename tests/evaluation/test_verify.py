@@ -19,11 +19,12 @@ from safetensors.torch import load_file, save_file
 
 import qabuild
 from qabuild.artifact import manifest as artifacts
+from qabuild.artifact import sealed_reference
 from qabuild.artifact.evidence import Verification
 from qabuild.artifact.manifest import Artifact, open_artifact, seal
 from qabuild.builder.store.local import Store
 from qabuild.errors import BadTarget, UntrustedInput
-from qabuild.evaluation import measure, reference
+from qabuild.evaluation import measure
 from qabuild.evaluation import verify as verification
 from qabuild.evaluation.bootstrap import mean_interval
 from qabuild.evaluation.judge import explain_failure, judge
@@ -257,7 +258,7 @@ def test_answers_of_the_reference_cannot_be_changed_unseen(tampered):
     """Whoever reseals other answers must also change the questions' fingerprint or lose agreement."""
 
     def forge(folder: Path) -> None:
-        path = folder / "reference" / reference.ANSWERS
+        path = folder / "reference" / sealed_reference.ANSWERS
         document = json.loads(path.read_text(encoding="utf-8"))
         document["answers"] = dict.fromkeys(document["answers"], "forged")
         replaced(path).write_text(json.dumps(document), encoding="utf-8")
@@ -277,7 +278,7 @@ def replaced(path: Path) -> Path:
 def test_other_questions_than_the_sealed_are_refused(made, tmp_path):
     sample = json.loads(Path(qabuild.qa.sample.HELDOUT).read_text(encoding="utf-8"))
     paragraph = sample["data"][0]["paragraphs"][0]
-    sealed = reference.read(made("eager") / reference.FOLDER)
+    sealed = sealed_reference.read(made("eager") / sealed_reference.FOLDER)
     for article in sample["data"]:
         for paragraph in article["paragraphs"]:
             for qa in paragraph["qas"]:
@@ -416,7 +417,7 @@ def test_the_round_trip_answers_as_the_stock_pipeline_asked_one_by_one(made):
     questions = measure.find_questions(artifact)
     stock = pipeline("question-answering", model=str(artifact.directory), device="cpu")
     expected = {q.id: stock(question=q.question, context=q.context)["answer"] for q in questions.questions}
-    assert dict(reference.read(artifact.directory / reference.FOLDER).answers) == expected
+    assert dict(sealed_reference.read(artifact.directory / sealed_reference.FOLDER).answers) == expected
 
 
 def test_scores_of_the_evidence_are_evaluates_own(made):
@@ -425,9 +426,10 @@ def test_scores_of_the_evidence_are_evaluates_own(made):
 
     artifact = open_artifact(made("eager", "sample"))
     questions = data.select(
-        data.load(data.DatasetRef("sample")), list(reference.read(artifact.directory / reference.FOLDER).answers)
+        data.load(data.DatasetRef("sample")),
+        list(sealed_reference.read(artifact.directory / sealed_reference.FOLDER).answers),
     )
-    answers = reference.read(artifact.directory / reference.FOLDER).answers
+    answers = sealed_reference.read(artifact.directory / sealed_reference.FOLDER).answers
     scores = squad_metric.score(answers, {q.id: q.answers for q in questions.questions})
     assert artifact.evidence is not None
     assert artifact.evidence["measurement"]["checkpoint_f1"] == pytest.approx(scores.f1)

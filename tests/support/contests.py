@@ -10,13 +10,14 @@ import numpy as np
 
 from qabuild.artifact.evidence import Flip, Measurement, Verification
 from qabuild.artifact.manifest import Artifact, Manifest, SealedFile
+from qabuild.artifact.sealed_reference import Reference
 from qabuild.errors import MissingEnvironment
 from qabuild.evaluation.compare.contestants import Contestant
 from qabuild.evaluation.compare.result import Comparison, Failure, Time
 from qabuild.evaluation.compare.rounds import Run, Runs
 from qabuild.evaluation.compare.score import score
 from qabuild.evaluation.compare.worker_pool import Turn
-from qabuild.evaluation.reference import Reference
+from qabuild.models.runtime import Runtime
 from qabuild.qa.ask import CHUNK
 from qabuild.qa.data import Question, QuestionSet
 from qabuild.qa.data.questions import question_set
@@ -77,7 +78,7 @@ def contestant(
         qabuild="0.1.0",
         checkpoint={"name": "sample", "revision": None, "digest": "c" * 64, "model_type": "roberta"},
         backend=dict(backend or {"name": "eager"}),
-        runtime={"device": "cpu", "dtype": dtype},
+        runtime=Runtime(device="cpu", dtype=dtype),
         verify={"gates": dict(gates or {}), "batch_size": 8},
         publish={},
         record={"fused": {"Attention": 4}},

@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from qabuild.artifact import handler
+from qabuild.artifact import handler, sealed_reference
 from qabuild.artifact import manifest as artifacts
 from qabuild.artifact.evidence import Flip, Measurement, Speed
 from qabuild.artifact.manifest import Artifact
-from qabuild.evaluation import judge, reference, stock_pipeline
+from qabuild.evaluation import judge, stock_pipeline
 from qabuild.evaluation import verify as verification
 from qabuild.models.backends import eager
 from qabuild.models.runtime import Runtime
@@ -40,9 +40,9 @@ def make(directory: Path, *, weights: bytes = b"weights" * 999, **facts: Any) ->
     options, runtime = eager.Options(), Runtime(device="cpu", dtype="fp32")
     versions = packages.versions({*eager.PACKAGES, *ask.PACKAGES})
     handler.write(options, runtime, versions, directory)
-    (directory / reference.FOLDER).mkdir()
+    (directory / sealed_reference.FOLDER).mkdir()
     answers = {"data": DATA, "probes": [], "answers": {"1": "one", "2": "Ann"}}
-    (directory / reference.FOLDER / reference.ANSWERS).write_text(json.dumps(answers))
+    (directory / sealed_reference.FOLDER / sealed_reference.ANSWERS).write_text(json.dumps(answers))
     sealed = artifacts.seal(
         directory,
         **{
@@ -50,7 +50,7 @@ def make(directory: Path, *, weights: bytes = b"weights" * 999, **facts: Any) ->
             "qabuild": "0.1.0",
             "checkpoint": {"name": "them/base", "revision": "b" * 40, "digest": "d" * 64, "model_type": "bert"},
             "backend": options.model_dump(),
-            "runtime": runtime.model_dump(),
+            "runtime": runtime,
             "verify": {
                 "split": "validation",
                 "samples": None,
@@ -98,5 +98,5 @@ def verify(artifact: Artifact, **found: Any) -> None:
             **found,
         }
     )
-    gates = Gates.model_validate(artifact.manifest.verify["gates"])
+    gates = artifact.manifest.gates
     verification.write(judge.judge(artifact, measurement, gates), artifact.directory)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from qabuild.artifact import sealed_reference
 from qabuild.builder.keys import Inputs, flat, package_inputs
 from qabuild.builder.steps.step import ARTIFACT, Context, Facts, Requirements, known
 from qabuild.evaluation import reference
@@ -24,7 +25,7 @@ WORK = ("qabuild.evaluation.reference", "qabuild.models.checkpoint.load", "qabui
 class Reference:
     name: ClassVar[str] = "reference"
     stage: ClassVar[str] = ARTIFACT
-    folder: ClassVar[str | None] = reference.FOLDER
+    folder: ClassVar[str | None] = sealed_reference.FOLDER
 
     def requires(self, target: Target) -> Requirements:
         return dict.fromkeys(ask.PACKAGES, ())
@@ -65,7 +66,7 @@ class Teacher:
 
         questions = _answer(context, known(context.facts.teacher), directory)
         golds = {question.id: question.answers for question in questions.questions}
-        scores = squad_metric.score(reference.read(directory).answers, golds)
+        scores = squad_metric.score(sealed_reference.read(directory).answers, golds)
         return {"exact_match": scores.exact_match, "f1": scores.f1}
 
 

@@ -8,9 +8,9 @@ from qabuild.artifact.evidence import Gate
 from qabuild.evaluation.compare.accuracy import Answered, Gold, in_order
 from qabuild.evaluation.compare.contestants import Contestant
 from qabuild.evaluation.compare.rounds import Run
+from qabuild.evaluation.judge import at_least, must_be
 from qabuild.qa import squad_metric
 from qabuild.system import machine, packages
-from qabuild.target.gates import Gates
 
 
 def judge(run: Run, own: Answered, gold: Gold) -> list[Gate]:
@@ -20,21 +20,15 @@ def judge(run: Run, own: Answered, gold: Gold) -> list[Gate]:
     machine and packages all of them. The answers that were timed come from other batches, so that ties may fall
     otherwise: they must pass the gates of the artifact's target. What failed its verification fails here as well.
     """
-    manifest, sealed = run.contestant.artifact.manifest, run.contestant.reference.answers
-    limits = Gates.model_validate(dict(manifest.verify["gates"])).by_dtype(manifest.runtime["dtype"])
+    limits, sealed = run.contestant.artifact.manifest.gates, run.contestant.reference.answers
     audited = {name: text for name, (text, _, _) in in_order(run.audit, gold).items()}
     same = 1.0 if _is_where_it_was_verified(run.contestant) else limits.min_agreement
     checkpoint_f1 = squad_metric.score(sealed, gold).f1
-    found: list[tuple[str, float | None, float]] = [
-        ("verified", True, run.contestant.verification.passed),
-        ("same_as_verified", same, _agreement(audited, run.contestant.verified_answers)),
-        ("min_f1_retention", limits.min_f1_retention, own.total.f1 / checkpoint_f1 if checkpoint_f1 else 0.0),
-        ("min_agreement", limits.min_agreement, _agreement(own.texts, sealed)),
-    ]
     return [
-        Gate(name=name, limit=limit, value=value, passed=value >= limit)
-        for name, limit, value in found
-        if limit is not None
+        *must_be("verified", True, run.contestant.verification.passed),
+        *at_least("same_as_verified", same, _agreement(audited, run.contestant.verified_answers)),
+        *at_least("min_f1_retention", limits.min_f1_retention, own.total.f1 / checkpoint_f1 if checkpoint_f1 else 0.0),
+        *at_least("min_agreement", limits.min_agreement, _agreement(own.texts, sealed)),
     ]
 
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from qabuild.artifact.evidence import Verification, evidence_of
 from qabuild.artifact.manifest import Artifact, open_artifact
+from qabuild.artifact.sealed_reference import Reference
 from qabuild.errors import BadTarget, MissingEnvironment, QABuildError, UntrustedInput
-from qabuild.evaluation import measure, reference
+from qabuild.evaluation import measure
 from qabuild.evaluation.compare.result import Failure
-from qabuild.evaluation.reference import Reference
 from qabuild.models.backends import BASELINE
 from qabuild.qa.data import QuestionSet
 
@@ -37,7 +37,7 @@ class Contestant:
     @property
     def is_eager_fp32(self) -> bool:
         manifest = self.artifact.manifest
-        return (manifest.backend["name"], manifest.runtime["dtype"]) == (BASELINE, "fp32")
+        return (manifest.backend["name"], manifest.runtime.dtype) == (BASELINE, "fp32")
 
     @property
     def verified_answers(self) -> dict[str, str]:
@@ -118,7 +118,7 @@ def _contestant(name: str, folder: Path, dataset: str | None) -> Contestant:
     verified = evidence_of(artifact)
     if verified is None:
         raise BadTarget(f"{folder}: was not verified", f"verify it first: qabuild verify {folder}")
-    sealed = reference.read(folder / reference.FOLDER)
+    sealed = artifact.reference
     return Contestant(name=name, artifact=artifact, verification=verified, reference=sealed, dataset=dataset)
 
 

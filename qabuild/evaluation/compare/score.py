@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
-from qabuild.evaluation import reference
+from qabuild.artifact import sealed_reference
 from qabuild.evaluation.compare import accuracy, audit, speed
 from qabuild.evaluation.compare.accuracy import Answered, Gold
 from qabuild.evaluation.compare.contestants import Contestant
@@ -54,7 +53,9 @@ def _measured(run: Run, own: Answered, gold: Gold, standard: Run | None, base: A
         artifact=str(artifact.directory),
         manifest=_origin(run.contestant),
         size=sum(
-            file.size for name, file in artifact.manifest.files.items() if not name.startswith(f"{reference.FOLDER}/")
+            file.size
+            for name, file in artifact.manifest.files.items()
+            if not name.startswith(f"{sealed_reference.FOLDER}/")
         ),
         load_seconds=run.load_seconds,
         peak_memory=max(turn.peak_memory for turn in turns),
@@ -67,7 +68,7 @@ def _measured(run: Run, own: Answered, gold: Gold, standard: Run | None, base: A
 
 
 def _origin(contestant: Contestant) -> Mapping[str, Any]:
-    document = asdict(contestant.artifact.manifest)
+    document = contestant.artifact.manifest.to_dict()
     kept = ("name", "qabuild", "checkpoint", "backend", "runtime", "record", "versions", "training")
     return {**{key: document[key] for key in kept}, "digest": contestant.artifact.digest}
 

@@ -32,6 +32,7 @@ from qabuild.evaluation.compare.contestants import _differences, find, find_ques
 from qabuild.evaluation.compare.score import score
 from qabuild.evaluation.compare.worker import shares
 from qabuild.evaluation.compare.worker_pool import hired
+from qabuild.models.runtime import Runtime
 from qabuild.qa import squad_metric
 from qabuild.system.reporter import SILENT, Silent
 
@@ -241,7 +242,7 @@ def resealed(original: Path, copy: Path, evidence: Callable[[Any], object] = lam
 def compared(made: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Two that answer alike, and one whose device is not here."""
     absent = resealed(
-        made("eager"), tmp_path_factory.mktemp("absent") / "absent", runtime={"device": "cuda", "dtype": "fp32"}
+        made("eager"), tmp_path_factory.mktemp("absent") / "absent", runtime=Runtime(device="cuda", dtype="fp32")
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CUDA_VISIBLE_DEVICES", "")
