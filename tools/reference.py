@@ -110,7 +110,7 @@ def page_of_targets() -> str:
 # Target keys
 
 Every table and key of a [target](../concepts/targets.md), from the JSON Schema that `qabuild schema` prints. A key
-without a default may be left out, unless it is said to be required.
+without a default may be left out unless it is required.
 
 {"".join(sections_of_table(schema, schema, "")).strip()}
 """
@@ -181,28 +181,35 @@ def type_of(value: Any) -> str:
         return ", ".join(f"`{json.dumps(each)}`" for each in value["enum"])
     if value.get("type") == "array":
         items = value.get("prefixItems")
-        return f"list of {len(items)} {type_of(items[0])}" if items else f"list of {type_of(value['items'])}"
-    bounds = [
-        f"{sign} {value[key]}"
-        for key, sign in (("minimum", "≥"), ("exclusiveMinimum", ">"), ("maximum", "≤"), ("exclusiveMaximum", "<"))
-        if key in value
-    ]
+        return f"{len(items)} of {type_of(items[0])}" if items else f"list of {type_of(value['items'])}"
+    return ", ".join([value.get("type", "any"), *bounds_of(value)])
+
+
+def bounds_of(value: Any) -> Iterator[str]:
+    if "minimum" in value and "maximum" in value:
+        yield f"{value['minimum']} to {value['maximum']}"
+    else:
+        signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+        yield from (f"{sign} {value[key]}" for key, sign in signs.items() if key in value)
     if value.get("pattern") == "^[0-9a-f]{64}$":
-        bounds.append("64 hex digits")
-    return f"{value.get('type', 'any')} {', '.join(bounds)}".strip()
+        yield "64 hex digits"
 
 
 # --- commands ---------------------------------------------------------------------------------------------------------
 
 
 def page_of_commands() -> str:
-    context = click.Context(cli, info_name="qabuild")
     commands = dict(commands_of(cli, "qabuild"))
+    options = {name: options_of(command) for name, command in commands.items()}
+    common = [each for each in options["qabuild build"] if all(each in other for other in options.values())]
     summary = [
         (f"[`{name}`](#{name.replace(' ', '-')})", command.get_short_help_str(200))
         for name, command in commands.items()
     ]
-    sections = "\n\n".join(section_of_command(name, command, context) for name, command in commands.items())
+    sections = "\n\n".join(
+        section_of_command(name, command, [each for each in options[name] if each not in common])
+        for name, command in commands.items()
+    )
     return f"""\
 # Commands
 
@@ -210,9 +217,13 @@ def page_of_commands() -> str:
 
 {table(("command", ""), summary)}
 
-Progress and remarks go to stderr, results to stdout. `--json` prints one JSON document on stdout, with the same facts
-as the table; of `qabuild answer` it states what was done, with the answers in a file. [Exit statuses](statuses.md) are the
-same for all commands.
+Every command takes these options:
+
+{table(("option", ""), common)}
+
+Progress and remarks go to stderr, results to stdout. The document of `--json` states the same facts as the table; that
+of `qabuild answer` states what was done, with the answers in a file. [Exit statuses](statuses.md) are the same for all
+commands.
 
 For shell completion, put `eval "$(_QABUILD_COMPLETE=bash_source qabuild)"` into `~/.bashrc`; `zsh_source` and
 `fish_source` are for other shells.
@@ -229,13 +240,17 @@ def commands_of(group: click.Group, prefix: str) -> Iterator[tuple[str, click.Co
             yield f"{prefix} {name}", command
 
 
-def section_of_command(name: str, command: click.Command, parent: click.Context) -> str:
-    context = click.Context(command, info_name=name, parent=None)
-    usage = " ".join([name, *command.collect_usage_pieces(context)])
-    records = [record for each in command.get_params(context) if (record := each.get_help_record(context))]
-    options = [(f"`{option}`".replace("|", "\\|"), text) for option, text in records]
-    help_text = inspect.cleandoc(command.help or "").replace("\b\n", "")
-    return f"## {name}\n\n    {usage}\n\n{help_text}\n\n{table(('option', ''), options)}"
+def options_of(command: click.Command) -> list[tuple[str, str]]:
+    context = click.Context(command, parent=click.Context(cli, **cli.context_settings))
+    options = [each for each in command.get_params(context) if isinstance(each, click.Option)]
+    records = [record for each in options if (record := each.get_help_record(context))]
+    return [(f"`{option}`".replace("|", "\\|"), text) for option, text in records]
+
+
+def section_of_command(name: str, command: click.Command, options: list[tuple[str, str]]) -> str:
+    usage = " ".join([name, *command.collect_usage_pieces(click.Context(command))])
+    parts = [f"## {name}", f"    {usage}", inspect.cleandoc(command.help or "").replace("\b\n", "")]
+    return "\n\n".join([*parts, table(("option", ""), options)] if options else parts)
 
 
 # --- exit statuses ----------------------------------------------------------------------------------------------------
@@ -259,9 +274,9 @@ def page_of_statuses() -> str:
 
 {table(("exit status", "Python exception", "meaning"), rows)}
 
-An error is one message and a hint on stderr; `-v` adds the traceback. Any other exception is a defect of qabuild: it
-prints its traceback and exits with {errors.QABuildError.exit_status}. A mistake in the command line exits with
-{errors.BadTarget.exit_status}.
+An error is one message and a hint on stderr; `-v` adds the traceback. A mistake in the command line counts as a bad
+target. Any other exception is a defect of qabuild: it prints its traceback and exits with
+{errors.QABuildError.exit_status}.
 """
 
 
@@ -300,7 +315,7 @@ def section_of_name(name: str, value: Any) -> str:
         parts += [f"Base: `{value.__base__.__name__}`. Exit status {value.exit_status}.", doc(value)]
     elif hasattr(value, "model_json_schema"):
         parts += [doc(value), "Its fields are the tables and keys of [a target](targets.md).", *members(value, ())]
-    elif dataclasses.is_dataclass(value):
+    elif dataclasses.is_dataclass(value) and isinstance(value, type):
         fields = [
             (f"`{field.name}`", f"`{annotation(field.type)}`".replace("|", "\\|"))
             for field in dataclasses.fields(value)
@@ -349,7 +364,7 @@ def short_signature(function: Any) -> str:
 
 
 def shown_parameter(parameter: inspect.Parameter) -> str:
-    stars = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
+    stars = {"VAR_POSITIONAL": "*", "VAR_KEYWORD": "**"}.get(parameter.kind.name, "")
     text = f"{stars}{parameter.name}"
     if parameter.annotation is not parameter.empty:
         text += f": {annotation(parameter.annotation)}"
@@ -369,9 +384,11 @@ def annotation(value: Any) -> str:
 
 def table(head: tuple[str, ...], rows: list[Any]) -> str:
     lines = [head, tuple("---" for _ in head), *rows]
-    return "\n".join(
-        f"| {' | '.join(' '.join(cell.split()) for cell in line)} |".replace("|  |", "| |") for line in lines
-    )
+    return "\n".join("".join(f"| {cell} " if cell else "| " for cell in map(one_line, line)) + "|" for line in lines)
+
+
+def one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def code(text: str) -> str:
@@ -383,11 +400,11 @@ def doc(value: Any) -> str:
 
 
 def first_line(value: Any) -> str:
-    return " ".join((inspect.getdoc(value) or "").split("\n\n")[0].split())
+    return one_line((inspect.getdoc(value) or "").split("\n\n")[0])
 
 
 def sentence(text: str) -> str:
-    text = " ".join(text.split())
+    text = one_line(text)
     return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
 
 
