@@ -301,7 +301,7 @@ def page_of_api() -> str:
 The names of `qabuild.__all__`. `import qabuild` imports nothing heavy; each function imports what it needs when it is
 called.
 
-{table(("", ""), contents)}
+{table(("kind", "names"), contents)}
 
 {(chr(10) * 2).join(sections)}
 """
