@@ -38,30 +38,40 @@ class Backend:
     """What a backend says of itself."""
 
     description: str
+    extras: tuple[str, ...]
+    """Those of qabuild that install what it needs, of which one is enough."""
     dtypes: Mapping[str, tuple[str, ...]]
     """Of each device, those that the backend's default options do not refuse."""
 
 
 def backends() -> tuple[dict[str, Backend], str]:
     """Every backend by its name, and the table of the architectures that each supports."""
-    from qabuild.models.backends import BACKENDS, architectures, backend
+    from qabuild.models import support
+    from qabuild.models.backends import BACKENDS, backend
     from qabuild.models.runtime import Runtime
 
-    def accepts(name: str, device: str, dtype: str) -> bool:
-        module = backend(name)
+    def accepts(options: Any, device: str, dtype: str) -> bool:
         try:
-            module.check({}, module.Options(), Runtime.model_validate({"device": device, "dtype": dtype}))
+            support.check({}, options, Runtime.model_validate({"device": device, "dtype": dtype}))
         except errors.BadTarget:
             return False
         return True
 
     known = {}
     for name in BACKENDS:
-        dtypes = {d: tuple(t for t in ("fp32", "bf16", "fp16", "int8") if accepts(name, d, t)) for d in ("cpu", "cuda")}
         module = backend(name)
-        description = module.Options.model_fields["name"].description or ""
-        known[name] = Backend(description=description, dtypes={d: t for d, t in dtypes.items() if t})
-    return known, architectures.markdown()
+        accepted = {
+            device: tuple(
+                dtype for dtype in ("fp32", "bf16", "fp16", "int8") if accepts(module.Options(), device, dtype)
+            )
+            for device in ("cpu", "cuda")
+        }
+        known[name] = Backend(
+            description=module.Options.model_fields["name"].description or "",
+            extras=module.EXTRAS,
+            dtypes={device: dtypes for device, dtypes in accepted.items() if dtypes},
+        )
+    return known, support.markdown()
 
 
 def table_of_backends() -> str:
@@ -73,7 +83,11 @@ def table_of_backends() -> str:
 
 
 def page_of_backends() -> str:
-    architectures = backends()[1]
+    known, architectures = backends()
+    extras = [
+        (f"`{name}`", " or ".join(f"`pip install '.[{extra}]'`" for extra in each.extras) or "nothing further")
+        for name, each in known.items()
+    ]
     return f"""\
 # Backends
 
@@ -81,6 +95,12 @@ def page_of_backends() -> str:
 
 A dtype that is missing here is refused before any work, with the reason. Options can widen this: see
 [`[backend]`](targets.md#backend).
+
+## Packages
+
+What each backend needs beside qabuild's own dependencies:
+
+{table(("backend", "install"), extras)}
 
 ## Architectures
 

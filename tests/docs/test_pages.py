@@ -22,7 +22,8 @@ from pydantic import BaseModel
 
 from qabuild.cli import cli
 from qabuild.errors import INTERRUPTED
-from qabuild.models.backends import BACKENDS, architectures, backend
+from qabuild.models import support
+from qabuild.models.backends import BACKENDS, backend
 from qabuild.target.explain import table_of
 from qabuild.target.model import Target
 from qabuild.target.read import SOURCES
@@ -285,11 +286,11 @@ def test_every_architecture_is_listed():
     listed = (
         PAGES["docs/reference/backends.md"].split("<!-- architectures -->\n")[1].split("<!-- /architectures -->")[0]
     )
-    assert listed.strip() == architectures.markdown()
+    assert listed.strip() == support.markdown()
 
 
 def test_readme_says_how_many_architectures_there_are():
-    rows = architectures.markdown().splitlines()[2:]
+    rows = support.markdown().splitlines()[2:]
     assert f"They support {len(rows)} encoder architectures" in PAGES["README.md"]
 
 
