@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import html
 import inspect
 import json
 import re
@@ -264,7 +265,7 @@ def options_of(command: click.Command) -> list[tuple[str, str]]:
     context = click.Context(command, parent=click.Context(cli, **cli.context_settings))
     options = [each for each in command.get_params(context) if isinstance(each, click.Option)]
     records = [record for each in options if (record := each.get_help_record(context))]
-    return [(f"`{option}`".replace("|", "\\|"), text) for option, text in records]
+    return [(code_cell(option), text) for option, text in records]
 
 
 def section_of_command(name: str, command: click.Command, options: list[tuple[str, str]]) -> str:
@@ -336,10 +337,7 @@ def section_of_name(name: str, value: Any) -> str:
     elif hasattr(value, "model_json_schema"):
         parts += [doc(value), "Its fields are the tables and keys of [a target](targets.md).", *members(value, ())]
     elif dataclasses.is_dataclass(value) and isinstance(value, type):
-        fields = [
-            (f"`{field.name}`", f"`{annotation(field.type)}`".replace("|", "\\|"))
-            for field in dataclasses.fields(value)
-        ]
+        fields = [(code_cell(field.name), code_cell(annotation(field.type))) for field in dataclasses.fields(value)]
         parts += [
             doc(value),
             table(("field", "type"), fields),
@@ -360,7 +358,7 @@ def members(owner: type, known: Any) -> list[str]:
         if isinstance(function, property) and inspect.getdoc(function):
             rows.append((f"`{name}`", first_line(function)))
         elif inspect.isfunction(function) and inspect.getdoc(function):
-            rows.append((f"`{name}{short_signature(function)}`".replace("|", "\\|"), first_line(function)))
+            rows.append((code_cell(f"{name}{short_signature(function)}"), first_line(function)))
     return [table(("member", ""), rows)] if rows else []
 
 
@@ -405,6 +403,11 @@ def annotation(value: Any) -> str:
 def table(head: tuple[str, ...], rows: list[Any]) -> str:
     lines = [head, tuple("---" for _ in head), *rows]
     return "\n".join("".join(f"| {cell} " if cell else "| " for cell in map(one_line, line)) + "|" for line in lines)
+
+
+def code_cell(text: str) -> str:
+    """Code in a table. Of a bar in backquotes, GitHub drops the escape and Python-Markdown keeps it."""
+    return f"<code>{html.escape(text, quote=False).replace('|', '&#124;')}</code>" if "|" in text else f"`{text}`"
 
 
 def one_line(text: str) -> str:
