@@ -1,4 +1,4 @@
-"""Resolve every relative link and anchor of README.md and docs/; dead ones are printed, and the exit status is 1.
+"""Resolve every relative link and anchor of docs/ and of the pages beside it; a dead one fails the run.
 
 python tools/links.py
 """
@@ -18,7 +18,11 @@ HEADING = re.compile(r"^#{1,6} +(.+?) *#*$", re.MULTILINE)
 
 
 def pages() -> list[Path]:
-    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "docs").rglob("llms*.txt"))]
+    return [
+        *sorted(ROOT.glob("*.md")),
+        *sorted((ROOT / "docs").rglob("*.md")),
+        *sorted((ROOT / "docs").rglob("llms*.txt")),
+    ]
 
 
 def anchors(text: str) -> set[str]:
