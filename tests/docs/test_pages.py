@@ -1,7 +1,8 @@
-"""README keeps its word: every command of the tour is run, and every table is what the code says."""
+"""The documentation keeps its word: commands run, targets can be read, and tables are what the code says."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shutil
@@ -11,40 +12,52 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import click
 import pytest
 from hub import Hub
 from pydantic import BaseModel
 
-from qabuild import cli
+from qabuild.cli import cli
 from qabuild.errors import INTERRUPTED
-from qabuild.models.backends import BACKENDS, architectures, backend
+from qabuild.models import support
+from qabuild.models.backends import BACKENDS, backend
 from qabuild.target.explain import table_of
 from qabuild.target.model import Target
 from qabuild.target.read import SOURCES
 
 ROOT = Path(__file__).resolve().parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-
-
-def section(title: str) -> str:
-    """The text under a heading, up to the next of the same depth."""
-    found = re.search(rf"^(#+) {re.escape(title)}\n(.*?)(?=^\1 |\Z)", README, re.MULTILINE | re.DOTALL)
-    assert found, title
-    return found[2]
-
-
-def part(name: str) -> str:
-    return README.split(f"<!-- {name} -->\n")[1].split(f"<!-- /{name} -->")[0].strip()
-
-
-# --- the tour -------------------------------------------------------------------------------------------------------
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+}
+LANGUAGES = {"console", "python", "text", "toml"}
+"""Of blocks that are run, read or compared; a block in another language only shows something."""
 
 
 def blocks(text: str) -> Iterator[tuple[str, str]]:
     """Language and content of each fenced block."""
     yield from re.findall(r"^```(\w+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def pages_with(*languages: str) -> list[str]:
+    return [name for name, text in PAGES.items() if {language for language, _ in blocks(text)} & set(languages)]
+
+
+def tool(name: str) -> ModuleType:
+    """The script tools/NAME.py, as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # where dataclasses look for it
+    spec.loader.exec_module(module)
+    return module
+
+
+# --- what is run ----------------------------------------------------------------------------------------------------
 
 
 def without_numbers(text: str) -> list[str]:
@@ -61,8 +74,18 @@ def visitor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
 
 
-def test_the_tour(visitor):
-    assert follow(section("A tour") + section("Answering")) >= 8
+ON_THE_HUB = "docs/guides/publish.md"
+RUN = [name for name in pages_with("console", "python") if name != ON_THE_HUB]
+
+
+def test_the_pages_with_commands_are_known():
+    assert {"docs/getting-started.md", "docs/guides/serve.md", "docs/guides/bulk-answering.md"} <= set(RUN)
+
+
+@pytest.mark.parametrize("name", RUN)
+def test_every_command_and_program_of_a_page_runs(visitor, name):
+    ran = follow(PAGES[name])
+    assert ran >= (8 if name == "docs/getting-started.md" else 1)
 
 
 @pytest.mark.hub
@@ -70,7 +93,7 @@ def test_the_way_to_the_hub_and_back(visitor, tmp_path, monkeypatch):
     with Hub({"hf_mine": ("me", "write")}) as hub:
         for name, value in {**hub.environment(tmp_path / "home"), "HF_TOKEN": "hf_mine"}.items():
             monkeypatch.setenv(name, value)
-        assert follow(section("Publishing")) == 3
+        assert follow(PAGES[ON_THE_HUB]) == 3
 
 
 def follow(text: str) -> int:
@@ -84,7 +107,7 @@ def follow(text: str) -> int:
             printed = subprocess.run([sys.executable, "-c", content], capture_output=True, text=True, check=True).stdout
         elif language == "text":
             assert printed == content
-        else:
+        elif language == "console":
             ran += session(content)
     return ran
 
@@ -104,72 +127,69 @@ def session(content: str) -> int:
     return len(steps)
 
 
-# --- the tables -----------------------------------------------------------------------------------------------------
+def commands_named() -> set[str]:
+    """Every command line of qabuild that the pages name: in backquotes, in an indented block, in a session."""
+    named = set()
+    for text in PAGES.values():
+        named.update(re.findall(r"`qabuild ([^`\n]+)`", re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)))
+        named.update(re.findall(r"^ {4}(?:.*&& )?qabuild (.+)$", text, re.MULTILINE))
+        named.update(re.findall(r"^\$ qabuild (.+)$", text, re.MULTILINE))
+    return named
 
 
-def keys(model: type[BaseModel], table: str = "") -> Iterator[tuple[str, str, str]]:
-    """Table, key and description of every key of a target, as README lists them."""
-    nested: list[tuple[str, type[BaseModel]]] = []
-    for name, field in model.model_fields.items():
-        if (table, name) == ("", "name"):
-            continue
-        if (table, name) == ("", "backend"):
-            yield "backend", "name", f"one of {', '.join(f'`{each}`' for each in BACKENDS)}"
-            for each in BACKENDS:
-                for key, option in backend(each).Options.model_fields.items():
-                    if key != "name":
-                        yield "backend", key, f"{each}: {option.description}{default(option)}"
-        elif inner := table_of(field.annotation):
-            nested.append((f"{table}.{name}".strip("."), inner))
-        else:
-            yield table, name, f"{field.description or ''}{default(field)}"
-    for name, inner in nested:
-        yield from keys(inner, name)
+def test_every_command_and_option_that_is_named_exists():
+    lines = commands_named()
+    assert len(lines) > 30
+    for line in lines:
+        words = line.split()
+        command: click.Command = cli
+        while isinstance(command, click.Group) and words and words[0] in command.commands:
+            command = command.commands[words.pop(0)]
+        if command is cli:  # short for build
+            assert re.match(r"TARGET|\$TARGETS|.*\.toml|--?\w", words[0]) or words[0].startswith("targets/"), line
+            command = cli.commands["build"]
+        options = {option for each in command.params for option in each.opts} | {"-h", "--help", "--version"}
+        assert {word for word in words if word.startswith("-") and word != "-"} <= options, line
 
 
-def default(field: Any) -> str:
-    if field.is_required():
-        return "; required"
-    return "" if field.default in (None, "") else f" (default {str(field.default).lower()})"
+# --- what is shown --------------------------------------------------------------------------------------------------
 
 
-def table_of_keys() -> str:
-    rows = [("", "extends", "a target that this one starts from, relative to this file"), *keys(Target)]
-    rows.sort(key=lambda row: row[0] != "")
-    lines = ["| table | key | what it says |", "|---|---|---|"]
-    return "\n".join(lines + [f"| {f'`[{t}]`' if t else ''} | `{key}` | {text} |" for t, key, text in rows])
-
-
-def test_every_key_of_a_target_is_described():
-    assert part("keys") == table_of_keys(), "python tests/test_readme.py writes them"
-
-
-def test_every_architecture_is_listed():
-    assert part("architectures") == architectures.markdown()
-
-
-def test_every_command_and_exit_status_is_described():
-    text = section("Commands")
-    for name in cli.cli.commands:
-        assert f"`qabuild {name}" in text or name == "build", name
-    statuses = {int(number) for number in re.findall(r"^\| (\d+) \|", text, re.MULTILINE)}
-    assert statuses == {0, 1, 2, 3, 4, 5, INTERRUPTED, 128 + signal.SIGTERM}
-
-
-def test_the_target_at_the_top_is_the_one_in_the_folder():
+@pytest.mark.parametrize("name", pages_with("toml"))
+def test_every_target_that_is_shown_is_one(visitor, name):
+    """One of the folder states what that states; any other can be read."""
     from qabuild.target.read import load
 
-    shown = tomllib.loads(next(content for language, content in blocks(README) if language == "toml"))
-    target = load(ROOT / "targets" / "ort-fp32-cpu.toml").model_dump(mode="json")
-    for name, table in shown.items():
-        for key, value in table.items():
-            found = target[name][key]
-            assert value.items() <= found.items() if isinstance(value, dict) else found == value, (name, key)
+    for language, content in blocks(PAGES[name]):
+        if language != "toml":
+            continue
+        file = re.match(r"# ([\w./-]+\.toml)", content)
+        assert file, f"{name}: its first line names no file"
+        if not Path(file[1]).exists():
+            Path(file[1]).write_text(content, encoding="utf-8")
+        target = load(Path(file[1])).model_dump(mode="json")
+        for table, keys in tomllib.loads(content).items():
+            if table != "extends":
+                assert states(target[table], keys), (name, table)
+
+
+def states(found: Any, shown: Any) -> bool:
+    """Whether what was read holds all that is shown. The name of another target was read as its file."""
+    if isinstance(shown, dict):
+        return all(states(found[key], value) for key, value in shown.items())
+    return found == shown or (isinstance(shown, str) and isinstance(found, str) and Path(found).stem == shown)
+
+
+def test_readme_shows_the_target_of_the_folder():
+    shown = [content for language, content in blocks(PAGES["README.md"]) if language == "toml"]
+    assert shown
+    assert all((ROOT / content.split()[1].rstrip(",")).is_file() for content in shown)
 
 
 def test_every_target_that_is_named_is_there():
-    for name in re.findall(r"targets/[\w/-]+\.toml", README):
-        assert (ROOT / name).is_file(), name
+    for name, text in PAGES.items():
+        for path in re.findall(r"targets/[\w/-]+\.toml", text):
+            assert (ROOT / path).is_file(), (name, path)
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("targets/*.toml")), ids=lambda path: path.stem)
@@ -188,14 +208,141 @@ def test_every_target_says_what_it_makes_and_where_its_paths_are(path):
         assert source is None or made_here or not Path(source).is_absolute()
 
 
-def rewrite() -> None:
-    """Put the tables into README as the code has them: `python tests/test_readme.py`."""
-    text = README
-    for name, table in (("keys", table_of_keys()), ("architectures", architectures.markdown())):
-        before, after = text.split(f"<!-- {name} -->")[0], text.split(f"<!-- /{name} -->")[1]
-        text = f"{before}<!-- {name} -->\n\n{table}\n\n<!-- /{name} -->{after}"
-    (ROOT / "README.md").write_text(text, encoding="utf-8")
+# --- the reference --------------------------------------------------------------------------------------------------
 
 
-if __name__ == "__main__":
-    rewrite()
+def test_the_reference_is_what_the_package_says():
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tools" / "reference.py"), "--check"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_stale_page_is_found(tmp_path, monkeypatch, capsys):
+    reference = tool("reference")
+    page = tmp_path / "docs" / "reference" / "statuses.md"
+    page.parent.mkdir(parents=True)
+    text = PAGES["docs/reference/statuses.md"]
+    monkeypatch.setattr(reference, "ROOT", tmp_path)
+    monkeypatch.setattr(reference, "pages", lambda: {page: text})
+    monkeypatch.setattr(sys, "argv", ["reference.py", "--check"])
+    page.write_text(text.replace("Success", "Succes"), encoding="utf-8")
+    assert reference.main() == 1
+    assert "docs/reference/statuses.md" in capsys.readouterr().out
+    page.write_text(text, encoding="utf-8")
+    assert reference.main() == 0
+
+
+def keys(model: type[BaseModel], table: str = "") -> Iterator[tuple[str, str, str, Any]]:
+    """Section, key, description and default of every key of a target."""
+    nested: list[tuple[str, type[BaseModel]]] = []
+    for name, field in model.model_fields.items():
+        if (table, name) == ("", "name"):
+            continue
+        if (table, name) == ("", "backend"):
+            for each in BACKENDS:
+                for key, option in backend(each).Options.model_fields.items():
+                    if key != "name":
+                        yield f"`{each}`", key, option.description or "", option.default
+        elif inner := table_of(field.annotation):
+            nested.append((f"{table}.{name}".strip("."), inner))
+        else:
+            yield f"`[{table}]`" if table else "Top level", name, field.description or "", field.default
+    for name, inner in nested:
+        yield from keys(inner, name)
+
+
+def rows_of_page(name: str) -> Iterator[tuple[str, list[str]]]:
+    """The heading above each row of each table of a page, and the row's cells."""
+    heading = ""
+    for line in PAGES[name].splitlines():
+        if line.startswith("#"):
+            heading = line.lstrip("# ")
+        elif line.startswith("| `"):
+            yield heading, [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_every_key_of_a_target_is_described():
+    described = {(heading, row[0].strip("`")): row[1:] for heading, row in rows_of_page("docs/reference/targets.md")}
+    assert described.pop(("`[backend]`", "name"))[0] == ", ".join(f"`{name}`" for name in BACKENDS)
+    extends = described.pop(("Top level", "extends"))
+    assert extends[-1] == "a target that this one starts from, relative to this file"
+    expected = list(keys(Target))
+    assert set(described) == {(section, key) for section, key, _, _ in expected}
+    for section, key, text, default in expected:
+        _, shown, meaning = described[section, key]
+        assert meaning == text
+        assert (shown != "") == (default not in (None, "")), (section, key)
+        assert not shown or json_of(default) == shown.strip("`"), (section, key)
+
+
+def json_of(value: Any) -> str:
+    import json
+
+    return json.dumps(value)
+
+
+def test_every_architecture_is_listed():
+    listed = (
+        PAGES["docs/reference/backends.md"].split("<!-- architectures -->\n")[1].split("<!-- /architectures -->")[0]
+    )
+    assert listed.strip() == support.markdown()
+
+
+def test_readme_says_how_many_architectures_there_are():
+    rows = support.markdown().splitlines()[2:]
+    assert f"They support {len(rows)} encoder architectures" in PAGES["README.md"]
+
+
+def test_every_backend_is_in_readme():
+    assert [row[0].strip("`") for _, row in rows_of_page("README.md")] == list(BACKENDS)
+
+
+def test_every_command_and_exit_status_is_described():
+    text = PAGES["docs/reference/commands.md"]
+    for name in cli.commands:
+        assert f"\n## qabuild {name}" in text, name
+    statuses = {int(n) for n in re.findall(r"^\| (\d+) \|", PAGES["docs/reference/statuses.md"], re.MULTILINE)}
+    assert statuses == {0, 1, 2, 3, 4, 5, INTERRUPTED, 128 + signal.SIGTERM}
+
+
+# --- the pages ------------------------------------------------------------------------------------------------------
+
+
+def test_readme_is_a_door():
+    assert len((ROOT / "README.md").read_bytes()) <= 8192
+
+
+def test_readme_gives_the_one_command_that_installs_and_tests():
+    assert len(re.findall(r"^ *pip install .*&& pytest$", PAGES["README.md"], re.MULTILINE)) == 1
+
+
+def test_every_link_resolves():
+    links = tool("links")
+    assert [(str(path), problem) for path in links.pages() for problem in links.dead_links(path)] == []
+
+
+def test_a_dead_link_is_found(tmp_path, monkeypatch):
+    links = tool("links")
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "README.md").write_text("# Top\n\n[a](docs/a.md#there) [b](docs/b.md) [c](#top) [d](docs/a.md#gone)\n")
+    (tmp_path / "docs" / "a.md").write_text("# There\n\n```text\n# Gone\n[x](y.md)\n```\n\n[out](../README.md)\n")
+    monkeypatch.setattr(links, "ROOT", tmp_path)
+    assert [problem for path in links.pages() for problem in links.dead_links(path)] == [
+        "docs/b.md: no such file",
+        "docs/a.md#gone: no such heading",
+        "../README.md: outside docs/, so not part of the site",
+    ]
+
+
+def test_every_page_is_in_the_navigation_and_in_llms_txt():
+    pages = {name.removeprefix("docs/") for name in PAGES if name != "README.md"}
+    assert set(re.findall(r"[\w/-]+\.md", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"))) == pages
+    listed = (ROOT / "docs" / "llms.txt").read_text(encoding="utf-8")
+    assert listed.startswith("# qabuild\n\n> ")
+    assert set(re.findall(r"\(([\w/-]+\.md)\)", listed)) == pages - {"index.md"}
+
+
+def test_every_language_of_a_block_is_known():
+    for name, text in PAGES.items():
+        assert {language for language, _ in blocks(text)} <= LANGUAGES | {"py"}, name
