@@ -19,7 +19,7 @@ from qabuild.publishing.login import log_in
 from qabuild.publishing.push import Push
 from qabuild.publishing.repository import MAIN, Change
 from qabuild.system import hub
-from qabuild.system.hub_retry import persistently
+from qabuild.system.hub_retry import with_retries
 from qabuild.system.reporter import SILENT, Reporter
 
 LARGEST_FILE = 50 * 10**9
@@ -79,16 +79,16 @@ def publish(
     _require_names(revision, tag)
     _require_within_limits(artifact)
     with _telling(lambda: f"nothing was published: {repo} is as it was"):
-        api = persistently(log_in, repo, reporter)
+        api = with_retries(log_in, repo, reporter)
     push = Push(api, artifact, found, repo, private=private, revision=revision, create_pr=create_pr, tag=tag)
     verified = None
     with _telling(push.state):
-        persistently(push.look if dry_run else push.attempt, repo, reporter)
+        with_retries(push.look if dry_run else push.attempt, repo, reporter)
         if not dry_run:
             _write_card(artifact, push.wanted[readme.FILE])
             if push.changed or verify_remote:
                 verified = _fetch_back(push, verify_remote, dataset, reporter)
-            persistently(push.name_it, repo, reporter)
+            with_retries(push.name_it, repo, reporter)
     return Published(
         repo=repo,
         revision=revision,
@@ -104,7 +104,7 @@ def publish(
 
 def require_ready(repo: str | None, where: str, reporter: Reporter = SILENT) -> None:
     """Raise what would keep anything from being published there, before the work that makes it."""
-    persistently(log_in, _named(repo, where), reporter)
+    with_retries(log_in, _named(repo, where), reporter)
 
 
 @contextmanager
@@ -122,7 +122,7 @@ def _fetch_back(push: Push, verify: bool, dataset: str | None, reporter: Reporte
     assert push.commit is not None
     with TemporaryDirectory() as folder:
         reporter.say(f"{push.repo}: fetching commit {push.commit} back")
-        persistently(
+        with_retries(
             lambda: push.api.snapshot_download(push.repo, revision=push.commit, local_dir=folder), push.repo, reporter
         )
         fetched = artifacts.open_artifact(Path(folder), push.artifact.digest)

@@ -24,7 +24,7 @@ PASSING = frozenset({409, 412, 429, 500, 502, 503, 504})
 """HTTP status of refusals that may not be repeated: another commit came first, too many requests, a busy server."""
 
 
-def persistently(work: Callable[[], T], about: str, reporter: Reporter) -> T:
+def with_retries(work: Callable[[], T], about: str, reporter: Reporter) -> T:
     """What `work` gives. It is called again, some seconds later, where the Hub refused it for the moment.
 
     So `work` must be whole in itself: it looks at what is there, and does what is left to do. Raises QABuildErrors

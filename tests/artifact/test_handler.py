@@ -101,7 +101,7 @@ def made(name: str, dtype: str, folder: Path) -> artifacts.Artifact:
         qabuild="0.1.0",
         checkpoint={"name": "sample", "revision": None, "digest": "d" * 64, "model_type": "roberta"},
         backend=options.model_dump(),
-        runtime=runtime.model_dump(),
+        runtime=runtime,
         verify={"split": "validation", "samples": None, "gates": Gates(min_f1_retention=0).model_dump()},
         publish={},
         record=record,
@@ -115,7 +115,7 @@ def expected(artifact: artifacts.Artifact) -> list[Any]:
     from transformers import pipeline
 
     module, manifest = backend(artifact.manifest.backend["name"]), artifact.manifest
-    options, runtime = module.Options(**manifest.backend), Runtime(**manifest.runtime)
+    options, runtime = manifest.options, manifest.runtime
     model, tokenizer = module.load(artifact.directory, options, runtime), load_tokenizer(artifact.directory)
     answer = pipeline("question-answering", model=model, tokenizer=tokenizer, device=model.device)
 

@@ -410,11 +410,11 @@ def test_a_transfer_that_breaks_is_tried_again_and_a_defect_is_not(monkeypatch):
         return cast(Callable[[], object], scope["work"])
 
     with pytest.raises(QABuildError, match="me/tiny: the transfer failed: CAS error") as caught:
-        hub_retry.persistently(of("/site-packages/huggingface_hub/_commit_api.py"), "me/tiny", SILENT)
+        hub_retry.with_retries(of("/site-packages/huggingface_hub/_commit_api.py"), "me/tiny", SILENT)
     assert "HF_HUB_DISABLE_XET=1" in (caught.value.hint or "")
     assert len(tried) == 3
     with pytest.raises(RuntimeError, match="CAS error"):
-        hub_retry.persistently(of("/site-packages/qabuild/pushing.py"), "me/tiny", SILENT)
+        hub_retry.with_retries(of("/site-packages/qabuild/pushing.py"), "me/tiny", SILENT)
     assert len(tried) == 4
 
 

@@ -306,20 +306,20 @@ def test_a_worker_that_waits_uses_no_processor_and_one_that_dies_drops_out(made)
         assert [cpu_seconds(worker) - before for worker, before in zip(workers, idle, strict=True)] == pytest.approx(
             [0, 0], abs=0.05
         )
-        workers[0]._process.kill()
+        workers[0]._child._process.kill()
         turns = team.run(rounds.Series(questions=4, batch_size=4))
         assert [(failure.name, "killed by signal 9" in failure.error) for failure in team.failures] == [
             ("eager-40", True)
         ]
         assert len(turns[workers[1]]) == 1
-        workers[1]._process.kill()
+        workers[1]._child._process.kill()
         with pytest.raises(QABuildError, match="was killed by signal 9"):
             team.run(rounds.Series(questions=4, batch_size=4))
 
 
 def cpu_seconds(worker: Any) -> float:
     """What the process has used of processors so far: utime and stime of proc(5)."""
-    stat = Path(f"/proc/{worker._process.pid}/stat").read_text().rpartition(")")[2].split()
+    stat = Path(f"/proc/{worker._child._process.pid}/stat").read_text().rpartition(")")[2].split()
     return (int(stat[11]) + int(stat[12])) / os.sysconf("SC_CLK_TCK")
 
 

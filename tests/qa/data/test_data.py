@@ -536,7 +536,8 @@ from qabuild.errors import QABuildError
 results = []
 for arguments in json.loads(sys.argv[1]):
     try:
-        found = data.load(arguments.pop("source"), **arguments)
+        offline = arguments.pop("offline", False)
+        found = data.load(data.DatasetRef(arguments.pop("source"), **arguments), offline=offline)
         results.append([found.name, found.revision, found.split, found.fingerprint])
     except QABuildError as error:
         results.append([type(error).__name__, str(error)])
