@@ -20,28 +20,38 @@ if TYPE_CHECKING:
     from qabuild.artifact.evidence import Verification
     from qabuild.artifact.load import load
     from qabuild.builder.build import Built, build, train
+    from qabuild.builder.plan import Plan
+    from qabuild.builder.preview import plan
     from qabuild.errors import BadTarget, MissingEnvironment, QABuildError, UntrustedInput, VerificationFailed
     from qabuild.evaluation.compare import Comparison, compare
     from qabuild.evaluation.verify import verify
     from qabuild.publishing.publish import Published, publish
+    from qabuild.qa.bulk import Summary, answer_file
     from qabuild.qa.pipeline import QuestionAnsweringPipeline
+    from qabuild.target.lock import Lock, lock
     from qabuild.target.model import Target
 
 _HOMES = {
     "BadTarget": "errors",
     "Built": "builder.build",
     "Comparison": "evaluation.compare",
+    "Lock": "target.lock",
     "MissingEnvironment": "errors",
+    "Plan": "builder.plan",
     "Published": "publishing.publish",
     "QABuildError": "errors",
     "QuestionAnsweringPipeline": "qa.pipeline",
+    "Summary": "qa.bulk",
     "Target": "target.model",
     "UntrustedInput": "errors",
     "Verification": "artifact.evidence",
     "VerificationFailed": "errors",
+    "answer_file": "qa.bulk",
     "build": "builder.build",
     "compare": "evaluation.compare",
     "load": "artifact.load",
+    "lock": "target.lock",
+    "plan": "builder.preview",
     "publish": "publishing.publish",
     "train": "builder.build",
     "verify": "evaluation.verify",
@@ -51,17 +61,23 @@ __all__ = [
     "BadTarget",
     "Built",
     "Comparison",
+    "Lock",
     "MissingEnvironment",
+    "Plan",
     "Published",
     "QABuildError",
     "QuestionAnsweringPipeline",
+    "Summary",
     "Target",
     "UntrustedInput",
     "Verification",
     "VerificationFailed",
+    "answer_file",
     "build",
     "compare",
     "load",
+    "lock",
+    "plan",
     "publish",
     "train",
     "verify",

@@ -6,10 +6,23 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
+from qabuild.artifact.manifest import FOLDER
 from qabuild.builder.facts import gather
 from qabuild.builder.plan import DAMAGED, NOT_NEEDED, Plan, PlanStep, history_name, make
 from qabuild.builder.store.local import Store, is_whole
+from qabuild.target import lock
 from qabuild.target.model import Target
+
+
+def plan(
+    target: Target | str | Path, output: str | Path = FOLDER, *, locked: bool = False, results: Store | None = None
+) -> Plan:
+    """What building `target`, a path or what was read from one, into `output` would do, and why. A dry run.
+
+    A path is read through its lock, and with `locked` through nothing else. Raises what `preview` raises.
+    """
+    target = target if isinstance(target, Target) else lock.load(target, locked=locked)
+    return preview(target, results or Store(), history_name(target, Path(output)))
 
 
 def previews(targets: Iterable[Target], results: Store, output: Path) -> list[Plan]:

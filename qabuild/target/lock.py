@@ -63,6 +63,17 @@ def path_of(target: Path) -> Path:
     return target.with_suffix(".lock")
 
 
+def lock(target: str | Path, *, offline: bool = False) -> Lock:
+    """Pin what the target at that path names, in a lock file beside it: commits, and digests of files and questions.
+
+    Raises what `make` raises, and BadTarget where a folder has the lock's name.
+    """
+    path = Path(target)
+    pins = make(load_target(path), offline=offline)
+    write(pins, path_of(path))
+    return pins
+
+
 def load(path: str | Path, overrides: Sequence[str] = (), *, locked: bool = False) -> Target:
     """Read the target at `path` through its lock, if it has one.
 
