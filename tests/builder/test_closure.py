@@ -5,16 +5,16 @@ from __future__ import annotations
 import ast
 import shutil
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import grimp
 import pytest
+import step_code
+from step_code import Known, code_inputs
 
 from qabuild.builder.closure import EXCLUDED, HERE, Source, import_statements
-from qabuild.builder.facts import TargetFacts, gather
-from qabuild.builder.steps import STEPS, of_stage
-from qabuild.builder.steps.step import ARTIFACT, PROOF
+from qabuild.builder.facts import gather
+from qabuild.builder.steps import STEPS
 from qabuild.builder.store.local import Store
 from qabuild.models.backends import BACKENDS
 from qabuild.target.model import Target
@@ -40,40 +40,18 @@ TARGETS: dict[str, dict[str, Any]] = {
 }
 
 
-class Recorder(Source):
-    """Source whose digests are the names of the modules that they begin with."""
-
-    def digest(self, *roots: str) -> str:
-        return " ".join(roots)
-
-
 @pytest.fixture(scope="module")
-def facts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Target, TargetFacts]]:
+def facts(tmp_path_factory: pytest.TempPathFactory) -> Known:
     """The targets above, with the facts about each."""
     store = Store(tmp_path_factory.mktemp("store"))
     targets = {name: Target.model_validate({"name": name, **tables}) for name, tables in TARGETS.items()}
     return {name: (target, gather(target, store, name, fetch=False)) for name, target in targets.items()}
 
 
-def code_inputs(facts: dict[str, tuple[Target, TargetFacts]], source: Source) -> Iterator[tuple[str, str, str]]:
-    """Target, step and digest of the step's code, read from `source`."""
-    for name, (target, known) in facts.items():
-        views = [(step, target, known) for stage in (ARTIFACT, PROOF) for step in of_stage(stage)]
-        views += [
-            (step, derivation.derived.target, derivation.facts)
-            for derivation in known.derivations
-            for step in of_stage(derivation.derived.stage)
-        ]
-        for step, owner, seen in views:
-            inputs = step.inputs(owner, replace(seen, code=source))
-            if inputs is not None:
-                yield name, step.name, inputs["code"]
-
-
 @pytest.fixture(scope="module")
-def roots(facts: dict[str, tuple[Target, TargetFacts]]) -> dict[tuple[str, str], tuple[str, ...]]:
+def roots(facts: Known) -> dict[tuple[str, str], tuple[str, ...]]:
     """The modules that the code of each step begins with, by target and step."""
-    return {(name, step): tuple(code.split()) for name, step, code in code_inputs(facts, Recorder())}
+    return step_code.roots(facts)
 
 
 @pytest.fixture(scope="module")

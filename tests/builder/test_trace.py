@@ -1,0 +1,155 @@
+"""What a step runs, traced function by function, lies in the closure that its key covers."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import step_code
+
+from qabuild.builder.closure import EXCLUDED, HERE, Source
+from qabuild.builder.facts import gather
+from qabuild.builder.requirements import requirements
+from qabuild.builder.store.local import Store
+from qabuild.models.backends import BACKENDS
+from qabuild.system import packages
+from qabuild.target.read import load
+
+SITE = '''\
+"""Notes the modules of qabuild whose functions run in this process, for each step that is under way."""
+
+import atexit, json, os, sys, threading
+from collections import defaultdict
+
+package, folder = os.environ["TRACED_PACKAGE"], os.environ["TRACED_OUTPUT"]
+files = defaultdict(set)
+
+
+def hook(frame, event, argument):
+    step = os.environ.get("TRACED_STEP")
+    if step and event == "call" and frame.f_code.co_filename.startswith(package):
+        files[step].add(frame.f_code.co_filename)
+
+
+def write():
+    sys.setprofile(None)
+    with open(os.path.join(folder, f"{os.getpid()}.json"), "w") as file:
+        json.dump({step: sorted(names) for step, names in files.items()}, file)
+
+
+sys.setprofile(hook)
+threading.setprofile(hook)
+atexit.register(write)
+'''
+
+BUILD = """\
+import os, sys
+import qabuild
+from qabuild.builder.steps import STEPS
+
+
+def traced(step):
+    run = step.run
+
+    def run_traced(context, directory):
+        before = os.environ.get("TRACED_STEP")
+        os.environ["TRACED_STEP"] = step.name
+        try:
+            return run(context, directory)
+        finally:
+            os.environ.pop("TRACED_STEP") if before is None else os.environ.update(TRACED_STEP=before)
+
+    type(step).run = lambda self, context, directory: run_traced(context, directory)
+
+
+for step in STEPS:
+    traced(step)
+built = qabuild.build(sys.argv[1], sys.argv[2])
+assert built.verification.passed
+"""
+
+TARGET = """\
+[checkpoint]
+model = "sample"
+
+[backend]
+name = "{name}"
+
+[verify]
+dataset = "sample"
+samples = 8
+"""
+TARGETS = {
+    **{name: TARGET.format(name=name) for name in BACKENDS},
+    "searched": TARGET.format(name="eager")
+    + """
+[verify.gates]
+min_f1_retention = 0
+
+[train]
+dataset = "sample"
+samples = 24
+held_out = 8
+epochs = 1
+max_seq_len = 96
+doc_stride = 32
+
+[distill]
+teacher.model = "sample"
+search.trials = 1
+""",
+    "int8": TARGET.format(name="openvino").replace(
+        'name = "openvino"', 'name = "openvino"\ncalibration = "sample"\ncalibration_samples = 8\noverflow_fix = true'
+    )
+    + '\n[verify.gates]\nmin_f1_retention = 0\n\n[runtime]\ndtype = "int8"\n',
+}
+
+DESCRIBES = ("qabuild.builder.", "qabuild.target.")
+"""Modules that describe steps and targets, and hand the work over."""
+
+
+def executed(folder: Path) -> dict[str, set[str]]:
+    """The modules that ran in each step of a build of traced.toml, in this process and those that it started."""
+    (folder / "sitecustomize.py").write_text(SITE)
+    (folder / "build.py").write_text(BUILD)
+    (folder / "out").mkdir()
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(folder), str(HERE.parent)]),
+        "TRACED_PACKAGE": str(HERE),
+        "TRACED_OUTPUT": str(folder / "out"),
+        "QABUILD_CACHE": str(folder / "cache"),
+    }
+    command = [sys.executable, "build.py", "traced.toml", str(folder / "artifacts")]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    modules: dict[str, set[str]] = {}
+    for path in (folder / "out").glob("*.json"):
+        for step, files in json.loads(path.read_text()).items():
+            modules.setdefault(step, set()).update(map(module_of, files))
+    return modules
+
+
+def module_of(file: str) -> str:
+    parts = Path(file).relative_to(HERE).with_suffix("").parts
+    return ".".join(["qabuild", *parts]).removesuffix(".__init__")
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_what_runs_in_a_step_lies_in_its_closure(name, tmp_path):
+    (tmp_path / "traced.toml").write_text(TARGETS[name])
+    target = load(tmp_path / "traced.toml")
+    if lacks := packages.missing(requirements(target), "cpu"):
+        pytest.skip("; ".join(lacks))
+    facts = gather(target, Store(tmp_path / "empty"), "x", fetch=False)
+    roots = step_code.roots({name: (target, facts)})
+    ran = executed(tmp_path)
+    assert set(ran) == {step for _, step in roots}
+    for step, modules in ran.items():
+        work = {module for module in modules - EXCLUDED if not module.startswith(DESCRIBES)}
+        assert work
+        assert work <= Source().closure(*roots[name, step]), step
