@@ -212,6 +212,6 @@ def _cached_commit(repo_id: str, revision: str | None, repo_type: RepoType) -> s
     if not _FULL_SHA.fullmatch(sha):
         raise QABuildError(
             f"the {_KIND[repo_type]} '{repo_id}' ({revision or 'main'}) is not in the cache, and this run is offline",
-            "run once with network access (without HF_HUB_OFFLINE and offline options), or name a local path",
+            "run once with a network (without HF_HUB_OFFLINE and offline options), or name a local path",
         )
     return sha

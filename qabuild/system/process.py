@@ -117,7 +117,7 @@ class Child:
         status = self._process.wait()
         self._stderr.seek(0)
         stderr = self._stderr.read().decode(errors="backslashreplace")
-        # On a full disk torch aborts instead of raising, so stderr and the disk have to tell.
+        # On a full disk torch aborts instead of raising, so stderr and the free space are checked.
         if directory and (full := disk_error(RuntimeError(stderr), directory)):
             return full
         lines = stderr.strip().splitlines()

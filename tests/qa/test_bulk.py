@@ -28,7 +28,7 @@ class FirstWord:
 
     def __init__(self, ahead: int = 5, answering: Callable[[str], None] = lambda question: None) -> None:
         self.ahead, self.answering = ahead, answering
-        self.asked: list[str] = []
+        self.answered: list[str] = []
 
     def __call__(self, stream: Iterator[dict[str, str]] | None = None, **named: Any) -> Any:
         top_k = named.pop("top_k", 1)
@@ -45,7 +45,7 @@ class FirstWord:
 
     def _one(self, example: dict[str, str], top_k: int) -> Any:
         self.answering(example["question"])
-        self.asked.append(example["question"])
+        self.answered.append(example["question"])
         words = example["context"].split()[:top_k]
         answers = [{"score": 1 / (1 + n), "start": n, "end": 1, "answer": word} for n, word in enumerate(words)]
         return answers[0] if len(answers) == 1 else answers
@@ -402,7 +402,7 @@ def test_a_reader_that_closes_the_pipe_ends_the_run(tmp_path: Path) -> None:
     os.close(reading)
     pipeline = FirstWord()
     assert answer_file(pipeline, questions, f"/dev/fd/{writing}").rows < 2000
-    assert len(pipeline.asked) < 2000
+    assert len(pipeline.answered) < 2000
     os.close(writing)
 
 
@@ -463,7 +463,7 @@ def test_a_run_killed_before_any_answer_is_resumed_where_it_stopped(files: tuple
         summary = answer_file(pipeline, questions, answers)
         assert answers.read_bytes() == expected
         assert summary.resumed >= number // 3 * 3 > summary.resumed - 5
-        assert len(pipeline.asked) + summary.resumed - (summary.resumed > 9) == COUNT
+        assert len(pipeline.answered) + summary.resumed - (summary.resumed > 9) == COUNT
         assert summary == Summary(rows=COUNT + 1, answered=COUNT, bad=1, resumed=summary.resumed)
         answers.unlink()
 
@@ -570,7 +570,7 @@ def test_memory_does_not_grow_with_the_number_of_rows(tmp_path: Path, bad: bool)
     def peak(count: int) -> int:
         questions = write_jsonl(tmp_path / "q.jsonl", ["{"] * count if bad else rows(count))
         pipeline = FirstWord()
-        pipeline.asked = SimpleNamespace(append=lambda question: None)  # type: ignore[assignment]
+        pipeline.answered = SimpleNamespace(append=lambda question: None)  # type: ignore[assignment]
         tracemalloc.start()
         answer_file(pipeline, questions, tmp_path / "a.jsonl")
         peak_bytes = tracemalloc.get_traced_memory()[1]

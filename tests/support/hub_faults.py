@@ -35,7 +35,7 @@ EMPTY = dict(ATTRIBUTES)
 
 REQUESTS = {
     "who am I": "GET /api/whoami-v2",
-    "look": f"GET /api/models/{REPO}/revision/main",
+    "query the branch": f"GET /api/models/{REPO}/revision/main",
     "make the repository": "POST /api/repos/create",
     "check the card": "POST /api/validate-yaml",
     "announce": f"POST /api/models/{REPO}/preupload/main",
@@ -44,7 +44,7 @@ REQUESTS = {
     "verify the upload": f"POST /{REPO}.git/info/lfs/objects/verify",
     "commit": f"POST /api/models/{REPO}/commit/main",
     "fetch back": f"GET /{REPO}/resolve/.*/config.json",
-    "look for the tag": f"GET /api/models/{REPO}/revision/{TAG}",
+    "query the tag": f"GET /api/models/{REPO}/revision/{TAG}",
     "tag": f"POST /api/models/{REPO}/tag/.*",
 }
 FAULTS: dict[str, dict[str, Any]] = {

@@ -41,7 +41,7 @@ def _table(name: str, sha: str, split: str, offline: bool) -> Any:
     if hub.is_offline(offline):
         raise QABuildError(
             f"the data set '{name}' (revision {sha}, split '{split}') is not in the cache, and this run is offline",
-            "run once with network access (without HF_HUB_OFFLINE and offline options), or name a file of questions",
+            "run once with a network (without HF_HUB_OFFLINE and offline options), or name a file of questions",
         )
     return _fetch(name, sha, split)
 

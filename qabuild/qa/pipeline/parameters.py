@@ -59,7 +59,7 @@ class Parameters:
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {choices} (got {getattr(self, name)!r})")
 
-    def given(self, named: Mapping[str, Any]) -> Parameters:
+    def updated(self, named: Mapping[str, Any]) -> Parameters:
         """These parameters updated with `named`; None changes nothing, and `topk` is the old name of `top_k`."""
         changes = {name: value for name, value in named.items() if value is not None}
         changes.pop("num_workers", None)  # the stock pipeline's; this one has no worker processes

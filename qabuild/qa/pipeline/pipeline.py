@@ -79,7 +79,7 @@ class QuestionAnsweringPipeline:
     def __init__(self, model: Any, tokenizer: Any, **parameters: Any) -> None:
         self.model = model
         self.tokenizer = tokenizer
-        self._parameters = Parameters().given(parameters)
+        self._parameters = Parameters().updated(parameters)
         self._make_windows = WindowMaker(tokenizer)
         self._names = [
             name
@@ -95,7 +95,7 @@ class QuestionAnsweringPipeline:
         Raises ValueError, KeyError or TypeError for invalid arguments or parameters.
         """
         call = inputs.read(args, named)
-        parameters = self._parameters.given({key: value for key, value in named.items() if key not in inputs.FORMS})
+        parameters = self._parameters.updated({key: value for key, value in named.items() if key not in inputs.FORMS})
         cut = parameters.cut(self.tokenizer)
         answers = self._answer(call.pairs, parameters, cut, self._at_once(parameters, call.shape == "stream"))
         if call.shape == "stream":

@@ -121,7 +121,7 @@ class WindowMaker:
         layout = self.layout()
         if cut.max_seq_len - layout.special_count - cut.doc_stride < 1:
             raise ValueError(
-                f"`doc_stride` ({cut.doc_stride}) leaves no room for text in `max_seq_len` ({cut.max_seq_len}), "
+                f"`doc_stride` ({cut.doc_stride}) leaves no tokens for text in `max_seq_len` ({cut.max_seq_len}), "
                 f"of which special tokens take {layout.special_count}"
             )
         questions, question_of = _distinct(question for question, _ in pairs)

@@ -701,7 +701,7 @@ def test_a_question_is_truncated_further_to_leave_space_for_its_context() -> Non
     assert possible(
         ours(question=long_text(100), context=long_text(100), max_seq_len=64, doc_stride=32, max_question_len=1000)
     )
-    with pytest.raises(ValueError, match="leaves no room"):
+    with pytest.raises(ValueError, match="leaves no tokens"):
         ours(**ONE, max_seq_len=64, doc_stride=61)
 
 
