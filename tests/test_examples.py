@@ -1,4 +1,4 @@
-"""Every example runs as its users run it, and prints what the embedded sample's model answers."""
+"""Every example runs as a script and prints the answers of the embedded sample's model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
 
 def run(name: str, folder: Path) -> str:
-    """What the example prints, run in `folder` with its temporary files below it."""
+    """Run the example in `folder`, with temporary files below it, and return its stdout."""
     temporary = folder / "tmp"
     temporary.mkdir()
     process = subprocess.run(
@@ -40,10 +40,10 @@ def test_build_compare_answer(tmp_path: Path) -> None:
         ("artifact, built", "passed"),
         ("artifact, verified again", "passed"),
     ):
-        exact_match, f1, shown = table[row]
-        # One question of the 135 is 0.74 points: room for one that another processor's rounding decides otherwise.
+        exact_match, f1, printed_result = table[row]
+        # One question of the 135 is 0.74 points: another processor's rounding may change one answer.
         assert float(exact_match) == pytest.approx(92.59, abs=0.75)
         assert float(f1) == pytest.approx(94.01, abs=0.75)
-        assert shown == result
+        assert printed_result == result
     assert "F1 retention 100.00%, agreement 100.00%" in lines
     assert any(line.startswith("speedup ") for line in lines)

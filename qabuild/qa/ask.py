@@ -1,4 +1,4 @@
-"""Questions to answers by our pipeline, with the time that took."""
+"""Answers of our pipeline to a set of questions, timed."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ if TYPE_CHECKING:
 
 
 PACKAGES = ("transformers", "tokenizers", "torch")
-"""Distributions that decide what a pipeline answers, beside the model."""
+"""Distributions that, beside the model, determine a pipeline's answers."""
 
 
-CHUNK = 32  # questions between two reports of progress, and between two turns where several answer
+CHUNK = 32  # questions between two progress reports, and a turn where several models take turns
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answered:
-    """What a pipeline made of some questions."""
+    """A pipeline's answers and their duration."""
 
     answers: Mapping[str, str]
-    """Text by question id; the empty string says that there is no answer."""
+    """Answer text by question id; empty for no answer."""
     seconds: float
 
 
@@ -31,21 +31,21 @@ Ask = Callable[["Sequence[Question]"], Answered]
 
 
 def asking(model: Any, tokenizer: Any, *, squad_v2: bool) -> Ask:
-    """Questions to answers, by `qabuild.QuestionAnsweringPipeline` with its defaults.
+    """A function that answers questions with `qabuild.QuestionAnsweringPipeline` and its defaults.
 
-    `squad_v2` lets it say that a question has no answer; set it where the data hold such questions.
+    `squad_v2` lets the pipeline answer that a question has no answer; set it if the data has unanswerable questions.
     """
     from qabuild.qa.pipeline import QuestionAnsweringPipeline
 
     pipeline = QuestionAnsweringPipeline(model, tokenizer, handle_impossible_answer=squad_v2)
 
     def ask(questions: Sequence[Question]) -> Answered:
-        # A stream, since the answer to a list of one question is no list.
+        # A stream, since a list of one question would not be answered with a list.
         examples = ({"question": question.question, "context": question.context} for question in questions)
         started = time.perf_counter()
         results = list(pipeline(examples))
         seconds = time.perf_counter() - started
-        # Where no span is left, as with logits that are not numbers, the result is an empty list.
+        # Where no span is left, as with NaN logits, the result is an empty list.
         answers = {q.id: result["answer"] if result else "" for q, result in zip(questions, results, strict=True)}
         return Answered(answers=answers, seconds=seconds)
 
@@ -53,5 +53,5 @@ def asking(model: Any, tokenizer: Any, *, squad_v2: bool) -> Ask:
 
 
 def chunks(questions: Sequence[Question]) -> list[Sequence[Question]]:
-    """The questions in order, some at a time."""
+    """The questions in order, `CHUNK` at a time."""
     return [questions[start : start + CHUNK] for start in range(0, len(questions), CHUNK)]

@@ -1,12 +1,12 @@
-"""Bulk answering: a file of questions in, a file of answers out, whatever happens in between.
+"""Bulk answering: a file of questions in, a file of answers out, resumed after an interruption.
 
 Questions are JSON Lines (one object with id, question and context a line) or a SQuAD document (v1.1 or v2.0), plain
 or gzip. Answers are JSON Lines, one line a row in the questions' order, or the `{id: text}` of SQuAD's evaluation
 scripts. Either side can be a pipe, written "-".
 
-Answers are collected in `ANSWERS.<digest>.partial`, where the digest stands for the questions' bytes, the parameters
-and what answers them: a run that was killed goes on where it stopped, and never on those of another. When all are
-there the file gets its name.
+Answers are collected in `ANSWERS.<digest>.partial`. The digest covers the questions' bytes, the parameters and the
+model, so that a killed run resumes where it stopped, and only a run with the same inputs does. The complete file is
+renamed to ANSWERS.
 """
 
 from __future__ import annotations
@@ -31,25 +31,25 @@ from qabuild.system.reporter import SILENT, Reporter
 
 AnswersFormat = Literal["jsonl", "predictions"]
 Record = dict[str, Any]
-"""A line of answers: `id` and `answer`, `score`, `start`, `end`; or `id`, `at` and `error` of a row without."""
+"""A line of answers: `id` and `answer`, `score`, `start`, `end`; or `id`, `at` and `error` for a bad row."""
 
 PROGRESS_SECONDS = 0.1
-FAILED_IN_A_ROW = 50
-"""Rows that fail one after another before the fault is sought elsewhere; questions of one paragraph are fewer."""
-BAD_WAITING = 1000
-"""Bad rows that are held until the answers to the rows before them are there."""
+MAX_CONSECUTIVE_FAILURES = 50
+"""Consecutive failing rows after which the run ends; one paragraph has fewer questions."""
+MAX_PENDING_BAD_ROWS = 1000
+"""Bad rows held back until the rows before them are answered."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """What came of a file of questions."""
+    """Counts of a file's rows."""
 
     rows: int
     answered: int
     bad: int
-    """Rows that were reported and have no answer."""
+    """Rows without an answer, each reported."""
     resumed: int
-    """Rows, of either kind, that an earlier run had done."""
+    """Rows, answered or bad, that an earlier run had processed."""
 
 
 def answer_file(
@@ -66,17 +66,16 @@ def answer_file(
     """Answer the questions of one file into another.
 
     `pipeline` is a QuestionAnsweringPipeline, called with `parameters`; with a `top_k` above 1 a line of answers has
-    a list `answers`. Without formats the names decide: questions are SQuAD's in `.json` and `.json.gz`, answers are
-    predictions in `.json`; all else is JSON Lines. `answered_by` names the model, best by a digest, so that only a
-    run with the same one is resumed. A pipe is not resumed.
+    a list `answers`. By default the names decide the formats: questions are SQuAD's in `.json` and `.json.gz`,
+    answers are predictions in `.json`; all else is JSON Lines. `answered_by` identifies the model, best by a digest,
+    so that only a run with the same model is resumed. Runs that read a pipe are not resumed.
 
-    A bad row is reported with its place, becomes a line with `error` (predictions have no entry for it), and does not
-    end the run. Memory does not grow with the number of rows, but for SQuAD's layouts: of questions one article is
-    held at a time, of predictions all.
+    A bad row is reported with its place and becomes a line with `error` (predictions have no entry for it); the run
+    continues. Memory does not grow with the number of rows, except for SQuAD's layouts: one article of the questions
+    and all predictions are held in memory.
 
-    Raises BadTarget for a file that is not there, UntrustedInput where the questions cannot be read as a whole,
-    QABuildError where another run is at work on the same answers, and what the pipeline raises where it answers
-    nothing.
+    Raises BadTarget for a missing file, UntrustedInput if the question file cannot be parsed, QABuildError if another
+    run is writing the same answers, and the pipeline's exception if it fails on every row.
     """
     source, target = str(questions), str(answers)
     run = _Run(
@@ -116,52 +115,54 @@ class _Run:
                 for record in records:
                     stream.write(_line(record))
                     stream.flush()
-        except BrokenPipeError:  # the reader has enough; else the interpreter tries, and fails, again
+        except BrokenPipeError:  # the reader closed the pipe; keep the interpreter from flushing to it again at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         return tally.summary()
 
     def to_file(self, path: Path, form: AnswersFormat, answered_by: str) -> Summary:
         tally = _Tally()
-        with _partial(path, self._digest(answered_by)) as (partial, name):
-            for record in _kept(partial):
+        with _partial(path, self._digest(answered_by)) as (partial, partial_path):
+            for record in _complete_records(partial):
                 self._count(tally, record, resumed=True)
             if tally.rows:
-                self.reporter.say(f"going on after {tally.rows} rows that an earlier run has done")
+                self.reporter.say(f"resuming after {tally.rows} rows of an earlier run")
             try:
                 for record in self._records(tally.rows, tally):
                     partial.write(_line(record))
                     partial.flush()
             except KeyboardInterrupt:
                 if not is_pipe(self.source):
-                    self.reporter.say(f"{tally.rows} rows are kept in {name}; the same command goes on after them")
+                    self.reporter.say(
+                        f"{tally.rows} rows are saved in {partial_path}; the same command resumes after them"
+                    )
                 raise
             if form == "predictions":
                 partial.seek(0)
-                whole = name.with_suffix(".whole")
-                with open(whole, "wb") as file:
+                complete = partial_path.with_suffix(".whole")
+                with open(complete, "wb") as file:
                     _write_predictions(file, map(json.loads, partial), tally, self.reporter)
                     _sync(file)
-                os.replace(whole, path)
-                name.unlink()
+                os.replace(complete, path)
+                partial_path.unlink()
             else:
                 _sync(partial)
-                os.replace(name, path)
+                os.replace(partial_path, path)
         return tally.summary()
 
     def _records(self, done: int, tally: _Tally) -> Iterator[Record]:
-        """The records of all rows but the first `done`, counted and reported."""
+        """The records of all rows after the first `done`, counted and reported."""
         total = 0 if is_pipe(self.source) else sum(1 for _ in read_rows(self.source, self.questions_format))
-        left = islice(read_rows(self.source, self.questions_format), done, None)
+        rows = islice(read_rows(self.source, self.questions_format), done, None)
         with self.reporter.progress("answering", total) as advance:
-            told, when = 0, 0.0
-            for count, (row, result) in enumerate(_answered(self.pipeline, left, self.parameters), done + 1):
+            reported, reported_at = 0, 0.0
+            for count, (row, result) in enumerate(_answered(self.pipeline, rows, self.parameters), done + 1):
                 record = _record(row, result, self.parameters)
                 self._count(tally, record)
-                if time.monotonic() - when > PROGRESS_SECONDS:
-                    advance(count - told)
-                    told, when = count, time.monotonic()
+                if time.monotonic() - reported_at > PROGRESS_SECONDS:
+                    advance(count - reported)
+                    reported, reported_at = count, time.monotonic()
                 yield record
-            advance(tally.rows - told)
+            advance(tally.rows - reported)
 
     def _count(self, tally: _Tally, record: Record, resumed: bool = False) -> None:
         tally.add(record, resumed)
@@ -169,18 +170,18 @@ class _Run:
             self.reporter.say(f"{self.source}: {record['error']}")
 
     def _digest(self, answered_by: str) -> str | None:
-        """What makes two runs the same; None where there can be no second."""
+        """Digest of what determines the answers; None for a pipe, which cannot be resumed."""
         if is_pipe(self.source):
             return None
         with opened(self.source, unpack=False) as file:
             content = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
-        decided = [content, self.questions_format, answered_by, self.parameters]
-        return hashlib.sha256(json.dumps(decided, sort_keys=True, default=repr).encode()).hexdigest()[:12]
+        inputs = [content, self.questions_format, answered_by, self.parameters]
+        return hashlib.sha256(json.dumps(inputs, sort_keys=True, default=repr).encode()).hexdigest()[:12]
 
 
 @dataclass
 class _Tally:
-    """What was done so far."""
+    """Counts of the rows processed so far."""
 
     rows: int = 0
     bad: int = 0
@@ -201,23 +202,23 @@ class _Tally:
 def _answered(
     pipeline: Callable[..., Any], rows: Iterator[Row], parameters: Mapping[str, Any]
 ) -> Iterator[tuple[Row, Any]]:
-    """Every row with its result, in order; bad ones with None. Raises what `rows` raises.
+    """Every row with its result, in order; bad rows with None. Raises what `rows` raises.
 
-    The pipeline is given a stream. Where that breaks, the rows that it had read are answered one by one, to find the
-    one that broke it, and the others go on in a new stream.
+    The pipeline answers a stream. If it raises, the rows that it had read are answered one by one to find the failing
+    row, and a new stream continues with the rest.
     """
-    waiting: deque[Row] = deque()
+    pending: deque[Row] = deque()
     more, unreadable = True, False
 
-    def asked() -> Iterator[dict[str, str]]:
+    def examples() -> Iterator[dict[str, str]]:
         nonlocal more, unreadable
         bad = 0
         try:
             for row in rows:
-                waiting.append(row)
+                pending.append(row)
                 if row.problem is None:
                     yield {"question": row.question, "context": row.context}
-                elif (bad := bad + 1) == BAD_WAITING:
+                elif (bad := bad + 1) == MAX_PENDING_BAD_ROWS:
                     return
         except Exception:
             unreadable = True
@@ -226,50 +227,50 @@ def _answered(
 
     while more:
         try:
-            for result in pipeline(asked(), **parameters):
-                while waiting[0].problem is not None:
-                    yield waiting.popleft(), None
-                yield waiting.popleft(), result
+            for result in pipeline(examples(), **parameters):
+                while pending[0].problem is not None:
+                    yield pending.popleft(), None
+                yield pending.popleft(), result
         except Exception as error:
             if unreadable:
                 raise
-            yield from _one_by_one(pipeline, waiting, parameters, error)
+            yield from _one_by_one(pipeline, pending, parameters, error)
         else:
-            yield from ((row, None) for row in waiting)
-        waiting.clear()
+            yield from ((row, None) for row in pending)
+        pending.clear()
 
 
 def _one_by_one(
     pipeline: Callable[..., Any], rows: Iterable[Row], parameters: Mapping[str, Any], error: Exception
 ) -> list[tuple[Row, Any]]:
-    """Raises `error` where none of the rows, or none of many in a row, can be answered: then it is no row's fault."""
-    done = []
-    failed = 0
+    """Rows with their results. Raises `error` if all rows or many consecutive ones fail: no single row causes that."""
+    answered = []
+    failures = 0
     for row in rows:
         result = None
         if row.problem is None:
             try:
                 result = pipeline(question=row.question, context=row.context, **parameters)
-                failed = 0
+                failures = 0
             except Exception as problem:
                 row = bad_row(row.at, f"{row.at} cannot be answered ({type(problem).__name__}: {problem})", row.id)
-                failed += 1
-        done.append((row, result))
-        if failed == FAILED_IN_A_ROW:
+                failures += 1
+        answered.append((row, result))
+        if failures == MAX_CONSECUTIVE_FAILURES:
             raise error
-    if all(result is None for _, result in done):
+    if all(result is None for _, result in answered):
         raise error
-    return done
+    return answered
 
 
 def _record(row: Row, result: Any, parameters: Mapping[str, Any]) -> Record:
     if row.problem is not None:
         return {"id": row.id, "at": row.at, "error": row.problem}
-    found = [_ordered(answer) for answer in (result if isinstance(result, list) else [result])]
-    if not all(math.isfinite(answer["score"]) for answer in found):
-        return {"id": row.id, "at": row.at, "error": f"{row.at}: the model's scores are not numbers"}
+    answers = [_ordered(answer) for answer in (result if isinstance(result, list) else [result])]
+    if not all(math.isfinite(answer["score"]) for answer in answers):
+        return {"id": row.id, "at": row.at, "error": f"{row.at}: the model's scores are not finite"}
     several = isinstance(result, list) or parameters.get("top_k", 1) > 1
-    return {"id": row.id, "answers": found} if several else {"id": row.id, **found[0]}
+    return {"id": row.id, "answers": answers} if several else {"id": row.id, **answers[0]}
 
 
 def _ordered(answer: Mapping[str, Any]) -> Record:
@@ -280,44 +281,46 @@ def _ordered(answer: Mapping[str, Any]) -> Record:
 
 
 def require_place(source: str, target: str) -> None:
-    """Raise BadTarget where the answers to the questions in `source` cannot become the file `target`."""
+    """Raise BadTarget if the answers to the questions in `source` cannot be written to the file `target`."""
     if is_pipe(target):
         if os.path.isdir(target):
             raise BadTarget(f"{target}: is a folder", "name a file in it for the answers")
         return
     folder = Path(target).absolute().parent
     if not folder.is_dir():
-        raise BadTarget(f"{target}: there is no folder {folder}", "make it, or name another file of answers")
+        raise BadTarget(f"{target}: there is no folder {folder}", "create it, or name another file for the answers")
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise BadTarget(f"{target}: the folder {folder} is not writable", "name a file of answers in another")
+        raise BadTarget(f"{target}: the folder {folder} is not writable", "name a file in another folder")
     if os.path.exists(target) and source != PIPE and os.path.exists(source) and os.path.samefile(source, target):
-        raise BadTarget(f"{target}: the answers would replace the questions", "name another file of answers")
+        raise BadTarget(f"{target}: the answers would replace the questions", "name another file for the answers")
 
 
 def _line(record: Record) -> bytes:
-    return json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"  # as JSON escapes it
+    return (
+        json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
+    )  # lone surrogates as JSON escapes
 
 
 @contextmanager
 def _partial(path: Path, digest: str | None) -> Iterator[tuple[IO[bytes], Path]]:
-    """The file in which answers are collected, for this run alone, and its path. Without a digest it is begun anew."""
+    """The locked partial file and its path. Without a digest it is truncated."""
     import fcntl
 
-    name = path.with_name(f"{path.name}.{digest}.partial" if digest else f"{path.name}.partial")
-    with open(name, "a+b") as file:
+    partial_path = path.with_name(f"{path.name}.{digest}.partial" if digest else f"{path.name}.partial")
+    with open(partial_path, "a+b") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise QABuildError(
-                f"{path}: another run is answering these questions", "wait for it, or name another file of answers"
+                f"{path}: another run is answering these questions", "wait for it, or name another file for the answers"
             ) from None
         if digest is None:
             file.truncate(0)
-        yield file, name
+        yield file, partial_path
 
 
-def _kept(partial: IO[bytes]) -> Iterator[Record]:
-    """The records that a run has left; behind the last whole one the file is cut off."""
+def _complete_records(partial: IO[bytes]) -> Iterator[Record]:
+    """The complete records of an earlier run; the file is truncated after the last one."""
     end = 0
     partial.seek(0)
     for line in partial:
@@ -333,7 +336,7 @@ def _kept(partial: IO[bytes]) -> Iterator[Record]:
 
 
 def _write_predictions(file: IO[bytes], records: Iterable[Record], tally: _Tally, reporter: Reporter) -> None:
-    """SQuAD's predictions: a text for each id. Of rows that share an id the first counts."""
+    """Write SQuAD's predictions, a text for each id; of rows that share an id the first counts."""
     texts: dict[str, str] = {}
     for record in records:
         if "error" in record:
@@ -341,13 +344,13 @@ def _write_predictions(file: IO[bytes], records: Iterable[Record], tally: _Tally
         name = str(record["id"])
         if name in texts:
             tally.bad += 1
-            reporter.say(f"the id {name!r} is there more than once; the predictions hold the first answer")
+            reporter.say(f"duplicate id {name!r}: the predictions hold the first answer")
         else:
             texts[name] = (record["answers"][0] if "answers" in record else record)["answer"]
     file.write(json.dumps(texts, ensure_ascii=False, indent=4).encode() + b"\n")
 
 
 def _sync(file: IO[bytes]) -> None:
-    """Have all that was written on the disk before the file gets its name."""
+    """Flush the file to the disk, before it is renamed."""
     file.flush()
     os.fsync(file.fileno())

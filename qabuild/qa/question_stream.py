@@ -1,6 +1,6 @@
-"""Rows of a file of questions, read one by one: JSON Lines or a SQuAD document, plain or gzip, or from a pipe.
+"""Streaming reader of question files: JSON Lines or a SQuAD document, plain or gzip, from a file or a pipe.
 
-What is wrong with one row is a row as well, so that the others are read; what is wrong with the whole is an error.
+A bad row is yielded with its problem, so that reading continues; a file that cannot be parsed raises an error.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ READ_CHARACTERS = 1 << 16
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One question of a file, or what is wrong with it."""
+    """One question of a file, or its problem."""
 
     at: str
     """Its place: "line 7", or "data[0].paragraphs[1].qas[2]"."""
@@ -39,29 +39,29 @@ class Row:
 
 
 def bad_row(at: str, problem: str, name: str | int | None = None) -> Row:
-    """A row that is not answered, and why."""
+    """A row with a problem, which is not answered."""
     return Row(at=at, id=name, problem=problem)
 
 
 def read_rows(source: str, form: QuestionsFormat) -> Iterator[Row]:
-    """The rows of `source`, a file or a pipe; of a SQuAD document one article is held at a time.
+    """Read the rows of `source`, a file or a pipe; a SQuAD document is held in memory one article at a time.
 
-    Raises BadTarget for a file that is not there, UntrustedInput where it cannot be read as a whole.
+    Raises BadTarget for a missing file, UntrustedInput if it cannot be parsed.
     """
     with opened(source) as stream:
         try:
             yield from (_jsonl if form == "jsonl" else _squad)(stream, source)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise UntrustedInput(f"{source}: damaged gzip file ({error})", "fetch or pack it anew") from error
+            raise UntrustedInput(f"{source}: damaged gzip file ({error})", "fetch or compress it again") from error
 
 
 def is_pipe(name: str) -> bool:
-    """Whether that is a pipe, a device or the like: to be read once, and never to be replaced by a file."""
+    """Whether `name` is a pipe, a device or the like: readable once, and never replaced by a file."""
     return name == PIPE or not stat.S_ISREG(_mode(name))
 
 
 def _mode(name: str) -> int:
-    """The file's mode; that of a plain file where there is none."""
+    """The file's mode; that of a regular file if it does not exist."""
     try:
         return os.stat(name).st_mode
     except OSError:
@@ -70,7 +70,7 @@ def _mode(name: str) -> int:
 
 @contextmanager
 def opened(source: str, unpack: bool = True) -> Iterator[IO[bytes]]:
-    """The questions' bytes, unpacked if they begin as gzip files do."""
+    """The file as a binary stream, decompressed if it starts with the gzip magic."""
     try:
         raw: Any = sys.stdin.buffer if source == PIPE else open(source, "rb")  # noqa: SIM115 - closed below
     except FileNotFoundError as error:
@@ -78,8 +78,8 @@ def opened(source: str, unpack: bool = True) -> Iterator[IO[bytes]]:
     except OSError as error:
         raise BadTarget(f"{source}: cannot be read ({error.strerror})", "give a .jsonl or SQuAD .json file") from error
     try:
-        packed = unpack and raw.peek(2)[:2] == b"\x1f\x8b"
-        stream: Any = gzip.GzipFile(fileobj=raw) if packed else raw
+        compressed = unpack and raw.peek(2)[:2] == b"\x1f\x8b"
+        stream: Any = gzip.GzipFile(fileobj=raw) if compressed else raw
         yield stream
     finally:
         if source != PIPE:
@@ -100,7 +100,7 @@ def _jsonl(stream: IO[bytes], where: str) -> Iterator[Row]:
 
 
 def _squad(stream: IO[bytes], where: str) -> Iterator[Row]:
-    """A context belongs to all questions of its paragraph; what is wrong higher up is one bad row."""
+    """The rows of a SQuAD document; a malformed article or paragraph is one bad row."""
     for index, article in enumerate(_articles(io.TextIOWrapper(stream, encoding="utf-8-sig"), where)):
         try:
             paragraphs = list(items(article, "paragraphs", where, f"data[{index}]"))
@@ -117,35 +117,37 @@ def _squad(stream: IO[bytes], where: str) -> Iterator[Row]:
 
 
 def _row(entry: Any, holder: Any, where: str, at: str) -> Row:
-    """The row of `entry`; `holder` has its context."""
-    name = entry.get("id") if isinstance(entry, dict) else None
-    known = name if type(name) in (str, int) else None
+    """The row of `entry`; `holder` is the object with its context."""
+    raw_id = entry.get("id") if isinstance(entry, dict) else None
+    row_id = raw_id if type(raw_id) in (str, int) else None
     try:
-        if known is None:
+        if row_id is None:
             if isinstance(entry, dict) and "id" in entry:
                 return bad_row(at, f"{at}.id is neither a string nor a whole number")
             field(entry, "id", str, where, at)
         question = field(entry, "question", str, where, at)
         context = field(holder, "context", str, where, at)
     except UntrustedInput as error:
-        return bad_row(at, _problem(error, where), known)
-    blank = [key for key, text in (("id", str(name)), ("question", question), ("context", context)) if not text.strip()]
+        return bad_row(at, _problem(error, where), row_id)
+    blank = [
+        key for key, text in (("id", str(raw_id)), ("question", question), ("context", context)) if not text.strip()
+    ]
     if blank:
-        return bad_row(at, f"{at}.{blank[0]} is blank", known)
+        return bad_row(at, f"{at}.{blank[0]} is blank", row_id)
     try:
-        f"{name}{question}{context}".encode()
+        f"{raw_id}{question}{context}".encode()
     except UnicodeEncodeError:
-        return bad_row(at, f"{at} holds characters that are no text (lone surrogates)")
-    return Row(at=at, id=known, question=question, context=context)
+        return bad_row(at, f"{at} holds characters that are not valid text (lone surrogates)")
+    return Row(at=at, id=row_id, question=question, context=context)
 
 
 def _problem(error: UntrustedInput, where: str) -> str:
-    """What is wrong, without the file's name, which is reported beside it."""
+    """The error's message without the file's name, which is reported beside it."""
     return error.message.removeprefix(f"{where}: ").removeprefix("not in the layout of SQuAD: ")
 
 
 def _articles(text: io.TextIOWrapper, where: str) -> Iterator[Any]:
-    """The entries of the list `data` of a JSON document, each read when it is asked for."""
+    """The entries of the list `data` of a JSON document, parsed lazily."""
     try:
         yield from _entries(_Reader(text), where)
     except UnicodeDecodeError as error:
@@ -154,17 +156,17 @@ def _articles(text: io.TextIOWrapper, where: str) -> Iterator[Any]:
         problem = getattr(error, "msg", error)
         raise UntrustedInput(f"{where}: not JSON ({problem})", "give a SQuAD-layout JSON file") from error
     finally:
-        text.detach()  # what it wraps is closed by who opened it
+        text.detach()  # whoever opened the wrapped stream closes it
 
 
 def _entries(reader: _Reader, where: str) -> Iterator[Any]:
-    found = False
+    has_data = False
     reader.expect("{")
     while not reader.takes("}"):
         key = reader.value()
         reader.expect(":")
         if key == "data" and reader.takes("["):
-            found = True
+            has_data = True
             while not reader.takes("]"):
                 yield reader.value()
                 reader.separator("]")
@@ -172,12 +174,12 @@ def _entries(reader: _Reader, where: str) -> Iterator[Any]:
             reader.value()
         reader.separator("}")
     reader.end()
-    if not found:
+    if not has_data:
         raise UntrustedInput(f"{where}: not in the layout of SQuAD: there is no list 'data'", "give a SQuAD document")
 
 
 class _Reader:
-    """Reads a JSON text value by value; holds the one it is at."""
+    """Incremental JSON reader; holds one value in memory."""
 
     def __init__(self, text: io.TextIOWrapper) -> None:
         self._text, self._read, self._at = text, "", 0
@@ -191,23 +193,23 @@ class _Reader:
                 if not self._more():
                     raise
             else:
-                if end < len(self._read) or not self._more():  # a number may go on
+                if end < len(self._read) or not self._more():  # a number may continue
                     self._at = end
                     return value
-        raise json.JSONDecodeError("it ends too early", self._read, self._at)
+        raise json.JSONDecodeError("unexpected end", self._read, self._at)
 
     def expect(self, sign: str) -> None:
         if not self.takes(sign):
             raise json.JSONDecodeError(f"a {sign!r} is missing", self._read, self._at)
 
     def takes(self, sign: str) -> bool:
-        """Whether that sign is next; then it is read."""
+        """Read `sign` if it comes next; whether it did."""
         taken = self._next() == sign
         self._at += taken
         return taken
 
     def separator(self, end: str) -> None:
-        """Read the comma that stands before every further value; `end` stays."""
+        """Read the comma before the next value, unless `end` comes next, which is not read."""
         if self._next() != end:
             self.expect(",")
 
@@ -216,7 +218,7 @@ class _Reader:
             raise json.JSONDecodeError("more follows its end", self._read, self._at)
 
     def _next(self) -> str:
-        """The next character that is not blank, and stays; empty at the text's end."""
+        """Peek at the next character that is not blank; empty at the end of the text."""
         while True:
             while self._at < len(self._read):
                 if self._read[self._at] not in " \t\r\n":
@@ -226,7 +228,7 @@ class _Reader:
                 return ""
 
     def _more(self) -> bool:
-        """Read on, as much again as there is, so that a long value is not tried too often."""
+        """Read more text, at least doubling the buffer, so that a long value is parsed in few attempts."""
         more = self._text.read(max(READ_CHARACTERS, len(self._read) - self._at))
         if more:
             self._read, self._at = self._read[self._at :] + more, 0

@@ -1,16 +1,16 @@
-"""Exact match and F1, as the official SQuAD scripts compute them; predictions in, scores out.
+"""Exact match and F1, as the official SQuAD scripts compute them.
 
 Both scripts normalise an answer the same way, compare it with each gold answer and take the best. They differ
-where nothing is left of an answer after normalisation ('The', '!'):
+where an answer is empty after normalisation ('The', '!'):
 
 - `evaluate-v1.1.py` keeps such a gold answer. A prediction that is empty too matches it exactly, with an F1 of 0,
   since no token is shared. It knows no unanswerable questions.
 - `evaluate-v2.0.py` drops such gold answers; a question without any other counts as unanswerable, and its gold
   answer is then the empty string. Where either side has no tokens, F1 is 1 if both have none, else 0.
 
-Here a question with no gold answers at all is unanswerable and always scored by the rules of v2.0, without the
-search for a no-answer threshold. For the others the caller says which version, or `score` chooses: v2.0 if any
-question of the set is unanswerable, v1.1 if none is.
+Here a question without gold answers is unanswerable and always scored by the rules of v2.0, without the search for a
+no-answer threshold. For the others the caller names the version, or `score` chooses: v2.0 if any question of the set
+is unanswerable, else v1.1.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ class Scores:
 
 
 def normalise(text: str) -> str:
-    """Lower-case `text`, then take out ASCII punctuation, then the words a, an and the, then surplus whitespace."""
+    """Lower-case `text`, then remove ASCII punctuation, the words a, an and the, and extra whitespace."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_WITHOUT_PUNCTUATION)).split())
 
 
 def exact_match(prediction: str, answers: Sequence[str], version: Version = "1.1") -> float:
     """1.0 if the prediction equals a gold answer after normalisation, else 0.0.
 
-    `answers` empty: an unanswerable question, right if nothing is left of the prediction after normalisation.
+    `answers` empty: an unanswerable question, right if the prediction is empty after normalisation.
     """
     predicted = normalise(prediction)
     return float(any(predicted == gold for gold in _golds(answers, version)))
@@ -53,7 +53,7 @@ def exact_match(prediction: str, answers: Sequence[str], version: Version = "1.1
 def f1(prediction: str, answers: Sequence[str], version: Version = "1.1") -> float:
     """The best token F1 against any gold answer, between 0 and 1.
 
-    `answers` empty: an unanswerable question, 1.0 if nothing is left of the prediction after normalisation, else 0.0.
+    `answers` empty: an unanswerable question, 1.0 if the prediction is empty after normalisation, else 0.0.
     """
     predicted = normalise(prediction).split()
     unanswerable = not answers
@@ -65,39 +65,39 @@ def f1(prediction: str, answers: Sequence[str], version: Version = "1.1") -> flo
 def score(
     predictions: Mapping[str, str], answers: Mapping[str, Sequence[str]], version: Version | None = None
 ) -> Scores:
-    """The means over all questions of `answers`, in per cent. Both mappings go by question id.
+    """The means over all questions of `answers`, in per cent. Both mappings are keyed by question id.
 
     `version` None: v2.0 if a question is unanswerable, else v1.1. Predictions for other questions are ignored, as
     the official scripts do. Unlike them, which print a line and score 0, a missing prediction is an error.
 
     Raises ValueError if there are no questions, or naming those without a prediction.
     """
-    each = _each(predictions, answers, version)
+    scores = _question_scores(predictions, answers, version)
     return Scores(
-        exact_match=100.0 * sum(exact for exact, _ in each.values()) / len(each),
-        f1=100.0 * sum(overlap for _, overlap in each.values()) / len(each),
+        exact_match=100.0 * sum(exact for exact, _ in scores.values()) / len(scores),
+        f1=100.0 * sum(overlap for _, overlap in scores.values()) / len(scores),
     )
 
 
 def score_each(
     predictions: Mapping[str, str], answers: Mapping[str, Sequence[str]], version: Version | None = None
 ) -> dict[str, Scores]:
-    """What `score` takes the mean of: the scores of each question, in per cent, in the order of `answers`.
+    """The scores of each question, in per cent, in the order of `answers`; `score` is their mean.
 
     Raises ValueError as `score` does.
     """
     return {
         name: Scores(exact_match=100.0 * exact, f1=100.0 * overlap)
-        for name, (exact, overlap) in _each(predictions, answers, version).items()
+        for name, (exact, overlap) in _question_scores(predictions, answers, version).items()
     }
 
 
 def version_of(answers: Mapping[str, Sequence[str]]) -> Version:
-    """The version whose rules a set of questions is scored by: 2.0 if any of them is unanswerable."""
+    """The version whose rules apply to a set of questions: 2.0 if any of them is unanswerable."""
     return "1.1" if all(answers.values()) else "2.0"
 
 
-def _each(
+def _question_scores(
     predictions: Mapping[str, str], answers: Mapping[str, Sequence[str]], version: Version | None
 ) -> dict[str, tuple[float, float]]:
     if not answers:

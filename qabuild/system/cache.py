@@ -18,8 +18,8 @@ def default_root() -> Path:
 
 
 def compiled_for_this_machine(digest: str, root: Path | None = None) -> Path:
-    """Where a runtime may keep what it makes of the files with that digest, or of any ("") while it loads them.
+    """Where a runtime may cache what it compiles from the files with that digest, or from any files ("").
 
-    No result of a step: it is made again in a second, by whoever misses it, and is never part of an artifact.
+    It is not a step's result and never part of an artifact: a runtime that misses it compiles again within a second.
     """
     return (root or default_root()) / LAYOUT / "compiled" / digest

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Atomic file writes, digests of files, and errors of full or read-only disks."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from qabuild.errors import QABuildError
 
 
 def write(path: Path, content: bytes, stage: Path | None = None) -> None:
-    """Put `content` at `path` in one step; what was there stays until then.
+    """Write `content` to `path` atomically; an earlier file stays until then.
 
-    It is written first into the folder `stage`, on the same disk, or beside `path`; a kill may leave it there. Raises
-    OSError that names `path`.
+    The content goes to a temporary file in the folder `stage` on the same disk, or beside `path`, which then gets its
+    name; a killed process may leave the temporary file. Raises OSError that names `path`.
     """
     partial = (stage or path.parent) / f".{path.name}.partial"
     try:
@@ -36,45 +36,44 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-# What the system says of a disk that takes no more; these errors come without a file's name when a write fails.
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+# Errors of a disk that cannot be written to; when a write fails they carry no file name.
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
 @contextmanager
 def explained(folder: Path, what: str, hint: str) -> Iterator[None]:
-    """Inside the block, a disk that is full or not writable is a QABuildError that names `folder`, which is `what`.
+    """Turn the errors of a full or read-only disk into a QABuildError that names `folder` and calls it `what`.
 
-    Errors that name files elsewhere pass.
+    Errors that name files outside the folder pass.
     """
     try:
         yield
     except QABuildError:
         raise
     except Exception as error:
-        found = error if isinstance(error, OSError) else disk_error(error, folder)
-        if found is None:
+        os_error = error if isinstance(error, OSError) else disk_error(error, folder)
+        if os_error is None:
             raise
-        names = [Path(os.fsdecode(n)) for n in (found.filename, found.filename2) if isinstance(n, (str, bytes))]
-        # A failed write names no file; a folder that cannot be made, one of its parents.
-        here = any(name.is_relative_to(folder) or folder.is_relative_to(name) for name in names)
-        if not (here if names else found.errno in _DISK):
+        paths = [Path(os.fsdecode(n)) for n in (os_error.filename, os_error.filename2) if isinstance(n, (str, bytes))]
+        # A failed write names no file; a failed mkdir names the folder or one of its parents.
+        concerns_folder = any(path.is_relative_to(folder) or folder.is_relative_to(path) for path in paths)
+        if not (concerns_folder if paths else os_error.errno in _DISK_ERRORS):
             raise
-        at = f" ({names[-1]})" if names else ""
-        raise QABuildError(f"{what} {folder}: {found.strerror or found}{at}", hint) from error
+        place = f" ({paths[-1]})" if paths else ""
+        raise QABuildError(f"{what} {folder}: {os_error.strerror or os_error}{place}", hint) from error
 
 
 def disk_error(error: Exception, folder: Path) -> OSError | None:
-    """The system's refusal to write that is behind `error`, None where it has another cause.
+    """The operating system's write error behind `error`; None where `error` has another cause.
 
-    `folder` is where was written: safetensors, ONNX and torch write files themselves and hide the system's error in
-    one of their own.
+    safetensors, ONNX and torch write files to `folder` themselves and wrap the system's error in one of their own.
     """
     if isinstance(error, OSError):
-        return error if error.errno in _DISK else None
-    for number in _DISK:
+        return error if error.errno in _DISK_ERRORS else None
+    for number in _DISK_ERRORS:
         if os.strerror(number) in str(error):
             return OSError(number, os.strerror(number))
     with suppress(OSError):
-        if shutil.disk_usage(folder).free < 1 << 20:  # torch names no reason at all
+        if shutil.disk_usage(folder).free < 1 << 20:  # torch gives no reason
             return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     return None

@@ -1,4 +1,4 @@
-"""Frozen pydantic models: no unknown keys, no change afterwards, no silent conversion."""
+"""Frozen pydantic models: strict types, no unknown keys."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Frozen(BaseModel):
-    """A value that is read once: no unknown keys, no change afterwards, no silent conversion."""
+    """Base class of values read from files: immutable, strictly typed, without unknown keys or infinite floats."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)

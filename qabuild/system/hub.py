@@ -1,4 +1,4 @@
-"""What checkpoints, data sets and artifacts from the Hub have in common: revisions, and mistakes explained."""
+"""Repositories on the Hub: ids, revisions resolved to commits, and errors with hints."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from typing import Literal, NoReturn
 from qabuild.errors import BadTarget, QABuildError
 
 SAMPLE = "sample"
-"""Names the data and the checkpoint that qabuild embeds."""
+"""The name of the embedded data set and checkpoint."""
 
 RepoType = Literal["model", "dataset", "artifact"]
-"""What a repository is wanted for. An artifact lies in one for models."""
+"""What a repository holds. The Hub stores artifacts in model repositories."""
 
 _FULL_SHA = re.compile(r"[0-9a-f]{40}")
 _REVISION = re.compile(r"(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9._/+-]*")
@@ -30,40 +30,40 @@ def is_path(source: str | os.PathLike[str]) -> bool:
 
 
 def is_id(source: str | os.PathLike[str]) -> bool:
-    """Whether `source` is to be looked for on the Hub: it is no path, and not "sample", which comes with qabuild."""
+    """Whether `source` is a Hub id: neither a path nor "sample", which comes with qabuild."""
     return not is_path(source) and source != SAMPLE
 
 
 def is_revision(name: str) -> bool:
-    """Whether `name` could be that of a branch, a tag or a commit."""
+    """Whether `name` is well-formed as a branch, a tag or a commit."""
     return _REVISION.fullmatch(name) is not None
 
 
 def commit(repo_id: str, revision: str | None, repo_type: RepoType, *, offline: bool = False) -> str:
-    """The full commit sha that `revision` (a branch, tag or sha; None: the main branch) of a repository stands for.
+    """Resolve `revision` (a branch, tag or sha; None: the main branch) of a repository to a full commit sha.
 
-    A full sha is taken as it is, without a look at the Hub. Any other is asked of the Hub, and the answer kept in the
-    cache's `refs`, from where it is read with `offline` or `HF_HUB_OFFLINE=1`.
+    A full sha is returned unchanged, without a query. For any other the Hub is queried and the answer cached in
+    huggingface_hub's `refs`; with `offline` or `HF_HUB_OFFLINE=1` it is read from there.
 
     Raises BadTarget for a malformed id, an unknown repository or revision; QABuildError without a network.
     """
-    _check_names(repo_id, revision, repo_type)
+    _check_id_and_revision(repo_id, revision, repo_type)
     if revision and _FULL_SHA.fullmatch(revision):
         return revision
     if is_offline(offline):
-        return _remembered(repo_id, revision, repo_type)
-    sha = _asked(repo_id, revision, repo_type)
-    _remember(repo_id, revision, repo_type, sha)
+        return _cached_commit(repo_id, revision, repo_type)
+    sha = _query_commit(repo_id, revision, repo_type)
+    _cache_commit(repo_id, revision, repo_type, sha)
     return sha
 
 
 def confirm(repo_id: str, sha: str, repo_type: RepoType) -> None:
-    """Ask the Hub whether the repository has this commit. Raises as `commit` does."""
-    _asked(repo_id, sha, repo_type)
+    """Check with the Hub that the repository has this commit. Raises as `commit` does."""
+    _query_commit(repo_id, sha, repo_type)
 
 
 def is_offline(offline: bool) -> bool:
-    """Whether the network is out of bounds, by argument or by the environment (`HF_HUB_OFFLINE=1`)."""
+    """Whether network access is disabled, by argument or by the environment (`HF_HUB_OFFLINE=1`)."""
     from huggingface_hub import constants
 
     return offline or bool(constants.HF_HUB_OFFLINE)
@@ -71,7 +71,7 @@ def is_offline(offline: bool) -> bool:
 
 @contextmanager
 def bars_on_terminals_only() -> Iterator[None]:
-    """Hide huggingface_hub's progress bars where stderr is no terminal, for as long as the block lasts."""
+    """Hide huggingface_hub's progress bars inside the block unless stderr is a terminal."""
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     if sys.stderr.isatty() or are_progress_bars_disabled():
@@ -86,33 +86,34 @@ def bars_on_terminals_only() -> Iterator[None]:
 
 @contextmanager
 def explained(repo_id: str, revision: str | None, repo_type: RepoType) -> Iterator[None]:
-    """Turn what huggingface_hub raises inside the block into errors of this program, which say what to do."""
+    """Convert huggingface_hub's exceptions inside the block into QABuildErrors with hints."""
     from huggingface_hub import errors
     from requests import RequestException
 
     try:
         yield
     except errors.HfHubHTTPError as error:
-        _explain_answer(error, repo_id, revision, repo_type)
+        _raise_explained(error, repo_id, revision, repo_type)
     except (RequestException, ConnectionError, TimeoutError) as error:
         raise unreachable(repo_id, repo_type, error) from error
     except OSError as error:
-        # With a number it comes from the system (a full disk, say), and a missing file is the caller's business. The
-        # rest is huggingface_hub's way to say that an answer or a download makes no sense.
+        # An errno means a system error, such as a full disk; the caller handles missing files. huggingface_hub raises
+        # the rest for malformed responses and corrupt downloads.
         if error.errno is not None or isinstance(error, FileNotFoundError):
             raise
         raise QABuildError(
-            f"the {_KIND[repo_type]} '{repo_id}' could not be fetched: {first_line(error)}", _AGAIN
+            f"the {_KIND[repo_type]} '{repo_id}' could not be fetched: {first_line(error)}",
+            _RETRY_HINT,
         ) from error
 
 
 def first_line(error: BaseException) -> str:
-    """What another library's error says, as far as it fits into a message."""
+    """The first line of another library's error message, or the exception's class name."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def unreachable(repo_id: str, repo_type: RepoType, error: Exception) -> QABuildError:
-    """The error to raise when the Hub does not answer."""
+    """The error for a Hub that does not answer."""
     from huggingface_hub import constants
 
     return QABuildError(
@@ -121,23 +122,23 @@ def unreachable(repo_id: str, repo_type: RepoType, error: Exception) -> QABuildE
     )
 
 
-_AGAIN = "try again later; if it stays so, look at https://status.huggingface.co"
+_RETRY_HINT = "try again later; if it persists, check https://status.huggingface.co"
 
 
-def _explain_answer(error: Exception, repo_id: str, revision: str | None, repo_type: RepoType) -> NoReturn:
-    """`error`: an HfHubHTTPError or one of its children."""
+def _raise_explained(error: Exception, repo_id: str, revision: str | None, repo_type: RepoType) -> NoReturn:
+    """`error` is an HfHubHTTPError."""
     from huggingface_hub import errors
 
     kind = _KIND[repo_type]
     if isinstance(error, errors.GatedRepoError):
         raise BadTarget(
             f"the {kind} '{repo_id}' is gated",
-            "ask for access on its page on the Hub, then log in with `hf auth login`, or set HF_TOKEN",
+            "request access on its Hub page, then log in with `hf auth login` or set HF_TOKEN",
         ) from error
     if isinstance(error, errors.RepositoryNotFoundError):
         raise BadTarget(
             f"there is no {kind} '{repo_id}' on the Hub, or it is private",
-            "check the spelling; for a private one log in with `hf auth login`; a local one is written './...'",
+            "check the spelling; for a private one log in with `hf auth login`; for a local one write './...'",
         ) from error
     if isinstance(error, errors.RevisionNotFoundError):
         raise BadTarget(
@@ -147,13 +148,13 @@ def _explain_answer(error: Exception, repo_id: str, revision: str | None, repo_t
     if isinstance(error, errors.LocalEntryNotFoundError):
         raise QABuildError(
             f"parts of the {kind} '{repo_id}' ({revision or 'main'}) could not be fetched and are not in the cache",
-            "check the network; run once without HF_HUB_OFFLINE and offline options",
+            "check the network; run once without HF_HUB_OFFLINE and without offline options",
         ) from error
     status = getattr(getattr(error, "response", None), "status_code", None)
-    raise QABuildError(f"the Hub refused the {kind} '{repo_id}' (HTTP status {status})", _AGAIN) from error
+    raise QABuildError(f"the Hub refused the {kind} '{repo_id}' (HTTP status {status})", _RETRY_HINT) from error
 
 
-def _check_names(repo_id: str, revision: str | None, repo_type: RepoType) -> None:
+def _check_id_and_revision(repo_id: str, revision: str | None, repo_type: RepoType) -> None:
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
     kind = _KIND[repo_type]
@@ -168,45 +169,45 @@ def _check_names(repo_id: str, revision: str | None, repo_type: RepoType) -> Non
         ) from error
     if Path(repo_id).exists():
         raise BadTarget(
-            f"'{repo_id}' is taken as the id of a {kind} on the Hub, but something of that name is here",
-            f"write './{repo_id}' for the local one, or run elsewhere",
+            f"'{repo_id}' is taken as the id of a {kind} on the Hub, but a local file or folder has that name",
+            f"write './{repo_id}' for the local one, or run in another folder",
         )
     if revision is not None and not is_revision(revision):
         raise BadTarget(f"'{revision}' is no revision of a repository", "name a branch, a tag or a commit sha")
 
 
-def _on_hub(repo_type: RepoType) -> str:
+def _hub_repo_type(repo_type: RepoType) -> str:
     return "dataset" if repo_type == "dataset" else "model"
 
 
-def _asked(repo_id: str, revision: str | None, repo_type: RepoType) -> str:
+def _query_commit(repo_id: str, revision: str | None, repo_type: RepoType) -> str:
     from huggingface_hub import HfApi
 
     with explained(repo_id, revision, repo_type):
-        sha = HfApi().repo_info(repo_id, revision=revision, repo_type=_on_hub(repo_type), timeout=30).sha
+        sha = HfApi().repo_info(repo_id, revision=revision, repo_type=_hub_repo_type(repo_type), timeout=30).sha
     if not isinstance(sha, str) or not _FULL_SHA.fullmatch(sha):
-        raise QABuildError(f"the Hub named no commit of the {_KIND[repo_type]} '{repo_id}'", _AGAIN)
+        raise QABuildError(f"the Hub named no commit of the {_KIND[repo_type]} '{repo_id}'", _RETRY_HINT)
     return sha
 
 
-def _ref(repo_id: str, revision: str | None, repo_type: RepoType) -> Path:
-    """Where huggingface_hub's cache keeps which commit a branch or tag stood for when last asked."""
+def _ref_path(repo_id: str, revision: str | None, repo_type: RepoType) -> Path:
+    """The file in huggingface_hub's cache with the commit that a branch or tag had when last queried."""
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
 
-    folder = repo_folder_name(repo_id=repo_id, repo_type=_on_hub(repo_type))
+    folder = repo_folder_name(repo_id=repo_id, repo_type=_hub_repo_type(repo_type))
     return Path(constants.HF_HUB_CACHE, folder, "refs", revision or "main")
 
 
-def _remember(repo_id: str, revision: str | None, repo_type: RepoType, sha: str) -> None:
-    ref = _ref(repo_id, revision, repo_type)
-    with suppress(OSError):  # a cache that cannot be written to serves no later run, but this one goes on
+def _cache_commit(repo_id: str, revision: str | None, repo_type: RepoType, sha: str) -> None:
+    ref = _ref_path(repo_id, revision, repo_type)
+    with suppress(OSError):  # a cache that is not writable does not stop this run
         ref.parent.mkdir(parents=True, exist_ok=True)
         ref.write_text(sha)
 
 
-def _remembered(repo_id: str, revision: str | None, repo_type: RepoType) -> str:
-    ref = _ref(repo_id, revision, repo_type)
+def _cached_commit(repo_id: str, revision: str | None, repo_type: RepoType) -> str:
+    ref = _ref_path(repo_id, revision, repo_type)
     sha = ref.read_text().strip() if ref.is_file() else ""
     if not _FULL_SHA.fullmatch(sha):
         raise QABuildError(

@@ -1,4 +1,4 @@
-"""What this machine is: processor, devices, installed packages. Looks, and changes nothing."""
+"""This machine's processor, cores and GPUs; read only."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from contextlib import suppress
 from math import ceil, inf
 from pathlib import Path
 
-# Flags of /proc/cpuinfo that decide how fast low-precision kernels are, by the names people know them under.
+# Flags of /proc/cpuinfo that decide how fast low-precision kernels run, and their usual names.
 INSTRUCTION_SETS: dict[str, str] = {
     "avx2": "AVX2",
     "avx512f": "AVX512",
@@ -28,7 +28,7 @@ FAST: dict[str, tuple[str, ...]] = {
     "bf16": ("AVX512-BF16", "AMX-BF16"),
     "int8": ("AVX512-VNNI", "AVX-VNNI", "AMX-INT8"),
 }
-"""Instruction sets that are made for a dtype; without any of them a CPU takes detours."""
+"""Instruction sets for a dtype; without any of them a CPU emulates it with slower instructions."""
 
 
 CPUINFO = Path("/proc/cpuinfo")
@@ -38,7 +38,7 @@ CGROUP = Path("/proc/self/cgroup")
 
 @functools.cache
 def _processor(cpuinfo: Path) -> Mapping[str, str]:
-    """What the system says of the first processor; empty where it says nothing."""
+    """The fields of /proc/cpuinfo for the first processor; empty where there are none."""
     try:
         first = cpuinfo.read_text(encoding="utf-8", errors="replace").partition("\n\n")[0]
     except OSError:
@@ -48,7 +48,7 @@ def _processor(cpuinfo: Path) -> Mapping[str, str]:
 
 
 def cpu() -> str:
-    """Model name of the processor, and family and model, since under some hypervisors the name says little."""
+    """Model name of the processor, with family and model, since some hypervisors hide the name."""
     info = _processor(CPUINFO)
     name = info.get("model name") or platform.processor() or platform.machine()
     numbers = [f"{word} {info[key]}" for word, key in (("family", "cpu family"), ("model", "model")) if key in info]
@@ -56,55 +56,55 @@ def cpu() -> str:
 
 
 def vendor() -> str:
-    """Who made the processor, as the system has it: GenuineIntel, AuthenticAMD; empty where it does not say."""
+    """The processor's vendor id, such as GenuineIntel or AuthenticAMD; empty where it is unknown."""
     return _processor(CPUINFO).get("vendor_id", "")
 
 
 def cores() -> int:
-    """How many processors this process may use: by its affinity, and by the quota of its control group."""
+    """How many processors this process may use, by its affinity and the CPU quota of its control group."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, ceil(min(allowed, _quota(CGROUPS, CGROUP))))
 
 
 def _quota(root: Path, membership: Path) -> float:
-    """The least cpu.max of the process's control group and those above it, in processors (cgroups, version 2)."""
+    """The smallest cpu.max of the process's control group and its parents, in processors (cgroups, version 2)."""
     try:
-        own = re.search(r"^0::/(.*)$", membership.read_text(encoding="utf-8"), re.MULTILINE)
+        match = re.search(r"^0::/(.*)$", membership.read_text(encoding="utf-8"), re.MULTILINE)
     except OSError:
-        own = None
-    if own is None:
+        match = None
+    if match is None:
         return inf
-    group = root / own[1]
+    group = root / match[1]
     quotas = [inf]
     for folder in (group, *group.parents):
-        with suppress(OSError, ValueError):  # the root has no such file, and "max" is no number
+        with suppress(OSError, ValueError):  # the root group has no cpu.max, and "max" is not a number
             quota, period = (folder / "cpu.max").read_text(encoding="utf-8").split()
             quotas.append(int(quota) / int(period))
     return min(quotas)
 
 
 def instruction_sets() -> tuple[str, ...]:
-    """Those of `INSTRUCTION_SETS` that the processor has, by their usual names."""
+    """The usual names of those `INSTRUCTION_SETS` that the processor has."""
     flags = set(_processor(CPUINFO).get("flags", "").split())
     return tuple(name for flag, name in INSTRUCTION_SETS.items() if flag in flags)
 
 
 def lacks_instructions(dtype: str) -> bool:
-    """Whether this is an x86 processor with none of the instructions that `FAST` names for the dtype."""
+    """Whether this is an x86 processor without any of the instruction sets that `FAST` names for the dtype."""
     return platform.machine() in ("x86_64", "AMD64") and not set(FAST[dtype]) & set(instruction_sets())
 
 
 def preloaded(library: str) -> bool:
-    """Whether a library of that name stands before the system's own in this process (LD_PRELOAD, ld.so.preload)."""
-    named = os.environ.get("LD_PRELOAD", "")
+    """Whether this process preloads a library of that name (LD_PRELOAD, ld.so.preload)."""
+    preloads = os.environ.get("LD_PRELOAD", "")
     with suppress(OSError):
-        named += Path("/etc/ld.so.preload").read_text(encoding="utf-8", errors="replace")
-    return library in named
+        preloads += Path("/etc/ld.so.preload").read_text(encoding="utf-8", errors="replace")
+    return library in preloads
 
 
 @functools.cache
 def gpus() -> tuple[str, ...]:
-    """Names of the CUDA devices, asked of the driver itself: importing torch for this would take seconds."""
+    """Names of the CUDA devices, queried from the driver, since importing torch takes seconds."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -145,7 +145,7 @@ def driver_version() -> str | None:
 
 
 def describe() -> dict[str, object]:
-    """The conditions under which something was measured."""
+    """The hardware and system of a measurement, as JSON values."""
     facts: dict[str, object] = {
         "cpu": cpu(),
         "cores": cores(),

@@ -1,11 +1,11 @@
-"""Work in a process of its own: one protocol for all that compiles, trains or is timed apart.
+"""Work in a child process: one protocol for compiling, training and timing.
 
-What compiles or trains patches libraries, sets global state and takes memory; verification must run in a process that
-saw none of it, and one that is killed must not take the build with it.
+Compilers and training patch libraries, set global state and take memory. Verification must run in a process without
+these changes, and a child that is killed must not end the build.
 
-`python -m MODULE` reads requests from stdin, a JSON line each, and writes messages to stdout, a JSON line each: any
-number that report progress (`progress`), then one that answers (`record`) or says what was raised (`error`, `errno`).
-`Child` is the one side, `serve` the other.
+The child, `python -m MODULE`, reads requests from stdin and writes messages to stdout, one JSON object a line: any
+number of progress reports (`progress`), then the result (`record`) or the exception (`error`, `errno`). `Child` is the
+parent's side, `serve` the child's.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from qabuild import errors
 from qabuild.system.files import disk_error
 
 Tell = Callable[[Mapping[str, Any]], None]
-"""Sends a report of progress, a JSON object, or takes one."""
+"""Sends or receives a progress report, a JSON object."""
 
 
 class Child:
-    """A process that runs `module`; it ends with the block, or with this process."""
+    """A child process that runs `module`; it ends with the `with` block, or with this process."""
 
     def __init__(
         self,
@@ -40,12 +40,12 @@ class Child:
         environment: Mapping[str, str] | None = None,
         remedy: str = "build on a machine with more",
     ) -> None:
-        """`what` is what messages call it; `environment` is added to this process' own; `remedy` is for one that was
-        killed for memory."""
+        """`what` is its name in messages; `environment` is added to this process' own; `remedy` is the hint if it is
+        killed for lack of memory."""
         self._what, self._remedy = what, remedy
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - close() does
         self._process = subprocess.Popen(
-            # With -P it imports nothing that lies in the current folder, and with this path what this process would.
+            # -P: import nothing from the current folder; PYTHONPATH: import what this process would.
             [sys.executable, "-P", "-m", module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -65,13 +65,13 @@ class Child:
     def ask(
         self, request: Mapping[str, Any], hear: Tell = lambda progress: None, directory: Path | None = None
     ) -> dict[str, Any]:
-        """The record that it answers the request with. Raises what it raised.
+        """Send a request and return the record that answers it. Raises what the child raised.
 
-        `hear` takes its reports of progress; `directory` is where it writes.
+        `hear` receives progress reports; `directory` is where the child writes.
         """
-        message = self._converse(request, hear)
+        message = self._exchange(request, hear)
         if message is None:
-            raise self._died(directory)
+            raise self._death(directory)
         if "errno" in message:
             raise OSError(message["errno"], os.strerror(message["errno"]), message["file"])
         if "error" in message:
@@ -79,55 +79,55 @@ class Child:
         return dict(message["record"])
 
     def finish(self) -> None:
-        """Let it come to its end: there are no more requests."""
+        """Close the requests and wait for the child to end."""
         assert self._process.stdin
         with suppress(BrokenPipeError):
             self._process.stdin.close()
         self._process.wait()
 
     def kill(self) -> None:
-        """End it at once, whatever it does."""
+        """Kill the child at once."""
         self._process.kill()
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout, self._stderr):
-            with suppress(BrokenPipeError):  # of what it did not read any more
+            with suppress(BrokenPipeError):  # requests that it did not read
                 stream.close()  # type: ignore[union-attr]
 
-    def _converse(self, request: Mapping[str, Any], hear: Tell) -> Mapping[str, Any] | None:
-        """The message that ends the answer; None where it dies before."""
+    def _exchange(self, request: Mapping[str, Any], hear: Tell) -> Mapping[str, Any] | None:
+        """The message with the record or the error; None if the child dies first."""
         assert self._process.stdin
         assert self._process.stdout
-        with suppress(BrokenPipeError):  # it died at once: its status says more
+        with suppress(BrokenPipeError):  # it died early; its exit status says more
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
         for line in self._process.stdout:
             try:
                 message: Mapping[str, Any] = json.loads(line)
-            except ValueError:  # cut off by its death
+            except ValueError:  # truncated by its death
                 return None
             if "progress" not in message:
                 return message
             hear(message["progress"])
         return None
 
-    def _died(self, directory: Path | None) -> Exception:
-        """What to say of a process that gave no answer; the end of what it printed is shown with the traceback."""
+    def _death(self, directory: Path | None) -> Exception:
+        """The error for a child that died without an answer; a note holds the end of its stderr."""
         with suppress(BrokenPipeError):
             self._process.stdin.close()  # type: ignore[union-attr]
         status = self._process.wait()
         self._stderr.seek(0)
-        printed = self._stderr.read().decode(errors="backslashreplace")
-        # Of a full disk torch dies instead of raising, so that what is left of it is in stderr and on the disk.
-        if directory and (full := disk_error(RuntimeError(printed), directory)):
+        stderr = self._stderr.read().decode(errors="backslashreplace")
+        # On a full disk torch aborts instead of raising, so stderr and the free space are checked.
+        if directory and (full := disk_error(RuntimeError(stderr), directory)):
             return full
-        lines = printed.strip().splitlines()
-        how = f"ended with status {status}: {lines[-1] if lines else 'nothing said'}"
-        hint = "-v shows all that it printed"
+        lines = stderr.strip().splitlines()
+        problem = f"ended with status {status}: {lines[-1] if lines else 'nothing said'}"
+        hint = "-v shows everything it printed"
         if status < 0:
-            how = f"was killed by signal {-status} ({signal.strsignal(-status)})"
+            problem = f"was killed by signal {-status} ({signal.strsignal(-status)})"
         if status == -signal.SIGKILL:
-            hint = f"as a rule the memory did not suffice: close other programs, or {self._remedy}"
-        error = errors.QABuildError(f"{self._what} {how}", hint)
+            hint = f"most likely out of memory: close other programs, or {self._remedy}"
+        error = errors.QABuildError(f"{self._what} {problem}", hint)
         error.add_note("\n".join([f"What {self._what} printed last:", *lines[-50:]]))
         return error
 
@@ -140,15 +140,15 @@ def run_in_child(
     hear: Tell = lambda progress: None,
     environment: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Let `module` answer one request in a fresh process, and return what it recorded. Raises what it raised."""
+    """Run one request of `module` in a fresh process and return its record. Raises what the child raised."""
     with Child(module, what, environment=environment) as child:
         return child.ask({**request, "directory": str(directory)}, hear, directory)
 
 
 def serve(work: Callable[[Any, Tell], Mapping[str, Any]]) -> None:
-    """Answer requests from stdin until it ends, on the real stdout; whatever libraries print goes to stderr."""
+    """Answer requests from stdin until it closes, on the real stdout; what libraries print goes to stderr."""
     _die_with_parent()
-    with _take_stdout() as messages:
+    with _reserve_stdout() as messages:
 
         def send(message: Mapping[str, Any]) -> None:
             messages.write(json.dumps(message) + "\n")
@@ -170,13 +170,13 @@ def _answer(work: Callable[[Any, Tell], Mapping[str, Any]], request: Any, send: 
 
 
 def _die_with_parent() -> None:
-    """Ask the kernel to end this process with its parent, however that ends (prctl PR_SET_PDEATHSIG, Linux)."""
+    """Have the kernel kill this process when its parent ends (prctl PR_SET_PDEATHSIG, Linux)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
-def _take_stdout() -> TextIO:
-    """The real stdout for messages alone: whatever libraries print from now on goes to stderr."""
+def _reserve_stdout() -> TextIO:
+    """Reserve the real stdout for messages: what libraries print from now on goes to stderr."""
     messages = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     sys.stdout = sys.stderr

@@ -1,4 +1,4 @@
-"""Libraries that compile talk a lot; what they get wrong is found by comparing, not by reading."""
+"""Silence compilers' logs, warnings and output; comparing outputs, not these, finds their mistakes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import IO
 
 @contextmanager
 def quiet_logging(level: int = logging.WARNING) -> Iterator[None]:
-    """Drop log records up to `level`, of every logger, inside the block."""
+    """Drop log records up to `level` of every logger inside the block."""
     before = logging.root.manager.disable
     logging.disable(level)
     try:
@@ -25,7 +25,7 @@ def quiet_logging(level: int = logging.WARNING) -> Iterator[None]:
 
 @contextmanager
 def quiet_tracing(level: int = logging.WARNING) -> Iterator[None]:
-    """Keep TorchScript's deprecation and the tracer's remarks from the user; the comparison judges the trace."""
+    """Hide TorchScript's deprecation and tracer warnings inside the block; comparing outputs checks the trace."""
     from torch.jit import TracerWarning
 
     with quiet_logging(level), warnings.catch_warnings():
@@ -36,15 +36,17 @@ def quiet_tracing(level: int = logging.WARNING) -> Iterator[None]:
 
 @contextmanager
 def captured(descriptor: int) -> Iterator[IO[bytes]]:
-    """Send what is written to stdout (1) or stderr (2) to a file, which is given: by native code too, and by programs
-    that are started. What Python's own stream still holds is none of that."""
+    """Redirect stdout (1) or stderr (2) to a temporary file inside the block and yield it.
+
+    This includes the output of native code and subprocesses, but not what Python's own stream still buffers.
+    """
     c_library = ctypes.CDLL(None)
-    with tempfile.TemporaryFile() as said:
+    with tempfile.TemporaryFile() as output:
         c_library.fflush(None)
         saved = os.dup(descriptor)
-        os.dup2(said.fileno(), descriptor)
+        os.dup2(output.fileno(), descriptor)
         try:
-            yield said
+            yield output
         finally:
             c_library.fflush(None)
             os.dup2(saved, descriptor)

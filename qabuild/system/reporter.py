@@ -1,4 +1,4 @@
-"""Progress of long work, as its caller is told of it: a protocol, and one that says nothing."""
+"""Progress reports of long work: the protocol, and a silent reporter."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ Advance = Callable[[int], None]
 
 
 class Reporter(Protocol):
-    """What long work tells its caller while it goes on."""
+    """Receives the messages and progress of long work."""
 
     def say(self, message: str) -> None:
-        """One line about what is being done."""
+        """Report one line about the current work."""
 
     def progress(self, label: str, total: int) -> Any:
-        """A context manager that gives a function: call it with how many more are done."""
+        """A context manager that yields a function; call it with the number of items just finished."""
 
 
 class Silent:
-    """The reporter of the Python API: says nothing."""
+    """Reports nothing; the default of the Python API."""
 
     def say(self, message: str) -> None:
         pass

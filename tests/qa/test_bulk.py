@@ -1,4 +1,4 @@
-"""Files of questions answered in bulk: formats, bad rows, pipes, and runs that are killed and go on."""
+"""Bulk answering of question files: formats, bad rows, pipes, and killed runs that resume."""
 
 from __future__ import annotations
 
@@ -24,42 +24,42 @@ from qabuild.qa.bulk import Summary, answer_file
 
 
 class FirstWord:
-    """Answers with the context's first word; a stream is read `ahead` rows ahead, as the real pipeline does."""
+    """A pipeline that answers with the context's first word and reads a stream `ahead` rows ahead, as the real one."""
 
     def __init__(self, ahead: int = 5, answering: Callable[[str], None] = lambda question: None) -> None:
         self.ahead, self.answering = ahead, answering
-        self.asked: list[str] = []
+        self.answered: list[str] = []
 
     def __call__(self, stream: Iterator[dict[str, str]] | None = None, **named: Any) -> Any:
         top_k = named.pop("top_k", 1)
         return self._stream(stream, top_k) if stream is not None else self._one(named, top_k)
 
     def _stream(self, stream: Iterator[dict[str, str]], top_k: int) -> Iterator[Any]:
-        waiting = []
+        pending = []
         for example in stream:
-            waiting.append(example)
-            if len(waiting) == self.ahead:
-                yield from [self._one(each, top_k) for each in waiting]
-                waiting = []
-        yield from [self._one(each, top_k) for each in waiting]
+            pending.append(example)
+            if len(pending) == self.ahead:
+                yield from [self._one(example, top_k) for example in pending]
+                pending = []
+        yield from [self._one(example, top_k) for example in pending]
 
     def _one(self, example: dict[str, str], top_k: int) -> Any:
         self.answering(example["question"])
-        self.asked.append(example["question"])
+        self.answered.append(example["question"])
         words = example["context"].split()[:top_k]
         answers = [{"score": 1 / (1 + n), "start": n, "end": 1, "answer": word} for n, word in enumerate(words)]
         return answers[0] if len(answers) == 1 else answers
 
 
-class Heard:
-    """A reporter that remembers."""
+class RecordingReporter:
+    """A reporter that records its messages and progress."""
 
     def __init__(self) -> None:
-        self.said: list[str] = []
+        self.messages: list[str] = []
         self.done = self.total = 0
 
     def say(self, message: str) -> None:
-        self.said.append(message)
+        self.messages.append(message)
 
     @contextmanager
     def progress(self, label: str, total: int) -> Iterator[Callable[[int], None]]:
@@ -76,7 +76,7 @@ def rows(count: int) -> list[dict[str, Any]]:
 
 
 def write_jsonl(path: Path, lines: list[Any]) -> Path:
-    """Strings are written as they are, all else as JSON."""
+    """Write a line for each value: strings unchanged, all else as JSON."""
     texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
     path.write_text("".join(text + "\n" for text in texts), encoding="utf-8", errors="surrogatepass")
     return path
@@ -87,13 +87,13 @@ def read_jsonl(path: Path) -> list[Any]:
 
 
 def squad(examples: list[dict[str, Any]]) -> dict[str, Any]:
-    """A paragraph for each two questions, of the first one's context; an article for each four."""
-    pairs = [examples[at : at + 2] for at in range(0, len(examples), 2)]
+    """A SQuAD document: two questions a paragraph, with the first one's context, and two paragraphs an article."""
+    pairs = [examples[start : start + 2] for start in range(0, len(examples), 2)]
     paragraphs = [
-        {"qas": [{"id": each["id"], "question": each["question"]} for each in pair], "context": pair[0]["context"]}
+        {"qas": [{"id": row["id"], "question": row["question"]} for row in pair], "context": pair[0]["context"]}
         for pair in pairs
     ]
-    articles = [{"title": "[{", "paragraphs": paragraphs[at : at + 2]} for at in range(0, len(paragraphs), 2)]
+    articles = [{"title": "[{", "paragraphs": paragraphs[start : start + 2]} for start in range(0, len(paragraphs), 2)]
     return {"version": "1.1", "data": articles, "more": {"data": [1]}}
 
 
@@ -102,22 +102,22 @@ def squad(examples: list[dict[str, Any]]) -> dict[str, Any]:
 
 def test_jsonl_in_jsonl_out(tmp_path: Path) -> None:
     questions = write_jsonl(tmp_path / "questions.jsonl", [*rows(11), "", {**rows(1)[0], "id": 7, "answers": []}])
-    reporter = Heard()
+    reporter = RecordingReporter()
     summary = answer_file(FirstWord(), questions, tmp_path / "answers.jsonl", reporter=reporter)
     assert summary == Summary(rows=12, answered=12, bad=0, resumed=0)
     answers = read_jsonl(tmp_path / "answers.jsonl")
     assert answers[3] == {"id": "q3", "answer": "été3", "score": 1.0, "start": 0, "end": 1}
     assert [answer["id"] for answer in answers] == [*(f"q{n}" for n in range(11)), 7]
-    assert (reporter.said, reporter.done, reporter.total) == ([], 12, 12)
+    assert (reporter.messages, reporter.done, reporter.total) == ([], 12, 12)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["answers.jsonl", "questions.jsonl"]
 
 
 @pytest.mark.parametrize("indent", [None, 1])
-@pytest.mark.parametrize("packed", [False, True])
-def test_squad_in_predictions_out(tmp_path: Path, indent: int | None, packed: bool) -> None:
-    questions = tmp_path / f"questions.json{'.gz' * packed}"
+@pytest.mark.parametrize("compressed", [False, True])
+def test_squad_in_predictions_out(tmp_path: Path, indent: int | None, compressed: bool) -> None:
+    questions = tmp_path / f"questions.json{'.gz' * compressed}"
     content = ("\ufeff" + json.dumps(squad(rows(11)), indent=indent)).encode()
-    questions.write_bytes(gzip.compress(content) if packed else content)
+    questions.write_bytes(gzip.compress(content) if compressed else content)
     summary = answer_file(FirstWord(), questions, tmp_path / "predictions.json")
     assert summary.answered == 11
     predictions = json.loads((tmp_path / "predictions.json").read_text(encoding="utf-8"))
@@ -125,13 +125,13 @@ def test_squad_in_predictions_out(tmp_path: Path, indent: int | None, packed: bo
     assert sorted(path.name for path in tmp_path.iterdir()) == ["predictions.json", questions.name]
 
 
-def test_formats_that_the_names_do_not_tell(tmp_path: Path) -> None:
+def test_formats_are_set_by_arguments_where_names_have_no_extension(tmp_path: Path) -> None:
     (tmp_path / "q").write_text(json.dumps(squad(rows(3))))
     answer_file(FirstWord(), tmp_path / "q", tmp_path / "a", questions_format="squad", answers_format="predictions")
     assert json.loads((tmp_path / "a").read_text()) == {"q0": "été0", "q1": "été0", "q2": "été2"}
 
 
-def test_several_answers_a_question(tmp_path: Path) -> None:
+def test_top_k_writes_several_answers_a_question(tmp_path: Path) -> None:
     questions = write_jsonl(tmp_path / "q.jsonl", [*rows(1), {"id": "one", "question": "?", "context": "word"}])
     answer_file(FirstWord(), questions, tmp_path / "a.jsonl", parameters={"top_k": 2})
     first, second = read_jsonl(tmp_path / "a.jsonl")
@@ -142,13 +142,13 @@ def test_several_answers_a_question(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("place", "problem"), [("nowhere/a.jsonl", "there is no folder"), (".", "is a folder")])
-def test_a_place_that_takes_no_answers_is_refused_before_any_is_given(tmp_path: Path, place: str, problem: str) -> None:
+def test_an_unusable_answers_path_is_refused_before_answering(tmp_path: Path, place: str, problem: str) -> None:
     questions = write_jsonl(tmp_path / "q.jsonl", rows(1))
     with pytest.raises(BadTarget, match=problem):
         answer_file(None, questions, tmp_path / place)  # type: ignore[arg-type]
 
 
-def test_no_answers_are_put_into_an_artifact(tmp_path: Path) -> None:
+def test_answers_inside_an_artifact_are_refused(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text("{}")
     questions = write_jsonl(tmp_path / "q.jsonl", rows(1))
     (tmp_path / "folder").mkdir()
@@ -158,7 +158,7 @@ def test_no_answers_are_put_into_an_artifact(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 1 << 16])
-def test_squad_documents_are_read_whatever_the_size_of_a_read(
+def test_squad_documents_are_parsed_with_any_read_size(
     tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("qabuild.qa.question_stream.READ_CHARACTERS", size)
@@ -185,16 +185,16 @@ def test_squad_documents_are_read_whatever_the_size_of_a_read(
         (gzip.compress(json.dumps(squad(rows(50))).encode())[:-20], "gzip"),
     ],
 )
-def test_what_is_no_squad_document_is_refused(tmp_path: Path, content: str | bytes, problem: str) -> None:
+def test_an_invalid_squad_document_is_refused(tmp_path: Path, content: str | bytes, problem: str) -> None:
     (tmp_path / "q.json").write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UntrustedInput, match=problem):
         answer_file(FirstWord(), tmp_path / "q.json", tmp_path / "a.jsonl")
     assert not (tmp_path / "a.jsonl").exists()
 
 
-def test_a_damaged_gzip_file_and_one_that_is_not_there(tmp_path: Path) -> None:
-    packed = gzip.compress(json.dumps(rows(1)[0]).encode() * 100)
-    (tmp_path / "q.jsonl.gz").write_bytes(packed[:-9])
+def test_a_damaged_gzip_file_a_missing_file_and_equal_paths_are_refused(tmp_path: Path) -> None:
+    content = gzip.compress(json.dumps(rows(1)[0]).encode() * 100)
+    (tmp_path / "q.jsonl.gz").write_bytes(content[:-9])
     with pytest.raises(UntrustedInput, match="gzip"):
         answer_file(FirstWord(), tmp_path / "q.jsonl.gz", tmp_path / "a.jsonl")
     with pytest.raises(BadTarget, match="no such file"):
@@ -221,15 +221,15 @@ BAD: list[tuple[Any, str]] = [
 
 
 @pytest.mark.parametrize(("bad", "problem"), BAD, ids=[problem for _, problem in BAD])
-def test_a_bad_row_is_reported_with_its_line_and_does_not_end_the_run(tmp_path: Path, bad: Any, problem: str) -> None:
+def test_a_bad_row_is_reported_with_its_line_and_the_run_continues(tmp_path: Path, bad: Any, problem: str) -> None:
     good = rows(8)
     questions = write_jsonl(tmp_path / "q.jsonl", [good[0], bad, *good[1:]])
-    reporter = Heard()
+    reporter = RecordingReporter()
     summary = answer_file(FirstWord(), questions, tmp_path / "a.jsonl", reporter=reporter)
     assert summary == Summary(rows=9, answered=8, bad=1, resumed=0)
-    (said,) = reporter.said
-    assert said.startswith(f"{questions}: ")
-    assert problem in said
+    (message,) = reporter.messages
+    assert message.startswith(f"{questions}: ")
+    assert problem in message
     answers = read_jsonl(tmp_path / "a.jsonl")
     assert [answer["answer"] for answer in answers if "answer" in answer] == [f"été{n}" for n in range(8)]
     assert problem in answers[1]["error"]
@@ -238,37 +238,37 @@ def test_a_bad_row_is_reported_with_its_line_and_does_not_end_the_run(tmp_path: 
     assert len(json.loads((tmp_path / "a.json").read_text())) == 8
 
 
-def test_bad_places_of_a_squad_document(tmp_path: Path) -> None:
+def test_malformed_parts_of_a_squad_document_are_reported_once_each(tmp_path: Path) -> None:
     document = squad(rows(8))
     document["data"][0]["paragraphs"][0]["qas"][1] = {"id": "q1"}
     del document["data"][0]["paragraphs"][1]["context"]
     document["data"][1]["paragraphs"][0] = {"context": "no questions"}
     document["data"].append({"title": "no paragraphs"})
     (tmp_path / "q.json").write_text(json.dumps(document))
-    reporter = Heard()
+    reporter = RecordingReporter()
     summary = answer_file(FirstWord(), tmp_path / "q.json", tmp_path / "a.json", reporter=reporter)
     assert json.loads((tmp_path / "a.json").read_text()) == {"q0": "été0", "q6": "été6", "q7": "été6"}
     assert (summary.answered, summary.bad) == (3, 6 - 1)
     for place in ("data[0].paragraphs[0].qas[1]", "data[0].paragraphs[1].qas[0]", "data[1].paragraphs[0]", "data[2]"):
-        assert sum(f"{place} has no" in said for said in reporter.said) == 1
+        assert sum(f"{place} has no" in message for message in reporter.messages) == 1
 
 
-def test_a_row_that_breaks_the_pipeline_is_found_and_left_out(tmp_path: Path) -> None:
+def test_a_row_on_which_the_pipeline_raises_becomes_a_bad_row(tmp_path: Path) -> None:
     def answering(question: str) -> None:
         if question in ("What is 7?", "What is 13?"):
             raise IndexError("index out of range in self")
 
     questions = write_jsonl(tmp_path / "q.jsonl", ["{", *rows(30)])
-    reporter = Heard()
+    reporter = RecordingReporter()
     summary = answer_file(FirstWord(answering=answering), questions, tmp_path / "a.jsonl", reporter=reporter)
     assert (summary.answered, summary.bad) == (28, 3)
     answers = read_jsonl(tmp_path / "a.jsonl")
     assert [answer["id"] for answer in answers] == [None, *(f"q{n}" for n in range(30))]
     assert "line 9 cannot be answered (IndexError: index out of range in self)" in answers[8]["error"]
-    assert len(reporter.said) == 3
+    assert len(reporter.messages) == 3
 
 
-def test_a_pipeline_that_answers_nothing_ends_the_run(tmp_path: Path) -> None:
+def test_a_pipeline_that_raises_on_every_row_ends_the_run(tmp_path: Path) -> None:
     def answering(question: str) -> None:
         if question not in ("What is 0?", "What is 1?", "What is 2?"):
             raise RuntimeError("the device is gone")
@@ -280,7 +280,7 @@ def test_a_pipeline_that_answers_nothing_ends_the_run(tmp_path: Path) -> None:
     assert answer_file(FirstWord(), questions, tmp_path / "a.jsonl").resumed == 3
 
 
-def test_a_device_that_fails_for_good_leaves_no_row_without_an_answer(tmp_path: Path) -> None:
+def test_a_permanent_device_failure_ends_the_run_without_bad_rows(tmp_path: Path) -> None:
     calls = 0
 
     def answering(question: str) -> None:
@@ -296,7 +296,7 @@ def test_a_device_that_fails_for_good_leaves_no_row_without_an_answer(tmp_path: 
     assert answer_file(FirstWord(100, answering), questions, tmp_path / "a.jsonl").answered == 200
 
 
-def test_scores_that_are_no_numbers_are_no_answers(tmp_path: Path) -> None:
+def test_a_nan_score_makes_a_bad_row(tmp_path: Path) -> None:
     def pipeline(stream: Iterator[Any]) -> Iterator[Any]:
         for number, _ in enumerate(stream):
             yield {"score": float("nan") if number else 0.5, "start": 0, "end": 1, "answer": "a"}
@@ -306,14 +306,14 @@ def test_scores_that_are_no_numbers_are_no_answers(tmp_path: Path) -> None:
     assert "NaN" not in (tmp_path / "a.jsonl").read_text()
 
 
-def test_predictions_hold_the_first_of_two_rows_with_one_id(tmp_path: Path) -> None:
+def test_predictions_hold_the_first_answer_of_a_duplicate_id(tmp_path: Path) -> None:
     first, second, third = rows(3)
     questions = write_jsonl(tmp_path / "q.jsonl", [first, {**second, "id": first["id"]}, third])
-    reporter = Heard()
+    reporter = RecordingReporter()
     summary = answer_file(FirstWord(), questions, tmp_path / "a.json", reporter=reporter)
     assert json.loads((tmp_path / "a.json").read_text()) == {"q0": "été0", "q2": "été2"}
-    assert (summary.answered, summary.bad, len(reporter.said)) == (2, 1, 1)
-    assert "'q0'" in reporter.said[0]
+    assert (summary.answered, summary.bad, len(reporter.messages)) == (2, 1, 1)
+    assert "'q0'" in reporter.messages[0]
 
 
 # --- pipes ----------------------------------------------------------------------------------------------------------
@@ -321,16 +321,16 @@ def test_predictions_hold_the_first_of_two_rows_with_one_id(tmp_path: Path) -> N
 
 @pytest.fixture
 def stdin(monkeypatch: pytest.MonkeyPatch) -> Callable[[bytes], None]:
-    def give(content: bytes) -> None:
+    def write(content: bytes) -> None:
         monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BufferedReader(io.BytesIO(content))))
 
-    return give
+    return write
 
 
-Given = Callable[[bytes], None]
+WriteStdin = Callable[[bytes], None]
 
 
-def test_from_pipe_to_pipe(stdin: Given, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
+def test_from_pipe_to_pipe(stdin: WriteStdin, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
     stdin("".join(json.dumps(row) + "\n" for row in [*rows(3), "bad"]).encode())
     summary = answer_file(FirstWord(), "-", "-")
     assert (summary.answered, summary.bad) == (3, 1)
@@ -338,15 +338,15 @@ def test_from_pipe_to_pipe(stdin: Given, capsysbinary: pytest.CaptureFixture[byt
     assert [answer.get("answer") for answer in answers] == ["été0", "été1", "été2", None]
 
 
-def test_packed_squad_from_a_pipe_as_predictions_to_a_pipe(
-    stdin: Given, capsysbinary: pytest.CaptureFixture[bytes]
+def test_gzipped_squad_from_a_pipe_to_predictions_on_a_pipe(
+    stdin: WriteStdin, capsysbinary: pytest.CaptureFixture[bytes]
 ) -> None:
     stdin(gzip.compress(json.dumps(squad(rows(3))).encode()))
     answer_file(FirstWord(), "-", "-", questions_format="squad", answers_format="predictions")
     assert json.loads(capsysbinary.readouterr().out) == {"q0": "été0", "q1": "été0", "q2": "été2"}
 
 
-def test_from_a_pipe_to_a_file_begins_anew(stdin: Given, tmp_path: Path) -> None:
+def test_a_run_that_reads_a_pipe_is_not_resumed(stdin: WriteStdin, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl.partial").write_text('{"id": "of another run"}\n')
     stdin(json.dumps(rows(1)[0]).encode())
     assert answer_file(FirstWord(), "-", tmp_path / "a.jsonl").resumed == 0
@@ -354,8 +354,8 @@ def test_from_a_pipe_to_a_file_begins_anew(stdin: Given, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("problem", ["disk", "gzip"])
-def test_a_pipe_that_breaks_ends_the_run(
-    problem: str, stdin: Given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_read_error_of_a_pipe_ends_the_run(
+    problem: str, stdin: WriteStdin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     content = "".join(json.dumps({**row, "pad": random.Random(n).random()}) + "\n" for n, row in enumerate(rows(9999)))
     if problem == "gzip":
@@ -369,7 +369,7 @@ def test_a_pipe_that_breaks_ends_the_run(
 
 
 class Failing(io.BytesIO):
-    """Bytes, and then an error."""
+    """Bytes followed by a read error."""
 
     def readinto(self, buffer: Any) -> int:
         count = super().readinto(buffer)
@@ -378,14 +378,14 @@ class Failing(io.BytesIO):
         return count
 
 
-def test_a_link_stays_a_link(tmp_path: Path) -> None:
+def test_a_symbolic_link_is_followed_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").symlink_to("real.jsonl")
     answer_file(FirstWord(), write_jsonl(tmp_path / "q.jsonl", rows(3)), tmp_path / "a.jsonl")
     assert (tmp_path / "a.jsonl").is_symlink()
     assert len(read_jsonl(tmp_path / "real.jsonl")) == 3
 
 
-def test_a_named_pipe_and_a_device_are_no_files(tmp_path: Path) -> None:
+def test_a_pipe_by_path_and_a_device_are_not_replaced_by_files(tmp_path: Path) -> None:
     questions = write_jsonl(tmp_path / "q.jsonl", rows(3))
     assert answer_file(FirstWord(), questions, "/dev/null").answered == 3
     assert Path("/dev/null").is_char_device()
@@ -396,26 +396,25 @@ def test_a_named_pipe_and_a_device_are_no_files(tmp_path: Path) -> None:
     os.close(reading)
 
 
-def test_a_reader_that_has_enough_ends_the_run(tmp_path: Path) -> None:
+def test_a_reader_that_closes_the_pipe_ends_the_run(tmp_path: Path) -> None:
     questions = write_jsonl(tmp_path / "q.jsonl", rows(2000))
     reading, writing = os.pipe()
     os.close(reading)
     pipeline = FirstWord()
     assert answer_file(pipeline, questions, f"/dev/fd/{writing}").rows < 2000
-    assert len(pipeline.asked) < 2000
+    assert len(pipeline.answered) < 2000
     os.close(writing)
 
 
-# --- killed, and going on -------------------------------------------------------------------------------------------
+# --- killed and resumed runs ----------------------------------------------------------------------------------------
 
 COUNT = 23
 
 
 def killed_run(*args: Any, answering: Callable[[str], None] | None = None, at_event: int | None = None) -> int | None:
-    """`answer_file` in a process that may kill itself with SIGKILL; its exit code.
+    """Run `answer_file` in a process that may kill itself with SIGKILL, and return its exit code.
 
-    `at_event` is the number of the operation on files of the answers' folder (open, truncate, rename, remove) before
-    which it does so.
+    `at_event` is the number of the file operation (open, truncate, rename, remove, lock) before which it does so.
     """
 
     def run() -> None:
@@ -423,8 +422,8 @@ def killed_run(*args: Any, answering: Callable[[str], None] | None = None, at_ev
             events = iter(range(1, 1000))
 
             def hook(event: str, details: tuple[Any, ...]) -> None:
-                touched = event in ("open", "os.truncate", "os.rename", "os.remove", "fcntl.flock")
-                if touched and next(events) == at_event:
+                is_file_operation = event in ("open", "os.truncate", "os.rename", "os.remove", "fcntl.flock")
+                if is_file_operation and next(events) == at_event:
                     os.kill(os.getpid(), signal.SIGKILL)
 
             sys.addaudithook(hook)
@@ -446,7 +445,7 @@ def kill_at(number: int) -> Callable[[str], None]:
 
 @pytest.fixture(params=["a.jsonl", "a.json"])
 def files(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Path, bytes]:
-    """Questions, where their answers go, and what an uninterrupted run makes of them."""
+    """Paths of questions and answers, and the answers that an uninterrupted run writes."""
     questions = write_jsonl(tmp_path / "q.jsonl", [*rows(9), "{", *rows(COUNT)[9:]])
     answers = tmp_path / request.param
     answer_file(FirstWord(3), questions, answers)
@@ -455,7 +454,7 @@ def files(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Path, b
     return questions, answers, expected
 
 
-def test_killed_before_any_answer_a_run_goes_on_where_it_stopped(files: tuple[Path, Path, bytes]) -> None:
+def test_a_run_killed_before_any_answer_is_resumed_where_it_stopped(files: tuple[Path, Path, bytes]) -> None:
     questions, answers, expected = files
     for number in range(COUNT):
         assert killed_run(questions, answers, answering=kill_at(number)) == -signal.SIGKILL
@@ -464,12 +463,12 @@ def test_killed_before_any_answer_a_run_goes_on_where_it_stopped(files: tuple[Pa
         summary = answer_file(pipeline, questions, answers)
         assert answers.read_bytes() == expected
         assert summary.resumed >= number // 3 * 3 > summary.resumed - 5
-        assert len(pipeline.asked) + summary.resumed - (summary.resumed > 9) == COUNT
+        assert len(pipeline.answered) + summary.resumed - (summary.resumed > 9) == COUNT
         assert summary == Summary(rows=COUNT + 1, answered=COUNT, bad=1, resumed=summary.resumed)
         answers.unlink()
 
 
-def test_killed_again_and_again_a_run_comes_to_its_end(files: tuple[Path, Path, bytes]) -> None:
+def test_a_run_killed_repeatedly_completes(files: tuple[Path, Path, bytes]) -> None:
     questions, answers, expected = files
     kills = [killed_run(questions, answers, answering=kill_at(number)) for number in range(2, COUNT, 4)]
     assert set(kills) == {-signal.SIGKILL}
@@ -477,7 +476,7 @@ def test_killed_again_and_again_a_run_comes_to_its_end(files: tuple[Path, Path, 
     assert answers.read_bytes() == expected
 
 
-def test_killed_before_any_operation_on_its_files_a_run_goes_on(files: tuple[Path, Path, bytes]) -> None:
+def test_a_run_killed_before_any_file_operation_is_resumed(files: tuple[Path, Path, bytes]) -> None:
     questions, answers, expected = files
     for number in range(1, 1000):
         code = killed_run(questions, answers, at_event=number)
@@ -492,20 +491,20 @@ def test_killed_before_any_operation_on_its_files_a_run_goes_on(files: tuple[Pat
     assert sorted(path.name for path in answers.parent.iterdir()) == sorted([answers.name, questions.name])
 
 
-def test_a_line_torn_anywhere_is_written_anew(files: tuple[Path, Path, bytes]) -> None:
+def test_a_truncated_line_is_answered_again(files: tuple[Path, Path, bytes]) -> None:
     questions, answers, expected = files
     killed_run(questions, answers, answering=kill_at(COUNT - 1))
     (partial,) = answers.parent.glob("*.partial")
     content = partial.read_bytes()
-    places = {*range(len(content) - 130, len(content) + 1), *random.Random(0).sample(range(len(content)), 60)}
-    for place in sorted(places):
-        partial.write_bytes(content[:place])
+    lengths = {*range(len(content) - 130, len(content) + 1), *random.Random(0).sample(range(len(content)), 60)}
+    for length in sorted(lengths):
+        partial.write_bytes(content[:length])
         summary = answer_file(FirstWord(), questions, answers)
         assert answers.read_bytes() == expected
-        assert summary.resumed == content[:place].count(b"\n")
+        assert summary.resumed == content[:length].count(b"\n")
 
 
-def test_only_the_same_run_is_resumed(tmp_path: Path) -> None:
+def test_only_a_run_with_the_same_inputs_is_resumed(tmp_path: Path) -> None:
     questions, answers = write_jsonl(tmp_path / "q.jsonl", rows(9)), tmp_path / "a.jsonl"
 
     def resumed(**named: Any) -> int:
@@ -524,26 +523,26 @@ def test_only_the_same_run_is_resumed(tmp_path: Path) -> None:
     assert answer_file(FirstWord(), questions, answers).resumed == 0
 
 
-def test_an_interruption_says_what_is_kept_and_the_next_run_tells_bad_rows_again(tmp_path: Path) -> None:
+def test_an_interruption_reports_the_saved_rows_and_the_next_run_repeats_bad_rows(tmp_path: Path) -> None:
     questions = write_jsonl(tmp_path / "q.jsonl", ["{", *rows(9)])
-    answers, heard = tmp_path / "a.jsonl", Heard()
+    answers, first = tmp_path / "a.jsonl", RecordingReporter()
 
     def interrupt(question: str) -> None:
         if question == "What is 7?":
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        answer_file(FirstWord(answering=interrupt), questions, answers, reporter=heard)
+        answer_file(FirstWord(answering=interrupt), questions, answers, reporter=first)
     (partial,) = tmp_path.glob("*.partial")
-    kept = len(read_jsonl(partial))
-    assert kept > 1
-    assert heard.said[-1] == f"{kept} rows are kept in {partial}; the same command goes on after them"
-    assert answer_file(FirstWord(), questions, answers, reporter=(again := Heard())).resumed == kept
-    assert again.said[0] == heard.said[0]
-    assert "line 1 is not JSON" in again.said[0]
+    saved = len(read_jsonl(partial))
+    assert saved > 1
+    assert first.messages[-1] == f"{saved} rows are saved in {partial}; the same command resumes after them"
+    assert answer_file(FirstWord(), questions, answers, reporter=(second := RecordingReporter())).resumed == saved
+    assert second.messages[0] == first.messages[0]
+    assert "line 1 is not JSON" in second.messages[0]
 
 
-def test_a_finished_file_is_replaced_by_the_next_run(tmp_path: Path) -> None:
+def test_existing_answers_are_replaced_when_the_run_completes(tmp_path: Path) -> None:
     questions, answers = write_jsonl(tmp_path / "q.jsonl", rows(3)), tmp_path / "a.jsonl"
     answers.write_text("answers of another model\n")
     assert killed_run(questions, answers, answering=kill_at(2)) == -signal.SIGKILL
@@ -552,7 +551,7 @@ def test_a_finished_file_is_replaced_by_the_next_run(tmp_path: Path) -> None:
     assert len(read_jsonl(answers)) == 3
 
 
-def test_two_runs_do_not_write_the_same_answers(tmp_path: Path) -> None:
+def test_concurrent_runs_on_the_same_answers_are_refused(tmp_path: Path) -> None:
     questions, answers = write_jsonl(tmp_path / "q.jsonl", rows(3)), tmp_path / "a.jsonl"
 
     def answering(question: str) -> None:
@@ -563,7 +562,7 @@ def test_two_runs_do_not_write_the_same_answers(tmp_path: Path) -> None:
     assert answer_file(FirstWord(answering=answering), questions, answers).answered == 3
 
 
-# --- memory, and the real pipeline ----------------------------------------------------------------------------------
+# --- memory and the real pipeline -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("bad", [False, True])
@@ -571,18 +570,18 @@ def test_memory_does_not_grow_with_the_number_of_rows(tmp_path: Path, bad: bool)
     def peak(count: int) -> int:
         questions = write_jsonl(tmp_path / "q.jsonl", ["{"] * count if bad else rows(count))
         pipeline = FirstWord()
-        pipeline.asked = SimpleNamespace(append=lambda question: None)  # type: ignore[assignment]
+        pipeline.answered = SimpleNamespace(append=lambda question: None)  # type: ignore[assignment]
         tracemalloc.start()
         answer_file(pipeline, questions, tmp_path / "a.jsonl")
-        found = tracemalloc.get_traced_memory()[1]
+        peak_bytes = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        return found
+        return peak_bytes
 
     peak(100)
     assert peak(6000) < peak(2500) + 50_000
 
 
-def test_of_a_squad_document_one_article_is_held_at_a_time(tmp_path: Path) -> None:
+def test_a_squad_document_is_held_one_article_at_a_time(tmp_path: Path) -> None:
     text = "word " * 4000
     article = {"paragraphs": [{"context": text, "qas": [{"id": "q", "question": "?"}]}]}
     (tmp_path / "q.json").write_text(json.dumps({"data": [article] * 150}))
@@ -604,15 +603,15 @@ def test_the_real_pipeline_answers_a_file(tmp_path: Path, tiny_checkpoint: Calla
     questions = write_jsonl(tmp_path / "q.jsonl", [*examples[:20], "{", *examples[20:]])
     summary = answer_file(pipeline, questions, tmp_path / "a.jsonl", parameters={"top_k": 2, "max_answer_len": 3})
     assert summary == Summary(rows=41, answered=40, bad=1, resumed=0)
-    given = [answer for answer in read_jsonl(tmp_path / "a.jsonl") if "answers" in answer]
-    for example, answer in zip(examples, given, strict=True):
+    answered = [answer for answer in read_jsonl(tmp_path / "a.jsonl") if "answers" in answer]
+    for example, answer in zip(examples, answered, strict=True):
         assert answer["id"] == example.pop("id")
         expected = pipeline(**example, top_k=2, max_answer_len=3)
-        assert [each["answer"] for each in answer["answers"]] == [each["answer"] for each in expected]
+        assert [candidate["answer"] for candidate in answer["answers"]] == [result["answer"] for result in expected]
 
 
-def test_all_of_squad(tmp_path: Path, squad_dev: Path) -> None:
-    reporter = Heard()
+def test_the_whole_squad_development_set_is_answered(tmp_path: Path, squad_dev: Path) -> None:
+    reporter = RecordingReporter()
     summary = answer_file(FirstWord(1000), squad_dev, tmp_path / "a.json", reporter=reporter)
     assert summary == Summary(rows=10570, answered=10570, bad=0, resumed=0)
     assert len(json.loads((tmp_path / "a.json").read_text())) == 10570

@@ -1,4 +1,4 @@
-"""EM and F1 against the official scripts' rules: cases worked by hand, and an implementation of others."""
+"""Exact match and F1 by the official scripts' rules: hand-worked cases, and comparison with transformers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from qabuild.qa.squad_metric import Scores, Version, exact_match, f1, normalise, score, score_each, version_of
 
-# Words of which normalisation takes away all, a part or nothing, and characters it treats in particular ways.
+# Words that normalisation removes wholly, partly or not at all, and characters that it treats specially.
 WORDS = st.sampled_from(
     ["the", "The", "a", "an", "An", "!", "...", "cat", "Cat,", "dogs", "the-cat", "x.y", "é", "theatre"]
 )
@@ -25,15 +25,15 @@ TEXTS = st.one_of(PHRASES, st.text(max_size=20))
         ("The  Cat sat.", "cat sat"),
         ("an apple, a day", "apple day"),
         ("theatre another Anna", "theatre another anna"),
-        ("the-cat", "thecat"),  # punctuation goes first, so that 'the' is no word any more
+        ("the-cat", "thecat"),  # punctuation is removed first, so 'the' is no longer a word
         ("10 a.m.", "10 am"),
-        ("«Ünïcode»—dash", "«ünïcode»—dash"),  # only ASCII punctuation is taken out
+        ("«Ünïcode»—dash", "«ünïcode»—dash"),  # only ASCII punctuation is removed
         ("the", ""),
         ("", ""),
         ("a\u00a0b", "b"),
     ],
 )
-def test_answers_are_normalised_as_the_official_scripts_do(text: str, normalised: str) -> None:
+def test_answers_are_normalised_like_the_official_scripts(text: str, normalised: str) -> None:
     assert normalise(text) == normalised
 
 
@@ -44,7 +44,7 @@ def test_answers_are_normalised_as_the_official_scripts_do(text: str, normalised
         ("the Denver Broncos!", ["Denver Broncos"], 1, 1),
         ("Broncos", ["Denver Broncos"], 0, 2 / 3),  # precision 1, recall 1/2
         ("Denver Broncos won", ["Broncos", "Denver Broncos"], 0, 0.8),  # the best of 1/2 and 4/5
-        ("cat cat cat", ["cat"], 0, 0.5),  # a token counts as often as it stands on both sides
+        ("cat cat cat", ["cat"], 0, 0.5),  # a token counts as often as it occurs on both sides
         ("cat", ["dog"], 0, 0),
         ("", ["dog"], 0, 0),
         ("19", ["nineteen", "19th", "19"], 1, 1),
@@ -60,14 +60,14 @@ def test_a_prediction_scores_against_its_best_gold_answer(
 @pytest.mark.parametrize(
     ("prediction", "answers", "version", "exact", "overlap"),
     [
-        # v1.1 keeps a gold answer of which nothing is left: equal strings, and yet no token in common.
+        # v1.1 keeps a gold answer that normalises to nothing: equal strings without a common token.
         ("the", ["The"], "1.1", 1, 0),
         ("", ["!", "cat"], "1.1", 1, 0),
-        # v2.0 drops it. Without another the question counts as unanswerable; with another, that one is compared.
+        # v2.0 drops it. Without another gold answer the question counts as unanswerable.
         ("the", ["The"], "2.0", 1, 1),
         ("cat", ["The"], "2.0", 0, 0),
         ("", ["!", "cat"], "2.0", 0, 0),
-        # An unanswerable question follows v2.0 under either name.
+        # An unanswerable question is scored as in v2.0 with either version.
         ("", [], "1.1", 1, 1),
         ("", [], "2.0", 1, 1),
         ("a", [], "1.1", 1, 1),
@@ -75,7 +75,7 @@ def test_a_prediction_scores_against_its_best_gold_answer(
         ("cat", [], "2.0", 0, 0),
     ],
 )
-def test_the_versions_differ_where_nothing_is_left_of_an_answer(
+def test_the_versions_differ_on_answers_that_normalise_to_nothing(
     prediction: str, answers: list[str], version: Version, exact: float, overlap: float
 ) -> None:
     assert exact_match(prediction, answers, version) == exact
@@ -93,7 +93,7 @@ def test_scores_are_means_in_per_cent() -> None:
     }
 
 
-def test_a_set_with_an_unanswerable_question_is_scored_as_version_2() -> None:
+def test_a_set_with_an_unanswerable_question_is_scored_by_version_2() -> None:
     answered = {"q1": ["The"]}
     assert version_of(answered) == "1.1"
     assert score({"q1": "the"}, answered).f1 == 0.0
@@ -103,7 +103,7 @@ def test_a_set_with_an_unanswerable_question_is_scored_as_version_2() -> None:
     assert score({"q1": "the", "q2": "x"}, mixed, "1.1") == Scores(50.0, 0.0)
 
 
-def test_a_missing_prediction_is_an_error_and_not_a_zero() -> None:
+def test_a_missing_prediction_raises_instead_of_scoring_zero() -> None:
     answers = {f"q{number}": ["x"] for number in range(10)}
     with pytest.raises(ValueError, match=r"9 of 10 questions: q1, q2, q3, q4, q5, \.\.\."):
         score({"q0": "x"}, answers)
@@ -111,7 +111,7 @@ def test_a_missing_prediction_is_an_error_and_not_a_zero() -> None:
         score_each({name: "x" for name in answers if name != "q7"}, answers)
 
 
-def test_no_questions_have_no_score() -> None:
+def test_scoring_no_questions_raises() -> None:
     with pytest.raises(ValueError, match="no questions"):
         score({}, {})
 
@@ -121,7 +121,7 @@ def test_predictions_for_other_questions_are_ignored() -> None:
 
 
 @given(prediction=TEXTS, answers=st.lists(TEXTS, max_size=4))
-def test_version_2_agrees_with_the_copy_in_transformers(prediction: str, answers: list[str]) -> None:
+def test_version_2_agrees_with_transformers(prediction: str, answers: list[str]) -> None:
     from transformers.data.metrics import squad_metrics
 
     golds = [answer for answer in answers if squad_metrics.normalize_answer(answer)] or [""]
@@ -130,7 +130,7 @@ def test_version_2_agrees_with_the_copy_in_transformers(prediction: str, answers
 
 
 @given(prediction=TEXTS, answers=st.lists(TEXTS, min_size=1, max_size=4))
-def test_version_1_agrees_with_it_where_something_is_left_of_every_answer(prediction: str, answers: list[str]) -> None:
+def test_version_1_agrees_with_transformers_on_answers_with_tokens(prediction: str, answers: list[str]) -> None:
     from transformers.data.metrics import squad_metrics
 
     assume(all(map(normalise, answers)))
@@ -139,7 +139,7 @@ def test_version_1_agrees_with_it_where_something_is_left_of_every_answer(predic
 
 
 @given(st.lists(st.tuples(TEXTS, st.lists(TEXTS, max_size=3)), min_size=1, max_size=6))
-def test_a_whole_set_agrees_with_transformers(rows: list[tuple[str, list[str]]]) -> None:
+def test_scores_of_a_set_agree_with_transformers(rows: list[tuple[str, list[str]]]) -> None:
     from transformers.data.metrics import squad_metrics
     from transformers.data.processors.squad import SquadExample
 
@@ -149,12 +149,12 @@ def test_a_whole_set_agrees_with_transformers(rows: list[tuple[str, list[str]]])
     ]
     predictions = {str(number): prediction for number, (prediction, _) in enumerate(rows)}
     expected = squad_metrics.squad_evaluate(examples, predictions)
-    found = score(predictions, {str(number): golds for number, (_, golds) in enumerate(rows)}, "2.0")
-    assert found == Scores(pytest.approx(expected["exact"]), pytest.approx(expected["f1"]))
+    scores = score(predictions, {str(number): golds for number, (_, golds) in enumerate(rows)}, "2.0")
+    assert scores == Scores(pytest.approx(expected["exact"]), pytest.approx(expected["f1"]))
 
 
 @given(prediction=TEXTS, answers=st.lists(TEXTS, max_size=4), version=st.sampled_from(["1.1", "2.0"]))
-def test_scores_keep_their_bounds(prediction: str, answers: Sequence[str], version: Version) -> None:
+def test_scores_are_within_bounds(prediction: str, answers: Sequence[str], version: Version) -> None:
     exact, overlap = exact_match(prediction, answers, version), f1(prediction, answers, version)
     assert exact in (0.0, 1.0)
     assert 0.0 <= overlap <= 1.0

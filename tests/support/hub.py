@@ -36,9 +36,9 @@ class Repository:
     commits: dict[str, Files] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
     messages: dict[str, str] = field(default_factory=dict)
-    """Of the commits that a client made, in order."""
+    """Commit messages by sha, in order; empty for commits that the test made."""
     pull_requests: list[str] = field(default_factory=list)
-    """Titles, by number from 1; the content of each is that of the branch refs/pr/NUMBER."""
+    """Titles, numbered from 1; the content is that of the branch refs/pr/NUMBER."""
     gated: bool = False
     private: bool = False
 
@@ -48,7 +48,7 @@ class Repository:
         return sha if sha in self.commits else None
 
     def commit(self, files: Files, branch: str, *, parent: str = "", message: str = "") -> str:
-        """Put the files on the branch, as its whole content."""
+        """Replace the branch's content with the files, and return the commit's sha."""
         digest = hashlib.sha1(f"{branch}\0{parent}\0{message}\0".encode())
         for name, content in sorted(files.items()):
             digest.update(f"{name}\0{len(content)}\0".encode() + content)
@@ -61,28 +61,28 @@ class Repository:
 
 @dataclass
 class Fault:
-    """What goes wrong with the requests ('METHOD path') that a pattern fits, so many times."""
+    """An injected fault for requests ('METHOD path') that match a pattern, a number of times."""
 
     request: str
     times: int = 1
     status: int | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     says: str = "planted"
-    """What the answer says, in words."""
+    """The error message in the response."""
     cut: bool = False
-    """Hang up in the middle of the request's body."""
+    """Close the connection in the middle of the request's body."""
     lose: bool = False
-    """Do what was asked, and hang up instead of answering."""
+    """Process the request, and close the connection instead of answering."""
     slow: float = 0
-    """Seconds to wait after each piece of the body."""
+    """Seconds to wait after each chunk of the body."""
     then: Callable[[], None] | None = None
-    """What to do before the request is heeded, or where one hangs up, in that place."""
+    """Called before the request is processed, or when the connection is closed."""
 
 
 class Hub:
-    """The server; `requests` is what it has been asked, as 'METHOD path', in order.
+    """The server; `requests` records its requests as 'METHOD path', in order.
 
-    `accounts` are those who may write: their token, name, and the role that the token has.
+    `accounts` may write: it maps tokens to the account's name and the token's role.
     """
 
     def __init__(self, accounts: Mapping[str, tuple[str, str]] | None = None) -> None:
@@ -90,11 +90,11 @@ class Hub:
         self.requests: list[str] = []
         self.accounts = dict(accounts or {})
         self.objects: dict[str, bytes] = {}
-        """What is in large file storage, by SHA-256."""
+        """The content of large file storage, by SHA-256."""
         self.faults: list[Fault] = []
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
         self._server.daemon_threads = True
-        self._server.handle_error = lambda *_: None  # type: ignore[method-assign]  # a client that hung up
+        self._server.handle_error = lambda *_: None  # type: ignore[method-assign]  # clients may close the connection
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def __enter__(self) -> Self:
@@ -105,25 +105,25 @@ class Hub:
         self.stop()
 
     def stop(self) -> None:
-        """Go off the network, as a Hub does that cannot be reached."""
+        """Shut down the server, so that the Hub is unreachable."""
         self._server.shutdown()
         self._server.server_close()
 
     def commit(
         self, repo_type: RepoType, repo_id: str, content: Path | Files, branch: str = "main", *, gated: bool = False
     ) -> str:
-        """Make a commit of a folder's files, or of files by path, and return its sha. The repository is made if new."""
+        """Commit a folder's files, or files by path, and return the sha. Creates the repository if it is new."""
         files = content if isinstance(content, Mapping) else _files_of(content)
         repository = self.repositories.setdefault((repo_type, repo_id), Repository())
         repository.gated = gated
         return repository.commit(files, branch)
 
     def fail(self, request: str, **how: Any) -> None:
-        """Plant a fault; see `Fault`."""
+        """Inject a fault; see `Fault`."""
         self.faults.append(Fault(request, **how))
 
     def environment(self, home: Path) -> dict[str, str]:
-        """Variables that lead a client to this Hub, with its caches under `home`."""
+        """Environment variables that point a client to this Hub, with its caches under `home`."""
         return {
             "HF_ENDPOINT": self.url,
             "HF_HOME": str(home),
@@ -141,7 +141,7 @@ def _files_of(folder: Path) -> dict[str, bytes]:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Finds the route of a request and answers it; an answer is bytes with a status and headers."""
+    """Routes requests and sends responses: bytes with a status and headers."""
 
     hub: Hub
     protocol_version = "HTTP/1.1"
@@ -158,19 +158,19 @@ class _Handler(BaseHTTPRequestHandler):
         self.fault = self._fault(f"{self.command} {unquote(address.path)}")
         self.body = self._read_body()
         if self.fault.cut:
-            return self.hang_up()
+            return self.close()
         if self.fault.then and not self.fault.lose:
             self.fault.then()
         if self.fault.status is not None:
             return self.refuse(self.fault.status, "Planted", self.fault.says, **self.fault.headers)
         for methods, pattern, answer in _routes():
-            found = re.fullmatch(pattern, unquote(address.path))
-            if found and self.command in methods:
-                return answer(self, **found.groupdict())
+            match = re.fullmatch(pattern, unquote(address.path))
+            if match and self.command in methods:
+                return answer(self, **match.groupdict())
         return self.refuse(404, "NotFound", f"no route for {self.command} {address.path}")
 
     def _fault(self, request: str) -> Fault:
-        """The fault planted for this request, if any; one that does nothing otherwise."""
+        """The fault injected for this request, or one that does nothing."""
         for fault in self.hub.faults:
             if fault.times and re.fullmatch(fault.request, request):
                 fault.times -= 1
@@ -183,20 +183,20 @@ class _Handler(BaseHTTPRequestHandler):
             return self.rfile.read(length // 2)
         if not self.fault.slow:
             return self.rfile.read(length)
-        pieces = []
-        while (left := length - sum(map(len, pieces))) > 0:
-            pieces.append(self.rfile.read(min(1 << 16, left)))
-            threading.Event().wait(self.fault.slow)  # time.sleep may be the client's to replace
-        return b"".join(pieces)
+        chunks = []
+        while (remaining := length - sum(map(len, chunks))) > 0:
+            chunks.append(self.rfile.read(min(1 << 16, remaining)))
+            threading.Event().wait(self.fault.slow)  # not time.sleep, which the client may have patched
+        return b"".join(chunks)
 
-    def hang_up(self) -> None:
+    def close(self) -> None:
         self.close_connection = True
         if self.fault.then:
             self.fault.then()
         self.connection.shutdown(socket.SHUT_RDWR)
 
     def account(self) -> tuple[str, str] | None:
-        """Name and role of who asks; None once the request has been refused."""
+        """Name and role of the request's account; None if the request has been refused."""
         token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
         if token not in self.hub.accounts:
             return self.refuse(401, "Unauthorized", "Invalid credentials in Authorization header")
@@ -207,7 +207,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def send(self, content: bytes, status: int = 200, **headers: str) -> None:
         if self.fault.lose:
-            return self.hang_up()
+            return self.close()
         self.send_response(status)
         self.send_header("Content-Length", str(len(content)))
         for name, value in headers.items():
@@ -220,18 +220,18 @@ class _Handler(BaseHTTPRequestHandler):
         self.send(json.dumps(value).encode(), status, Content_Type="application/json")
 
     def refuse(self, status: int, code: str, message: str, **headers: str) -> None:
-        """An error as the Hub makes them: the client goes by X-Error-Code."""
+        """Send an error as the Hub does: clients read X-Error-Code."""
         headers = {"X_Error_Code": code, "X_Error_Message": message, **headers}
         self.send(json.dumps({"error": message}).encode(), status, Content_Type="application/json", **headers)
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
-def _found(
+def _lookup(
     handler: _Handler, kind: str | None, repo_id: str, revision: str | None
 ) -> tuple[Repository, str, Files] | None:
-    """The repository, commit and files that a request speaks of; None once it has been refused."""
+    """The repository, commit and files of a request; None if it has been refused."""
     repository = handler.repository(kind, repo_id)
     if repository is None:
         return handler.refuse(404, "RepoNotFound", "Repository not found")
@@ -242,8 +242,8 @@ def _found(
 
 
 def _info(handler: _Handler, kind: str, repo_id: str, revision: str | None = None) -> None:
-    if found := _found(handler, kind, repo_id, revision):
-        repository, sha, files = found
+    if target := _lookup(handler, kind, repo_id, revision):
+        repository, sha, files = target
         handler.send_json(
             {
                 "_id": "0" * 24,
@@ -265,17 +265,17 @@ def _info(handler: _Handler, kind: str, repo_id: str, revision: str | None = Non
 def _sibling(name: str, content: bytes, blobs: bool) -> dict[str, Any]:
     if not blobs:
         return {"rfilename": name}
-    blob = {"rfilename": name, "size": len(content), "blobId": _git_sum(content)}
+    blob = {"rfilename": name, "size": len(content), "blobId": _blob_id(content)}
     large = {"size": len(content), "sha256": _etag(content), "pointerSize": 134}
     return {**blob, "lfs": large} if is_large(name, len(content)) else blob
 
 
-def _git_sum(content: bytes) -> str:
+def _blob_id(content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
 def is_large(name: str, size: int) -> bool:
-    """Whether the Hub wants the file in large file storage, by its size or the usual .gitattributes."""
+    """Whether the Hub puts the file in large file storage, by its size or the usual .gitattributes."""
     return size > 10 << 20 or name.endswith((".bin", ".onnx", ".pt", ".safetensors"))
 
 
@@ -285,8 +285,8 @@ def _card_data(files: Files) -> dict[str, Any]:
 
 
 def _tree(handler: _Handler, kind: str, repo_id: str, revision: str, folder: str) -> None:
-    if found := _found(handler, kind, repo_id, revision):
-        _, _, files = found
+    if target := _lookup(handler, kind, repo_id, revision):
+        _, _, files = target
         within = f"{folder}/" if folder else ""
         if within and not any(name.startswith(within) for name in files):
             return handler.refuse(404, "EntryNotFound", f"no folder {folder}")
@@ -296,10 +296,10 @@ def _tree(handler: _Handler, kind: str, repo_id: str, revision: str, folder: str
 
 
 def _paths_info(handler: _Handler, kind: str, repo_id: str, revision: str) -> None:
-    if found := _found(handler, kind, repo_id, revision):
-        _, _, files = found
-        wanted = parse_qs(handler.body.decode()).get("paths", [])
-        handler.send_json([entry for entry in _entries(files, "") if entry["path"] in wanted])
+    if target := _lookup(handler, kind, repo_id, revision):
+        _, _, files = target
+        paths = parse_qs(handler.body.decode()).get("paths", [])
+        handler.send_json([entry for entry in _entries(files, "") if entry["path"] in paths])
 
 
 def _entries(files: Files, within: str) -> list[dict[str, Any]]:
@@ -318,8 +318,8 @@ def _etag(content: bytes) -> str:
 
 
 def _resolve(handler: _Handler, kind: str | None, repo_id: str, revision: str, name: str) -> None:
-    if found := _found(handler, kind, repo_id, revision):
-        repository, sha, files = found
+    if target := _lookup(handler, kind, repo_id, revision):
+        repository, sha, files = target
         if repository.gated:
             return handler.refuse(403, "GatedRepo", f"Access to {repo_id} is restricted")
         if name not in files:
@@ -332,10 +332,10 @@ def _resolve(handler: _Handler, kind: str | None, repo_id: str, revision: str, n
             "X_Linked_Size": str(len(content)),
             "Accept_Ranges": "bytes",
         }
-        part = re.fullmatch(r"bytes=(\d+)-(\d*)", handler.headers.get("Range") or "")
-        if part is None:
+        byte_range = re.fullmatch(r"bytes=(\d+)-(\d*)", handler.headers.get("Range") or "")
+        if byte_range is None:
             return handler.send(content, **headers)
-        start, end = int(part[1]), min(int(part[2] or len(content)), len(content) - 1)
+        start, end = int(byte_range[1]), min(int(byte_range[2] or len(content)), len(content) - 1)
         headers["Content_Range"] = f"bytes {start}-{end}/{len(content)}"
         handler.send(content[start : end + 1], 206, **headers)
 

@@ -1,12 +1,12 @@
-"""Publishing, with every request to the Hub going wrong in every way.
+"""Fault injection for publishing: every request to the Hub fails in every way.
 
-    python tests/hub_faults.py [--every N]
+    python tests/support/hub_faults.py [--every N]
 
-publishes a small artifact to the Hub on loopback, once for each request that this takes and each thing that can go
-wrong with it: refused once, for a while or for good; cut in the middle; done, and the answer lost; read slowly; the
-publishing process killed. First to a new repository, then over an earlier artifact. After each it looks whether the
-branch holds all files of one artifact or those of none, and whether the error says so; then it publishes again, with
-nothing in the way, and holds every byte and the tag. Prints what was tried and what was lost.
+publishes a small artifact to the Hub on loopback, once for each request and each fault: refused once, temporarily or
+permanently; connection cut; processed, but the answer lost; read slowly; the publishing process killed. First to a new
+repository, then over an earlier artifact. After each fault it checks that the branch holds all files of one artifact or
+none, and that the error says so; then it publishes again without faults and compares every byte and the tag. Prints
+what was tried and what was lost.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from hub_writing import ATTRIBUTES
 
 TOKEN = "hf_thistokenmustnotleak"
 REPO, TAG = "me/tiny", "v1"
-FOR_GOOD = 10**6
+ALWAYS = 10**6
 EMPTY = dict(ATTRIBUTES)
-"""What a new repository holds."""
+"""The files of a new repository."""
 
 REQUESTS = {
     "who am I": "GET /api/whoami-v2",
-    "look": f"GET /api/models/{REPO}/revision/main",
+    "query the branch": f"GET /api/models/{REPO}/revision/main",
     "make the repository": "POST /api/repos/create",
     "check the card": "POST /api/validate-yaml",
     "announce": f"POST /api/models/{REPO}/preupload/main",
@@ -44,21 +44,21 @@ REQUESTS = {
     "verify the upload": f"POST /{REPO}.git/info/lfs/objects/verify",
     "commit": f"POST /api/models/{REPO}/commit/main",
     "fetch back": f"GET /{REPO}/resolve/.*/config.json",
-    "look for the tag": f"GET /api/models/{REPO}/revision/{TAG}",
+    "query the tag": f"GET /api/models/{REPO}/revision/{TAG}",
     "tag": f"POST /api/models/{REPO}/tag/.*",
 }
 FAULTS: dict[str, dict[str, Any]] = {
-    "401": {"status": 401, "times": FOR_GOOD},
-    "403, saying the token": {"status": 403, "times": FOR_GOOD, "says": f"no rights for {TOKEN}"},
+    "401": {"status": 401, "times": ALWAYS},
+    "403, with the token in the message": {"status": 403, "times": ALWAYS, "says": f"no rights for {TOKEN}"},
     "409 once": {"status": 409},
     "429, Retry-After 7, twice": {"status": 429, "times": 2, "headers": {"Retry_After": "7"}},
     "500 three times": {"status": 500, "times": 3},
-    "503 for good": {"status": 503, "times": FOR_GOOD},
+    "503 always": {"status": 503, "times": ALWAYS},
     "connection cut once": {"cut": True},
-    "connection cut for good": {"cut": True, "times": FOR_GOOD},
+    "connection cut always": {"cut": True, "times": ALWAYS},
     "answer lost once": {"lose": True},
-    "answer lost for good": {"lose": True, "times": FOR_GOOD},
-    "read slowly": {"slow": 0.01, "times": FOR_GOOD},
+    "answer lost always": {"lose": True, "times": ALWAYS},
+    "read slowly": {"slow": 0.01, "times": ALWAYS},
     "killed before": {"kill": True, "cut": True},
     "killed after": {"kill": True, "lose": True},
 }
@@ -66,12 +66,12 @@ FAULTS: dict[str, dict[str, Any]] = {
 
 @dataclass
 class Case:
-    """One thing that goes wrong with one request."""
+    """One fault of one request."""
 
     request: str
     fault: str
     replaces: bool
-    """Whether the repository holds an earlier artifact, or is not there yet."""
+    """Whether the repository holds an earlier artifact; else it does not exist yet."""
 
     def __str__(self) -> str:
         return f"{self.request}, {self.fault}, {'over an earlier artifact' if self.replaces else 'new repository'}"
@@ -82,7 +82,7 @@ def cases() -> list[Case]:
 
 
 class Trial:
-    """A Hub of its own state for each case, in one process."""
+    """Runs cases in one process, each from a fresh state of the Hub."""
 
     def __init__(self, folder: Path, server: Hub) -> None:
         from proven import make
@@ -94,20 +94,20 @@ class Trial:
 
     def losses(self, case: Case) -> Iterator[str]:
         before = self._start(case)
-        ended = self._in_child(self.new, case)
+        outcome = self._in_child(self.new, case)
         files = self._files()
-        landed = files == self._wanted()
+        landed = files == self._expected_files()
         if files not in (before, EMPTY) and not landed:
             yield f"{case}: the branch holds {sorted(files or [])}"
         if case.replaces and files == EMPTY:
             yield f"{case}: the earlier artifact is gone"
-        yield from (f"{case}: {wrong}" for wrong in _wrongly_told(ended, case, landed, self._is_tagged(), before))
+        yield from (f"{case}: {error}" for error in _false_reports(outcome, case, landed, self._is_tagged(), before))
         self.server.faults.clear()
-        again = self._in_child(self.new, None)
-        if again.get("error") or self._files() != self._wanted() or not self._is_tagged():
-            yield f"{case}: the next run ended with {again}"
-        if (made := len(self._commits())) != 1 + case.replaces:
-            yield f"{case}: {made} commits were made"
+        retried = self._in_child(self.new, None)
+        if retried.get("error") or self._files() != self._expected_files() or not self._is_tagged():
+            yield f"{case}: the next run ended with {retried}"
+        if (count := len(self._commits())) != 1 + case.replaces:
+            yield f"{case}: {count} commits were made"
 
     def _start(self, case: Case) -> dict[str, bytes] | None:
         self.server.repositories.clear()
@@ -118,7 +118,7 @@ class Trial:
         return self._files()
 
     def _in_child(self, artifact: Path, case: Case | None, tag: str | None = TAG) -> dict[str, Any]:
-        """Publish in a fork, with the fault of the case planted; what it said of its end."""
+        """Publish in a forked process with the case's fault injected, and return its outcome."""
         (artifact / "README.md").unlink(missing_ok=True)
         reading, writing = os.pipe()
         if (child := os.fork()) == 0:
@@ -140,77 +140,78 @@ class Trial:
         from qabuild.errors import QABuildError
         from qabuild.publishing.publish import publish
 
-        said: list[str] = []
-        reporter = _Reporter(said)
+        messages: list[str] = []
+        reporter = _Reporter(messages)
+        log = {"said": messages, "waited": self.waited}
         try:
-            done = publish(artifact, REPO, tag=tag, reporter=reporter)
-            return {"commit": done.commit, "said": said, "waited": self.waited}
+            published = publish(artifact, REPO, tag=tag, reporter=reporter)
+            return {"commit": published.commit, **log}
         except QABuildError as error:
-            kind, told = type(error).__name__, traceback.format_exc()
-            return {"error": kind, "message": str(error), "traceback": told, "said": said, "waited": self.waited}
+            kind, trace = type(error).__name__, traceback.format_exc()
+            return {"error": kind, "message": str(error), "traceback": trace, **log}
         except BaseException:
-            return {"error": "a defect", "message": "", "traceback": traceback.format_exc(), "said": said}
+            return {"error": "a defect", "message": "", "traceback": traceback.format_exc(), "said": messages}
 
     def _files(self) -> dict[str, bytes] | None:
-        found = self.server.repositories.get(("model", REPO))
-        return dict(found.commits[found.branches["main"]]) if found else None
+        repository = self.server.repositories.get(("model", REPO))
+        return dict(repository.commits[repository.branches["main"]]) if repository else None
 
-    def _wanted(self) -> dict[str, bytes]:
-        """Every file of the new artifact; the card is what was sent."""
+    def _expected_files(self) -> dict[str, bytes]:
+        """All files of the new artifact, with the card as published."""
         files = {p.relative_to(self.new).as_posix(): p.read_bytes() for p in self.new.rglob("*") if p.is_file()}
-        there = self._files() or {}
-        return {**files, **{name: there.get(name, b"") for name in ("README.md", ".gitattributes")}}
+        published = self._files() or {}
+        return {**files, **{name: published.get(name, b"") for name in ("README.md", ".gitattributes")}}
 
     def _commits(self) -> list[str]:
         return [message for message in self.server.repositories["model", REPO].messages.values() if message]
 
     def _is_tagged(self) -> bool:
-        found = self.server.repositories.get(("model", REPO))
-        return found is not None and found.branches.get(TAG) == found.branches["main"]
+        repository = self.server.repositories.get(("model", REPO))
+        return repository is not None and repository.branches.get(TAG) == repository.branches["main"]
 
 
 class _Reporter:
-    """Keeps what is said."""
+    """Records messages."""
 
-    def __init__(self, said: list[str]) -> None:
-        self.said = said
+    def __init__(self, messages: list[str]) -> None:
+        self.messages = messages
 
     def say(self, message: str) -> None:
-        self.said.append(message)
+        self.messages.append(message)
 
     def progress(self, label: str, total: int) -> Any:
-        raise AssertionError("nothing here has a bar of its own")
+        raise AssertionError("publishing has no progress bar of its own")
 
 
-def _wrongly_told(
-    ended: dict[str, Any], case: Case, landed: bool, tagged: bool, before: dict[str, bytes] | None
+def _false_reports(
+    outcome: dict[str, Any], case: Case, landed: bool, tagged: bool, before: dict[str, bytes] | None
 ) -> Iterator[str]:
-    """What the run said that is not so."""
-    if TOKEN in json.dumps(ended):
-        yield "the token was told"
-    if ended.get("error") == "a defect":
-        yield ended["traceback"]
-    message = ended.get("message", "")
+    """False statements in the run's messages."""
+    if TOKEN in json.dumps(outcome):
+        yield "the token leaked"
+    if outcome.get("error") == "a defect":
+        yield outcome["traceback"]
+    message = outcome.get("message", "")
     if not message:
-        if not ended.get("error") and not (landed and tagged):
-            yield "it said that all is well"
+        if not outcome.get("error") and not (landed and tagged):
+            yield "it reported success"
         return
     says_landed = "all files are at" in message
     if "is not known" in message and "whether the commit" in message:
         return
     if says_landed != landed:
-        yield f"landed is {landed}, and it said {message!r}"
+        yield f"landed is {landed}, but the message was {message!r}"
     if "was made and is empty" in message and before is not None:
-        yield f"the repository was there before, and it said {message!r}"
+        yield f"the repository existed before, but the message was {message!r}"
     if case.fault.startswith("429") or "once" in case.fault or "slowly" in case.fault:
         yield f"it gave up: {message!r}"
 
 
 def run(every: int = 1) -> dict[str, Any]:
-    """Try every `every`-th case; what was tried, how it ended, and what was lost."""
+    """Run every `every`-th case; return the counts and the losses."""
     with tempfile.TemporaryDirectory() as folder, Hub({TOKEN: ("me", "write")}) as server:
         os.environ |= {**server.environment(Path(folder, "home")), "HF_TOKEN": TOKEN}
-        # Only now, since huggingface_hub reads the environment; and all of it, since forks would do it again.
+        # Imported here, after the environment is set, and before forking, so that forks need not import them again.
         import huggingface_hub._snapshot_download
         import jinja2  # noqa: F401
 
@@ -218,14 +219,14 @@ def run(every: int = 1) -> dict[str, Any]:
 
         assert server.url == huggingface_hub.constants.ENDPOINT
         trial = Trial(Path(folder), server)
-        tried = cases()[::every]
-        losses = [loss for case in tried for loss in trial.losses(case)]
-    return {"requests": len(REQUESTS), "faults": len(FAULTS), "tried": len(tried), "losses": losses}
+        selected = cases()[::every]
+        losses = [loss for case in selected for loss in trial.losses(case)]
+    return {"requests": len(REQUESTS), "faults": len(FAULTS), "tried": len(selected), "losses": losses}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--every", type=int, default=1, help="try every N-th case only")
+    parser.add_argument("--every", type=int, default=1, help="run every N-th case only")
     report = run(parser.parse_args().every)
     print(json.dumps(report, indent=1))
     sys.exit(bool(report["losses"]))

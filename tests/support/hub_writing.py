@@ -1,4 +1,4 @@
-"""What the Hub on loopback takes: accounts, repositories, uploads, commits, branches, tags and pull requests.
+"""Write requests of the Hub on loopback: accounts, repositories, uploads, commits, branches, tags, pull requests.
 
 The protocol is that of huggingface_hub's own client. Large files go through git's LFS batch protocol; no Xet is
 offered. See https://github.com/git-lfs/git-lfs/blob/main/docs/api/batch.md.
@@ -36,7 +36,7 @@ def _validate_yaml(handler: Any) -> None:
 
 
 def _mistakes(metadata: Any) -> list[str]:
-    """What the Hub would refuse of a card's metadata: a few of its rules."""
+    """Errors in a card's metadata, by a few of the Hub's rules."""
     if not isinstance(metadata, dict):
         return ["metadata must be an object"]
     wrong = [f'"{key}" must be a string' for key in ("license", "pipeline_tag") if not _is_text(metadata.get(key, ""))]
@@ -55,34 +55,34 @@ def _is_text(value: Any) -> bool:
 
 
 def _create(handler: Any) -> None:
-    asked = json.loads(handler.body)
+    request = json.loads(handler.body)
     account = handler.account()
     if account is None:
         return
-    owner = asked["organization"] or account[0]
-    repo_id = f"{owner}/{asked['name']}"
+    owner = request["organization"] or account[0]
+    repo_id = f"{owner}/{request['name']}"
     if account != (owner, "write"):
         return handler.refuse(403, "Forbidden", f'You don\'t have the rights to create a model under "{owner}"')
-    if not NAME.fullmatch(asked["name"]):
-        return handler.refuse(400, "BadRequest", f"Invalid repo name: {asked['name']}")
+    if not NAME.fullmatch(request["name"]):
+        return handler.refuse(400, "BadRequest", f"Invalid repo name: {request['name']}")
     if ("model", repo_id) in handler.hub.repositories:
         return handler.refuse(409, "Conflict", "You already created this model repo")
-    repository = Repository(private=bool(asked.get("private")))
+    repository = Repository(private=bool(request.get("private")))
     repository.commit(ATTRIBUTES, "main")
     handler.hub.repositories["model", repo_id] = repository
     handler.send_json({"url": f"{handler.hub.url}/{repo_id}"})
 
 
 def _delete(handler: Any) -> None:
-    asked = json.loads(handler.body)
-    repo_id = f"{asked['organization']}/{asked['name']}"
+    request = json.loads(handler.body)
+    repo_id = f"{request['organization']}/{request['name']}"
     if _writable(handler, repo_id):
         del handler.hub.repositories["model", repo_id]
         handler.send_json({})
 
 
 def _writable(handler: Any, repo_id: str, *, proposal: bool = False) -> Repository | None:
-    """The repository, where the one who asks may write to it; None once the request has been refused."""
+    """The repository, if the request's account may write to it; None if the request has been refused."""
     account = handler.account()
     if account is None:
         return None
@@ -113,12 +113,12 @@ def _batch(handler: Any, repo_id: str) -> None:
     if handler.account() is None:
         return
     objects = []
-    for each in json.loads(handler.body)["objects"]:
-        answer: dict[str, Any] = {"oid": each["oid"], "size": each["size"]}
-        if each["size"] > LARGEST:
+    for file in json.loads(handler.body)["objects"]:
+        answer: dict[str, Any] = {"oid": file["oid"], "size": file["size"]}
+        if file["size"] > LARGEST:
             answer["error"] = {"code": 422, "message": "the file is larger than this Hub takes"}
-        elif each["oid"] not in handler.hub.objects:
-            upload = {"href": f"{handler.hub.url}/objects/{each['oid']}"}
+        elif file["oid"] not in handler.hub.objects:
+            upload = {"href": f"{handler.hub.url}/objects/{file['oid']}"}
             verify = {"href": f"{handler.hub.url}/{repo_id}.git/info/lfs/objects/verify"}
             answer["actions"] = {"upload": upload, "verify": verify}
         objects.append(answer)
@@ -133,9 +133,9 @@ def _upload(handler: Any, oid: str) -> None:
 
 
 def _verify(handler: Any, repo_id: str) -> None:
-    asked = json.loads(handler.body)
-    content = handler.hub.objects.get(asked["oid"])
-    if content is None or len(content) != asked["size"]:
+    request = json.loads(handler.body)
+    content = handler.hub.objects.get(request["oid"])
+    if content is None or len(content) != request["size"]:
         return handler.refuse(404, "EntryNotFound", "no such object, or of another size")
     handler.send_json({})
 
@@ -168,7 +168,7 @@ def _commit(handler: Any, repo_id: str, revision: str, **_: str) -> None:
 
 
 def _apply(handler: Any, key: str, value: dict[str, Any], files: dict[str, bytes]) -> str | None:
-    """Do one line of a commit to the files; says what is wrong with it."""
+    """Apply one line of a commit to the files; return its error, if any."""
     if key == "file":
         files[value["path"]] = base64.b64decode(value["content"])
     elif key == "lfsFile":
@@ -204,7 +204,7 @@ def _discussions(handler: Any, kind: str, repo_id: str) -> None:
     repository = handler.repository(kind, repo_id)
     if repository is None:
         return handler.refuse(404, "RepoNotFound", "Repository not found")
-    found = [
+    discussions = [
         {
             "num": number,
             "title": title,
@@ -216,7 +216,7 @@ def _discussions(handler: Any, kind: str, repo_id: str) -> None:
         }
         for number, title in enumerate(repository.pull_requests, start=1)
     ]
-    handler.send_json({"discussions": found, "count": len(found), "start": 0})
+    handler.send_json({"discussions": discussions, "count": len(discussions), "start": 0})
 
 
 WRITING: list[tuple[str, str, Callable[..., None]]] = [

@@ -1,4 +1,4 @@
-"""How the Hub's mistakes are explained, and that the Hub on loopback answers as the real one."""
+"""Errors of the Hub are explained, and the Hub on loopback answers like the real one."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from qabuild.system import hub
         ("sample", False),
     ],
 )
-def test_a_path_is_told_from_an_id(source: str | Path, is_path: bool) -> None:
+def test_paths_and_ids_are_distinguished(source: str | Path, is_path: bool) -> None:
     assert hub.is_path(source) is is_path
 
 
-def test_what_goes_wrong_between_here_and_the_hub_is_explained() -> None:
+def test_network_errors_are_explained() -> None:
     for error, message in (
         (ConnectionResetError(errno.ECONNRESET, "reset"), "no answer from"),
         (TimeoutError(), "no answer from"),
@@ -46,13 +46,13 @@ def test_what_goes_wrong_between_here_and_the_hub_is_explained() -> None:
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), FileNotFoundError("no data")])
-def test_what_is_not_of_the_hub_is_left_to_others(error: OSError) -> None:
+def test_errors_that_are_not_the_hubs_pass_unchanged(error: OSError) -> None:
     with pytest.raises(type(error)) as caught, hub.explained("qa/tiny", None, "dataset"):
         raise error
     assert caught.value is error
 
 
-def test_bars_are_set_back() -> None:
+def test_the_setting_of_progress_bars_is_restored() -> None:
     from huggingface_hub.utils import are_progress_bars_disabled
 
     before = are_progress_bars_disabled()
@@ -62,7 +62,7 @@ def test_bars_are_set_back() -> None:
 
 
 @pytest.mark.hub
-def test_the_hub_on_loopback_serves_parts_of_files() -> None:
+def test_the_hub_on_loopback_serves_byte_ranges() -> None:
     with Hub() as server:
         sha = server.commit("model", "qa/tiny", {"a/b.txt": b"0123456789"})
         address = f"{server.url}/qa/tiny/resolve/main/a/b.txt"

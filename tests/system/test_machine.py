@@ -1,4 +1,4 @@
-"""What a machine is and lacks, told of machines that are not here: their /proc/cpuinfo, their packages, their GPUs."""
+"""Properties of simulated machines, given their /proc/cpuinfo, packages and GPUs, and what is missing on them."""
 
 from __future__ import annotations
 
@@ -44,37 +44,37 @@ GRAVITON = "processor : 0\nBogoMIPS : 2100.00\nFeatures : fp asimd asimddp i8mm 
 
 @pytest.fixture
 def processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """`processor(text)`: the machine whose /proc/cpuinfo is `text`."""
+    """`processor(text)`: simulate a machine whose /proc/cpuinfo is `text`."""
 
-    def become(text: str) -> None:
+    def simulate(text: str) -> None:
         path = tmp_path / f"cpuinfo-{len(list(tmp_path.iterdir()))}"
         path.write_text(text, encoding="utf-8")
         monkeypatch.setattr(machine, "CPUINFO", path)
 
-    return become
+    return simulate
 
 
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> Callable[[Mapping[str, str | None]], None]:
-    """`installed({"onnx": None, "torch": "2.9"})`: the machine without the one, and with that version of the other."""
+    """`installed({"onnx": None, "torch": "2.9"})`: simulate a machine without onnx and with torch 2.9."""
 
-    def become(packages: Mapping[str, str | None]) -> None:
+    def simulate(packages: Mapping[str, str | None]) -> None:
         real = metadata.version
 
         def version(name: str) -> str:
-            found = packages.get(name, "") if name in packages else real(name)
-            if found is None:
+            installed_version = packages.get(name, "") if name in packages else real(name)
+            if installed_version is None:
                 raise metadata.PackageNotFoundError(name)
-            return found
+            return installed_version
 
         monkeypatch.setattr(metadata, "version", version)
 
-    return become
+    return simulate
 
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine with a GPU and its driver."""
+    """Simulate a machine with a GPU and its driver."""
     monkeypatch.setattr(machine, "gpus", lambda: ("NVIDIA H100",))
     monkeypatch.setattr(machine, "gpu_architecture", lambda: "sm_90")
     monkeypatch.setattr(machine, "driver_version", lambda: "570.1")
@@ -108,20 +108,20 @@ def target(backend: str = "eager", device: str = "cpu", dtype: str = "fp32") -> 
     ],
     ids=["sapphire-rapids", "alder-lake", "zen-3", "terse"],
 )
-def test_a_processor_is_known_by_name_and_instruction_sets(processor, cpuinfo, name, sets):
+def test_a_processor_has_a_name_and_instruction_sets(processor, cpuinfo, name, sets):
     processor(cpuinfo)
     assert machine.cpu().endswith(name)
     assert machine.instruction_sets() == sets
 
 
 @pytest.mark.parametrize("cpuinfo", [GRAVITON, "", "\n\n\n", "no colon here", "model name\n"])
-def test_a_processor_that_says_nothing_of_this_has_some_name_and_no_instruction_sets(processor, cpuinfo):
+def test_an_unknown_processor_has_a_name_and_no_instruction_sets(processor, cpuinfo):
     processor(cpuinfo)
     assert machine.cpu()
     assert machine.instruction_sets() == ()
 
 
-def test_a_system_without_cpuinfo_has_a_processor_all_the_same(tmp_path, monkeypatch):
+def test_a_system_without_cpuinfo_has_a_processor_name(tmp_path, monkeypatch):
     monkeypatch.setattr(machine, "CPUINFO", tmp_path / "gone")
     assert machine.cpu()
     assert machine.instruction_sets() == ()
@@ -137,9 +137,9 @@ def test_a_system_without_cpuinfo_has_a_processor_all_the_same(tmp_path, monkeyp
         ({"pod": "50000 100000", "pod/app": "400000 100000"}, 1),
         ({"pod/other": "100000 100000", "pod/app": "not numbers"}, 8),
     ],
-    ids=["none", "unlimited", "its own", "the parent's", "the least", "another's"],
+    ids=["none", "unlimited", "own", "parent", "smallest", "another group"],
 )
-def test_the_cores_are_those_that_the_control_group_pays_for(tmp_path, monkeypatch, quotas, cores):
+def test_cores_are_limited_by_the_control_groups_quota(tmp_path, monkeypatch, quotas, cores):
     for group, text in quotas.items():
         (tmp_path / group).mkdir(parents=True, exist_ok=True)
         (tmp_path / group / "cpu.max").write_text(f"{text}\n")
@@ -164,7 +164,7 @@ def test_the_cores_are_those_that_the_control_group_pays_for(tmp_path, monkeypat
     ],
     ids=["sapphire-rapids", "zen-5", "without-amx", "alder-lake", "zen-3"],
 )
-def test_the_doctor_expects_an_order_of_numbers_and_says_why(processor, without_runtimes, cpuinfo, order, why):
+def test_the_doctor_ranks_dtypes_by_speed_and_says_why(processor, without_runtimes, cpuinfo, order, why):
     processor(cpuinfo)
     fastest = finding("fastest on the CPU")
     assert f"expected: {', then '.join(order)}" in fastest.found
@@ -172,7 +172,7 @@ def test_the_doctor_expects_an_order_of_numbers_and_says_why(processor, without_
     assert "qabuild compare" in fastest.note
 
 
-def test_bf16_that_is_slower_than_fp32_is_told(processor):
+def test_slow_bf16_is_reported(processor):
     processor(WITHOUT_AMX)
     assert "slower than fp32" in doctor_report.slow(target("eager", dtype="bf16"))
     processor(ZEN_3)
@@ -192,7 +192,7 @@ def test_this_machine_describes_itself_in_json():
     assert ("gpus" in described) == bool(machine.gpus())
 
 
-def test_a_gpu_is_part_of_the_description(gpu):
+def test_the_description_includes_the_gpu(gpu):
     assert {"gpus": ["NVIDIA H100"], "gpu_architecture": "sm_90", "driver": "570.1"}.items() <= (
         machine.describe().items()
     )
@@ -201,13 +201,13 @@ def test_a_gpu_is_part_of_the_description(gpu):
 # --- packages -------------------------------------------------------------------------------------------------------
 
 
-def test_versions_are_those_of_what_is_installed(installed):
+def test_versions_are_those_of_installed_packages(installed):
     installed({"torch": "2.9.1", "deepspeed": None})
     assert packages.versions(["torch", "deepspeed", "no-such-package"]) == {"torch": "2.9.1"}
 
 
 @pytest.mark.parametrize(
-    ("distributions", "found"),
+    ("distributions", "versions"),
     [
         ({"onnxruntime": "1.20", "onnxruntime-gpu": None}, {"onnxruntime": "1.20"}),
         ({"onnxruntime": None, "onnxruntime-gpu": "1.21"}, {"onnxruntime-gpu": "1.21"}),
@@ -216,14 +216,14 @@ def test_versions_are_those_of_what_is_installed(installed):
     ],
     ids=["cpu", "gpu", "both", "neither"],
 )
-def test_onnxruntime_goes_by_two_names(installed, distributions, found):
+def test_either_distribution_provides_onnxruntime(installed, distributions, versions):
     installed(distributions)
-    assert packages.versions(["onnxruntime"]) == found
-    lacks = packages.missing({"onnxruntime": ()}, "cpu")
-    assert bool(lacks) == (not found)
+    assert packages.versions(["onnxruntime"]) == versions
+    missing = packages.missing({"onnxruntime": ()}, "cpu")
+    assert bool(missing) == (not versions)
 
 
-def test_what_is_missing_is_told_all_at_once_with_its_remedy(installed, monkeypatch):
+def test_all_missing_packages_are_reported_at_once_with_remedies(installed, monkeypatch):
     installed({"onnx": None, "deepspeed": None, "torch": None})
     monkeypatch.setattr(machine, "gpus", lambda: ())
     with pytest.raises(MissingEnvironment) as caught:
@@ -238,7 +238,7 @@ def test_what_is_missing_is_told_all_at_once_with_its_remedy(installed, monkeypa
     assert "qabuild doctor" in message
 
 
-def test_nothing_is_missing_where_all_is_there(gpu):
+def test_nothing_is_missing_where_packages_and_device_are_available(gpu):
     packages.require({"torch": (), "transformers": ()}, "cuda")
     assert packages.missing({"torch": ()}, "cpu") == []
 
@@ -246,12 +246,12 @@ def test_nothing_is_missing_where_all_is_there(gpu):
 # --- the doctor -----------------------------------------------------------------------------------------------------
 
 
-def test_the_doctor_tells_of_this_machine_in_json_and_nothing_else_whatever_the_packages_print():
+def test_the_doctor_prints_only_json_whatever_the_packages_print():
     command = [sys.executable, "-m", "qabuild", "doctor", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stderr == ""
     report = json.loads(done.stdout)
-    findings = {each["subject"]: each for each in report["machine"]}
+    findings = {finding["subject"]: finding for finding in report["machine"]}
     assert machine.cpu() in findings["processor"]["found"]
     assert findings["torch"]["found"] == f"torch {metadata.version('torch')}"
     assert findings["transformers"]["found"] == f"transformers {metadata.version('transformers')}"
@@ -261,38 +261,38 @@ def test_the_doctor_tells_of_this_machine_in_json_and_nothing_else_whatever_the_
     if packages.versions(["deepspeed"]):
         assert "inference kernels" in findings["DeepSpeed"]["note"]
     assert list(report["backends"]) == list(BACKENDS)
-    assert {each["target"] for each in report["targets"]} == {path.stem for path in ROOT.glob("targets/*.toml")}
+    assert {entry["target"] for entry in report["targets"]} == {path.stem for path in ROOT.glob("targets/*.toml")}
 
 
 def finding(subject: str) -> doctor_report.Finding:
-    return next(each for each in doctor_report.examine() if each.subject == subject)
+    return next(finding for finding in doctor_report.examine() if finding.subject == subject)
 
 
 @pytest.fixture
 def without_runtimes(installed: Any) -> None:
-    """No runtime but torch, so that looking at the rest takes no time."""
+    """Simulate a machine with no runtime but torch, so that inspecting the others takes no time."""
     installed(dict.fromkeys(("onnxruntime", "onnxruntime-gpu", "deepspeed", "openvino")))
 
 
 @pytest.mark.usefixtures("without_runtimes")
-def test_what_is_not_installed_is_a_finding_with_its_remedy():
+def test_a_missing_package_is_a_finding_with_its_remedy():
     assert (finding("ONNX Runtime").found, finding("DeepSpeed").found) == ("not installed", "not installed")
     assert "pip install 'qabuild[cpu]'" in finding("ONNX Runtime").note
     assert finding("DeepSpeed").note == "pip install 'qabuild[deepspeed]'"
-    lacks = doctor_report.report([target("onnxruntime")])
-    assert lacks["backends"]["eager"] == []
-    assert lacks["backends"]["onnxruntime"] == lacks["targets"][0]["missing"]
-    assert "onnxruntime is not installed" in lacks["targets"][0]["missing"][0]
+    report = doctor_report.report([target("onnxruntime")])
+    assert report["backends"]["eager"] == []
+    assert report["backends"]["onnxruntime"] == report["targets"][0]["missing"]
+    assert "onnxruntime is not installed" in report["targets"][0]["missing"][0]
 
 
-def test_both_packages_of_onnx_runtime_at_once_are_found_out(installed):
+def test_both_distributions_of_onnx_runtime_at_once_are_reported(installed):
     installed({"onnxruntime": "1.20", "onnxruntime-gpu": "1.21", "deepspeed": None})
     assert finding("ONNX Runtime").found == "onnxruntime 1.20 and onnxruntime-gpu 1.21"
     assert "overwrite each other" in finding("ONNX Runtime").note
 
 
 @pytest.mark.parametrize("error", [ImportError("libcudart.so.12: cannot open"), OSError("bad ELF"), RuntimeError("")])
-def test_a_package_that_does_not_load_is_a_finding_and_no_failure(installed, monkeypatch, error):
+def test_a_package_that_does_not_load_is_a_finding_not_a_failure(installed, monkeypatch, error):
     installed({"onnxruntime": "1.20", "onnxruntime-gpu": None, "deepspeed": "0.19"})
 
     def fail() -> None:
@@ -314,7 +314,7 @@ def test_a_package_that_does_not_load_is_a_finding_and_no_failure(installed, mon
     ],
     ids=["sapphire-rapids", "alder-lake", "zen-3"],
 )
-def test_the_doctor_says_which_numbers_are_fast_here(processor, cpuinfo, bf16, int8):
+def test_the_doctor_reports_instruction_sets_of_each_dtype(processor, cpuinfo, bf16, int8):
     processor(cpuinfo)
     assert (finding("bf16 on the CPU").found, finding("int8 on the CPU").found) == (bf16, int8)
     assert (doctor_report.slow(target("eager", dtype="bf16")) is None) == (bf16 != "no instructions for it")
@@ -324,7 +324,7 @@ def test_the_doctor_says_which_numbers_are_fast_here(processor, cpuinfo, bf16, i
 
 
 @pytest.mark.usefixtures("without_runtimes", "gpu")
-def test_a_gpu_that_torch_cannot_use_is_told(monkeypatch):
+def test_a_gpu_that_torch_cannot_use_is_reported(monkeypatch):
     import torch
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -340,17 +340,17 @@ def test_a_gpu_that_torch_cannot_use_is_told(monkeypatch):
 
 
 @pytest.mark.usefixtures("gpu")
-def test_the_wrong_onnx_runtime_for_a_gpu_is_told(installed, monkeypatch):
+def test_an_onnx_runtime_without_gpu_support_is_reported(installed, monkeypatch):
     import torch
 
-    here = dict.fromkeys(("onnxruntime", "onnx", "optimum", "optimum-onnx"), "1.0")
-    installed({**here, "onnxruntime-gpu": None})
+    versions = dict.fromkeys(("onnxruntime", "onnx", "optimum", "optimum-onnx"), "1.0")
+    installed({**versions, "onnxruntime-gpu": None})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     providers = ["CPUExecutionProvider"]
     fake = types.SimpleNamespace(get_available_providers=lambda: providers)
     monkeypatch.setitem(sys.modules, "onnxruntime", fake)
-    (lack,) = requirements.missing(target("onnxruntime", device="cuda"))
-    assert "no CUDAExecutionProvider" in lack
-    assert "pip uninstall onnxruntime, then pip install 'qabuild[gpu]'" in lack
+    (problem,) = requirements.missing(target("onnxruntime", device="cuda"))
+    assert "no CUDAExecutionProvider" in problem
+    assert "pip uninstall onnxruntime, then pip install 'qabuild[gpu]'" in problem
     providers.append("CUDAExecutionProvider")
     assert requirements.missing(target("onnxruntime", device="cuda")) == []

@@ -1,9 +1,9 @@
-"""The sample's questions: invented names in invented sentences, drawn from a seed.
+"""Generates the sample's data: invented names in invented sentences, drawn with a random seed.
 
-A paragraph tells facts about several subjects, each fact of another relation, so that a question is
-answered by finding the sentence that states its relation, in other words, and the right span of it,
-among others of its type. Every name is put together from syllables and belongs to one split for
-good: train and held-out share relations, common nouns and numbers, but no name.
+A paragraph states facts about several subjects, each fact of another relation, so that a question is answered by
+finding the paraphrased sentence that states its relation, and the right span in it, among others of its type. Every
+name is composed of syllables and belongs to one split: train and held-out share relations, common nouns and numbers,
+but no name.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tools.sample.relations import COMMON, FILLERS, RELATIONS, Relation
 
 SEED = 20240
 PARAGRAPHS = {"train": 900, "heldout": 28}
-LONG_EVERY = {"train": 30, "heldout": 9}  # every so manieth paragraph is longer than 384 tokens
+LONG_EVERY = {"train": 30, "heldout": 9}  # one in so many paragraphs is longer than 384 tokens
 LONG = 22  # facts in such a paragraph
 QUESTIONS_PER_PARAGRAPH = 5
 HELDOUT_SHARE = 0.2
@@ -41,14 +41,14 @@ def name_pools() -> dict[str, dict[str, list[str]]]:
     draw = random.Random(SEED)
     pools: dict[str, dict[str, list[str]]] = {"train": {}, "heldout": {}}
     for kind, endings in ENDINGS.items():
-        made = ["".join(parts) for parts in itertools.product(HEADS, endings)]
-        _deal(kind, draw.sample(made, len(made)), pools)
-    _deal("script", draw.sample(["".join(pair) for pair in itertools.permutations(IDEOGRAPHS, 2)], 300), pools)
-    _deal("emoji", draw.sample(EMOJI, len(EMOJI)), pools)
+        names = ["".join(parts) for parts in itertools.product(HEADS, endings)]
+        _split(kind, draw.sample(names, len(names)), pools)
+    _split("script", draw.sample(["".join(pair) for pair in itertools.permutations(IDEOGRAPHS, 2)], 300), pools)
+    _split("emoji", draw.sample(EMOJI, len(EMOJI)), pools)
     return pools
 
 
-def _deal(kind: str, names: Sequence[str], pools: dict[str, dict[str, list[str]]]) -> None:
+def _split(kind: str, names: Sequence[str], pools: dict[str, dict[str, list[str]]]) -> None:
     heldout = int(len(names) * HELDOUT_SHARE)
     pools["heldout"][kind], pools["train"][kind] = list(names[:heldout]), list(names[heldout:])
 
@@ -57,7 +57,7 @@ def _deal(kind: str, names: Sequence[str], pools: dict[str, dict[str, list[str]]
 class Fact:
     subject: str
     relation: Relation
-    answer: tuple[str, ...]  # the full answer first, then parts of it that count as well
+    answer: tuple[str, ...]  # the full answer first, then parts of it that are correct too
     sentence: str
     start: int  # of the full answer, in the sentence
 
@@ -81,8 +81,8 @@ class Author:
         if is_long:
             sentences = [f"{sentence} {self.draw.choice(FILLERS)}" for sentence in sentences]
         starts = itertools.accumulate((len(sentence) + 1 for sentence in sentences), initial=0)
-        asked = self.draw.sample(list(zip(facts, starts, strict=False)), min(QUESTIONS_PER_PARAGRAPH, len(facts)))
-        qas = [self.question(number, index, fact, start) for index, (fact, start) in enumerate(asked)]
+        drawn = self.draw.sample(list(zip(facts, starts, strict=False)), min(QUESTIONS_PER_PARAGRAPH, len(facts)))
+        qas = [self.question(number, index, fact, start) for index, (fact, start) in enumerate(drawn)]
         return {"title": facts[0].subject, "paragraphs": [{"context": " ".join(sentences), "qas": qas}]}
 
     def question(self, number: int, index: int, fact: Fact, sentence_start: int) -> dict[str, Any]:
@@ -95,7 +95,7 @@ class Author:
         }
 
     def facts(self, count: int) -> list[Fact]:
-        """Facts of different relations about one or two subjects of each of some kinds, mixed or sorted."""
+        """Facts of different relations about one or two subjects of several kinds, shuffled or sorted by subject."""
         kinds = self.draw.sample(list(RELATIONS), self.draw.randint(2, 4) if count < LONG else len(RELATIONS))
         cast = {kind: [self.subject(kind) for _ in range(2)] for kind in kinds}
         relations = [(kind, relation) for kind in kinds for relation in RELATIONS[kind]]
@@ -127,7 +127,7 @@ class Author:
         return self.name(kind)
 
     def answer(self, kind: str) -> tuple[str, ...]:
-        """An answer of a kind: the full one, then what else counts (always a part of the full one)."""
+        """An answer of a kind: the full answer, then other correct answers (always parts of the full one)."""
         if kind == "person":
             given, surname = self.name("given"), self.name("surname")
             return f"{given} {surname}", surname

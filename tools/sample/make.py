@@ -1,13 +1,13 @@
-"""Remakes the embedded sample, in two steps:
+"""Rebuilds the embedded sample, in two steps:
 
     python -m tools.sample.make --output build/sample
     python -m tools.sample.make --output build/sample --train targets/sample.toml
 
-The first writes train.json, heldout.json, and what the training starts from and learns from: start/, a checkpoint of
-fresh weights with its tokenizer, and redrawn.json. That holds train.json several times over, each name in it exchanged
-for another train name, and the digits of each long number for others, so that reading is all that is left to learn.
-The second trains as the target says, puts the result into checkpoint/, answers the held-out questions through the
-stock pipeline, and prints the scores.
+The first writes train.json, heldout.json and the inputs of the training: start/, a checkpoint with fresh weights and
+its tokenizer, and redrawn.json. The latter is several copies of train.json with each name replaced by another train
+name and the digits of each long number by others, so that the model cannot memorise them. The second trains as the
+target says, writes the result to checkpoint/, answers the held-out questions with the stock pipeline and prints the
+scores.
 """
 
 from __future__ import annotations
@@ -54,12 +54,12 @@ def make(directory: Path, *, data_only: bool = False) -> None:
 
 
 def train_checkpoint(target: Path, directory: Path) -> None:
-    """Put the checkpoint that `target` trains into `directory`/checkpoint, and print how well it answers."""
+    """Train `target`, write the checkpoint to `directory`/checkpoint and print its scores."""
     from qabuild.models.training import curves
 
-    made = qabuild.train(target, reporter=Console())
+    trained = qabuild.train(target, reporter=Console())
     shutil.rmtree(directory / "checkpoint", ignore_errors=True)
-    shutil.copytree(made.directory, directory / "checkpoint", ignore=lambda _, names: {curves.FILE} & set(names))
+    shutil.copytree(trained.directory, directory / "checkpoint", ignore=lambda _, names: {curves.FILE} & set(names))
     scores = measure(directory / "checkpoint", directory / "heldout.json")
     print(f"held-out questions: exact match {scores.exact_match:.2f}, F1 {scores.f1:.2f}")
 
@@ -115,11 +115,11 @@ def make_model(tokenizer: RobertaTokenizerFast) -> RobertaForQuestionAnswering:
 
 
 def ease(model: RobertaForQuestionAnswering) -> None:
-    """Start where matching is easy to find; from the usual start so small a model takes very long to find it.
+    """Initialise the weights such that matching words is easy to learn; from the usual ones this takes very long.
 
-    At first tokens live in one half of the embedding and positions, as sinusoids, in the other. Keys equal
-    queries, so that like attends to like; half of the first layer's heads see only positions, and thus
-    the neighbourhood, the others only tokens, and thus the same word elsewhere.
+    Initially tokens use one half of the embedding and positions, as sinusoids, the other. Keys equal queries, so that
+    equal vectors attend to each other; half of the first layer's heads see only positions, and thus neighbouring
+    words, the others only tokens, and thus the same word elsewhere.
     """
     import torch
 
@@ -141,7 +141,7 @@ def ease(model: RobertaForQuestionAnswering) -> None:
 
 
 def write_redrawn(train: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Every draw of the questions, one article each, in SQuAD's layout."""
+    """Write all copies of the questions in SQuAD's layout, one article a copy."""
     draw, names = random.Random(SEED), name_pools()["train"]
     articles = []
     for number in range(DRAWS):
@@ -157,37 +157,37 @@ def write_redrawn(train: Sequence[Mapping[str, Any]], path: Path) -> None:
 def redrawn(
     train: Sequence[Mapping[str, Any]], names: Mapping[str, Sequence[str]], draw: random.Random
 ) -> Iterator[Example]:
-    """The examples, with other names and numbers, the same ones throughout a paragraph."""
+    """The examples with other names and numbers, consistent within a paragraph."""
     kind_of = {name: kind for kind, pool in names.items() for name in pool}
     word = re.compile(r"\w+|[" + "".join(names["emoji"]) + "]")
     for paragraph in train:
-        other: dict[str, str] = {}
+        replacements: dict[str, str] = {}
 
-        def exchange(match: re.Match[str], other: dict[str, str] = other) -> str:
+        def replacement(match: re.Match[str], replacements: dict[str, str] = replacements) -> str:
             old = match.group()
-            if old not in other:
+            if old not in replacements:
                 if old in kind_of:
-                    other[old] = draw.choice(names[kind_of[old]])
+                    replacements[old] = draw.choice(names[kind_of[old]])
                 elif DIGITS.fullmatch(old):
-                    other[old] = old[0] + "".join(draw.choice("0123456789") for _ in old[1:])
+                    replacements[old] = old[0] + "".join(draw.choice("0123456789") for _ in old[1:])
                 else:
-                    other[old] = old
-            return other[old]
+                    replacements[old] = old
+            return replacements[old]
 
-        context = word.sub(exchange, paragraph["context"])
+        context = word.sub(replacement, paragraph["context"])
         for qa in paragraph["qas"]:
             text, start = qa["answers"][0]["text"], qa["answers"][0]["answer_start"]
-            before = word.sub(exchange, paragraph["context"][:start])  # answers begin and end between words
-            yield Example(word.sub(exchange, qa["question"]), context, word.sub(exchange, text), len(before))
+            before = word.sub(replacement, paragraph["context"][:start])  # answers begin and end between words
+            yield Example(word.sub(replacement, qa["question"]), context, word.sub(replacement, text), len(before))
 
 
 def save(model: RobertaForQuestionAnswering, tokenizer: RobertaTokenizerFast, directory: Path) -> None:
     model.eval()
     model.save_pretrained(directory, safe_serialization=True)
     tokenizer.save_pretrained(directory)
-    for spare in ("vocab.json", "merges.txt"):  # tokenizer.json holds both
-        (directory / spare).unlink(missing_ok=True)
-    (directory / "model.safetensors").chmod(0o644)  # is written for its owner alone
+    for redundant in ("vocab.json", "merges.txt"):  # tokenizer.json holds both
+        (directory / redundant).unlink(missing_ok=True)
+    (directory / "model.safetensors").chmod(0o644)  # written readable for its owner only
 
 
 def measure(checkpoint: Path, data: Path) -> squad_metric.Scores:
@@ -196,7 +196,7 @@ def measure(checkpoint: Path, data: Path) -> squad_metric.Scores:
 
 
 def answers(checkpoint: Path, data: Path) -> dict[str, str]:
-    """Question id -> answer, through the stock pipeline with its defaults."""
+    """Question id -> answer of the stock pipeline with its defaults."""
     from transformers import pipeline
 
     reader = pipeline("question-answering", model=str(checkpoint), tokenizer=str(checkpoint), device="cpu")

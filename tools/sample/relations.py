@@ -1,4 +1,4 @@
-"""What the sample's sentences can say and ask. {S} is the subject, {A} the answer."""
+"""Templates of the sample's sentences and questions. {S} is the subject, {A} the answer."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ RELATIONS: dict[str, tuple[Relation, ...]] = {
     ),
 }
 
-# Sentences that answer nothing; they make a long paragraph long.
+# Sentences without answers, which lengthen long paragraphs.
 FILLERS = (
     "Nobody remembers why.",
     "The records do not say more about it.",

@@ -1,7 +1,7 @@
 """Questions with their contexts and gold answers, from the Hub, a SQuAD-layout file or the embedded sample.
 
-Whatever the source, the same checks hold: ids are unique, texts are not blank, and every gold answer stands in its
-context where it says. What passes them can be answered and scored without further looks.
+Every source passes the same checks: ids are unique, texts are not blank, and every gold answer occurs in its context
+at its `answer_start`. Questions that pass need no further checks to be answered and scored.
 """
 
 from __future__ import annotations
@@ -40,28 +40,28 @@ __all__ = [
 
 
 def load(ref: DatasetRef, *, offline: bool = False) -> QuestionSet:
-    """Read the questions that `ref` names; `offline` uses the cache only.
+    """Load the questions that `ref` names; with `offline`, from the cache only.
 
-    Raises BadTarget for what is not there, UntrustedInput for questions that are damaged or of another fingerprint,
-    QABuildError where the Hub or the disk fails.
+    Raises BadTarget for a missing file, data set, revision or split, UntrustedInput for damaged questions or another
+    fingerprint, QABuildError if the Hub or the disk fails.
     """
     source = ref.dataset
     if hub.is_id(source):
-        found = load_table(str(source), ref.revision, ref.split, offline, ref.max_misplaced)
+        questions = load_table(str(source), ref.revision, ref.split, offline, ref.max_misplaced)
     elif ref.revision is not None:
         raise BadTarget(
             f"revision '{ref.revision}' is given for the data '{source}', which is not on the Hub",
             "leave out the revision, or name a Hub id",
         )
     else:
-        found = _sample(ref.split) if source == hub.SAMPLE else _from_file(Path(source), ref.max_misplaced)
-    if ref.fingerprint not in (None, found.fingerprint):
+        questions = _sample(ref.split) if source == hub.SAMPLE else _from_file(Path(source), ref.max_misplaced)
+    if ref.fingerprint not in (None, questions.fingerprint):
         raise UntrustedInput(
-            f"{source}: the questions' fingerprint is {found.fingerprint}, pinned is {ref.fingerprint}",
-            "give the data set that was pinned; if the change is wanted, lock the target again",
+            f"{source}: the questions' fingerprint is {questions.fingerprint}, pinned is {ref.fingerprint}",
+            "use the pinned data set; if the change is intended, lock the target again",
         )
-    found = without_misplaced(found) if ref.max_misplaced else found
-    return found if ref.samples is None else subset(found, ref.samples, ref.seed)
+    questions = without_misplaced(questions) if ref.max_misplaced else questions
+    return questions if ref.samples is None else subset(questions, ref.samples, ref.seed)
 
 
 def _sample(split: str) -> QuestionSet:
@@ -69,7 +69,7 @@ def _sample(split: str) -> QuestionSet:
 
     files = {"train": sample.TRAIN, "validation": sample.HELDOUT}
     if split not in files:
-        raise BadTarget(f"the sample has no split '{split}'", "ask for 'train' or 'validation'")
+        raise BadTarget(f"the sample has no split '{split}'", "use 'train' or 'validation'")
     return question_set(read_squad(Path(files[split])), hub.SAMPLE, None, split)
 
 

@@ -1,4 +1,4 @@
-"""Which questions: a data set, its revision and split, and what is drawn from it."""
+"""References to questions: a data set, its revision and split, and a sample of it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SOURCE = "a Hub id, a SQuAD-layout .json or .json.gz that begins with ./, ../, /
 
 @dataclass(frozen=True)
 class DatasetRef:
-    """Names some questions. The same reference names the same ones everywhere, once its revision is a commit."""
+    """A reference to questions; it names the same ones everywhere once its revision is a commit."""
 
     dataset: str | os.PathLike[str]
     """"sample", a path (text that begins with '/', '.' or '~', or a path object) or a Hub id."""
@@ -27,12 +27,13 @@ class DatasetRef:
     split: str = "validation"
     """Of a Hub id and of the sample; a file is one split."""
     samples: int | None = None
-    """How many questions, drawn by `seed`; None: all."""
+    """Number of questions to draw; None: all."""
     seed: int = 0
+    """Random seed of the draw."""
     fingerprint: str | None = None
-    """What the fingerprint of the whole split must be."""
+    """The required fingerprint of the whole split; None: any."""
     max_misplaced: float = 0.0
-    """Share of the questions that may have an answer that is not in place; those are left out."""
+    """Share of the questions that may have an answer not at its `answer_start`; these are left out."""
 
     def whole(self) -> Self:
         """All questions of the split, whatever their fingerprint."""
@@ -44,7 +45,7 @@ class DatasetRef:
 
     @property
     def shown(self) -> str:
-        """The data set without its folder, which differs between machines."""
+        """The data set's name, without the folder of a file, which differs between machines."""
         return Path(self.dataset).name if is_path(self.dataset) else str(self.dataset)
 
 
@@ -68,9 +69,9 @@ class DatasetTable(Frozen):
 
     @property
     def misplaced_allowed(self) -> float:
-        """Share of the questions that may have an answer that is not in place."""
+        """Share of the questions that may have an answer not at its `answer_start`."""
         return 0.0
 
     def with_data(self, data: DatasetRef) -> Self:
-        """This table at the revision and fingerprint of `data`."""
+        """This table with the revision and fingerprint of `data`."""
         return self.model_copy(update={"revision": data.revision, "fingerprint": data.fingerprint})

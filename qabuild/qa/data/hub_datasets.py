@@ -1,4 +1,4 @@
-"""Questions from data sets on the Hub, through `datasets`."""
+"""Questions from data sets on the Hub, loaded with `datasets`."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _SPLIT = re.compile(r"\w+(\.\w+)*")
 
 
 def load_table(name: str, revision: str | None, split: str, offline: bool, max_misplaced: float = 0.0) -> QuestionSet:
-    """The questions of one split of a data set: a table of id, question, context and answers {text, answer_start}.
+    """The questions of one split: a table with columns id, question, context and answers {text, answer_start}.
 
-    Raises BadTarget for what is not there, UntrustedInput for questions that are damaged, QABuildError where the Hub
-    fails or, with `offline`, where the cache does not hold them.
+    Raises BadTarget for a missing data set, revision or split, UntrustedInput for damaged questions, QABuildError if
+    the Hub fails or, with `offline`, if the split is not in the cache.
     """
     if not _SPLIT.fullmatch(split):
-        raise BadTarget(f"'{split}' is no name of a split", "name a whole split; samples draws a part of it")
+        raise BadTarget(f"'{split}' is no name of a split", "name a whole split; use `samples` to draw a part of it")
     sha = hub.commit(name, revision, "dataset", offline=offline)
     where = f"{name} ({split})"
     questions = tuple(_row(row, index, where) for index, row in enumerate(_table(name, sha, split, offline)))
@@ -34,56 +34,56 @@ def load_table(name: str, revision: str | None, split: str, offline: bool, max_m
 
 
 def _table(name: str, sha: str, split: str, offline: bool) -> Any:
-    """The split as a `datasets.Dataset`, of exactly this commit: from the cache if it is there, else from the Hub."""
+    """The split at exactly this commit as a `datasets.Dataset`, from the cache or else from the Hub."""
     table = _cached(name, sha, split)
     if table is not None:
         return table
     if hub.is_offline(offline):
         raise QABuildError(
             f"the data set '{name}' (revision {sha}, split '{split}') is not in the cache, and this run is offline",
-            "run once with a network (without HF_HUB_OFFLINE and offline options), or give the questions as a file",
+            "run once with a network (without HF_HUB_OFFLINE and offline options), or name a file of questions",
         )
-    return _fetched(name, sha, split)
+    return _fetch(name, sha, split)
 
 
 def _cache() -> Path:
-    """A folder of our own in the cache of `datasets`: others may have loaded another configuration of a data set."""
+    """Our folder in the cache of `datasets`; elsewhere may lie other configurations of the same data set."""
     from datasets import config
 
     return Path(config.HF_DATASETS_CACHE, "qabuild")
 
 
 def _cached(name: str, sha: str, split: str) -> Any | None:
-    """What an earlier `load_dataset` of this commit has left in the cache, or None.
+    """The split as an earlier `load_dataset` of this commit cached it, or None.
 
-    `load_dataset` itself is no way to it: without a network it takes the newest version it finds, of any commit.
+    Read directly, since without a network `load_dataset` takes the newest cached version of any commit.
     """
     import datasets
 
-    parts = sorted(
+    arrow_files = sorted(
         path
-        for path in _cache().glob(f"{_folder(name)}/*/*/{sha}/*.arrow")
-        if (path.parent / "dataset_info.json").is_file() and _holds(path.stem, split)
+        for path in _cache().glob(f"{_cache_folder(name)}/*/*/{sha}/*.arrow")
+        if (path.parent / "dataset_info.json").is_file() and _is_of_split(path.stem, split)
     )
-    if not parts:
+    if not arrow_files:
         return None
-    return datasets.concatenate_datasets([datasets.Dataset.from_file(str(path)) for path in parts])
+    return datasets.concatenate_datasets([datasets.Dataset.from_file(str(path)) for path in arrow_files])
 
 
-def _folder(name: str) -> str:
-    """What `datasets` calls a data set's folder in its cache."""
+def _cache_folder(name: str) -> str:
+    """The name of a data set's folder in the cache of `datasets`."""
     from datasets.naming import camelcase_to_snakecase
 
     namespace, _, last = name.rpartition("/")
     return "___".join(filter(None, (namespace, camelcase_to_snakecase(last))))
 
 
-def _holds(stem: str, split: str) -> bool:
-    """Whether a file of the cache is (part of) the split: 'squad-train' or 'squad-train-00000-of-00002'."""
+def _is_of_split(stem: str, split: str) -> bool:
+    """Whether a cached file belongs to the split: 'squad-train' or 'squad-train-00000-of-00002'."""
     return re.fullmatch(rf".*-{re.escape(split)}(-\d+-of-\d+)?", stem) is not None
 
 
-def _fetched(name: str, sha: str, split: str) -> Any:
+def _fetch(name: str, sha: str, split: str) -> Any:
     import datasets
 
     hub.confirm(name, sha, "dataset")
@@ -96,7 +96,7 @@ def _fetched(name: str, sha: str, split: str) -> Any:
 
 @contextmanager
 def _explained(name: str, sha: str) -> Iterator[None]:
-    """Turn what `load_dataset` raises into errors of this program."""
+    """Convert the exceptions of `load_dataset` into QABuildErrors."""
     from datasets import exceptions
     from pyarrow import ArrowException  # type: ignore[import-untyped]
 
@@ -109,11 +109,11 @@ def _explained(name: str, sha: str) -> Iterator[None]:
             f"{problem}: {first_line(error)}", "for a gated or private one, log in with `hf auth login` or set HF_TOKEN"
         ) from error
     except (exceptions.DatasetGenerationError, ArrowException) as error:
-        if isinstance(error.__cause__, OSError) and error.__cause__.errno:  # a full disk, say: no fault of the data
+        if isinstance(error.__cause__, OSError) and error.__cause__.errno:  # such as a full disk
             raise error.__cause__ from error
         raise UntrustedInput(
             f"{problem}: {first_line(error.__cause__ or error)}",
-            "its files are damaged or of different layouts: name another revision, or give the questions as a file",
+            "its files are damaged or differ in layout: name another revision, or give the questions as a file",
         ) from error
     except (exceptions.DatasetsError, FileNotFoundError, ValueError, RuntimeError) as error:
         raise BadTarget(
@@ -124,7 +124,7 @@ def _explained(name: str, sha: str) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what `datasets` logs (errors are raised as well), and without bars where stderr is no terminal."""
+    """Silence the log of `datasets` (it raises its errors too), and its progress bars unless stderr is a terminal."""
     from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars, logging
 
     verbosity, hide = logging.get_verbosity(), not (sys.stderr.isatty() or are_progress_bars_disabled())

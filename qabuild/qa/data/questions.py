@@ -1,4 +1,4 @@
-"""Questions and sets of them: what must be true of them, their fingerprint, and parts of a set."""
+"""Questions and question sets: checks, fingerprints, subsets and the check for leakage."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import overload
 
 from qabuild.errors import BadTarget, UntrustedInput
 
-_SHOWN = 5  # ids named in a message; the rest is counted
+_SHOWN = 5  # ids named in a message
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +31,7 @@ class Question:
 
 @dataclass(frozen=True, kw_only=True)
 class QuestionSet:
-    """Questions and where they came from.
+    """Questions and their source.
 
     `name` is a Hub id, "sample" or a file's name, never a full path; `revision` the commit sha of a Hub data set.
     """
@@ -41,13 +41,13 @@ class QuestionSet:
     revision: str | None
     split: str | None
     fingerprint: str
-    """Of all questions that the source holds, those left out among them."""
+    """Over all questions of the source, including those left out."""
     misplaced: tuple[str, ...] = ()
-    """Ids of questions that were left out, since an answer does not stand where it should."""
+    """Ids of questions left out because an answer is not at its `answer_start`."""
 
     @property
     def has_unanswerable(self) -> bool:
-        """Whether any question has no answer in its context, so that the set is scored as SQuAD 2.0."""
+        """Whether any question is unanswerable, so that the set is scored as SQuAD 2.0."""
         return any(not question.answers for question in self.questions)
 
     def __len__(self) -> int:
@@ -81,16 +81,16 @@ def subset(questions: Sequence[Question], samples: int, seed: int = 0) -> tuple[
 def subset(
     questions: QuestionSet | Sequence[Question], samples: int, seed: int = 0
 ) -> QuestionSet | tuple[Question, ...]:
-    """`samples` questions drawn by `seed`, in their original order; the same arguments draw the same ones.
+    """Draw `samples` questions with the random seed `seed`; they keep their order, and equal arguments draw the same.
 
-    Raises BadTarget if there are fewer, or if none are asked for.
+    Raises BadTarget unless 1 <= `samples` <= the number of questions.
     """
     if isinstance(questions, QuestionSet):
-        return _with(questions, subset(questions.questions, samples, seed))
+        return _part_of(questions, subset(questions.questions, samples, seed))
     if not 1 <= samples <= len(questions):
         raise BadTarget(
             f"{samples} samples are asked for, and there are {len(questions)} questions",
-            f"ask for 1 to {len(questions)}, or leave the number out for all of them",
+            f"use 1 to {len(questions)}, or leave `samples` out for all of them",
         )
     drawn = sorted(random.Random(seed).sample(range(len(questions)), samples))
     return tuple(questions[index] for index in drawn)
@@ -103,32 +103,32 @@ def select(questions: Sequence[Question], ids: Sequence[str]) -> tuple[Question,
 def select(questions: QuestionSet | Sequence[Question], ids: Sequence[str]) -> QuestionSet | tuple[Question, ...]:
     """The questions with these ids, in the order of `ids`.
 
-    Raises UntrustedInput if some are not there, naming the first.
+    Raises UntrustedInput naming the first missing ids, if any.
     """
     if isinstance(questions, QuestionSet):
-        return _with(questions, select(questions.questions, ids))
-    known = {question.id: question for question in questions}
-    if missing := [name for name in ids if name not in known]:
+        return _part_of(questions, select(questions.questions, ids))
+    by_id = {question.id: question for question in questions}
+    if missing := [question_id for question_id in ids if question_id not in by_id]:
         raise UntrustedInput(
             f"{len(missing)} of {len(ids)} questions are not in the data: {_some(missing)}",
             "give the data set, the revision and the split that the questions were taken from",
         )
-    return tuple(known[name] for name in ids)
+    return tuple(by_id[question_id] for question_id in ids)
 
 
 def without_misplaced(questions: QuestionSet) -> QuestionSet:
-    """The questions whose answers all stand where they should; the others are named."""
-    kept = tuple(filter(_in_place, questions.questions))
+    """The questions whose answers are all at their `answer_start`; `misplaced` names the others."""
+    in_place = tuple(filter(_in_place, questions.questions))
     misplaced = tuple(question.id for question in questions.questions if not _in_place(question))
-    return replace(questions, questions=kept, misplaced=misplaced)
+    return replace(questions, questions=in_place, misplaced=misplaced)
 
 
 def check(questions: Sequence[Question], where: str, max_misplaced: float = 0.0) -> None:
-    """Hold the questions against what must be true of them; `where` names their source in messages.
+    """Validate the questions; `where` names their source in messages.
 
-    `max_misplaced` is the share of them that may have an answer that is not in place.
+    `max_misplaced` is the share of questions that may have an answer not at its `answer_start`.
 
-    Raises UntrustedInput for no questions, blank or unencodable texts, duplicate ids, answers that are not in place.
+    Raises UntrustedInput for no questions, blank or unencodable texts, duplicate ids, misplaced answers.
     """
     if not questions:
         raise UntrustedInput(f"{where}: there are no questions in it", "give a file or split with questions")
@@ -144,8 +144,8 @@ def check(questions: Sequence[Question], where: str, max_misplaced: float = 0.0)
     )
     _refuse(
         where,
-        "hold characters that are no text (lone surrogates)",
-        "write the file anew as UTF-8",
+        "hold characters that are not valid text (lone surrogates)",
+        "write the file again as UTF-8",
         [question.id for question in questions if not _encodable(question)],
     )
     ids = Counter(question.id for question in questions)
@@ -154,7 +154,7 @@ def check(questions: Sequence[Question], where: str, max_misplaced: float = 0.0)
     allowed = f" (at most {max_misplaced:.2%} of {len(questions)} are allowed)" if max_misplaced else ""
     _refuse(
         where,
-        f"have an answer that does not stand in the context at its answer_start{allowed}",
+        f"have an answer that is not in the context at its answer_start{allowed}",
         "correct answer_start (in characters, not bytes) or the answer's text",
         misplaced if len(misplaced) > max_misplaced * len(questions) else [],
     )
@@ -170,7 +170,7 @@ def _some(ids: Sequence[str]) -> str:
 
 
 def _encodable(question: Question) -> bool:
-    """Whether the texts can be written as UTF-8; JSON can hold halves of characters, which cannot."""
+    """Whether the texts can be encoded as UTF-8; JSON can hold lone surrogates, which cannot."""
     try:
         "".join((question.id, question.question, question.context, *question.answers)).encode()
     except UnicodeEncodeError:
@@ -185,23 +185,22 @@ def _in_place(question: Question) -> bool:
     )
 
 
-def _with(questions: QuestionSet, chosen: tuple[Question, ...]) -> QuestionSet:
-    chosen_set = question_set(chosen, questions.name, questions.revision, questions.split)
-    return replace(chosen_set, misplaced=questions.misplaced)
+def _part_of(questions: QuestionSet, chosen: tuple[Question, ...]) -> QuestionSet:
+    part = question_set(chosen, questions.name, questions.revision, questions.split)
+    return replace(part, misplaced=questions.misplaced)
 
 
-def refuse_asked(learnt: Sequence[Question], asked: Sequence[Question]) -> None:
-    """Raise BadTarget where a question is learnt from that the verification asks, by its id or by its texts.
+def refuse_asked(training: Sequence[Question], verification: Sequence[Question]) -> None:
+    """Raise BadTarget for train/test leakage: a training question in the verification, by its id or by its texts.
 
-    What fits the very questions that are to prove it proves nothing.
+    Texts are compared up to whitespace. Scores on questions that were trained on verify nothing.
     """
-    ids, texts = {question.id for question in asked}, {_texts(question) for question in asked}
-    both = [question.id for question in learnt if question.id in ids or _texts(question) in texts]
-    if both:
-        shown = ", ".join(map(repr, both[:_SHOWN])) + (", ..." if len(both) > _SHOWN else "")
+    ids, texts = {question.id for question in verification}, {_texts(question) for question in verification}
+    leaked = [question.id for question in training if question.id in ids or _texts(question) in texts]
+    if leaked:
         raise BadTarget(
-            f"{len(both)} of its {len(learnt)} questions are asked by the verification as well: {shown}",
-            "take training questions (another data set or split), or verify on others",
+            f"{len(leaked)} of its {len(training)} questions are asked by the verification as well: {_some(leaked)}",
+            "train on other questions (another data set or split), or verify on others",
         )
 
 

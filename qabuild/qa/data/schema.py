@@ -1,4 +1,4 @@
-"""Reading fields out of values that others wrote: each must be there and of its kind, or its place is named."""
+"""Typed access to fields of untrusted JSON values; errors name the place of a missing or mistyped field."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ def items(parent: Any, key: str, where: str, at: str) -> Iterator[tuple[Any, str
 
 
 def field(parent: Any, key: str, kind: type[Kind], where: str, at: str) -> Kind:
-    """`parent[key]`, which must be of that kind."""
+    """`parent[key]`; raises UntrustedInput unless it exists and is of type `kind`."""
     place = at or "the top level"
     if not isinstance(parent, dict):
         raise wrong_layout(where, f"{place} is not an object")
     if key not in parent:
         raise wrong_layout(where, f"{place} has no '{key}'")
     value = parent[key]
-    # bool is a kind of int in Python, not in JSON.
+    # bool is a subclass of int in Python, not in JSON.
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise wrong_layout(where, f"{f'{at}.{key}' if at else key} is not {_JSON_NAMES[kind]}")
     return value
 
 
 def wrong_layout(where: str, problem: str) -> UntrustedInput:
-    """The error to raise for data of another layout."""
+    """The error for data that is not in the layout of SQuAD."""
     return UntrustedInput(
         f"{where}: not in the layout of SQuAD: {problem}",
         "a file holds {data: [{paragraphs: [{context, qas: [{id, question, answers: [{text, answer_start}]}]}]}]}, "

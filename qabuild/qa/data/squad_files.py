@@ -15,20 +15,20 @@ from qabuild.qa.data.schema import field, items
 
 
 def read_squad(path: Path, max_misplaced: float = 0.0) -> tuple[Question, ...]:
-    """The questions of a SQuAD-layout JSON file (v1.1 or v2.0, plain or gzip), in the file's order.
+    """Read the questions of a SQuAD-layout JSON file (v1.1 or v2.0, plain or gzip), in the file's order.
 
-    `max_misplaced` is the share of them that may have an answer that is not in place.
+    `max_misplaced` is the share of questions that may have an answer not at its `answer_start`.
 
-    Raises BadTarget if there is no such file, UntrustedInput naming file and place if its content is not sound.
+    Raises BadTarget if there is no such file, UntrustedInput naming file and place if its content is invalid.
     """
     where = str(path)
-    questions = tuple(_questions(_parsed(path), where))
+    questions = tuple(_questions(_parse(path), where))
     check(questions, where, max_misplaced)
     return questions
 
 
-def _parsed(path: Path) -> Any:
-    """The JSON value in the file, unpacked first if it begins as gzip files do."""
+def _parse(path: Path) -> Any:
+    """The file's JSON value; decompressed first if it starts with the gzip magic."""
     try:
         content = path.read_bytes()
     except FileNotFoundError as error:
@@ -42,7 +42,7 @@ def _parsed(path: Path) -> Any:
             content = gzip.decompress(content)
         return json.loads(content.decode("utf-8-sig"))
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UntrustedInput(f"{path}: damaged gzip file ({error})", "fetch or pack it anew") from error
+        raise UntrustedInput(f"{path}: damaged gzip file ({error})", "fetch or compress it again") from error
     except UnicodeDecodeError as error:
         raise UntrustedInput(f"{path}: not UTF-8 text (byte {error.start})", "give a SQuAD-layout JSON file") from error
     except (ValueError, RecursionError) as error:
@@ -50,7 +50,7 @@ def _parsed(path: Path) -> Any:
 
 
 def _questions(root: Any, where: str) -> Iterator[Question]:
-    """Walk the SQuAD layout: data[].paragraphs[].qas[]; a context belongs to all questions of its paragraph."""
+    """Walk the SQuAD layout data[].paragraphs[].qas[]; the questions of a paragraph share its context."""
     for article, at_article in items(root, "data", where, ""):
         for paragraph, at_paragraph in items(article, "paragraphs", where, at_article):
             context = field(paragraph, "context", str, where, at_paragraph)
@@ -59,17 +59,17 @@ def _questions(root: Any, where: str) -> Iterator[Question]:
 
 
 def _question(entry: Any, context: str, where: str, at: str) -> Question:
-    name = field(entry, "id", str, where, at)
+    question_id = field(entry, "id", str, where, at)
     impossible = field(entry, "is_impossible", bool, where, at) if "is_impossible" in entry else False
     answers = [] if impossible and "answers" not in entry else list(items(entry, "answers", where, at))
     if impossible == bool(answers):
         raise UntrustedInput(
-            f"{where}: {at}: question {name!r} "
+            f"{where}: {at}: question {question_id!r} "
             + ("is marked is_impossible and has answers" if impossible else "has no answers"),
             'an unanswerable question (SQuAD 2.0) has "is_impossible": true and no answers; any other has some',
         )
     return Question(
-        id=name,
+        id=question_id,
         question=field(entry, "question", str, where, at),
         context=context,
         answers=tuple(field(answer, "text", str, where, at_answer) for answer, at_answer in answers),

@@ -1,7 +1,7 @@
 """Question answering over any loaded model, with the stock pipeline's answers at a fraction of its cost.
 
-`windows` cuts questions and contexts into what the model reads (training uses it too), `decode` finds the best
-spans in the logits, `inputs` understands the forms of a call, and `answering` puts them together.
+`windows` cuts questions and contexts into model inputs (training uses it too), `decode` finds the best spans in the
+logits, `inputs` parses the forms of a call, `results` turns spans into answers, and `pipeline` joins them.
 """
 
 from __future__ import annotations

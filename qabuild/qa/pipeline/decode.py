@@ -1,8 +1,8 @@
-"""The best spans of windows, from their logits.
+"""Search for the best spans of windows, given their logits.
 
 A span's score is the probability of its first token times that of its last, each a softmax over the window's
-context tokens and the CLS token. Only spans of up to `max_answer_len` tokens are looked at: for every first token
-the best last one is a running maximum, and the n best spans begin at the n best first tokens.
+context tokens and the CLS token. Only spans of up to `max_answer_len` tokens count: for every first token the
+best last one is a running maximum, and the n best spans begin at the n best first tokens.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     Floats = NDArray[np.floating[Any]]
 
 MASKED = -10000.0
-"""The logit of what cannot be an answer; its probability is 0 in fp32."""
-TOGETHER = 192
-"""Windows whose spans are searched in one go on the CPU: few calls, and arrays that a cache holds."""
+"""The logit of a token that cannot be in an answer; its probability is 0 in fp32."""
+SEARCH_BATCH = 192
+"""Windows searched together on the CPU: few calls, and arrays that fit its cache."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spans:
-    """The best spans of windows, best first; arrays are [windows, n_best] where nothing else is said."""
+    """The best spans of windows, best first; arrays are [windows, n_best] unless stated otherwise."""
 
     first: Integers
     """First token, counted from the window's first context token."""
@@ -36,13 +36,13 @@ class Spans:
     score: Floats
     """fp32; below 0 where a window has no more spans."""
     null: Floats
-    """[windows]: the score of no answer, that is of the CLS token."""
+    """[windows]: the score of no answer, at the CLS token."""
     mass: Floats
-    """[windows, 2]: logarithm of the softmax's denominator, for first and last tokens (fp64)."""
+    """[windows, 2]: log of the softmax's denominator, for first and last tokens (fp64)."""
 
 
 def best_spans(start: Floats, end: Floats, size: Integers, n_best: int, max_answer_len: int) -> Spans:
-    """The best spans of windows, ties by the earlier first token, then by the shorter span.
+    """The best spans of windows; ties go to the earlier first token, then to the shorter span.
 
     `start` and `end` are logits [windows, 1 + tokens] in fp32: the CLS token, then the window's `size` context
     tokens; the rest is MASKED.
@@ -62,7 +62,7 @@ def best_spans(start: Floats, end: Floats, size: Integers, n_best: int, max_answ
 
 
 def _softmax(logits: Floats) -> tuple[Floats, Floats]:
-    """The softmax of each row, and the logarithm of its denominator."""
+    """The softmax of each row, and the log of its denominator."""
     import numpy as np
 
     top = logits.max(axis=1, keepdims=True)
@@ -80,7 +80,7 @@ def _search(
 
     rows, tokens = start.shape
     reach = min(max_answer_len, tokens)
-    ends = np.full((rows, tokens + reach - 1), -1.0, dtype=np.float32)  # no span ends behind its window's context
+    ends = np.full((rows, tokens + reach - 1), -1.0, dtype=np.float32)  # no span ends after its window's context
     np.copyto(ends[:, :tokens], end, where=np.arange(tokens) < size[:, None])
     row = np.arange(rows)[:, None]
     firsts = np.sort(_top(start * _running_maximum(ends, reach)[:, :tokens], n_best), axis=1)
@@ -93,7 +93,7 @@ def _search(
 
 
 def _running_maximum(values: Floats, reach: int) -> Floats:
-    """[rows, columns]: the largest of each value and the reach - 1 values behind it."""
+    """[rows, columns]: the maximum of each value and the reach - 1 values after it."""
     import numpy as np
 
     maximum = values.copy()
@@ -106,10 +106,10 @@ def _running_maximum(values: Floats, reach: int) -> Floats:
 
 
 def _top(values: Floats, count: int) -> Integers:
-    """[rows, up to count]: the columns of each row's largest fp32 values, in falling order, equal ones from the left.
+    """[rows, up to count]: the columns of each row's largest fp32 values, in descending order, ties from the left.
 
-    fp32 numbers that are not negative are ordered like the integers of the same bits (and negative ones are less), so
-    that value and column make one integer, for which numpy has vectorised sorting, as it does not for indices.
+    Non-negative fp32 values sort like integers of the same bits (negative ones below them), so value and column are
+    packed into one integer, which numpy sorts vectorised, unlike indices.
     """
     import numpy as np
 
@@ -125,12 +125,12 @@ def _top(values: Floats, count: int) -> Integers:
 
 
 def best_spans_on_device(start: Any, end: Any, place: Any, tokens: int, n_best: int, max_answer_len: int) -> Any:
-    """`best_spans` in torch, for logits on a device, where any order among ties will do.
+    """`best_spans` in torch, for logits on a device; ties are in any order.
 
     `start` and `end` are a batch's logits [rows, columns], `place` int64 [3, rows] on the same device: each row's
     first context column, number of context tokens and CLS column (-1 for none); `tokens` is the largest number of
     context tokens. Returns (span, score, null, mass), where a span is its first token times the reach plus the
-    tokens that follow it, and the reach is min(max_answer_len, tokens).
+    number of tokens that follow it, and the reach is min(max_answer_len, tokens).
     """
     import torch
 
@@ -151,68 +151,68 @@ def best_spans_on_device(start: Any, end: Any, place: Any, tokens: int, n_best: 
 
 
 class Decoder:
-    """Takes the logits of windows, batch by batch in any order, and gives the spans of all of them.
+    """Collects the logits of windows, batch by batch in any order, and returns the spans of all windows.
 
-    Logits on a GPU are searched there, and nothing waits for the GPU before `finish`.
+    Logits on a GPU are searched there, without synchronising before `finish`.
     """
 
     def __init__(self, windows: Windows, n_best: int, max_answer_len: int) -> None:
         self._windows, self._n_best, self._max_answer_len = windows, n_best, max_answer_len
-        self._waiting: list[tuple[Integers, Integers, Floats, Floats]] = []
-        self._sent: list[tuple[Integers, int, Any, Any]] = []
+        self._cpu_batches: list[tuple[Integers, Integers, Floats, Floats]] = []
+        self._gpu_batches: list[tuple[Integers, int, Any, Any]] = []
         self._spans = _no_spans(len(windows), n_best)
 
     def add(self, rows: Integers, place: Integers, start: Any, end: Any) -> None:
-        """The logits of the windows `rows`: torch tensors [rows, columns] of any float type, on any device.
+        """Add the logits of the windows `rows`: torch tensors [rows, columns] of any float dtype, on any device.
 
-        `place` is where windows of that many columns have their context (`Windows.place`).
+        `place` locates the context in windows of that many columns (`Windows.place`).
         """
         if start.is_cuda:
-            self._send(rows, place, start, end)
+            self._search_on_gpu(rows, place, start, end)
             return
-        self._waiting.append((rows, place, start.float().cpu().numpy(), end.float().cpu().numpy()))
-        if sum(len(batch[0]) for batch in self._waiting) >= TOGETHER:
-            self._search_waiting()
+        self._cpu_batches.append((rows, place, start.float().cpu().numpy(), end.float().cpu().numpy()))
+        if sum(len(batch[0]) for batch in self._cpu_batches) >= SEARCH_BATCH:
+            self._search_on_cpu()
 
     def finish(self) -> Spans:
         """The spans of all windows, in the windows' order."""
-        if self._waiting:
-            self._search_waiting()
-        for rows, reach, done, found in self._sent:
-            done.synchronize()
-            span, score, null, mass = (tensor.numpy() for tensor in found)
+        if self._cpu_batches:
+            self._search_on_cpu()
+        for rows, reach, copied, results in self._gpu_batches:
+            copied.synchronize()
+            span, score, null, mass = (tensor.numpy() for tensor in results)
             first = span // reach
-            self._put(rows, Spans(first=first, last=first + span % reach, score=score, null=null, mass=mass))
-        self._sent.clear()
+            self._store(rows, Spans(first=first, last=first + span % reach, score=score, null=null, mass=mass))
+        self._gpu_batches.clear()
         return self._spans
 
-    def _search_waiting(self) -> None:
+    def _search_on_cpu(self) -> None:
         import numpy as np
 
-        rows = np.concatenate([batch[0] for batch in self._waiting])
-        start, end = _gather(self._waiting)
-        self._waiting.clear()
-        self._put(rows, best_spans(start, end, self._windows.size[rows], self._n_best, self._max_answer_len))
+        rows = np.concatenate([batch[0] for batch in self._cpu_batches])
+        start, end = _gather(self._cpu_batches)
+        self._cpu_batches.clear()
+        self._store(rows, best_spans(start, end, self._windows.size[rows], self._n_best, self._max_answer_len))
 
-    def _send(self, rows: Integers, place: Integers, start: Any, end: Any) -> None:
-        """Search a batch on its GPU, and have the spans copied here when it gets there."""
+    def _search_on_gpu(self, rows: Integers, place: Integers, start: Any, end: Any) -> None:
+        """Search a batch on its GPU and copy the spans to pinned memory, asynchronously."""
         import torch
 
         tokens = max(1, int(place[1].max()))
-        there = torch.from_numpy(place.copy()).pin_memory().to(start.device, non_blocking=True)
-        found = best_spans_on_device(start, end, there, tokens, self._n_best, self._max_answer_len)
-        here = [torch.empty(part.shape, dtype=part.dtype, pin_memory=True) for part in found]
-        for to, part in zip(here, found, strict=True):
-            to.copy_(part, non_blocking=True)
-        done = torch.cuda.Event()
-        done.record(torch.cuda.current_stream(start.device))
-        self._sent.append((rows, min(self._max_answer_len, tokens), done, here))
+        place_on_gpu = torch.from_numpy(place.copy()).pin_memory().to(start.device, non_blocking=True)
+        results = best_spans_on_device(start, end, place_on_gpu, tokens, self._n_best, self._max_answer_len)
+        host_results = [torch.empty(result.shape, dtype=result.dtype, pin_memory=True) for result in results]
+        for host_result, result in zip(host_results, results, strict=True):
+            host_result.copy_(result, non_blocking=True)
+        copied = torch.cuda.Event()
+        copied.record(torch.cuda.current_stream(start.device))
+        self._gpu_batches.append((rows, min(self._max_answer_len, tokens), copied, host_results))
 
-    def _put(self, rows: Integers, found: Spans) -> None:
-        count = found.score.shape[1]
+    def _store(self, rows: Integers, spans: Spans) -> None:
+        count = spans.score.shape[1]
         for name in ("first", "last", "score"):
-            getattr(self._spans, name)[rows, :count] = getattr(found, name)
-        self._spans.null[rows], self._spans.mass[rows] = found.null, found.mass
+            getattr(self._spans, name)[rows, :count] = getattr(spans, name)
+        self._spans.null[rows], self._spans.mass[rows] = spans.null, spans.mass
 
 
 def _no_spans(windows: int, n_best: int) -> Spans:
@@ -228,14 +228,14 @@ def _no_spans(windows: int, n_best: int) -> Spans:
 
 
 def _gather(batches: list[tuple[Integers, Integers, Floats, Floats]]) -> list[Floats]:
-    """The start and end logits of all batches, whatever their lengths and padding sides, as `best_spans` wants them."""
+    """The start and end logits of all batches, of any length and padding side, as `best_spans` takes them."""
     import numpy as np
 
     first, size, cls = np.concatenate([place for _, place, _, _ in batches], axis=1)
     columns = np.repeat([start.shape[1] for _, _, start, _ in batches], [len(rows) for rows, _, _, _ in batches])
-    at = np.cumsum(columns) - columns  # where each window begins when all lie end to end
+    offsets = np.cumsum(columns) - columns  # of each window in the concatenated batches
     context = np.arange(max(1, int(size.max())))
-    source = np.column_stack([at + cls, (at + first)[:, None] + context])
+    source = np.column_stack([offsets + cls, (offsets + first)[:, None] + context])
     outside = np.column_stack([cls < 0, context >= size[:, None]])
     gathered = []
     for part in (2, 3):

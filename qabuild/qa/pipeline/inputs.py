@@ -1,4 +1,4 @@
-"""The forms a call can take, as pairs of question and context.
+"""Parses the arguments of a call into (question, context) pairs.
 
 Forms and errors are those of transformers' question-answering pipeline, version 4.57.
 """
@@ -18,62 +18,62 @@ FORMS = frozenset({"question", "context", "X", "data"})
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What a call asks, and whether it is answered by one result, a list of results, or a stream of them."""
+    """The pairs of a call, and whether it returns one result, a list of results or a stream of them."""
 
     pairs: Iterable[Pair]
     shape: Literal["one", "list", "stream"]
 
 
 def read(args: Sequence[Any], named: Mapping[str, Any]) -> Inputs:
-    """Make out what a call asks.
+    """Parse the arguments of a call.
 
-    Raises ValueError where arguments cannot be understood or a question or context is empty or None; KeyError where
-    an example lacks one of the two; TypeError where it has other keys. A generator or a torch Dataset is a stream:
-    its examples are read one by one, and may have other keys.
+    Raises ValueError for invalid arguments or a question or context that is empty or None; KeyError if an example
+    lacks one of the two; TypeError if it has other keys. A generator or a torch Dataset is a stream: its examples are
+    read one by one, and may have other keys.
     """
-    given = _given(args, named)
-    if _is_stream(given):
-        return Inputs(map(_streamed, _items(given)), "stream")
-    if isinstance(given, Mapping):
-        given = [given]
-    elif not isinstance(given, Iterable):
+    data = _data(args, named)
+    if _is_stream(data):
+        return Inputs(map(_stream_pair, _items(data)), "stream")
+    if isinstance(data, Mapping):
+        data = [data]
+    elif not isinstance(data, Iterable):
         raise ValueError(f"Invalid arguments {dict(named)}")
-    examples = [_example(item) for item in given]
+    examples = [_example(item) for item in data]
     if len(examples) != 1:
-        return Inputs([_one(example) for example in examples], "list")
+        return Inputs([_single(example) for example in examples], "list")
     return Inputs(examples[0], "list") if isinstance(examples[0], list) else Inputs(examples, "one")  # type: ignore
 
 
-def _given(args: Sequence[Any], named: Mapping[str, Any]) -> Any:
-    """The examples, from wherever the caller put them."""
+def _data(args: Sequence[Any], named: Mapping[str, Any]) -> Any:
+    """The examples, from positional or keyword arguments."""
     if len(args) == 1:
         return args[0]
     if len(args) == 2 and all(type(arg) is str for arg in args):
         return {"question": args[0], "context": args[1]}
     if args:
         return list(args)
-    for old in ("X", "data"):
-        if old in named:
-            return named[old]
+    for alias in ("X", "data"):
+        if alias in named:
+            return named[alias]
     if "question" in named and "context" in named:
-        return _paired(named["question"], named["context"])
+        return _zip_examples(named["question"], named["context"])
     raise ValueError(f"Unknown arguments {dict(named)}")
 
 
-def _paired(question: Any, context: Any) -> list[dict[str, Any]]:
+def _zip_examples(question: Any, context: Any) -> list[dict[str, Any]]:
     if isinstance(question, str) and isinstance(context, str):
         return [{"question": question, "context": context}]
     if isinstance(question, list) and isinstance(context, str):
-        return [{"question": each, "context": context} for each in question]
+        return [{"question": text, "context": context} for text in question]
     if not (isinstance(question, list) and isinstance(context, list)):
         raise ValueError("Arguments can't be understood")
     if len(question) != len(context):
         raise ValueError("Questions and contexts don't have the same lengths")
-    return [{"question": each, "context": its} for each, its in zip(question, context, strict=True)]
+    return [{"question": q, "context": c} for q, c in zip(question, context, strict=True)]
 
 
 def _example(item: Any) -> Pair | list[Pair]:
-    """The pair of an example, or the pairs of one that holds lists."""
+    """The pair of an example, or the pairs of an example that holds lists."""
     if not isinstance(item, Mapping):
         if hasattr(item, "question_text") and hasattr(item, "context_text"):  # transformers' SquadExample
             return item.question_text, item.context_text
@@ -88,10 +88,10 @@ def _example(item: Any) -> Pair | list[Pair]:
     question, context = item["question"], item["context"]
     if not isinstance(question, list):
         return _text("question", question), _text("context", context)
-    return [_one(_example(pair)) for pair in _paired(question, context)]
+    return [_single(_example(pair)) for pair in _zip_examples(question, context)]
 
 
-def _one(example: Pair | list[Pair]) -> Pair:
+def _single(example: Pair | list[Pair]) -> Pair:
     if isinstance(example, list):
         raise ValueError("An example among others holds one question, not a list of them")
     return example
@@ -110,25 +110,25 @@ def _text(key: str, value: Any) -> str:
     try:
         value.isascii() or value.encode()
     except UnicodeEncodeError:
-        raise ValueError(f"`{key}` holds characters that are no text (lone surrogates)") from None
+        raise ValueError(f"`{key}` holds characters that are not valid text (lone surrogates)") from None
     return value
 
 
-def _is_stream(given: Any) -> bool:
+def _is_stream(data: Any) -> bool:
     from torch.utils.data import Dataset
 
-    return isinstance(given, types.GeneratorType | Dataset)
+    return isinstance(data, types.GeneratorType | Dataset)
 
 
 def _items(stream: Any) -> Iterator[Any]:
-    """The items of a generator or a Dataset; one that has a length and no iterator of its own is indexed."""
+    """The items of a generator or a Dataset; a Dataset with a length but no iterator is indexed."""
     if hasattr(stream, "__iter__") or not hasattr(stream, "__len__"):
         return iter(stream)
     return (stream[index] for index in range(len(stream)))
 
 
-def _streamed(item: Any) -> Pair:
-    """The pair of a stream's item, which is trusted to be one: no key too many or empty text stops a long run."""
+def _stream_pair(item: Any) -> Pair:
+    """The pair of a stream's item; extra keys and empty texts are allowed, so that they do not stop a long run."""
     if isinstance(item, Mapping):
         return _text("question", item["question"]), _text("context", item["context"])
     return item.question_text, item.context_text

@@ -1,4 +1,4 @@
-"""What a pipeline or one of its calls can set."""
+"""Parameters of a pipeline and of its calls."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ COUNTS = {
     "batch_size": 1,
     "batch_tokens": 1,
 }
-"""Parameters that are whole numbers, and the least that each can be."""
-AT_ONCE_SPANS = 1 << 18
-"""Spans kept of windows answered together, counted as if every question had one window."""
+"""Integer parameters and their minimum values."""
+MAX_SPANS_AT_ONCE = 1 << 18
+"""Spans held for questions answered together, counted as if every question had one window."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Parameters:
-    """What a pipeline or a call can set; see `QuestionAnsweringPipeline`."""
+    """Parameters of a pipeline or a call; see `QuestionAnsweringPipeline`."""
 
     top_k: int = 1
     doc_stride: int | None = None
@@ -41,14 +41,14 @@ class Parameters:
     normalize: Literal["window", "context"] = "window"
 
     def __post_init__(self) -> None:
-        for name, least in COUNTS.items():
+        for name, minimum in COUNTS.items():
             value = getattr(self, name)
             if value is None:
                 continue
             if not isinstance(value, Integral) or isinstance(value, bool):
                 raise TypeError(f"{name} parameter should be a whole number (got {value!r})")
-            if value < least:
-                raise ValueError(f"{name} parameter should be >= {least} (got {value})")
+            if value < minimum:
+                raise ValueError(f"{name} parameter should be >= {minimum} (got {value})")
         for name in ("handle_impossible_answer", "align_to_words"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} parameter should be True or False (got {getattr(self, name)!r})")
@@ -59,23 +59,23 @@ class Parameters:
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {choices} (got {getattr(self, name)!r})")
 
-    def given(self, named: Mapping[str, Any]) -> Parameters:
-        """These, with what `named` gives; None gives nothing, and `topk` is the old name of `top_k`."""
-        given = {name: value for name, value in named.items() if value is not None}
-        given.pop("num_workers", None)  # the stock pipeline's; there are no worker processes here
-        if "topk" in given:
+    def updated(self, named: Mapping[str, Any]) -> Parameters:
+        """These parameters updated with `named`; None changes nothing, and `topk` is the old name of `top_k`."""
+        changes = {name: value for name, value in named.items() if value is not None}
+        changes.pop("num_workers", None)  # the stock pipeline's; this one has no worker processes
+        if "topk" in changes:
             warnings.warn("topk parameter is deprecated, use top_k instead", UserWarning, stacklevel=3)
-            given.setdefault("top_k", given["topk"])
-            del given["topk"]
-        unknown = given.keys() - {field.name for field in fields(self)}
+            changes.setdefault("top_k", changes["topk"])
+            del changes["topk"]
+        unknown = changes.keys() - {field.name for field in fields(self)}
         if unknown:
             raise TypeError(f"unexpected parameters: {', '.join(sorted(unknown))}")
-        return replace(self, **given)
+        return replace(self, **changes)
 
     def cut(self, tokenizer: Any) -> Cut:
-        """How windows are cut, where need be by the tokenizer's limits.
+        """How windows are cut, within the tokenizer's limits.
 
-        Raises ValueError where windows would overlap by more than their length.
+        Raises ValueError if `doc_stride` is larger than `max_seq_len`.
         """
         longest = self.max_seq_len or min(tokenizer.model_max_length, 384)
         stride = min(longest // 2, 128) if self.doc_stride is None else self.doc_stride
@@ -90,9 +90,9 @@ class Parameters:
 
     @property
     def n_best(self) -> int:
-        """Spans kept of each window: more than asked for, because alignment to words makes one of several."""
+        """Spans searched in each window: more than `top_k`, because alignment to words merges some."""
         return self.top_k * 2 + 10 if self.align_to_words else self.top_k
 
     def questions_at_once(self, most: int) -> int:
-        """How many questions, at most `most`, are few enough for their spans to be kept."""
-        return max(1, min(most, AT_ONCE_SPANS // self.n_best))
+        """How many questions, at most `most`, are answered together, so that memory holds their spans."""
+        return max(1, min(most, MAX_SPANS_AT_ONCE // self.n_best))

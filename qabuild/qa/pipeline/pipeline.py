@@ -24,22 +24,21 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 
-AT_ONCE_CHARACTERS = 1 << 22
-"""Characters of contexts, counted for each question, that are tokenised and answered together."""
+MAX_CHARACTERS_AT_ONCE = 1 << 22
+"""Characters of contexts, counted for each question, tokenised and answered together."""
 AT_ONCE = 4096
-"""Questions that are tokenised, sorted by length and answered together: the more, the less each costs."""
-AT_ONCE_OVERLAPPED = 1024
-"""The same where the model computes while we go on, so that there are others to make ready meanwhile."""
+"""Questions tokenised, sorted by length and answered together: the more, the less each costs."""
+AT_ONCE_ASYNCHRONOUS = 1024
+"""The same for asynchronous models: the next questions are tokenised while the model computes."""
 STREAM_ON_CPU = 256
-"""The same of a stream on a CPU, which takes seconds for so many: answers come often, and few are lost where the run is
-interrupted."""
-WINDOWS_TOGETHER = 256
-"""Windows of like length whose arrays are made together, where a batch is smaller."""
+"""The same for streams on a CPU, which takes seconds for so many: answers come often, and an interruption loses few."""
+WINDOWS_AT_ONCE = 256
+"""Windows of similar length whose arrays are built together, even if a batch is smaller."""
 LENGTH_STEP = 16
-"""Windows are padded to multiples of so many tokens: few shapes, and lengths that attention kernels like."""
+"""Windows are padded to multiples of this many tokens: few shapes, and lengths that suit attention kernels."""
 CPU_TOKENS, GPU_TOKENS = 1536, 16384
-"""Tokens of a batch. On a CPU eight windows of SQuAD's usual length, so no more than the stock pipeline works on at
-batch 8: batches of 8,000 tokens outgrow the cache of some CPUs, and are slower there than those of 1,000."""
+"""Tokens of a batch. On a CPU eight windows of SQuAD's usual length, as the stock pipeline has at batch size 8: batches
+of 8,000 tokens outgrow the cache of some CPUs, and are slower there than those of 1,000."""
 
 
 class QuestionAnsweringPipeline:
@@ -80,7 +79,7 @@ class QuestionAnsweringPipeline:
     def __init__(self, model: Any, tokenizer: Any, **parameters: Any) -> None:
         self.model = model
         self.tokenizer = tokenizer
-        self._parameters = Parameters().given(parameters)
+        self._parameters = Parameters().updated(parameters)
         self._make_windows = WindowMaker(tokenizer)
         self._names = [
             name
@@ -91,17 +90,17 @@ class QuestionAnsweringPipeline:
         self._submit = getattr(model, "submit", None)
 
     def __call__(self, *args: Any, **named: Any) -> Result | list[Result] | list[Any] | Iterator[Any]:
-        """Answer; the class describes the forms.
+        """Answer questions; the class describes the forms of a call.
 
-        Raises ValueError, KeyError or TypeError where the call cannot be understood, or a parameter cannot be.
+        Raises ValueError, KeyError or TypeError for invalid arguments or parameters.
         """
-        asked = inputs.read(args, named)
-        parameters = self._parameters.given({key: value for key, value in named.items() if key not in inputs.FORMS})
+        call = inputs.read(args, named)
+        parameters = self._parameters.updated({key: value for key, value in named.items() if key not in inputs.FORMS})
         cut = parameters.cut(self.tokenizer)
-        answers = self._answer(asked.pairs, parameters, cut, self._at_once(parameters, asked.shape == "stream"))
-        if asked.shape == "stream":
+        answers = self._answer(call.pairs, parameters, cut, self._at_once(parameters, call.shape == "stream"))
+        if call.shape == "stream":
             return answers
-        return next(answers) if asked.shape == "one" else list(answers)
+        return next(answers) if call.shape == "one" else list(answers)
 
     @property
     def device(self) -> Any:
@@ -114,61 +113,61 @@ class QuestionAnsweringPipeline:
         return torch.device("cpu" if device is None else device)
 
     @property
-    def _overlaps(self) -> bool:
-        """Whether the model computes while we go on, as on a GPU or with a `submit`."""
+    def _is_asynchronous(self) -> bool:
+        """Whether calls return before the model has computed, as on a GPU or with `submit`."""
         return bool(self.device.type == "cuda" or self._submit)
 
     def _at_once(self, parameters: Parameters, stream: bool) -> int:
-        """How many questions are answered together; a stream is read so far ahead."""
+        """How many questions are answered together; a stream is read that far ahead."""
         if stream and parameters.batch_size == 1:
             return 1
         if stream and self.device.type == "cpu":
             return parameters.questions_at_once(STREAM_ON_CPU)
-        return parameters.questions_at_once(AT_ONCE_OVERLAPPED if self._overlaps else AT_ONCE)
+        return parameters.questions_at_once(AT_ONCE_ASYNCHRONOUS if self._is_asynchronous else AT_ONCE)
 
     def _answer(
         self, pairs: Iterable[Pair], parameters: Parameters, cut: Cut, at_once: int
     ) -> Iterator[Result | list[Result]]:
-        """The results in order. Where the model computes while we go on, the next questions are tokenised and sent
-        before the last come back."""
+        """The results in order. For an asynchronous model, the next questions are tokenised and sent before the results
+        of the previous ones are awaited."""
         device = self.device
         chunks = _chunks(pairs, at_once)
-        if not self._overlaps or at_once == 1:
+        if not self._is_asynchronous or at_once == 1:
             for chunk in chunks:
                 windows = self._make_windows(chunk, cut)
                 yield from results(chunk, windows, self._run(windows, parameters, cut, device).finish(), parameters)
             return
         with ThreadPoolExecutor(max_workers=1) as pool:
-            made = _one_behind((chunk, pool.submit(self._make_windows, chunk, cut)) for chunk in chunks)
-            windowed = ((chunk, windows.result()) for chunk, windows in made)
-            sent = ((chunk, windows, self._run(windows, parameters, cut, device)) for chunk, windows in windowed)
-            for chunk, windows, running in _one_behind(sent):
-                yield from results(chunk, windows, running.finish(), parameters)
+            tokenised = _one_behind((chunk, pool.submit(self._make_windows, chunk, cut)) for chunk in chunks)
+            windowed = ((chunk, windows.result()) for chunk, windows in tokenised)
+            running = ((chunk, windows, self._run(windows, parameters, cut, device)) for chunk, windows in windowed)
+            for chunk, windows, outputs in _one_behind(running):
+                yield from results(chunk, windows, outputs.finish(), parameters)
 
-    def _run(self, windows: Windows, parameters: Parameters, cut: Cut, device: Any) -> _Sent:
-        """Put all windows through the model, long ones first."""
+    def _run(self, windows: Windows, parameters: Parameters, cut: Cut, device: Any) -> _Outputs:
+        """Run the model on all windows, long ones first."""
         import torch
 
-        sent = _Sent(Decoder(windows, parameters.n_best, parameters.max_answer_len))
+        outputs = _Outputs(Decoder(windows, parameters.n_best, parameters.max_answer_len))
         with torch.inference_mode():
             for rows, length, count in _groups(windows.length, parameters, cut, device):
                 tensors = self._tensors(windows.arrays(rows, length, self._names), device)
                 batches = zip(*(tensor.split(count) for tensor in tensors.values()), strict=True)
                 place = windows.place(rows, length)
-                for at, batch in zip(range(0, len(rows), count), batches, strict=True):
+                for start, batch in zip(range(0, len(rows), count), batches, strict=True):
                     output = self._send(dict(zip(tensors, batch, strict=True)), device, alone=len(windows) <= count)
-                    sent.add(rows[at : at + count], place[:, at : at + count], output)
-        return sent
+                    outputs.add(rows[start : start + count], place[:, start : start + count], output)
+        return outputs
 
     def _tensors(self, arrays: Mapping[str, Integers], device: Any) -> dict[str, Any]:
-        """The arrays as tensors; for a GPU in memory that it can fetch them from while the CPU goes on."""
+        """The arrays as tensors; for a GPU in pinned memory, which it copies asynchronously."""
         import torch
 
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
         return {name: tensor.pin_memory() for name, tensor in tensors.items()} if device.type == "cuda" else tensors
 
     def _send(self, tensors: Mapping[str, Any], device: Any, *, alone: bool) -> Any:
-        """The model's output, or what its `submit` promises it by. A batch that is alone has the whole machine."""
+        """The model's output, or the future that its `submit` returns; a batch that is `alone` is not submitted."""
         if self._submit and not alone:
             return self._submit(**tensors)
         if device.type != "cpu":
@@ -176,25 +175,25 @@ class QuestionAnsweringPipeline:
         return self.model(**tensors, **self._extra)
 
 
-class _Sent:
-    """Batches on their way through the model: what is there is searched at once, what is promised in `finish`."""
+class _Outputs:
+    """The outputs of batches: those at hand are searched at once, futures in `finish`."""
 
     def __init__(self, decoder: Decoder) -> None:
         self._decoder = decoder
-        self._promised: deque[tuple[Integers, Integers, Any]] = deque()
+        self._futures: deque[tuple[Integers, Integers, Any]] = deque()
 
     def add(self, rows: Integers, place: Integers, output: Any) -> None:
-        """The output of the windows `rows`, or an object whose `result()` waits for it."""
+        """Add the output of the windows `rows`, or a future whose `result()` waits for it."""
         if hasattr(output, "result"):
-            self._promised.append((rows, place, output))
+            self._futures.append((rows, place, output))
         else:
             self._decoder.add(rows, place, *_logits(output))
 
     def finish(self) -> Spans:
         """The spans of all windows."""
-        while self._promised:
-            rows, place, promise = self._promised.popleft()
-            self._decoder.add(rows, place, *_logits(promise.result()))
+        while self._futures:
+            rows, place, future = self._futures.popleft()
+            self._decoder.add(rows, place, *_logits(future.result()))
         return self._decoder.finish()
 
 
@@ -207,14 +206,14 @@ def _logits(output: Any) -> tuple[Any, Any]:
 def _takes(model: Any, name: str) -> bool:
     try:
         return name in inspect.signature(getattr(model, "forward", model)).parameters
-    except (TypeError, ValueError):  # compiled: has no signature
+    except (TypeError, ValueError):  # compiled code has no signature
         return False
 
 
 def _chunks(pairs: Iterable[Pair], at_once: int) -> Iterator[list[Pair]]:
-    """Pairs in lists that are worth sorting by length, and that memory can hold.
+    """Pairs in lists of up to `at_once` pairs and `MAX_CHARACTERS_AT_ONCE` characters.
 
-    What was read before the source failed is still handed on.
+    If the source raises, the pairs read before are yielded first.
     """
     chunk: list[Pair] = []
     characters = 0
@@ -222,7 +221,7 @@ def _chunks(pairs: Iterable[Pair], at_once: int) -> Iterator[list[Pair]]:
         for pair in pairs:
             chunk.append(pair)
             characters += len(pair[1])
-            if len(chunk) >= at_once or characters >= AT_ONCE_CHARACTERS:
+            if len(chunk) >= at_once or characters >= MAX_CHARACTERS_AT_ONCE:
                 yield chunk
                 chunk, characters = [], 0
     except Exception:
@@ -234,24 +233,24 @@ def _chunks(pairs: Iterable[Pair], at_once: int) -> Iterator[list[Pair]]:
 
 
 def _one_behind(items: Iterable[Item]) -> Iterator[Item]:
-    """Each item after the next one was made, so that the two overlap."""
+    """Yield each item after the next one was created, so that the two overlap."""
     source = iter(items)
-    waiting = list(itertools.islice(source, 1))
+    pending = list(itertools.islice(source, 1))
     try:
         for item in source:
-            yield waiting.pop()
-            waiting.append(item)
+            yield pending.pop()
+            pending.append(item)
     except Exception:
-        yield from waiting
+        yield from pending
         raise
-    yield from waiting
+    yield from pending
 
 
 def _groups(lengths: Integers, parameters: Parameters, cut: Cut, device: Any) -> Iterator[tuple[Integers, int, int]]:
-    """The windows whose arrays are made together, the length to pad them to, and how many of them are a batch.
+    """Groups of windows whose arrays are built together, the length to pad them to, and the batch size.
 
-    Long windows come first, and a batch that they do not fill goes on with shorter ones: so every batch of a length
-    but the very last has the same shape.
+    Long windows come first, and shorter ones fill up their last batch, so that all batches of a length except the
+    very last have the same shape.
     """
     import numpy as np
 
@@ -261,11 +260,11 @@ def _groups(lengths: Integers, parameters: Parameters, cut: Cut, device: Any) ->
     padded = np.minimum(-(-lengths[order] // step) * step, cut.max_seq_len)
     if parameters.padding == "max_length":
         padded[:] = cut.max_seq_len
-    at = 0
-    while at < len(order):
-        length = int(padded[at])
+    start = 0
+    while start < len(order):
+        length = int(padded[start])
         count = parameters.batch_size or max(1, tokens // length)
-        alike = int(np.searchsorted(-padded, -length, side="right")) - at
-        together = at + count * min(-(-alike // count), max(1, WINDOWS_TOGETHER // count))
-        yield order[at:together], length, count
-        at = together
+        same_length = int(np.searchsorted(-padded, -length, side="right")) - start
+        stop = start + count * min(-(-same_length // count), max(1, WINDOWS_AT_ONCE // count))
+        yield order[start:stop], length, count
+        start = stop

@@ -1,4 +1,4 @@
-"""From the spans of windows to results: what the caller gets."""
+"""Turns the best spans of windows into results for the caller."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ Result = dict[str, Any]
 Span = tuple[int, int, float]
 """Begin and end in characters, and score."""
 
-Found = list[Any]
-"""Score, and begin and end in characters: most of what is found becomes no result, so it stays small."""
+Candidate = list[Any]
+"""Score, and begin and end in characters: a list, since few candidates become results."""
 
 _score = itemgetter(0)
 
@@ -30,40 +30,40 @@ def results(
 ) -> Iterator[Result | list[Result]]:
     """The result of each pair: a dictionary where there is one answer, a list, best first, where there are several.
 
-    A context without a token has the empty answer, with score 0.
+    A context without tokens has the empty answer, with score 0.
     """
     import numpy as np
 
     over_context = parameters.normalize == "context"
     weight = _shares(windows, spans.mass) if over_context else np.ones(len(windows))
-    rows, columns = np.nonzero(~(spans.score < 0))  # a score that is not a number is shown, not hidden
+    rows, columns = np.nonzero(~(spans.score < 0))  # keeps NaN scores, so that they show
     first, last = spans.first[rows, columns], spans.last[rows, columns]
     begins, ends = windows.characters(rows, first, last, parameters.align_to_words)
     scores = spans.score[rows, columns] * weight[rows]
-    found = zip(begins.tolist(), ends.tolist(), scores.tolist(), strict=True)
+    candidates = zip(begins.tolist(), ends.tolist(), scores.tolist(), strict=True)
     nulls = np.minimum.reduceat(spans.null * weight, _first_rows(windows)).tolist()
     stops = np.searchsorted(windows.pair[rows], np.arange(len(pairs)), side="right").tolist()
-    at = 0
+    start = 0
     for (_, context), stop, null in zip(pairs, stops, nulls, strict=True):
-        own = islice(found, stop - at)
-        different = _best_of_windows(context, own, rows[at:stop].tolist()) if over_context else _different(context, own)
-        answers = [*different.values(), [null, 0, 0]] if parameters.handle_impossible_answer else different.values()
+        own = islice(candidates, stop - start)
+        merged = _best_of_windows(context, own, rows[start:stop].tolist()) if over_context else _merge(context, own)
+        answers = [*merged.values(), [null, 0, 0]] if parameters.handle_impossible_answer else merged.values()
         best = _best(answers, parameters.top_k) or [[0.0, 0, 0]]
-        yield _result(context, best[0]) if len(best) == 1 else [_result(context, each) for each in best]
-        at = stop
+        yield _result(context, best[0]) if len(best) == 1 else [_result(context, answer) for answer in best]
+        start = stop
 
 
-def _result(context: str, found: Found) -> Result:
-    score, start, end = found
+def _result(context: str, candidate: Candidate) -> Result:
+    score, start, end = candidate
     return {"score": score, "start": start, "end": end, "answer": context[start:end]}
 
 
-def _different(context: str, spans: Iterable[Span]) -> dict[str, Found]:
-    """The different answers, by their text in lower case.
+def _merge(context: str, spans: Iterable[Span]) -> dict[str, Candidate]:
+    """The distinct answers, by their text in lower case.
 
-    Texts that differ in case at most are one answer: the first of them, with the scores of all spans together.
+    Spans whose texts differ at most in case are one answer: the first span, with the sum of their scores.
     """
-    answers: dict[str, Found] = {}
+    answers: dict[str, Candidate] = {}
     for begin, end, score in spans:
         text = context[begin:end].lower()
         if text in answers:
@@ -73,24 +73,24 @@ def _different(context: str, spans: Iterable[Span]) -> dict[str, Found]:
     return answers
 
 
-def _best_of_windows(context: str, spans: Iterable[Span], rows: Sequence[int]) -> dict[str, Found]:
-    """The different answers, each of the window where it does best; `rows` are the spans' windows.
+def _best_of_windows(context: str, spans: Iterable[Span], rows: Sequence[int]) -> dict[str, Candidate]:
+    """The distinct answers, each from the window where it scores best; `rows` are the spans' windows.
 
-    Windows overlap: what lies in two of them is not twice as likely.
+    Windows overlap: an answer in two of them is not twice as likely.
     """
-    best: dict[str, Found] = {}
+    best: dict[str, Candidate] = {}
     for _, group in groupby(zip(rows, spans, strict=True), key=itemgetter(0)):
-        for key, answer in _different(context, (span for _, span in group)).items():
+        for key, answer in _merge(context, (span for _, span in group)).items():
             if key not in best or _score(answer) > _score(best[key]):
                 best[key] = answer
     return best
 
 
-def _best(answers: Iterable[Found], count: int) -> list[Found]:
-    """The answers of the highest scores, best first; of equal ones the first."""
+def _best(answers: Iterable[Candidate], count: int) -> list[Candidate]:
+    """The `count` answers with the highest scores, best first; ties keep their order."""
     if count == 1:
-        one = max(answers, key=_score, default=None)
-        return [] if one is None else [one]
+        best = max(answers, key=_score, default=None)
+        return [] if best is None else [best]
     return sorted(answers, key=_score, reverse=True)[:count]
 
 
@@ -102,7 +102,7 @@ def _first_rows(windows: Windows) -> Integers:
 
 
 def _shares(windows: Windows, mass: Floats) -> Floats:
-    """[windows]: what turns scores within a window into scores over all windows of its pair.
+    """[windows]: factors from scores within a window to scores over all windows of its pair.
 
     The softmax over all windows has the sum of their denominators: for first tokens and for last tokens, a window's
     share of it is exp(mass) over the sum of exp(mass), and a span's score has one factor of each.

@@ -1,4 +1,4 @@
-"""How a tokenizer lays out windows, read off one that it makes."""
+"""The layout of a tokenizer's windows, read from an encoding of its own."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """How a tokenizer lays out a window: specials FIRST specials SECOND specials.
+    """The layout of a tokenizer's window: specials FIRST specials SECOND specials.
 
     FIRST is the question for tokenizers that pad on the right, the context for those that pad on the left (XLNet).
     A place in a window is written (bound, steps after it); the bounds are the six beginnings of these five pieces
@@ -38,7 +38,7 @@ class Layout:
 
     @cached_property
     def cls_place(self) -> tuple[int, int] | None:
-        """The CLS token's place; None where the tokenizer puts none."""
+        """The CLS token's place; None if the tokenizer adds none."""
         places = [(bound, steps) for bound, steps, id_ in self.special_places if id_ == self.cls_id]
         if not places:
             return None
@@ -46,7 +46,7 @@ class Layout:
 
     @cached_property
     def type_runs(self) -> tuple[tuple[int, tuple[int, int], tuple[int, int]], ...]:
-        """The stretches of a window whose token type is not 0, as (type, place of begin, place of end)."""
+        """The runs of non-zero token types in a window, as (type, place of begin, place of end)."""
         steps = [(type_, (bound, k)) for bound, types in enumerate(self.types) for k, type_ in enumerate(types)]
         runs = [next(run) for _, run in itertools.groupby(steps, key=itemgetter(0))]
         ends = [place for _, place in runs[1:]] + [(5, 0)]
@@ -54,7 +54,7 @@ class Layout:
 
 
 def read_layout(tokenizer: Any, backend: Any, question_first: bool) -> Layout:
-    """Read the layout off the encoding of one pair of words."""
+    """Read the layout from the encoding of a pair of words."""
     word = next(word for word in _words(backend) if backend.encode(word, add_special_tokens=False).ids)
     encoding = backend.encode(word, word)
     specials: list[list[int]] = [[], [], []]
@@ -72,13 +72,13 @@ def read_layout(tokenizer: Any, backend: Any, question_first: bool) -> Layout:
         question_first=question_first,
         specials=tuple(map(tuple, specials)),  # type: ignore[arg-type]
         types=tuple(map(tuple, types)),  # type: ignore[arg-type]
-        pad_id=0 if pad is None else pad,  # never attended to, so any id the model knows will do
+        pad_id=0 if pad is None else pad,  # never attended to, so any valid id works
         cls_id=tokenizer.cls_token_id,
     )
 
 
 def _words(backend: Any) -> Iterator[str]:
-    """Words of which a tokenizer should know one; a large vocabulary is fetched only if need be."""
+    """Words of which a tokenizer should know one; the vocabulary, which may be large, comes last."""
     yield "a"
     yield "0"
     yield from backend.get_vocab()

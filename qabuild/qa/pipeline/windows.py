@@ -1,8 +1,8 @@
-"""Windows: a question and as much of its context as the model reads at once, and the way back to the characters.
+"""Windows: a question with a part of its context as model input, and the mapping of tokens back to characters.
 
-Texts are tokenised once each and without special tokens; all windows of many questions are then one table of
-numbers over flat token arrays, and become padded arrays only batch by batch. Nothing here knows of logits, so that
-training cuts its examples with the same code.
+Each text is tokenised once, without special tokens; the windows of many questions are a table of offsets into flat
+token arrays, and become padded arrays only batch by batch. Nothing here depends on logits, so that training cuts its
+examples with the same code.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 Value = TypeVar("Value")
 
-REMEMBERED_TOKENS = 1 << 20
-"""How many tokens of texts already seen are kept for the questions to come (some 30 MB)."""
+CACHED_TOKENS = 1 << 20
+"""Tokens of recent texts cached for later questions (some 30 MB)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,71 +38,73 @@ class Cut:
     doc_stride: int
     max_question_len: int
     from_the_end: bool = False
-    """The first window holds the context's end, as for tokenizers that truncate on the left."""
+    """Whether the first window holds the context's end, as for tokenizers that truncate on the left."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """A tokenised text; all arrays are [tokens]. Token i is the characters from begins[i] up to ends[i]."""
+    """A tokenised text; all arrays are [tokens]. Token i spans the characters from begins[i] up to ends[i]."""
 
     ids: Integers
     begins: Integers
     ends: Integers
     words: Integers
-    """Index of the word (as the pre-tokenizer splits) that the token is part of; it never falls."""
+    """Index of the token's word (as the pre-tokenizer splits); non-decreasing."""
 
 
 class Memo(Generic[Value]):
-    """Values made from texts; the ones used last are kept, up to a total cost. Threads may share it."""
+    """A thread-safe LRU cache of values computed from texts, limited by their total cost."""
 
-    def __init__(self, make: Callable[[list[str]], Sequence[Value]], cost: Callable[[Value], int], limit: int) -> None:
-        self._make, self._cost, self._limit = make, cost, limit
-        self._kept: OrderedDict[str, Value] = OrderedDict()
+    def __init__(
+        self, compute: Callable[[list[str]], Sequence[Value]], cost: Callable[[Value], int], limit: int
+    ) -> None:
+        self._compute, self._cost, self._limit = compute, cost, limit
+        self._cache: OrderedDict[str, Value] = OrderedDict()
         self._total = 0
         self._lock = Lock()
 
     def __call__(self, texts: Sequence[str]) -> list[Value]:
-        """The values of distinct `texts`, in their order; those not kept are made in one go."""
+        """The values of distinct `texts`, in their order; missing ones are computed in one call."""
         with self._lock:
             return self._values(texts)
 
     def _values(self, texts: Sequence[str]) -> list[Value]:
-        new = [text for text in texts if text not in self._kept]
+        new = [text for text in texts if text not in self._cache]
         for text in texts if len(new) < len(texts) else ():
-            if text in self._kept:
-                self._kept.move_to_end(text)
-        for text, value in zip(new, self._make(new) if new else (), strict=True):
-            self._kept[text] = value
+            if text in self._cache:
+                self._cache.move_to_end(text)
+        for text, value in zip(new, self._compute(new) if new else (), strict=True):
+            self._cache[text] = value
             self._total += self._cost(value)
-        values = [self._kept[text] for text in texts]
+        values = [self._cache[text] for text in texts]
         while self._total > self._limit:
-            self._total -= self._cost(self._kept.popitem(last=False)[1])
+            self._total -= self._cost(self._cache.popitem(last=False)[1])
         return values
 
 
 class WindowMaker:
-    """Makes the windows of questions and contexts with one fast tokenizer; texts seen lately are not tokenised again.
+    """Cuts questions and contexts into windows with a fast tokenizer; tokens of recent texts are cached.
 
-    It works on a copy of the tokenizer's backend: truncation and padding that a `tokenizer.json` carries, or that
-    its owner switches on meanwhile, make no difference, and none is switched off for him.
+    It works on a copy of the tokenizer's backend: truncation and padding that a `tokenizer.json` sets, or that a caller
+    enables later, have no effect here, and the original's settings stay as they are.
 
-    Raises QABuildError where the tokenizer is not a fast one.
+    Raises QABuildError if the tokenizer is not a fast one.
     """
 
     def __init__(self, tokenizer: Any) -> None:
         if not getattr(tokenizer, "is_fast", False):
             raise QABuildError(
-                f"{type(tokenizer).__name__} is not a fast tokenizer, and only those tell a token's place in the text.",
+                f"{type(tokenizer).__name__} is not a fast tokenizer; only those map tokens to characters of the text.",
                 "Load it with AutoTokenizer.from_pretrained(..., use_fast=True).",
             )
         self._tokenizer = tokenizer
-        self._backend = _own_backend(tokenizer)
+        self._backend = _copy_backend(tokenizer)
         self._layouts: dict[bool, Layout] = {}
-        self._contexts = Memo(self._tokenise, lambda tokens: len(tokens.ids) + 64, REMEMBERED_TOKENS)
-        self._questions = Memo(self._ids, lambda ids: len(ids) + 64, REMEMBERED_TOKENS)
+        self._contexts = Memo(self._tokenise, lambda tokens: len(tokens.ids) + 64, CACHED_TOKENS)
+        self._questions = Memo(self._ids, lambda ids: len(ids) + 64, CACHED_TOKENS)
 
     def layout(self) -> Layout:
-        """The layout, as the tokenizer's `padding_side` is now."""
+        """The layout for the tokenizer's current `padding_side`."""
         question_first = self._tokenizer.padding_side == "right"
         if question_first not in self._layouts:
             self._layouts[question_first] = read_layout(self._tokenizer, self._backend, question_first)
@@ -111,15 +113,15 @@ class WindowMaker:
     def __call__(self, pairs: Sequence[tuple[str, str]], cut: Cut) -> Windows:
         """The windows of (question, context) pairs.
 
-        A question is cut to its first `max_question_len` tokens, and further where it would leave its context no
-        room for more than the overlap.
+        A question is truncated to `max_question_len` tokens, and further if it would leave its context no more tokens
+        than the overlap.
 
-        Raises ValueError where `max_seq_len` has no room for special tokens, overlap and one token more.
+        Raises ValueError if `max_seq_len` does not hold the special tokens, the overlap and one more token.
         """
         layout = self.layout()
         if cut.max_seq_len - layout.special_count - cut.doc_stride < 1:
             raise ValueError(
-                f"`doc_stride` ({cut.doc_stride}) leaves no room for text in `max_seq_len` ({cut.max_seq_len}), "
+                f"`doc_stride` ({cut.doc_stride}) leaves no tokens for text in `max_seq_len` ({cut.max_seq_len}), "
                 f"of which special tokens take {layout.special_count}"
             )
         questions, question_of = _distinct(question for question, _ in pairs)
@@ -135,9 +137,9 @@ class WindowMaker:
 
 @dataclass(frozen=True, kw_only=True)
 class Windows:
-    """The windows of many (question, context) pairs; arrays are [windows] where nothing else is said.
+    """The windows of many (question, context) pairs; arrays are [windows] unless stated otherwise.
 
-    The windows of one pair are neighbours, and the pairs keep their order.
+    The windows of a pair are adjacent, and the pairs keep their order.
     """
 
     layout: Layout
@@ -150,9 +152,9 @@ class Windows:
     context_at: Integers
     """Index of the first context token in `context_ids`."""
     question_ids: Integers
-    """All questions end to end."""
+    """All questions, concatenated."""
     context_ids: Integers
-    """All contexts end to end, as are the four below; [context tokens]."""
+    """[context tokens]: all contexts, concatenated, as are the four arrays below."""
     begins: Integers
     ends: Integers
     word_first: Integers
@@ -164,7 +166,7 @@ class Windows:
 
     @cached_property
     def length(self) -> Integers:
-        """Tokens, special ones included."""
+        """Number of tokens, including special ones."""
         return self.bounds[:, 5]
 
     @cached_property
@@ -174,26 +176,26 @@ class Windows:
 
     @cached_property
     def size(self) -> Integers:
-        """Context tokens."""
+        """Number of context tokens."""
         return self.bounds[:, 4 if self.layout.question_first else 2] - self.first
 
     @cached_property
     def cls(self) -> Integers:
-        """Column of the CLS token, in the window without padding; -1 where there is none."""
+        """Column of the CLS token, in the window without padding; -1 if there is none."""
         import numpy as np
 
         place = self.layout.cls_place
         return np.full(len(self), -1) if place is None else self.bounds[:, place[0]] + place[1]
 
     def place(self, rows: Integers, length: int) -> Integers:
-        """[3, rows]: first context column, context tokens and CLS column (or -1) of windows padded to `length`."""
+        """[3, rows]: first context column, context size and CLS column (or -1) of windows padded to `length`."""
         import numpy as np
 
         shift = self._shift(rows, length)
         return np.stack([self.first[rows] + shift, self.size[rows], self.cls[rows] + shift * (self.cls[rows] >= 0)])
 
     def arrays(self, rows: Integers, length: int, names: Sequence[str]) -> dict[str, Integers]:
-        """Those windows, padded to `length`, as the model inputs `names`: int64 [rows, length] each."""
+        """The model inputs `names` of the windows `rows`, padded to `length`: int64 [rows, length] each."""
         bounds = self.bounds[rows] + self._shift(rows, length)[:, None]
         arrays = {}
         if "input_ids" in names:
@@ -207,18 +209,18 @@ class Windows:
     def characters(
         self, rows: Integers, first: Integers, last: Integers, align_to_words: bool
     ) -> tuple[Integers, Integers]:
-        """Where spans begin and end in their contexts, in characters; all arrays are [spans].
+        """The begins and ends of spans in their contexts, in characters; all arrays are [spans].
 
         `rows` are the spans' windows; `first` and `last` are tokens counted from the window's first context token,
         both inclusive. Aligned to words, a span grows to the ends of its words, as far as the window holds them.
         """
         import numpy as np
 
-        at = self.context_at[rows]
-        first, last = first + at, last + at
+        offset = self.context_at[rows]
+        first, last = first + offset, last + offset
         if align_to_words:
-            first = np.maximum(self.word_first[first], at)
-            last = np.minimum(self.word_last[last], at + self.size[rows] - 1)
+            first = np.maximum(self.word_first[first], offset)
+            last = np.minimum(self.word_last[last], offset + self.size[rows] - 1)
         return self.begins[first], self.ends[last]
 
     def answer_columns(self, answers: Sequence[tuple[int, int] | None]) -> tuple[Integers, Integers]:
@@ -246,11 +248,11 @@ class Windows:
         import numpy as np
 
         ids = np.full((len(rows), length), self.layout.pad_id, dtype=np.int64)
-        every = np.arange(len(rows))
+        all_rows = np.arange(len(rows))
         for bound, steps, special in self.layout.special_places:
-            ids[every, bounds[:, bound] + steps] = special
-        firsts = (self.question_ids, self.question_at), (self.context_ids, self.context_at)
-        (first_ids, first_at), (second_ids, second_at) = firsts if self.layout.question_first else firsts[::-1]
+            ids[all_rows, bounds[:, bound] + steps] = special
+        texts = (self.question_ids, self.question_at), (self.context_ids, self.context_at)
+        (first_ids, first_at), (second_ids, second_at) = texts if self.layout.question_first else texts[::-1]
         places = zip(ids, bounds.tolist(), first_at[rows].tolist(), second_at[rows].tolist(), strict=True)
         for row, (_, begin, end, second, stop, _), at, and_at in places:
             row[begin:end] = first_ids[at : at + end - begin]
@@ -266,12 +268,12 @@ class Windows:
         return types.astype(np.int64)
 
 
-def _own_backend(tokenizer: Any) -> Any:
+def _copy_backend(tokenizer: Any) -> Any:
     from tokenizers import Tokenizer
 
     try:
         backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    except Exception:  # a part written in Python cannot be copied: share it, as everything else does
+    except Exception:  # components written in Python cannot be copied: share the backend
         backend = tokenizer.backend_tokenizer
     backend.no_truncation()
     backend.no_padding()
@@ -285,7 +287,7 @@ def _tokens(encoding: Any) -> Tokens:
     word_ids = encoding.word_ids
     try:
         words = np.array(word_ids, dtype=np.int64)
-    except TypeError:  # None, part of no word: a word by itself
+    except TypeError:  # None, in no word: the token counts as a word
         words = np.array([i if word is None else word for i, word in enumerate(word_ids)], dtype=np.int64)
     offsets = itertools.chain.from_iterable(encoding.offsets)
     places = np.fromiter(offsets, dtype=np.int64, count=2 * len(word_ids))
@@ -293,7 +295,7 @@ def _tokens(encoding: Any) -> Tokens:
 
 
 def _distinct(texts: Iterable[str]) -> tuple[list[str], list[int]]:
-    """The distinct texts, and for each text its index among them."""
+    """The distinct texts, and each text's index among them."""
     index: dict[str, int] = {}
     indices = [index.setdefault(text, len(index)) for text in texts]
     return list(index), indices
@@ -307,14 +309,14 @@ def _cut(
     contexts: list[Tokens],
     context_of: list[int],
 ) -> Windows:
-    """The table of windows; `question_of` and `context_of` are the indices of each pair's texts."""
+    """Cut the pairs into windows; `question_of` and `context_of` are the indices of each pair's texts."""
     import numpy as np
 
-    question_at, question_size = (ends[question_of] for ends in _places([len(ids) for ids in questions]))
-    context_at, context_size = (ends[context_of] for ends in _places([len(tokens.ids) for tokens in contexts]))
-    question_size = _question_room(layout, cut, question_size, context_size)
-    room = cut.max_seq_len - layout.special_count - question_size
-    pair, begin, end = _slide(context_size, room, cut)
+    question_at, question_size = (ends[question_of] for ends in _offsets([len(ids) for ids in questions]))
+    context_at, context_size = (ends[context_of] for ends in _offsets([len(tokens.ids) for tokens in contexts]))
+    question_size = _question_sizes(layout, cut, question_size, context_size)
+    capacity = cut.max_seq_len - layout.special_count - question_size
+    pair, begin, end = _slide(context_size, capacity, cut)
     word_first, word_last = _word_ends(contexts)
     return Windows(
         layout=layout,
@@ -331,37 +333,37 @@ def _cut(
     )
 
 
-def _places(sizes: list[int]) -> tuple[Integers, Integers]:
-    """Where each of these stretches begins when they lie end to end, and the sizes."""
+def _offsets(sizes: list[int]) -> tuple[Integers, Integers]:
+    """The offset of each text when all are concatenated, and the sizes."""
     import numpy as np
 
     array = np.array(sizes, dtype=np.int64)
     return np.cumsum(array) - array, array
 
 
-def _question_room(layout: Layout, cut: Cut, question: Integers, context: Integers) -> Integers:
-    """[pairs]: how many tokens of the question are read."""
+def _question_sizes(layout: Layout, cut: Cut, question: Integers, context: Integers) -> Integers:
+    """[pairs]: the number of question tokens in the windows, after truncation."""
     import numpy as np
 
-    room = cut.max_seq_len - layout.special_count
+    capacity = cut.max_seq_len - layout.special_count
     question = np.minimum(question, cut.max_question_len)
-    stuck = (question + context > room) & (room - question <= cut.doc_stride)
-    return np.where(stuck, room - cut.doc_stride - 1, question)
+    too_long = (question + context > capacity) & (capacity - question <= cut.doc_stride)
+    return np.where(too_long, capacity - cut.doc_stride - 1, question)
 
 
-def _slide(size: Integers, room: Integers, cut: Cut) -> tuple[Integers, Integers, Integers]:
-    """For each window its pair, and the context tokens from begin up to end.
+def _slide(size: Integers, capacity: Integers, cut: Cut) -> tuple[Integers, Integers, Integers]:
+    """[windows] each: the window's pair, and the first and one past the last of its context tokens.
 
-    As `tokenizers` truncates: windows of `room` tokens, each `doc_stride` into the one before, the last one shorter.
+    As `tokenizers` truncates: windows of `capacity` tokens that overlap by `doc_stride`; the last one is shorter.
     """
     import numpy as np
 
-    step = np.maximum(room - cut.doc_stride, 1)
-    count = 1 + np.maximum(0, -((room - size) // step))
+    step = np.maximum(capacity - cut.doc_stride, 1)
+    count = 1 + np.maximum(0, -((capacity - size) // step))
     pair = np.repeat(np.arange(len(size)), count)
     nth = np.arange(len(pair)) - np.repeat(np.cumsum(count) - count, count)
     begin = nth * step[pair]
-    end = np.minimum(begin + room[pair], size[pair])
+    end = np.minimum(begin + capacity[pair], size[pair])
     return (pair, size[pair] - end, size[pair] - begin) if cut.from_the_end else (pair, begin, end)
 
 
@@ -381,14 +383,14 @@ def _word_ends(contexts: list[Tokens]) -> tuple[Integers, Integers]:
     words = np.concatenate([tokens.words for tokens in contexts])
     begins = np.zeros(len(words) + 1, dtype=bool)
     begins[1:-1] = words[1:] != words[:-1]
-    begins[_places([len(tokens.ids) for tokens in contexts])[0]] = True
+    begins[_offsets([len(tokens.ids) for tokens in contexts])[0]] = True
     firsts = np.flatnonzero(begins[:-1])
     sizes = np.diff(firsts, append=len(words))
     return np.repeat(firsts, sizes), np.repeat(firsts + sizes - 1, sizes)
 
 
 def _between(bounds: Integers, begin: tuple[int, int], end: tuple[int, int], length: int) -> NDArray[np.bool_]:
-    """[rows, length]: whether a column lies from one place up to the other."""
+    """[rows, length]: whether a column lies between two places, `begin` included and `end` excluded."""
     import numpy as np
 
     columns = np.arange(length)

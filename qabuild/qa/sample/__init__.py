@@ -1,7 +1,6 @@
-"""A tiny data set and checkpoint of the project's own making, for tests and a first try.
+"""The embedded sample: a tiny data set and checkpoint made by this project, for tests and first builds.
 
-Both can be remade, the checkpoint by the target targets/sample.toml; README.md says how, what they hold, and how well
-the checkpoint answers.
+Both can be rebuilt, the checkpoint with targets/sample.toml. README.md describes how, their contents and the scores.
 """
 
 from __future__ import annotations
@@ -12,4 +11,4 @@ _HERE = Path(__file__).parent
 
 CHECKPOINT: Path = _HERE / "checkpoint"  # RobertaForQuestionAnswering with its tokenizer
 TRAIN: Path = _HERE / "train.json"  # SQuAD v1.1 layout
-HELDOUT: Path = _HERE / "heldout.json"  # likewise; shares no name with TRAIN
+HELDOUT: Path = _HERE / "heldout.json"  # SQuAD v1.1 layout; shares no name with TRAIN

@@ -1,4 +1,4 @@
-"""Questions read from files, the sample and a Hub on loopback; and every way in which they may be unfit."""
+"""Loading questions from files, the sample and a Hub on loopback, and every way they can be invalid."""
 
 from __future__ import annotations
 
@@ -67,15 +67,15 @@ UNANSWERABLE = {"id": "q4", "question": "Where is Cleo?", "answers": [], "is_imp
 
 
 def squad(change: Callable[[Any], object] = lambda _: None) -> dict[str, Any]:
-    """A sound data set after a change to its root."""
+    """A valid data set after a change to its root."""
     root = copy.deepcopy(SQUAD)
     change(root)
     return root
 
 
 def qas(root: Any) -> list[Any]:
-    found: list[Any] = root["data"][0]["paragraphs"][0]["qas"]
-    return found
+    entries: list[Any] = root["data"][0]["paragraphs"][0]["qas"]
+    return entries
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def test_a_file_is_read_with_all_gold_answers(write: Callable[..., Path]) -> Non
     assert len(questions) == 3
 
 
-def test_a_path_may_be_given_as_text(write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_path_may_be_a_string(write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(SQUAD)
     monkeypatch.chdir(path.parent)
     monkeypatch.setenv("HOME", str(path.parent))
@@ -116,11 +116,11 @@ def test_a_path_may_be_given_as_text(write: Callable[..., Path], monkeypatch: py
         assert len(data.load(data.DatasetRef(source))) == 3
 
 
-def test_a_gzip_file_reads_the_same_whatever_its_name(write: Callable[..., Path]) -> None:
-    packed = gzip.compress(json.dumps(SQUAD).encode())
+def test_a_gzip_file_is_recognised_by_content_not_name(write: Callable[..., Path]) -> None:
+    content = gzip.compress(json.dumps(SQUAD).encode())
     expected = data.read_squad(write(SQUAD))
-    assert data.read_squad(write(packed, "squad.json.gz")) == expected
-    assert data.read_squad(write(packed, "packed.json")) == expected
+    assert data.read_squad(write(content, "squad.json.gz")) == expected
+    assert data.read_squad(write(content, "compressed.json")) == expected
 
 
 def test_unanswerable_questions_have_no_answers(write: Callable[..., Path]) -> None:
@@ -130,11 +130,11 @@ def test_unanswerable_questions_have_no_answers(write: Callable[..., Path]) -> N
     assert questions.questions[2].answers == ()
 
 
-def test_a_byte_order_mark_is_no_mistake(write: Callable[..., Path]) -> None:
+def test_a_byte_order_mark_is_accepted(write: Callable[..., Path]) -> None:
     assert len(data.read_squad(write(b"\xef\xbb\xbf" + json.dumps(SQUAD).encode()))) == 3
 
 
-def test_the_real_development_set_is_sound(squad_dev: Path) -> None:
+def test_the_squad_development_set_is_valid(squad_dev: Path) -> None:
     questions = data.load(data.DatasetRef(squad_dev))
     assert len(questions) == 10_570
     assert questions.fingerprint == "9cdde61fb32d660c7cb95e48ac965d7325ec2b281e813b4c5e6e809a608aa060"
@@ -161,17 +161,17 @@ def test_the_sample_has_two_splits_without_a_common_question() -> None:
         data.load(data.DatasetRef("sample", split="test"))
 
 
-# --- what a file may get wrong -----------------------------------------------------------------------------------
+# --- invalid files -----------------------------------------------------------------------------------------------
 
 
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_or_unreadable_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadTarget, match="no such file"):
         data.load(data.DatasetRef(tmp_path / "none.json"))
     with pytest.raises(BadTarget, match="cannot be read"):
         data.load(data.DatasetRef(tmp_path))
 
 
-def test_a_revision_is_for_the_hub_only(write: Callable[..., Path]) -> None:
+def test_a_revision_of_a_local_data_set_is_refused(write: Callable[..., Path]) -> None:
     for source in (write(SQUAD), "sample"):
         with pytest.raises(BadTarget, match="revision 'main' is given"):
             data.load(data.DatasetRef(source, revision="main"))
@@ -189,7 +189,7 @@ def test_a_revision_is_for_the_hub_only(write: Callable[..., Path]) -> None:
         (b"PK\x03\x04", "not JSON"),
     ],
 )
-def test_a_file_that_is_no_json(write: Callable[..., Path], content: bytes, problem: str) -> None:
+def test_a_file_that_is_not_json_is_refused(write: Callable[..., Path], content: bytes, problem: str) -> None:
     with pytest.raises(UntrustedInput, match=rf"squad\.json: {problem}") as caught:
         data.load(data.DatasetRef(write(content)))
     assert caught.value.hint
@@ -233,10 +233,10 @@ def test_a_wrong_layout_is_refused_with_its_place(write: Callable[..., Path], ro
         (lambda r: qas(r)[1]["answers"][0].update(text="bob"), "1 questions have an answer that .*: 'q2'"),
         (lambda r: qas(r)[1].update(answers=[]), "question 'q2' has no answers"),
         (lambda r: qas(r)[1].update(is_impossible=True), "question 'q2' is marked is_impossible and has answers"),
-        (lambda r: qas(r)[1].update(question="\ud800?"), "1 questions hold characters that are no text.*: 'q2'"),
+        (lambda r: qas(r)[1].update(question="\ud800?"), "1 questions hold characters that are not valid text.*: 'q2'"),
     ],
 )
-def test_unfit_questions_are_refused_by_id(
+def test_invalid_questions_are_refused_with_their_ids(
     write: Callable[..., Path], change: Callable[[Any], object], problem: str
 ) -> None:
     with pytest.raises(UntrustedInput, match=rf"squad\.json: .*{problem}") as caught:
@@ -244,7 +244,7 @@ def test_unfit_questions_are_refused_by_id(
     assert caught.value.hint
 
 
-def test_spans_in_bytes_instead_of_characters_are_all_counted(write: Callable[..., Path]) -> None:
+def test_all_misplaced_answers_are_counted_and_the_first_ids_named(write: Callable[..., Path]) -> None:
     entries = [
         {"id": f"q{number}", "question": "?", "answers": [{"text": "b", "answer_start": 2}]} for number in range(8)
     ]
@@ -254,15 +254,15 @@ def test_spans_in_bytes_instead_of_characters_are_all_counted(write: Callable[..
     assert "not bytes" in (caught.value.hint or "")
 
 
-# --- any data set, and any damage to one -------------------------------------------------------------------------
+# --- generated and damaged data sets -----------------------------------------------------------------------------
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30).filter(str.strip)
 
 
 @st.composite
 def articles(draw: st.DrawFn) -> list[Any]:
-    """SQuAD's `data` with sound spans, several answers and unanswerable questions."""
-    names = iter(draw(st.lists(TEXT, min_size=12, max_size=12, unique=True)))
+    """SQuAD's `data` with valid spans, several answers and unanswerable questions."""
+    ids = iter(draw(st.lists(TEXT, min_size=12, max_size=12, unique=True)))
 
     def entry(context: str) -> dict[str, Any]:
         answers = []
@@ -270,7 +270,7 @@ def articles(draw: st.DrawFn) -> list[Any]:
             start = draw(st.integers(0, len(context) - 1))
             text = context[start : draw(st.integers(start + 1, len(context)))]
             answers += [{"text": text, "answer_start": start}] if text.strip() else []
-        return {"id": next(names), "question": draw(TEXT), "answers": answers, "is_impossible": not answers}
+        return {"id": next(ids), "question": draw(TEXT), "answers": answers, "is_impossible": not answers}
 
     def paragraph() -> dict[str, Any]:
         context = draw(TEXT)
@@ -281,7 +281,7 @@ def articles(draw: st.DrawFn) -> list[Any]:
 
 
 def layout_of(questions: tuple[Question, ...]) -> dict[str, Any]:
-    """The questions back in SQuAD's layout, each in a paragraph of its own."""
+    """The questions in SQuAD's layout, one paragraph a question."""
     return {
         "data": [
             {
@@ -308,7 +308,7 @@ def layout_of(questions: tuple[Question, ...]) -> dict[str, Any]:
 
 
 @given(articles(), st.booleans())
-def test_any_sound_data_set_survives_writing_and_reading(
+def test_any_valid_data_set_survives_a_round_trip(
     tmp_path_factory: pytest.TempPathFactory, articles: list[Any], as_ascii: bool
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "roundtrip.json"
@@ -337,20 +337,20 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 
 @given(st.data(), VALUES, st.sampled_from(["replace", "remove", "repeat"]))
-def test_a_damaged_data_set_is_sound_or_refused(
+def test_a_damaged_data_set_is_valid_or_refused(
     tmp_path_factory: pytest.TempPathFactory, draw: st.DataObject, value: Any, damage: str
 ) -> None:
     root = squad(lambda root: qas(root).append(dict(UNANSWERABLE)))
-    *way, last = draw.draw(st.sampled_from(list(places(root))))
+    *path_to_parent, key = draw.draw(st.sampled_from(list(places(root))))
     parent = root
-    for key in way:
-        parent = parent[key]
+    for step in path_to_parent:
+        parent = parent[step]
     if damage == "replace":
-        parent[last] = value
+        parent[key] = value
     elif damage == "remove":
-        del parent[last]
+        del parent[key]
     elif isinstance(parent, list):
-        parent.append(parent[last])
+        parent.append(parent[key])
     path = tmp_path_factory.getbasetemp() / "damaged.json"
     path.write_text(json.dumps(root))
     with suppress(QABuildError):  # and no other exception
@@ -376,16 +376,17 @@ def question(name: str = "q", **fields: Any) -> Question:
 
 
 def questions(number: int) -> QuestionSet:
-    made = tuple(question(f"q{index}") for index in range(number))
-    return QuestionSet(questions=made, name="made", revision=None, split="train", fingerprint=data.fingerprint(made))
+    entries = tuple(question(f"q{index}") for index in range(number))
+    fingerprint = data.fingerprint(entries)
+    return QuestionSet(questions=entries, name="made", revision=None, split="train", fingerprint=fingerprint)
 
 
-def test_the_fingerprint_is_what_the_docstring_says() -> None:
+def test_the_fingerprint_is_computed_as_documented() -> None:
     import hashlib
 
     line = '["q","Wër?","Ann, Bob",["Bob","Ann"],[5,0]]\n'
-    asked = question(question="Wër?", answers=("Bob", "Ann"), answer_starts=(5, 0))
-    assert data.fingerprint([asked]) == hashlib.sha256(line.encode()).hexdigest()
+    entry = question(question="Wër?", answers=("Bob", "Ann"), answer_starts=(5, 0))
+    assert data.fingerprint([entry]) == hashlib.sha256(line.encode()).hexdigest()
 
 
 @pytest.mark.parametrize(
@@ -400,7 +401,7 @@ def test_the_fingerprint_is_what_the_docstring_says() -> None:
         [question("q")],
     ],
 )
-def test_any_change_shows_in_the_fingerprint(other: list[Question]) -> None:
+def test_any_change_alters_the_fingerprint(other: list[Question]) -> None:
     assert data.fingerprint(other) != data.fingerprint([question("q"), question("q2")])
 
 
@@ -414,7 +415,7 @@ def test_a_subset_is_drawn_by_seed_and_keeps_the_order() -> None:
     assert drawn != data.subset(everything, 10, seed=2)
     assert drawn.fingerprint == data.fingerprint(drawn.questions) != everything.fingerprint
     assert (drawn.name, drawn.split) == ("made", "train")
-    # Evidence that is around names subsets by seed: what a seed draws never changes.
+    # Existing evidence names subsets by random seed, so what a seed draws must never change.
     assert numbers == [8, 15, 17, 32, 57, 60, 63, 72, 83, 97]
 
 
@@ -423,7 +424,7 @@ def test_a_subset_of_all_is_the_whole_set() -> None:
 
 
 @pytest.mark.parametrize("samples", [0, -1, 6])
-def test_a_subset_that_cannot_be_drawn(samples: int) -> None:
+def test_a_subset_of_impossible_size_is_refused(samples: int) -> None:
     with pytest.raises(BadTarget, match=f"{samples} samples are asked for, and there are 5 questions"):
         data.subset(questions(5), samples)
 
@@ -433,7 +434,7 @@ def test_load_draws_a_subset(write: Callable[..., Path]) -> None:
     assert data.load(data.DatasetRef(path, samples=2, seed=4)) == data.subset(data.load(data.DatasetRef(path)), 2, 4)
 
 
-def test_questions_are_selected_by_id_in_the_order_asked() -> None:
+def test_questions_are_selected_in_the_order_of_the_ids() -> None:
     everything = questions(5)
     chosen = data.select(everything, ["q3", "q0"])
     assert [question.id for question in chosen.questions] == ["q3", "q0"]
@@ -441,7 +442,7 @@ def test_questions_are_selected_by_id_in_the_order_asked() -> None:
     assert data.select(everything.questions, ["q3", "q0"]) == chosen.questions
 
 
-def test_ids_that_are_not_in_the_data() -> None:
+def test_selecting_missing_ids_is_refused() -> None:
     with pytest.raises(UntrustedInput, match="2 of 3 questions are not in the data: 'x', 'y'"):
         data.select(questions(5), ["x", "q1", "y"])
 
@@ -450,7 +451,7 @@ def test_ids_that_are_not_in_the_data() -> None:
 
 
 def rows(root: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """SQuAD's questions as the rows of a table, as data sets on the Hub hold them."""
+    """SQuAD's questions as table rows, in the layout of data sets on the Hub."""
     return [
         {
             "id": entry["id"],
@@ -510,7 +511,7 @@ configs:
 
 @pytest.fixture(scope="module")
 def hub() -> Iterator[Hub]:
-    """A Hub with the same questions as parquet and as JSON, and a few unfit data sets."""
+    """A Hub with the same questions as Parquet and as JSON, and a few invalid data sets."""
     train = [{**row, "id": f"t{row['id']}"} for row in rows(SQUAD)]
     with Hub() as hub:
         hub.commit(
@@ -537,16 +538,16 @@ results = []
 for arguments in json.loads(sys.argv[1]):
     try:
         offline = arguments.pop("offline", False)
-        found = data.load(data.DatasetRef(arguments.pop("source"), **arguments), offline=offline)
-        results.append([found.name, found.revision, found.split, found.fingerprint])
+        questions = data.load(data.DatasetRef(arguments.pop("source"), **arguments), offline=offline)
+        results.append([questions.name, questions.revision, questions.split, questions.fingerprint])
     except QABuildError as error:
         results.append([type(error).__name__, str(error)])
 print(json.dumps(results))
 """
 
 
-def load_apart(hub: Hub, home: Path, *arguments: dict[str, Any], **environment: str) -> list[list[Any]]:
-    """What `data.load` returns for each set of arguments, in a process that talks to this Hub."""
+def load_in_process(hub: Hub, home: Path, *arguments: dict[str, Any], **environment: str) -> list[list[Any]]:
+    """Results of `data.load` for each set of arguments, in a process that uses this Hub."""
     done = subprocess.run(
         [sys.executable, "-c", LOADER, json.dumps(arguments)],
         env={**os.environ, **hub.environment(home), **environment},
@@ -556,30 +557,30 @@ def load_apart(hub: Hub, home: Path, *arguments: dict[str, Any], **environment: 
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stderr == ""  # no bars and no warnings where stderr is no terminal
+    assert done.stderr == ""  # no progress bars or warnings unless stderr is a terminal
     results: list[list[Any]] = json.loads(done.stdout)
     return results
 
 
 @pytest.mark.hub
-def test_questions_from_the_hub_are_those_of_the_file(hub: Hub, tmp_path: Path, write: Callable[..., Path]) -> None:
+def test_questions_from_the_hub_equal_those_of_the_file(hub: Hub, tmp_path: Path, write: Callable[..., Path]) -> None:
     expected = data.load(data.DatasetRef(write(SQUAD))).fingerprint
     sha = {name: hub.repositories["dataset", name].branches["main"] for name in ("qa/parquet", "qa/MyJson")}
-    found = load_apart(
+    loaded = load_in_process(
         hub, tmp_path, {"source": "qa/parquet"}, {"source": "qa/MyJson"}, {"source": "qa/parquet", "split": "train"}
     )
-    assert found[:2] == [[name, sha[name], "validation", expected] for name in ("qa/parquet", "qa/MyJson")]
-    assert found[2][2] == "train"
-    assert found[2][3] != expected
+    assert loaded[:2] == [[name, sha[name], "validation", expected] for name in ("qa/parquet", "qa/MyJson")]
+    assert loaded[2][2] == "train"
+    assert loaded[2][3] != expected
     hub.requests.clear()
-    # A commit never changes: once it is in the cache, the Hub is not asked, offline or not.
+    # A commit never changes: once it is cached, the Hub is not queried, offline or not.
     pinned = {"source": "qa/parquet", "revision": sha["qa/parquet"]}
-    assert load_apart(hub, tmp_path, pinned, {"source": "qa/MyJson", "offline": True}) == found[:2]
+    assert load_in_process(hub, tmp_path, pinned, {"source": "qa/MyJson", "offline": True}) == loaded[:2]
     assert hub.requests == []
 
 
 @pytest.mark.hub
-def test_a_data_set_that_the_hub_does_not_have_or_give(hub: Hub, tmp_path: Path) -> None:
+def test_a_missing_gated_or_malformed_data_set_is_refused(hub: Hub, tmp_path: Path) -> None:
     (tmp_path / "taken").mkdir()
     expected = {
         "there is no data set 'qa/none'": {"source": "qa/none"},
@@ -592,25 +593,25 @@ def test_a_data_set_that_the_hub_does_not_have_or_give(hub: Hub, tmp_path: Path)
         "'x y' is no revision": {"source": "qa/MyJson", "revision": "x y"},
         "'taken' is taken as the id": {"source": "taken"},
     }
-    for message, (kind, text) in zip(expected, load_apart(hub, tmp_path, *expected.values()), strict=True):
+    for message, (kind, text) in zip(expected, load_in_process(hub, tmp_path, *expected.values()), strict=True):
         assert (kind, message in text) == ("BadTarget", True), text
 
 
 @pytest.mark.hub
-def test_a_table_that_is_damaged_or_has_other_columns_is_refused(hub: Hub, tmp_path: Path) -> None:
-    other, damaged = load_apart(hub, tmp_path, {"source": "qa/other"}, {"source": "qa/damaged"})
+def test_a_damaged_table_or_one_with_other_columns_is_refused(hub: Hub, tmp_path: Path) -> None:
+    other, damaged = load_in_process(hub, tmp_path, {"source": "qa/other"}, {"source": "qa/damaged"})
     assert other[0] == damaged[0] == "UntrustedInput"
     assert "row 0 has no 'answers'" in other[1]
     assert "'qa/damaged' cannot be loaded" in damaged[1]
 
 
 @pytest.mark.hub
-def test_without_a_network_no_other_commit_is_taken_from_the_cache(tmp_path: Path) -> None:
+def test_without_a_network_another_cached_commit_is_not_used(tmp_path: Path) -> None:
     with Hub() as hub:
         old = hub.commit("dataset", "qa/MyJson", {"validation.json": json.dumps(rows(SQUAD)).encode()})
-        [known] = load_apart(hub, tmp_path, {"source": "qa/MyJson"})
+        [known] = load_in_process(hub, tmp_path, {"source": "qa/MyJson"})
         new = hub.commit("dataset", "qa/MyJson", {"validation.json": json.dumps(rows(SQUAD)[:2]).encode()})
-    branch, other, again = load_apart(
+    branch, other, again = load_in_process(
         hub,
         tmp_path,
         {"source": "qa/MyJson"},
@@ -621,7 +622,7 @@ def test_without_a_network_no_other_commit_is_taken_from_the_cache(tmp_path: Pat
     assert "no answer from" in branch[1]
     assert "no answer from" in other[1]
     assert again == known
-    main, missing, unknown = load_apart(
+    main, missing, unknown = load_in_process(
         hub,
         tmp_path,
         {"source": "qa/MyJson"},

@@ -1,8 +1,8 @@
-"""The pipeline beside transformers' own: given the same logits, the same answers.
+"""The pipeline compared with the stock pipeline: equal logits, equal answers.
 
-The model of these tests gives every token a logit made from its id, its position and its window, so that a window
-has the same logits whoever shares its batch. PIPELINE_CASES=2000 in the environment holds the two against each other
-on more made-up cases; `benchmarks/pipeline.py --differential 10570` does so on all real questions.
+The tests' model computes every token's logit from its id, position and window, so that a window's logits do not depend
+on the rest of its batch. PIPELINE_CASES=2000 in the environment compares the two on more generated cases;
+`benchmarks/pipeline.py --differential 10570` does so on all real questions.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ CASES = int(os.environ.get("PIPELINE_CASES", "100"))
 
 
 def _script(name: str) -> Any:
-    """A script of the benchmarks, as a module."""
+    """Import a script of the benchmarks as a module."""
     path = Path(__file__).resolve().parents[3] / "benchmarks" / f"{name}.py"
     spec = importlib.util.spec_from_file_location(f"benchmark_{name}", path)
     module = importlib.util.module_from_spec(spec)
@@ -112,7 +112,7 @@ def deberta() -> PreTrainedTokenizerFast:
 
 
 def gpt2() -> PreTrainedTokenizerFast:
-    """No special tokens, and a padding token borrowed from elsewhere."""
+    """No special tokens; the end-of-text token pads."""
     tokenizer = byte_level(["<|endoftext|>"])
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
     return fast(tokenizer, pad_token="<|endoftext|>", model_input_names=["input_ids", "attention_mask"])
@@ -157,7 +157,7 @@ def truncating_left() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def with_settings_of_its_own() -> PreTrainedTokenizerFast:
+def with_own_truncation_and_padding() -> PreTrainedTokenizerFast:
     """A tokenizer whose tokenizer.json truncates to 12 tokens and pads to 40."""
     backend = bert().backend_tokenizer
     backend.enable_truncation(max_length=12)
@@ -178,19 +178,19 @@ TOKENIZERS: dict[str, Callable[[], PreTrainedTokenizerFast]] = {
         xlnet,
         padding_left,
         truncating_left,
-        with_settings_of_its_own,
+        with_own_truncation_and_padding,
     )
 }
 
 
-# --- a model, and the two pipelines over it -------------------------------------------------------------------------
+# --- models, and the two pipelines over them ------------------------------------------------------------------------
 
 
 class Hashing(torch.nn.Module):
-    """Logits from 0 to `spread`, made from each token's id, its position and the ids of its window.
+    """Logits from 0 to `spread`, hashed from each token's id, its position and the ids of its window.
 
-    `silent` masks what the stock pipeline should not look at but does where a tokenizer pads on the left: question
-    and special tokens, and the window's first token, which it takes for CLS.
+    `silent` masks what the stock pipeline wrongly searches if a tokenizer pads on the left: question and special
+    tokens, and the window's first token, which it takes for CLS.
     """
 
     device = torch.device("cpu")
@@ -214,7 +214,7 @@ class Hashing(torch.nn.Module):
             assert token_type_ids is not None
             after = torch.nn.functional.pad(token_type_ids[:, 1:], (0, 1), value=2)
             hidden = (token_type_ids != 0) | (after != 0) | (position == 1) | ~inside
-            logits = [each.masked_fill(hidden, MASKED) for each in logits]
+            logits = [values.masked_fill(hidden, MASKED) for values in logits]
         return {"start_logits": logits[0].to(self.logits_dtype), "end_logits": logits[1].to(self.logits_dtype)}
 
     def _hash(self, values: torch.Tensor) -> torch.Tensor:
@@ -236,12 +236,12 @@ class Reading(torch.nn.Module):
         self.ids = torch.tensor(tokenizer(word, add_special_tokens=False).input_ids)
 
     def forward(self, input_ids: torch.Tensor, **_: torch.Tensor) -> dict[str, torch.Tensor]:
-        found = torch.isin(input_ids, self.ids) * self.height + (input_ids == self.cls) * 1.0
-        return {"start_logits": found, "end_logits": found}
+        logits = torch.isin(input_ids, self.ids) * self.height + (input_ids == self.cls) * 1.0
+        return {"start_logits": logits, "end_logits": logits}
 
 
 def stock_pipeline(model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast) -> Any:
-    """The stock pipeline; it complains about the class of such a model, but takes it."""
+    """The stock pipeline, without its warning about the model's class."""
     pipeline = stock_module.QuestionAnsweringPipeline(model, tokenizer, framework="pt", device="cpu")
     return lambda *args, **named: quietly(pipeline, *args, **named)
 
@@ -262,13 +262,13 @@ Results = list[dict[str, Any]]
 
 
 def possible(result: Any) -> Results:
-    """The answers of a result. Those with score 0 are left out: the stock pipeline fills up with impossible spans."""
+    """The answers of a result with scores above 0: the stock pipeline pads results with impossible spans."""
     answers = result if isinstance(result, list) else [result]
     return [answer for answer in answers if answer["score"] > 0]
 
 
 def assert_same(ours: Any, stock: Any) -> None:
-    """Same answers in the same order, scores within 1e-6."""
+    """Assert the same answers in the same order, with scores within 1e-6."""
     ours, stock = possible(ours), possible(stock)
     assert [(a["answer"], a["start"], a["end"]) for a in ours] == [(a["answer"], a["start"], a["end"]) for a in stock]
     assert [a["score"] for a in ours] == pytest.approx([a["score"] for a in stock], abs=1e-6, rel=0)
@@ -276,7 +276,7 @@ def assert_same(ours: Any, stock: Any) -> None:
 
 @pytest.fixture
 def without_impossible_spans(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The stock pipeline without the spans that it adds where a window has too few: see the tests of its defects."""
+    """Remove the spans that the stock pipeline adds if a window has too few; see the tests of its defects."""
     monkeypatch.setattr(stock_module, "decode_spans", decode_possible_spans)
 
 
@@ -284,7 +284,7 @@ STOCK_DECODE = stock_module.decode_spans
 
 
 def decode_possible_spans(start: Any, end: Any, topk: int, longest: int, desired: Any) -> Any:
-    if start.size**2 == topk:  # it would crash
+    if start.size**2 == topk:  # the stock code would raise
         topk += 1
     starts, ends, scores = STOCK_DECODE(start, end, topk, longest, desired)
     keep = (scores > 0) & (starts <= ends) & (ends - starts < longest)
@@ -358,7 +358,7 @@ questions = st.lists(alphabet, min_size=1, max_size=12).map(" ".join)
 )
 @given(data=st.data())
 @pytest.mark.usefixtures("without_impossible_spans")
-def test_answers_like_the_stock_pipeline_whatever_the_text(data: st.DataObject) -> None:
+def test_answers_like_the_stock_pipeline_on_any_text(data: st.DataObject) -> None:
     kind = data.draw(st.sampled_from(sorted(TOKENIZERS)))
     stock, ours = both(kind)
     examples = [
@@ -376,7 +376,7 @@ def test_answers_like_the_stock_pipeline_whatever_the_text(data: st.DataObject) 
         "max_seq_len": longest + stride + 5 + data.draw(st.sampled_from([1, 2, 7, 50, 300])),
         "max_question_len": longest + 1,
     }
-    if kind == "xlnet":  # the only token of a window would be the one that is silenced
+    if kind == "xlnet":  # a window's only token would be the silenced one
         cut = Cut(max_seq_len=parameters["max_seq_len"], doc_stride=stride, max_question_len=longest + 1)
         pairs = [(example["question"], example["context"]) for example in examples]
         assume(WindowMaker(TOKENIZERS[kind]())(pairs, cut).size.min() > 1)
@@ -408,7 +408,7 @@ def test_answers_like_the_stock_pipeline_on_contexts_of_any_length(kind: str, wo
     [{}, {"max_seq_len": 128, "doc_stride": 40, "top_k": 5, "handle_impossible_answer": True}],
     ids=str,
 )
-def test_a_stream_of_real_questions_is_answered_like_by_the_stock_pipeline(
+def test_a_stream_of_real_questions_is_answered_like_the_stock_pipeline(
     parameters: dict[str, Any], squad_dev: Path
 ) -> None:
     examples = benchmark.spread(benchmark.read(squad_dev), 50)
@@ -420,26 +420,26 @@ def test_a_stream_of_real_questions_is_answered_like_by_the_stock_pipeline(
         assert_same(one, other)
 
 
-def test_real_questions_are_answered_like_by_the_stock_pipeline_whatever_the_parameters(squad_dev: Path) -> None:
+def test_real_questions_are_answered_like_the_stock_pipeline_with_any_parameters(squad_dev: Path) -> None:
     tokenizer = BertTokenizerFast.from_pretrained(squad_dev.parents[1] / "checkpoints" / "minilm-l6-squad")
-    found = quietly(benchmark.differential, tokenizer, benchmark.read(squad_dev), 10)
-    assert found.total() > 1000
-    assert not found.keys() - {benchmark.SAME, benchmark.TIED, benchmark.IMPOSSIBLE}
+    outcomes = quietly(benchmark.differential, tokenizer, benchmark.read(squad_dev), 10)
+    assert outcomes.total() > 1000
+    assert not outcomes.keys() - {benchmark.SAME, benchmark.TIED, benchmark.IMPOSSIBLE}
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_lower_precision_logits_are_normalised_in_fp32(dtype: torch.dtype) -> None:
-    """The stock pipeline normalises fp16 logits in fp16, good for three digits; bf16 ones in fp32."""
+    """The stock pipeline normalises fp16 logits in fp16, exact to three digits, and bf16 logits in fp32."""
     tokenizer = TOKENIZERS["bert"]()
-    rough = QuestionAnsweringPipeline(Hashing(dtype=dtype), tokenizer)(**ONE)
-    exact = QuestionAnsweringPipeline(Rounded(dtype), tokenizer)(**ONE)
-    assert rough == exact
+    low_precision = QuestionAnsweringPipeline(Hashing(dtype=dtype), tokenizer)(**ONE)
+    rounded = QuestionAnsweringPipeline(Rounded(dtype), tokenizer)(**ONE)
+    assert low_precision == rounded
     stock = stock_pipeline(Hashing(dtype=dtype), tokenizer)(**ONE)
-    assert rough["score"] == pytest.approx(stock["score"], rel=1e-5 if dtype == torch.bfloat16 else 2e-2)
+    assert low_precision["score"] == pytest.approx(stock["score"], rel=1e-5 if dtype == torch.bfloat16 else 2e-2)
 
 
 class Rounded(Hashing):
-    """The same logits in fp32, rounded to another type."""
+    """The same logits in fp32, rounded to another dtype."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
@@ -500,14 +500,16 @@ OTHER = {"question": "Who lives in Berlin?", "context": TEXT}
         lambda pipeline: pipeline(**ONE, padding="sideways"),
     ],
 )
-def test_calls_mean_what_they_mean_to_the_stock_pipeline(call: Callable[[Any], Any]) -> None:
+def test_calls_return_or_raise_like_the_stock_pipeline(call: Callable[[Any], Any]) -> None:
     stock, ours = both("bert")
     expected, result = outcome(call, stock), outcome(call, ours)
     if isinstance(expected, type):
         assert result is expected
         return
     assert type(result) is type(expected)
-    for one, other in zip(*((each if isinstance(each, list) else [each]) for each in (result, expected)), strict=True):
+    for one, other in zip(
+        *((answers if isinstance(answers, list) else [answers]) for answers in (result, expected)), strict=True
+    ):
         assert_same(one, other)
 
 
@@ -523,14 +525,14 @@ class Examples(torch.utils.data.Dataset):  # type: ignore[misc]
 
 
 def outcome(call: Callable[[Any], Any], pipeline: Any) -> Any:
-    """What the call returns, or the type of error that it raises."""
+    """The call's result, or the type of the exception that it raises."""
     try:
         return quietly(call, pipeline)
     except Exception as error:
         return type(error)
 
 
-def test_parameters_of_the_pipeline_are_defaults_for_its_calls() -> None:
+def test_parameters_of_the_pipeline_are_defaults_of_its_calls() -> None:
     tokenizer = TOKENIZERS["bert"]()
     pipeline = QuestionAnsweringPipeline(Hashing(), tokenizer, top_k=3, max_answer_len=2)
     assert len(pipeline(**ONE)) == 3
@@ -544,7 +546,7 @@ def test_parameters_of_the_pipeline_are_defaults_for_its_calls() -> None:
 
 
 def test_the_tokenizer_keeps_its_own_settings() -> None:
-    tokenizer = with_settings_of_its_own()
+    tokenizer = with_own_truncation_and_padding()
     before = tokenizer.backend_tokenizer.to_str()
     pipeline = QuestionAnsweringPipeline(Hashing(), tokenizer)
     first = pipeline(**ONE)
@@ -557,7 +559,7 @@ def test_the_tokenizer_keeps_its_own_settings() -> None:
 # --- streams and batches --------------------------------------------------------------------------------------------
 
 
-def test_a_stream_is_answered_in_order_and_read_no_further_than_need_be() -> None:
+def test_a_stream_is_answered_in_order_with_bounded_read_ahead() -> None:
     read = 0
 
     def questions() -> Iterator[dict[str, str]]:
@@ -572,17 +574,17 @@ def test_a_stream_is_answered_in_order_and_read_no_further_than_need_be() -> Non
     assert read == 0
     first = next(stream)
     assert 1 <= read <= 1024
-    some = [first, *(next(stream) for _ in range(2000))]
+    results = [first, *(next(stream) for _ in range(2000))]
     assert read <= 3072
     for number in (*range(20), 1023, 1024, 2000):
-        assert_same(some[number], pipeline(next(itertools.islice(questions(), number, None))))
+        assert_same(results[number], pipeline(next(itertools.islice(questions(), number, None))))
     one_by_one = pipeline(questions(), batch_size=1)
     read = 0
     next(one_by_one)
     assert read == 1
 
 
-def test_a_stream_that_breaks_has_answered_what_came_before() -> None:
+def test_a_stream_that_raises_answers_the_questions_before() -> None:
     def questions() -> Iterator[dict[str, str]]:
         yield ONE
         yield OTHER
@@ -594,7 +596,7 @@ def test_a_stream_that_breaks_has_answered_what_came_before() -> None:
         next(stream)
 
 
-def test_windows_of_like_length_share_a_batch_of_bounded_size() -> None:
+def test_windows_of_similar_length_share_a_batch_of_bounded_size() -> None:
     pipeline = both("bert")[1]
     examples = [
         {"question": "Who?", "context": long_text(words, words)}
@@ -614,31 +616,31 @@ def test_windows_of_like_length_share_a_batch_of_bounded_size() -> None:
 
 def test_every_text_is_tokenised_once() -> None:
     pipeline = both("bert")[1]
-    seen: list[str] = []
+    tokenised: list[str] = []
 
-    class Watched:
+    class RecordingBackend:
         def __getattr__(self, name: str) -> Any:
             return getattr(backend, name)
 
         def encode_batch(self, texts: list[str], **named: Any) -> Any:
-            seen.extend(texts)
+            tokenised.extend(texts)
             return backend.encode_batch(texts, **named)
 
         def encode_batch_fast(self, texts: list[str], **named: Any) -> Any:
-            seen.extend(texts)
+            tokenised.extend(texts)
             return backend.encode_batch_fast(texts, **named)
 
-    backend, pipeline._make_windows._backend = pipeline._make_windows._backend, Watched()
+    backend, pipeline._make_windows._backend = pipeline._make_windows._backend, RecordingBackend()
     list(pipeline({"question": f"{number % 3}?", "context": f"{number // 1000} " + TEXT} for number in range(3000)))
-    assert sorted(seen) == sorted(set(seen))
-    assert len(seen) == 6
+    assert sorted(tokenised) == sorted(set(tokenised))
+    assert len(tokenised) == 6
 
 
 # --- where the stock pipeline is wrong ------------------------------------------------------------------------------
 
 
-def test_impossible_spans_never_fill_up_the_answers() -> None:
-    """The stock pipeline ranks spans that end before they begin, or begin at CLS, with score 0."""
+def test_impossible_spans_are_never_answers() -> None:
+    """The stock pipeline returns spans that end before they begin, or begin at CLS, with score 0."""
     stock, ours = both("bert")
     junk = stock(question="Who?", context="Berlin it", top_k=20, max_answer_len=1)
     assert any(answer["score"] == 0 for answer in junk)
@@ -646,17 +648,17 @@ def test_impossible_spans_never_fill_up_the_answers() -> None:
     assert all(answer["score"] > 0 and answer["answer"] for answer in answers)
 
 
-def test_of_answers_with_equal_scores_the_first_in_the_context_comes_first() -> None:
-    """The stock pipeline has them in any order, as a partial sort leaves them."""
+def test_ties_are_in_the_order_of_the_context() -> None:
+    """The stock pipeline has them in the arbitrary order of a partial sort."""
     tokenizer = TOKENIZERS["bert"]()
     model = Heights(tokenizer, {"a": 8.0, "b": 8.0})
     answers = QuestionAnsweringPipeline(model, tokenizer)(question="?", context=", b , a ,", top_k=3)
-    assert [each["answer"] for each in answers] == ["b", "b , a", "a"]
-    assert len({each["score"] for each in answers}) == 1
+    assert [answer["answer"] for answer in answers] == ["b", "b , a", "a"]
+    assert len({answer["score"] for answer in answers}) == 1
 
 
-def test_any_number_of_answers_can_be_asked_for() -> None:
-    """The stock pipeline fails where it looks for exactly as many spans as there are, the impossible ones included."""
+def test_top_k_may_be_any_number() -> None:
+    """The stock pipeline raises if top_k is exactly the number of spans, impossible ones included."""
     stock, ours = both("bert")
     tokens = question_tokens("bert", "a") + question_tokens("bert", "Who? it") + 3
     example = {"question": "a", "context": "Who? it", "align_to_words": False, "top_k": tokens**2}
@@ -675,8 +677,8 @@ def test_a_context_without_tokens_has_the_empty_answer() -> None:
     assert answers[1] == ours(**ONE, handle_impossible_answer=True)
 
 
-def test_a_question_is_cut_to_max_question_len() -> None:
-    """The stock pipeline ignores `max_question_len` with fast tokenizers, and fails on questions too long."""
+def test_a_question_is_truncated_to_max_question_len() -> None:
+    """The stock pipeline ignores `max_question_len` with fast tokenizers, and raises on long questions."""
     stock, ours = both("bert")
     long = {"question": long_text(400), "context": TEXT}
     with pytest.raises(Exception, match="too short"):
@@ -689,8 +691,8 @@ def test_a_question_is_cut_to_max_question_len() -> None:
     assert windows.bounds[0, 2] - windows.bounds[0, 1] == 64
 
 
-def test_a_question_that_leaves_its_context_no_room_is_cut_further() -> None:
-    """The stock pipeline panics where the room for the context is no longer than the overlap."""
+def test_a_question_is_truncated_further_to_leave_space_for_its_context() -> None:
+    """The stock pipeline panics if the context gets no more tokens than the overlap."""
     ours = both("bert")[1]
     cut = Cut(max_seq_len=64, doc_stride=32, max_question_len=1000)
     windows = WindowMaker(TOKENIZERS["bert"]())([(long_text(100), long_text(100))], cut)
@@ -699,45 +701,45 @@ def test_a_question_that_leaves_its_context_no_room_is_cut_further() -> None:
     assert possible(
         ours(question=long_text(100), context=long_text(100), max_seq_len=64, doc_stride=32, max_question_len=1000)
     )
-    with pytest.raises(ValueError, match="leaves no room"):
+    with pytest.raises(ValueError, match="leaves no tokens"):
         ours(**ONE, max_seq_len=64, doc_stride=61)
 
 
 def test_answers_come_from_the_context_whichever_side_is_padded() -> None:
-    """Where a tokenizer pads on the left, the stock pipeline looks in the question as well."""
+    """If a tokenizer pads on the left, the stock pipeline searches the question too."""
     tokenizer = TOKENIZERS["xlnet"]()
     model = Reading(tokenizer, "Wolfgang")
-    question, elsewhere = "Wolfgang is where?", 5 * "東京は日本の首都です。人口は千四百万人。"
-    found = stock_pipeline(model, tokenizer)(question=question, context=elsewhere)
+    question, other_text = "Wolfgang is where?", 5 * "東京は日本の首都です。人口は千四百万人。"
+    stock = stock_pipeline(model, tokenizer)(question=question, context=other_text)
     ours = QuestionAnsweringPipeline(model, tokenizer)
-    assert found["score"] > 10 * ours(question=question, context=elsewhere)["score"]
-    answer = ours(question=question, context="Wolfgang lives in Berlin. " + elsewhere)
+    assert stock["score"] > 10 * ours(question=question, context=other_text)["score"]
+    answer = ours(question=question, context="Wolfgang lives in Berlin. " + other_text)
     assert (answer["start"], answer["answer"].strip()) == (0, "Wolfgang")
 
 
 def test_no_answer_is_scored_at_the_cls_token_whichever_side_is_padded() -> None:
-    """The stock pipeline takes the first token for it, which is text or padding where a tokenizer pads on the left."""
+    """The stock pipeline uses the first token, which is text or padding if a tokenizer pads on the left."""
     tokenizer = TOKENIZERS["xlnet"]()
     model = Reading(tokenizer, "nowhere", height=0.0)
     example = {"question": "a?", "context": "it lives in Berlin", "handle_impossible_answer": True, "top_k": 50}
-    empty = next(each for each in QuestionAnsweringPipeline(model, tokenizer)(**example) if each["answer"] == "")
+    empty = next(a for a in QuestionAnsweringPipeline(model, tokenizer)(**example) if a["answer"] == "")
     tokens = question_tokens("xlnet", example["context"])
     assert empty["score"] == pytest.approx((np.e / (np.e + tokens)) ** 2)
 
 
-def test_special_tokens_written_out_in_a_question_are_no_answers() -> None:
-    """The stock pipeline lets every CLS token be an answer, one in the question too."""
+def test_special_tokens_written_in_a_question_are_not_answers() -> None:
+    """The stock pipeline accepts every CLS token as an answer, even in the question."""
     tokenizer = TOKENIZERS["bert"]()
     model = Reading(tokenizer, "nowhere", height=0.0)
     example = {"question": "[CLS] [CLS] who?", "context": "Wolfgang lives", "top_k": 30, "align_to_words": False}
     ours = QuestionAnsweringPipeline(model, tokenizer)(**example)
-    assert all(TEXT.count(each["answer"]) and each["end"] > each["start"] for each in ours)
+    assert all(TEXT.count(answer["answer"]) and answer["end"] > answer["start"] for answer in ours)
     tokens = question_tokens("bert", "Wolfgang lives")
-    assert sum(each["score"] for each in ours) <= (tokens / (tokens + np.e)) ** 2 + 1e-6
+    assert sum(answer["score"] for answer in ours) <= (tokens / (tokens + np.e)) ** 2 + 1e-6
 
 
-def test_answers_of_later_windows_begin_where_their_words_do() -> None:
-    """Where byte-level tokenizers trim offsets, later windows are trimmed otherwise than the first; not so here."""
+def test_answers_in_later_windows_begin_at_their_words() -> None:
+    """With byte-level tokenizers that trim offsets, the stock pipeline trims later windows unlike the first."""
     tokenizer = roberta(add_prefix_space=True)
     model = Hashing()
     parameters = {"max_seq_len": 40, "doc_stride": 3, "top_k": 20}
@@ -748,8 +750,8 @@ def test_answers_of_later_windows_begin_where_their_words_do() -> None:
     assert all(answer["answer"] == answer["answer"].strip() != "" for answer in ours)
 
 
-def test_later_windows_are_searched_without_a_post_processor_too() -> None:
-    """The stock pipeline masks them: `tokenizers` no longer says which tokens are the context's."""
+def test_later_windows_are_searched_without_a_post_processor() -> None:
+    """The stock pipeline masks them, since `tokenizers` does not mark their context tokens."""
     tokenizer = fast(
         byte_level(["<|endoftext|>"]), pad_token="<|endoftext|>", model_input_names=["input_ids", "attention_mask"]
     )
@@ -765,7 +767,7 @@ def test_later_windows_are_searched_without_a_post_processor_too() -> None:
 
 
 class Heights(torch.nn.Module):
-    """Gives some words' tokens logits of their own, and all others 0."""
+    """Assigns the given logits to some words' tokens, and 0 to all others."""
 
     device = torch.device("cpu")
 
@@ -778,8 +780,8 @@ class Heights(torch.nn.Module):
         return SimpleNamespace(start_logits=logits, end_logits=logits)
 
 
-def test_over_a_whole_context_the_highest_logits_win() -> None:
-    """A window without the answer wins by itself: nothing in it stands against its best token."""
+def test_normalised_over_the_context_the_highest_logits_win() -> None:
+    """Normalised by window, a window without the answer wins, since nothing competes with its best token."""
     tokenizer = TOKENIZERS["bert"]()
     model = Heights(tokenizer, {"a": 8.0, "b": 7.9, "c": 7.0})
     filler = " ".join("?" * 50)
@@ -791,13 +793,13 @@ def test_over_a_whole_context_the_highest_logits_win() -> None:
     assert answers[0]["score"] / answers[2]["score"] == pytest.approx(np.exp(2.0))
     assert sum(answer["score"] for answer in answers) <= 1
     tall = QuestionAnsweringPipeline(model, tokenizer, normalize="context", handle_impossible_answer=True, top_k=9)
-    empty = next(each["score"] for each in tall(**example, max_answer_len=1) if not each["answer"])
+    empty = next(answer["score"] for answer in tall(**example, max_answer_len=1) if not answer["answer"])
     assert empty == pytest.approx(answers[0]["score"] * np.exp(-16.0), rel=1e-4)
 
 
-def test_in_one_window_both_normalisations_are_the_same() -> None:
+def test_in_one_window_both_normalisations_are_equal() -> None:
     pipeline = both("bert")[1]
-    one, other = (pipeline(**ONE, top_k=9, normalize=each) for each in ("window", "context"))
+    one, other = (pipeline(**ONE, top_k=9, normalize=scope) for scope in ("window", "context"))
     assert_same(one, other)
 
 
@@ -811,11 +813,11 @@ def test_an_answer_in_the_overlap_of_windows_counts_once() -> None:
     assert pipeline(**example, normalize="context")["score"] < 1
 
 
-# --- windows by themselves, as training cuts them -------------------------------------------------------------------
+# --- windows alone, as training cuts them ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "xlm_roberta", "albert", "xlnet", "deberta", "truncating_left"])
-def test_windows_are_those_of_the_tokenizer(kind: str) -> None:
+def test_windows_equal_those_of_the_tokenizer(kind: str) -> None:
     tokenizer = TOKENIZERS[kind]()
     question, context = QUESTION, long_text(300)
     left = tokenizer.padding_side == "left"
@@ -832,7 +834,7 @@ def test_windows_are_those_of_the_tokenizer(kind: str) -> None:
     )
     cut = Cut(max_seq_len=90, doc_stride=30, max_question_len=64, from_the_end=tokenizer.truncation_side == "left")
     windows = WindowMaker(tokenizer)([(question, context)], cut)
-    names = tokenizer.model_input_names  # without the types that no model reads: `tokenizers` mixes some of them up
+    names = tokenizer.model_input_names  # not token types that no model reads: `tokenizers` gets some of them wrong
     arrays = windows.arrays(np.arange(len(windows)), 90, names)
     for name in names:
         assert arrays[name].dtype == np.int64
@@ -840,7 +842,7 @@ def test_windows_are_those_of_the_tokenizer(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "xlnet", "truncating_left"])
-def test_every_answer_is_found_again_in_its_windows(kind: str) -> None:
+def test_every_answer_is_found_in_its_windows(kind: str) -> None:
     tokenizer = TOKENIZERS[kind]()
     maker = WindowMaker(tokenizer)
     context = long_text(300)
@@ -852,30 +854,28 @@ def test_every_answer_is_found_again_in_its_windows(kind: str) -> None:
     pairs.append((QUESTION, "Nothing of this kind."))
     windows = maker(pairs, Cut(max_seq_len=90, doc_stride=30, max_question_len=64))
     starts, ends = windows.answer_columns([*answers, None])
-    found = starts != windows.cls
-    assert set(windows.pair[found]) == set(range(len(answers)))
-    assert (starts[~found] == ends[~found]).all()
-    rows = np.flatnonzero(found)
+    has_answer = starts != windows.cls
+    assert set(windows.pair[has_answer]) == set(range(len(answers)))
+    assert (starts[~has_answer] == ends[~has_answer]).all()
+    rows = np.flatnonzero(has_answer)
     begins, stops = windows.characters(rows, (starts - windows.first)[rows], (ends - windows.first)[rows], False)
     for pair, begin, stop in zip(windows.pair[rows], begins, stops, strict=True):
         assert context[begin:stop].strip() == context[slice(*answers[pair])].strip()
 
 
-# --- the search by itself -------------------------------------------------------------------------------------------
+# --- the search alone -----------------------------------------------------------------------------------------------
 
 
 def every_span(start: np.ndarray, end: np.ndarray, size: int, longest: int) -> list[tuple[float, int, int]]:
-    """All spans of a window, best first, by looking at each."""
-    start, end = (np.exp(each - each.max()) / np.exp(each - each.max()).sum() for each in (start, end))
+    """All spans of a window, best first, by exhaustive search."""
+    start, end = (np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum() for logits in (start, end))
     spans = [(float(start[1 + i] * end[1 + j]), i, j) for i in range(size) for j in range(i, min(size, i + longest))]
     return sorted(spans, key=lambda span: (-span[0], span[1], span[2]))
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.integers(0, 2**31), st.integers(1, 6), st.integers(1, 40), st.integers(1, 60), st.integers(1, 45))
-def test_the_search_finds_what_trying_every_span_finds(
-    seed: int, rows: int, width: int, n_best: int, longest: int
-) -> None:
+def test_the_search_equals_an_exhaustive_search(seed: int, rows: int, width: int, n_best: int, longest: int) -> None:
     generator = np.random.default_rng(seed)
     size = generator.integers(0, width + 1, rows)
     logits = generator.choice(np.arange(0, 20, 0.5, dtype=np.float32), (2, rows, width + 1))  # with many ties
@@ -883,24 +883,24 @@ def test_the_search_finds_what_trying_every_span_finds(
     spans = best_spans(logits[0], logits[1], size, n_best, longest)
     tensors = torch.from_numpy(logits)
     place = torch.from_numpy(np.stack([np.ones(rows, np.int64), size, np.zeros(rows, np.int64)]))
-    _, there, null, mass = best_spans_on_device(tensors[0], tensors[1], place, width, n_best, longest)
+    _, device_score, null, mass = best_spans_on_device(tensors[0], tensors[1], place, width, n_best, longest)
     for row in range(rows):
         expected = every_span(logits[0, row], logits[1, row], size[row], longest)[:n_best]
         count = int((spans.score[row] >= 0).sum())
-        assert count == len(expected) == int((there[row] >= 0).sum())
+        assert count == len(expected) == int((device_score[row] >= 0).sum())
         scores = [score for score, _, _ in expected]
         assert spans.score[row, :count] == pytest.approx(scores, rel=1e-5, abs=1e-30)
-        assert there[row, :count].numpy() == pytest.approx(scores, rel=1e-5, abs=1e-30)
-        found = list(zip(spans.first[row, :count].tolist(), spans.last[row, :count].tolist(), strict=True))
-        assert len(set(found)) == count
-        assert all(first <= last < min(size[row], first + longest) for first, last in found)
+        assert device_score[row, :count].numpy() == pytest.approx(scores, rel=1e-5, abs=1e-30)
+        found_spans = list(zip(spans.first[row, :count].tolist(), spans.last[row, :count].tolist(), strict=True))
+        assert len(set(found_spans)) == count
+        assert all(first <= last < min(size[row], first + longest) for first, last in found_spans)
     assert null.numpy() == pytest.approx(spans.null, rel=1e-5, abs=1e-30)
     assert mass.numpy() == pytest.approx(spans.mass, rel=1e-5)
 
 
-def test_a_model_that_computes_several_batches_at_once_answers_like_one_that_does_not() -> None:
+def test_a_model_with_concurrent_batches_answers_like_a_sequential_one() -> None:
     class Submitting(Hashing):
-        """Finishes its batches in any order."""
+        """Completes its batches in any order."""
 
         sent = 0
 
@@ -921,15 +921,15 @@ def test_a_model_that_computes_several_batches_at_once_answers_like_one_that_doe
         assert model.sent > 20
         sent = model.sent
         QuestionAnsweringPipeline(model, tokenizer)(examples[:1])
-        assert model.sent == sent  # a batch that is alone is not worth sending off
+        assert model.sent == sent  # a single batch is not submitted
 
 
-def test_an_error_of_a_batch_that_was_sent_off_is_raised() -> None:
+def test_an_error_of_a_submitted_batch_is_raised() -> None:
     class Failing(Hashing):
         def submit(self, **tensors: torch.Tensor) -> Any:
-            failed: Any = Future()
-            failed.set_exception(RuntimeError("out of memory"))
-            return failed
+            future: Any = Future()
+            future.set_exception(RuntimeError("out of memory"))
+            return future
 
     examples = [{"question": QUESTION, "context": long_text(100, number)} for number in range(60)]
     with pytest.raises(RuntimeError, match="out of memory"):
@@ -938,14 +938,14 @@ def test_an_error_of_a_batch_that_was_sent_off_is_raised() -> None:
 
 @pytest.mark.gpu
 def test_a_gpu_answers_like_the_cpu() -> None:
-    """Scores differ where the GPU adds up in another order."""
+    """Scores differ slightly, since the GPU adds in another order."""
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     tokenizer = TOKENIZERS["bert"]()
-    there = Hashing()
-    there.device = torch.device("cuda")
+    gpu_model = Hashing()
+    gpu_model.device = torch.device("cuda")
     examples = [{"question": QUESTION, "context": long_text(20 + number % 700, number)} for number in range(3000)]
-    ours = QuestionAnsweringPipeline(there, tokenizer, top_k=3, handle_impossible_answer=True)
+    ours = QuestionAnsweringPipeline(gpu_model, tokenizer, top_k=3, handle_impossible_answer=True)
     expected = QuestionAnsweringPipeline(Hashing(), tokenizer, top_k=3, handle_impossible_answer=True)(examples)
     for one, other in zip(ours(example for example in examples), expected, strict=True):
         assert_same(one, other)

@@ -1,4 +1,4 @@
-"""The embedded sample is what its README says: no name in both splits, right spans, small, remade alike, answered."""
+"""The embedded sample is as its README says: disjoint names, valid spans, small, reproducible, answered well."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def words(split: str) -> set[str]:
     return set(WORD.findall(" ".join(f"{context} {qa['question']}" for context, qa in pairs(split))))
 
 
-def written_words() -> set[str]:
-    """The words of templates and lists: what the two splits may share. In lower case, as some begin sentences."""
+def template_words() -> set[str]:
+    """The words of templates and lists, which the splits may share; in lower case, as some begin sentences."""
     texts = [text for group in relations.COMMON.values() for text in group]
     for group in relations.RELATIONS.values():
         texts += [text for relation in group for text in (*relation.statements, *relation.questions)]
@@ -38,9 +38,9 @@ def written_words() -> set[str]:
     return {word.lower() for word in WORD.findall(" ".join(texts))}
 
 
-def test_train_and_heldout_share_only_written_words_and_numbers() -> None:
+def test_train_and_heldout_share_only_template_words_and_numbers() -> None:
     shared = {word for word in words("train") & words("heldout") if not word.isdigit()}
-    assert {word for word in shared if word.lower() not in written_words()} == set()
+    assert {word for word in shared if word.lower() not in template_words()} == set()
 
 
 def test_every_name_belongs_to_one_split() -> None:
@@ -53,7 +53,7 @@ def test_every_name_belongs_to_one_split() -> None:
 
 
 @pytest.mark.parametrize("split", FILES)
-def test_every_answer_stands_where_it_says(split: str) -> None:
+def test_every_answer_is_at_its_answer_start(split: str) -> None:
     for context, qa in pairs(split):
         assert qa["answers"]
         for answer in qa["answers"]:
@@ -62,19 +62,19 @@ def test_every_answer_stands_where_it_says(split: str) -> None:
 
 
 @pytest.mark.parametrize("split", FILES)
-def test_a_paragraph_is_asked_for_each_relation_once(split: str) -> None:
+def test_a_paragraph_has_one_question_a_relation(split: str) -> None:
     for paragraph in make.read(FILES[split]):
-        asked = [qa["id"].rsplit("-", 1)[1] for qa in paragraph["qas"]]
-        assert len(asked) == len(set(asked))
+        relation_names = [qa["id"].rsplit("-", 1)[1] for qa in paragraph["qas"]]
+        assert len(relation_names) == len(set(relation_names))
 
 
-def test_ids_are_unique_and_name_split_and_relation() -> None:
+def test_ids_are_unique_and_hold_split_and_relation() -> None:
     ids = [qa["id"] for split in FILES for _, qa in pairs(split)]
     assert len(ids) == len(set(ids))
     assert all(re.fullmatch(r"(train|heldout)-\d{4}-\d-[a-z]+", id) for id in ids)
 
 
-def test_heldout_has_what_makes_questions_hard() -> None:
+def test_heldout_has_accents_ideographs_emoji_and_several_gold_answers() -> None:
     text = sample.HELDOUT.read_text(encoding="utf-8")
     assert set("éöå") <= set(text)
     assert set(generate.IDEOGRAPHS) & set(text)
@@ -93,7 +93,7 @@ def test_some_heldout_contexts_need_several_windows() -> None:
     assert 1 <= sum(length > 384 for length in lengths) <= 5
     golds = [answer["text"] for _, qa in pairs("heldout") for answer in qa["answers"]]
     longest = max(len(tokenizer(f" {gold}", add_special_tokens=False)["input_ids"]) for gold in golds)
-    assert longest <= 15, "the stock pipeline gives no longer answer"
+    assert longest <= 15, "the stock pipeline returns no longer answers"
 
 
 def test_the_sample_is_small() -> None:
@@ -103,23 +103,21 @@ def test_the_sample_is_small() -> None:
     assert size <= 4 * 2**20
 
 
-def test_the_data_is_remade_byte_for_byte(tmp_path: Path) -> None:
+def test_the_data_is_rebuilt_byte_for_byte(tmp_path: Path) -> None:
     make.write_data(tmp_path)
     for path in FILES.values():
         assert (tmp_path / path.name).read_bytes() == path.read_bytes()
 
 
-def test_the_tokenizer_is_remade_from_the_train_text() -> None:
+def test_the_tokenizer_is_rebuilt_from_the_train_text() -> None:
     vocabulary = json.loads((sample.CHECKPOINT / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
     assert make.make_tokenizer(make.read(sample.TRAIN)).get_vocab() == vocabulary
 
 
-def test_what_the_checkpoint_learns_from_is_remade_with_other_names(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_training_data_is_rebuilt_with_other_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(make, "DRAWS", 2)
     make.write_redrawn(make.read(sample.TRAIN), tmp_path / "redrawn.json")
-    drawn = read_squad(tmp_path / "redrawn.json")  # every answer stands where it says
+    drawn = read_squad(tmp_path / "redrawn.json")  # checks that every answer is at its answer_start
     assert len(drawn) == 2 * sum(1 for _ in pairs("train"))
     assert drawn[0].context != drawn[len(drawn) // 2].context
     heldout = {name for pool in generate.name_pools()["heldout"].values() for name in pool}
