@@ -1,4 +1,4 @@
-"""Stages an artifact and moves it to its final name atomically, once it is verified.
+"""Stages an artifact and moves it to its final name atomically, once its verification has run.
 
 Beside artifacts/NAME there may be NAME.failed, whose verification failed, and two folders that only a killed build
 leaves: .NAME.partial, the staging folder, and .NAME.old, see `_exchange`.
@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
-from qabuild.artifact import manifest as artifacts
 from qabuild.artifact import readme
+from qabuild.artifact.manifest import MANIFEST
 from qabuild.errors import BadTarget
 from qabuild.system.files import explained
 
@@ -22,7 +22,7 @@ from qabuild.system.files import explained
 def require_ours(goal: Path) -> None:
     """Raise BadTarget where the artifact would replace, and so delete, anything but an artifact."""
     for path in (goal, _failed(goal)):
-        if os.path.lexists(path) and not (path / artifacts.MANIFEST).is_file():
+        if os.path.lexists(path) and not (path / MANIFEST).is_file():
             raise BadTarget(
                 f"{path}: is not an artifact, and would be replaced by one",
                 "move it away, or name another folder with --output",

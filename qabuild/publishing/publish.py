@@ -9,10 +9,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from qabuild.artifact import manifest as artifacts
 from qabuild.artifact import readme
 from qabuild.artifact.evidence import Verification
-from qabuild.artifact.manifest import Artifact
+from qabuild.artifact.manifest import EVIDENCE, Artifact, open_artifact, write_unsealed
 from qabuild.errors import BadTarget, QABuildError, UntrustedInput, VerificationFailed
 from qabuild.publishing import preconditions
 from qabuild.publishing.login import log_in
@@ -73,7 +72,7 @@ def publish(
     that holds something else, MissingEnvironment without a token that may write, QABuildError where the Hub fails.
     Each of the latter says what is on the Hub now; another run goes on from there.
     """
-    artifact = artifacts.open_artifact(Path(path))
+    artifact = open_artifact(Path(path))
     evidence = preconditions.require(artifact)
     repo = _repository(artifact, repo)
     _require_names(revision, tag)
@@ -128,8 +127,8 @@ def _verify_download(push: Push, verify: bool, dataset: str | None, reporter: Re
         with_retries(
             lambda: push.api.snapshot_download(push.repo, revision=push.commit, local_dir=folder), push.repo, reporter
         )
-        downloaded = artifacts.open_artifact(Path(folder), push.artifact.digest)
-        for name in (artifacts.EVIDENCE, readme.FILE):
+        downloaded = open_artifact(Path(folder), push.artifact.digest)
+        for name in (EVIDENCE, readme.FILE):
             sent, path = push.content[name], downloaded.directory / name
             if not path.is_file() or path.read_bytes() != (sent if isinstance(sent, bytes) else sent.read_bytes()):
                 raise UntrustedInput(f"{push.repo}: {name} is not what was sent", "publish again")
@@ -144,7 +143,7 @@ def _verify_download(push: Push, verify: bool, dataset: str | None, reporter: Re
 def _write_card(artifact: Artifact, content: Path | bytes) -> None:
     """Write the card beside the manifest, where the next build preserves what users add to it."""
     assert isinstance(content, bytes)
-    artifacts.write_unsealed(artifact.directory / readme.FILE, content)
+    write_unsealed(artifact.directory / readme.FILE, content)
 
 
 def _repository(artifact: Artifact, repo: str | None) -> str:

@@ -9,10 +9,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from qabuild.artifact import manifest as artifacts
 from qabuild.artifact import readme
 from qabuild.artifact.evidence import Verification
-from qabuild.artifact.manifest import Artifact
+from qabuild.artifact.manifest import EVIDENCE, MANIFEST, Artifact, read_manifest
 from qabuild.errors import BadTarget, QABuildError
 from qabuild.publishing import card, repository
 from qabuild.publishing.repository import Change, Snapshot
@@ -68,7 +67,7 @@ class Push:
         if self.private and self.snapshot.exists and not self.snapshot.private:
             raise BadTarget(f"{self.repo} is public", "make it private on its page, or publish without --private")
         with TemporaryDirectory() as folder:
-            self._fetch(artifacts.MANIFEST, Path(folder))
+            self._fetch(MANIFEST, Path(folder))
             if self.snapshot.branch and not self.create_pr:  # a pull request leaves the branch as it is
                 self._refuse_other_content(Path(folder))
             remote_card = self._fetch(readme.FILE, Path(folder))
@@ -112,8 +111,8 @@ class Push:
                 commit_description=description,
                 revision=self.revision,
                 create_pr=self.create_pr,
-                # With a newer parent the Hub refuses the commit, and the retry reads the repository again. Without this
-                # check, the commit would partly overwrite the newer one.
+                # If the branch has a newer commit, the Hub refuses this one, and the retry reads the repository again.
+                # Without the parent, this commit would overwrite parts of the newer one.
                 parent_commit=self.snapshot.commit,
             )
         except HfHubHTTPError as error:
@@ -145,8 +144,8 @@ class Push:
         replaceable: set[str] = set()
         others: list[str] = []
         with suppress(QABuildError):  # no manifest, or not one of qabuild
-            manifest = artifacts.read_manifest(folder)
-            replaceable = {*manifest.files, artifacts.MANIFEST, artifacts.EVIDENCE}
+            manifest = read_manifest(folder)
+            replaceable = {*manifest.files, MANIFEST, EVIDENCE}
             others = [f"the artifact '{manifest.name}'"] if manifest.name != self.artifact.manifest.name else []
         others += sorted(set(self.snapshot.files) - replaceable - {readme.FILE, repository.ATTRIBUTES})
         if others:
@@ -181,7 +180,7 @@ class Push:
 
 def _files(artifact: Artifact) -> dict[str, Path | bytes]:
     """All files of the artifact except the card, by name in the repository."""
-    names = (*artifact.manifest.files, artifacts.MANIFEST, artifacts.EVIDENCE)
+    names = (*artifact.manifest.files, MANIFEST, EVIDENCE)
     return {name: artifact.directory / name for name in names}
 
 
