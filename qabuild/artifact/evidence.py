@@ -1,4 +1,4 @@
-"""The evidence: what a verification found of an artifact, and whether that was enough. Values only; no measuring."""
+"""The evidence: results of verifying an artifact, and whether it passed. Values only; `evaluation` measures."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class Flip:
     artifact: str
     gold: Sequence[str]
     f1_difference: float
-    """F1 of the artifact's answer less that of the checkpoint's, in points; negative where it lost."""
+    """F1 of the artifact's answer minus F1 of the checkpoint's, in points; negative where the artifact is worse."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Speed:
-    """Samples/s of both, on the same questions, taking turns within one run."""
+    """Samples/s of artifact and checkpoint on the same questions, in alternating rounds of one run."""
 
     artifact: float
     checkpoint: float
@@ -38,28 +38,28 @@ class Speed:
 
 @dataclass(frozen=True, kw_only=True)
 class Stock:
-    """The stock pipeline beside ours: the same artifact and questions, taking turns."""
+    """The stock pipeline compared with ours: same artifact and questions, in alternating rounds."""
 
     questions: int
     batch_size: int
     differences: int
-    """Questions that the two answer differently: other questions share the batch, and so logits differ a little."""
+    """Questions that the two answer differently; batches differ between them, which changes logits slightly."""
     ties: int
-    """Of these, those where our scores of both answers are within 1e-4 of each other."""
+    """Those `differences` where our scores of the two answers differ by at most 1e-4."""
     samples_per_second: float
     """Of the stock pipeline."""
     times_stock: float
-    """Samples/s of ours over those of stock."""
+    """Samples/s of our pipeline over those of the stock pipeline."""
 
     @property
     def agreement(self) -> float:
-        """Share of questions that both answer alike, a tie counted as alike."""
+        """Share of questions with the same answer from both; a tie counts as the same."""
         return 1 - (self.differences - self.ties) / self.questions
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """What was found; no judgement."""
+    """What a verification measured, before any gate is applied."""
 
     data: Mapping[str, Any]
     questions: int
@@ -74,24 +74,24 @@ class Measurement:
     """Share of questions with the same answer text."""
     flips: Sequence[Flip]
     samples_per_second: float
-    """Of the artifact alone, over all questions."""
+    """The artifact alone, over all questions."""
     speed: Speed | None
-    """None where the checkpoint was not there to take turns with."""
+    """None where the checkpoint was not available to be measured as well."""
     stock: Stock | None
-    """None where the target asks for none, or the installed transformers has no such pipeline."""
+    """None where the target disables it, or the installed transformers has no such pipeline."""
     same_tokens: bool
-    """Whether the artifact's tokenizer makes the sealed input ids of the probes."""
+    """Whether the artifact's tokenizer reproduces the sealed input ids of the probes."""
     finite_logits: bool
     logit_difference: float
     """Largest on the probes, where attention_mask is 1."""
     probes: Sequence[Mapping[str, Any]]
-    """batch, sequence and largest difference of each."""
+    """batch, sequence and largest difference of each probe."""
     versions: Mapping[str, str]
     machine: Mapping[str, Any]
 
     @property
     def f1_retention(self) -> float:
-        """F1 of the artifact over F1 of the checkpoint; 0 where the checkpoint answers nothing right."""
+        """F1 of the artifact over F1 of the checkpoint; 0 where the checkpoint's F1 is 0."""
         return self.f1 / self.checkpoint_f1 if self.checkpoint_f1 else 0.0
 
     def to_dict(self) -> dict[str, Any]:
@@ -114,7 +114,7 @@ class Measurement:
 
 @dataclass(frozen=True, kw_only=True)
 class Gate:
-    """One thing that must hold."""
+    """One condition that the artifact must meet."""
 
     name: str
     limit: float | bool
@@ -123,7 +123,7 @@ class Gate:
 
 
 def describe(gate: Gate) -> str:
-    """The gate in one line: what was found, and what must be."""
+    """The gate in one line: measured value and limit."""
     return f"{gate.name}: {_figure(gate.value)}, must be {_figure(gate.limit)}"
 
 
@@ -137,16 +137,16 @@ class Verification:
 
     artifact: str
     manifest: str
-    """Digest of the manifest: the evidence speaks of these bytes only."""
+    """Digest of the manifest: the evidence applies to these bytes only."""
     passed: bool
     gates: Sequence[Gate]
     measurement: Measurement
     verified_at: str
     """UTC, ISO 8601."""
     key: str | None = None
-    """Key of the plan's step that measured it, where a build did."""
+    """Key of the plan's step that measured it; None outside a build."""
     other_versions: Mapping[str, str] = field(default_factory=dict)
-    """What of the packages that requirements.txt pins was here in another version: this proves nothing of those."""
+    """Packages pinned by requirements.txt that were installed in another version: the pinned ones are not verified."""
 
     @property
     def failed_gates(self) -> list[Gate]:
@@ -163,9 +163,9 @@ class Verification:
 
 
 def evidence_of(artifact: Artifact) -> Verification | None:
-    """What the last verification of the artifact found; None where there was none.
+    """The artifact's evidence; None where it was never verified.
 
-    Raises UntrustedInput where that is damaged or of another version.
+    Raises UntrustedInput where the evidence is damaged or has another version.
     """
     document = artifact.evidence
     try:

@@ -1,7 +1,7 @@
-"""What an artifact carries so that Hugging Face Inference Endpoints can serve it: handler.py and requirements.txt.
+"""Writes handler.py and requirements.txt, with which Hugging Face Inference Endpoints can serve an artifact.
 
-Both are written when the artifact is compiled and are sealed with it, so what was verified is what will be served. The
-handler is made around the backend's own snippet, the one that the model card shows.
+Both are written when the artifact is compiled and are sealed with it, so the verified files are the served files. The
+handler contains the backend's loading snippet, which the model card shows as well.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def _checked(asked):
 
 
 def write(options: Frozen, runtime: Runtime, versions: Mapping[str, str], directory: Path) -> None:
-    """Write both files into `directory`. `versions` are those of the packages that compiled, by distribution."""
+    """Write both files into `directory`. `versions` are those of the compiling packages, by distribution."""
     name = options.model_dump()["name"]
     snippet = backend(name).snippet(options, runtime)
     (directory / HANDLER).write_text(TEMPLATE.substitute(snippet=indent(snippet.rstrip(), " " * 4)), encoding="utf-8")
@@ -90,21 +90,20 @@ def write(options: Frozen, runtime: Runtime, versions: Mapping[str, str], direct
 def requirements(name: str, versions: Mapping[str, str]) -> dict[str, str]:
     """The release of each package that the handler of the backend `name` needs, by distribution.
 
-    Without what a build of a package adds to its release, such as `+cpu`: it says where a package comes from, and an
-    index need not have that very build.
+    Without the local version label, such as `+cpu`: it names a build of the package, which an index may not have.
     """
     module = backend(name)
     packages = {*ask.PACKAGES, *module.PACKAGES} - set(module.COMPILE_ONLY)
-    names = {each for package in packages for each in distributions(package)}
-    return {each: _release(versions[each]) for each in sorted(names & set(versions))}
+    names = {name for package in packages for name in distributions(package)}
+    return {name: _release(versions[name]) for name in sorted(names & set(versions))}
 
 
-def other_versions(name: str, compiled: Mapping[str, str], found: Mapping[str, str]) -> dict[str, str]:
-    """What `found` has of the packages that requirements.txt pins, where it is another release or (none)."""
+def other_versions(name: str, compiled: Mapping[str, str], installed: Mapping[str, str]) -> dict[str, str]:
+    """The `installed` version, or (none), of each pinned package whose release differs from requirements.txt."""
     return {
-        package: found.get(package, "(none)")
+        package: installed.get(package, "(none)")
         for package, release in requirements(name, compiled).items()
-        if _release(found.get(package, "(none)")) != release
+        if _release(installed.get(package, "(none)")) != release
     }
 
 

@@ -1,4 +1,4 @@
-"""From an artifact on disk or on the Hub to something that answers: hashes first, then the model."""
+"""Loads an artifact from disk or the Hub as a pipeline: verifies the digests first, then loads the model."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ def load(artifact: str | Path, *, revision: str | None = None, digest: str | Non
 
 
 def find(source: str | Path, *, revision: str | None = None, digest: str | None = None) -> Artifact:
-    """The artifact that `load` would load, opened: fetched if need be, and held against its manifest.
+    """The artifact that `load` would load: downloaded if need be, and checked against its manifest.
 
-    What is here under that name is taken first; a name in a folder that is here, without a revision, is never asked
-    of the Hub. Raises as `load` does.
+    A local path of that name comes first; a name within an existing local folder, without a revision, is never looked
+    up on the Hub. Raises as `load` does.
     """
-    here = Path(source).exists() or (revision is None and Path(source).parent.is_dir())
-    if hub.is_path(source) or "/" not in str(source) or here:
+    is_local = Path(source).exists() or (revision is None and Path(source).parent.is_dir())
+    if hub.is_path(source) or "/" not in str(source) or is_local:
         if revision is not None:
             raise BadTarget(
                 f"revision '{revision}' is given for {source}, which is not on the Hub", "leave out the revision"
             )
         return open_artifact(Path(source), digest)
-    return open_artifact(_fetched(str(source), revision), digest, linked=True)
+    return open_artifact(_download(str(source), revision), digest, linked=True)
 
 
-def _fetched(repo_id: str, revision: str | None) -> Path:
+def _download(repo_id: str, revision: str | None) -> Path:
     """The folder in the Hub's cache that holds that revision of the repository."""
     from huggingface_hub import snapshot_download
 
@@ -52,9 +52,9 @@ def _fetched(repo_id: str, revision: str | None) -> Path:
 
 
 def load_model(artifact: Artifact) -> tuple[Any, Any]:
-    """Model and tokenizer of an artifact that was opened, and so held against its manifest.
+    """Model and tokenizer of an opened artifact, which was checked against its manifest.
 
-    Raises MissingEnvironment where the device or a package is not here.
+    Raises MissingEnvironment where the device or a package is missing on this machine.
     """
     from qabuild.models.checkpoint.load import load_tokenizer
 

@@ -1,7 +1,8 @@
-"""The model card, README.md, as people write it: what of it is their own, and what stands around what was made.
+"""The model card, README.md: separates what its users write from the part that qabuild generates.
 
-What is made stands between two HTML comments. What stands before and after them, and metadata of other names than
-those that are made, is people's own and is kept. The opening comment holds a sum over that, so that an edit shows.
+The generated part is between two HTML comments. The text before and after them, and metadata under names that qabuild
+does not generate, are user content and are preserved. The first comment holds a digest of the user content, which
+shows whether it was edited.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ from qabuild.models.runtime import Dtype
 from qabuild.system.hub import first_line
 
 FILE = "README.md"
-OPENED = "<!-- qabuild: made by `qabuild publish` from here, {sum} -->"
-CLOSED = "<!-- qabuild: to here -->"
-_MADE = re.compile(rf"{re.escape(OPENED).replace(re.escape('{sum}'), '(?P<sum>[0-9a-f]{64})')}.*?{CLOSED}", re.S)
-_METADATA = frozenset(
+BEGIN_MARKER = "<!-- qabuild: made by `qabuild publish` from here, {digest} -->"
+END_MARKER = "<!-- qabuild: to here -->"
+_GENERATED = re.compile(
+    rf"{re.escape(BEGIN_MARKER).replace(re.escape('{digest}'), '(?P<digest>[0-9a-f]{64})')}.*?{END_MARKER}", re.S
+)
+_GENERATED_METADATA = frozenset(
     {
         "base_model",
         "base_model_relation",
@@ -35,35 +38,36 @@ _METADATA = frozenset(
         "pipeline_tag",
     }
 )
-"""Names of the metadata that are made. `tags` are made and own ones together; `license` is made where none is own."""
+"""Names of generated metadata. `tags` combine generated and user tags; `license` is generated unless a user sets it."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Own:
-    """What people wrote into a card."""
+class UserContent:
+    """What users wrote into a card."""
 
     before: str = ""
     after: str = ""
     metadata: Mapping[str, Any] = field(default_factory=dict)
-    published: str | None = None
-    """The sum of what was own when the card was made."""
+    published_digest: str | None = None
+    """Digest of the user content when the card was generated."""
 
     @property
-    def sum(self) -> str:
+    def digest(self) -> str:
+        """SHA-256 of text and metadata, in hex."""
         text = json.dumps([self.before, self.after, dict(self.metadata)], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def read(text: str | None) -> Own:
-    """What is people's own in the text of a card; all of it where the card was not made here.
+def read(text: str | None) -> UserContent:
+    """The user content of a card; all of it where qabuild did not generate the card.
 
-    Raises BadTarget where its metadata cannot be read.
+    Raises BadTarget where the card's metadata cannot be read.
     """
     from huggingface_hub import ModelCard
     from yaml import YAMLError
 
     if not text:
-        return Own()
+        return UserContent()
     try:
         card = ModelCard(text, ignore_metadata_errors=True)
     except (YAMLError, ValueError) as error:
@@ -71,48 +75,48 @@ def read(text: str | None) -> Own:
             f"{FILE}: its metadata cannot be read: {first_line(error)}",
             "between the lines '---' at its top, write YAML",
         ) from error
-    metadata = {key: value for key, value in card.data.to_dict().items() if key not in _METADATA}
-    metadata["tags"] = [tag for tag in metadata.get("tags") or [] if tag not in _own_vocabulary()]
+    metadata = {key: value for key, value in card.data.to_dict().items() if key not in _GENERATED_METADATA}
+    metadata["tags"] = [tag for tag in metadata.get("tags") or [] if tag not in _generated_tags()]
     metadata = {key: value for key, value in metadata.items() if value}
-    made = _MADE.search(card.text)
-    if made is None:
-        return Own(before=card.text.strip(), metadata=metadata)
-    before, after = card.text[: made.start()].strip(), card.text[made.end() :].strip()
-    return Own(before=before, after=after, metadata=metadata, published=made["sum"])
+    generated = _GENERATED.search(card.text)
+    if generated is None:
+        return UserContent(before=card.text.strip(), metadata=metadata)
+    before, after = card.text[: generated.start()].strip(), card.text[generated.end() :].strip()
+    return UserContent(before=before, after=after, metadata=metadata, published_digest=generated["digest"])
 
 
-def without_made(text: str) -> str:
-    """The card with nothing but people's own parts, for an artifact that the rest does not speak of."""
+def without_generated(text: str) -> str:
+    """The card without its generated part, which describes another artifact."""
     from huggingface_hub import CardData
 
-    own = read(text)
-    if own.published is None:
+    content = read(text)
+    if content.published_digest is None:
         return text
-    metadata = f"---\n{CardData(**own.metadata).to_yaml()}\n---\n" if own.metadata else ""
-    opened = OPENED.format(sum=own.published)
-    return f"{metadata}{own.before}\n\n{opened}\n\nNot published yet.\n\n{CLOSED}\n\n{own.after}\n"
+    metadata = f"---\n{CardData(**content.metadata).to_yaml()}\n---\n" if content.metadata else ""
+    begin = BEGIN_MARKER.format(digest=content.published_digest)
+    return f"{metadata}{content.before}\n\n{begin}\n\nNot published yet.\n\n{END_MARKER}\n\n{content.after}\n"
 
 
-def merge(here: Own, there: Own) -> Own:
-    """What is people's own in the card beside the artifact and in the one on the Hub, where either was edited.
+def merge(local: UserContent, remote: UserContent) -> UserContent:
+    """The user content of the card beside the artifact or of the one on the Hub, whichever was edited.
 
-    Raises BadTarget where both were, differently, since the card was published.
+    Raises BadTarget where both were edited, differently, since the card was published.
     """
-    if here.sum == there.sum or there == Own():
-        return here
-    if not (there.before or there.after):  # as in a repository that was made on the Hub's pages
-        return replace(here, metadata={**there.metadata, **here.metadata})
-    base = here.published or Own().sum
-    if here.sum == base:
-        return there
-    if there.sum == base:
-        return here
+    if local.digest == remote.digest or remote == UserContent():
+        return local
+    if not (remote.before or remote.after):  # as in a repository that was created on the Hub's pages
+        return replace(local, metadata={**remote.metadata, **local.metadata})
+    base = local.published_digest or UserContent().digest
+    if local.digest == base:
+        return remote
+    if remote.digest == base:
+        return local
     raise BadTarget(
-        f"{FILE} was edited both beside the artifact and on the Hub, and differs",
-        "put into the one beside the artifact what is to stay, and take the other's text out on the Hub",
+        f"{FILE} was edited both beside the artifact and on the Hub, and the edits differ",
+        "put the text to keep into the one beside the artifact, and remove your text from the one on the Hub",
     )
 
 
-def _own_vocabulary() -> set[str]:
-    """Tags that are made."""
+def _generated_tags() -> set[str]:
+    """Every tag that qabuild may generate."""
     return {"qabuild", *BACKENDS, *get_args(Dtype)}

@@ -1,4 +1,4 @@
-"""What the checkpoint answers, as it is sealed into an artifact: text of each answer, and logits on a few probes."""
+"""Reference answers of the checkpoint, sealed into an artifact: answer texts, and logits on a few probes."""
 
 from __future__ import annotations
 
@@ -11,33 +11,31 @@ from typing import Any
 from qabuild.errors import UntrustedInput
 
 FOLDER = "reference"
-
-
 ANSWERS = "answers.json"
-
-
 PROBES = "probes.safetensors"
 
-
-# (questions, most tokens, padded to that length). Several batch sizes and lengths, with padding and without: a graph
-# that was traced for one shape, or a mask that overflows, shows itself on another.
+# (questions, maximum tokens, padded to that length). Several batch sizes and lengths, with and without padding: a graph
+# traced for one shape, or an overflowing mask, fails on another.
 PROBE_SHAPES: tuple[tuple[int, int, bool], ...] = ((1, 48, False), (3, 128, False), (2, 384, True), (5, 224, False))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """The sealed answers, and what they are answers to."""
+    """The sealed answers, and the data they belong to."""
 
     answers: Mapping[str, str]
-    """Text by question id, in the order asked."""
+    """Answer text by question id, in the order of the questions."""
     data: Mapping[str, Any]
     """dataset, revision, split, samples, seed, fingerprint, unanswerable"""
     probes: tuple[tuple[str, ...], ...]
-    """Ids of the questions of each probe."""
+    """Question ids of each probe."""
 
 
 def read(directory: Path) -> Reference:
-    """The reference that `make` wrote. The files must have been held against the manifest before."""
+    """The reference in `directory`, whose files must have been checked against the manifest before.
+
+    Raises UntrustedInput where it cannot be read.
+    """
     path = directory / ANSWERS
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -54,6 +52,6 @@ def read_probes(directory: Path) -> list[dict[str, Any]]:
 
     probes: list[dict[str, Any]] = [{} for _ in PROBE_SHAPES]
     for key, tensor in load_file(directory / PROBES).items():
-        number, name = key.split(".", 1)
-        probes[int(number)][name] = tensor
+        index, name = key.split(".", 1)
+        probes[int(index)][name] = tensor
     return probes

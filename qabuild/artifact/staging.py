@@ -1,7 +1,7 @@
-"""The name of an artifact: given in one step to what was staged and proved, or not at all.
+"""Stages an artifact and moves it to its final name atomically, once its verification has run.
 
-Beside artifacts/NAME may lie NAME.failed, whose verification failed, and two folders that only a killed build leaves:
-.NAME.partial, where it is staged, and .NAME.old, see `_exchange`.
+Beside artifacts/NAME there may be NAME.failed, whose verification failed, and two folders that only a killed build
+leaves: .NAME.partial, the staging folder, and .NAME.old, see `_exchange`.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
-from qabuild.artifact import manifest as artifacts
 from qabuild.artifact import readme
+from qabuild.artifact.manifest import MANIFEST
 from qabuild.errors import BadTarget
 from qabuild.system.files import explained
 
 
 def require_ours(goal: Path) -> None:
-    """Refuse to put an artifact in the place of anything else: what had the name is deleted."""
+    """Raise BadTarget where the artifact would replace, and so delete, anything but an artifact."""
     for path in (goal, _failed(goal)):
-        if os.path.lexists(path) and not (path / artifacts.MANIFEST).is_file():
+        if os.path.lexists(path) and not (path / MANIFEST).is_file():
             raise BadTarget(
                 f"{path}: is not an artifact, and would be replaced by one",
                 "move it away, or name another folder with --output",
@@ -31,48 +31,49 @@ def require_ours(goal: Path) -> None:
 
 @contextmanager
 def staged(goal: Path) -> Iterator[Path]:
-    """An empty folder beside `goal`, gone afterwards."""
+    """An empty staging folder beside `goal`, removed afterwards."""
     stage = _stage(goal)
     try:
         stage.mkdir(parents=True)
         yield stage
     finally:
-        with suppress(OSError):  # the next build tries again, and says so
+        with suppress(OSError):  # the next build tries again, and reports a failure
             _remove(stage)
 
 
 def clean_up(goal: Path) -> None:
-    """Remove what a killed build left, and give back the name that it may have taken away, see `_exchange`."""
+    """Remove what a killed build left, and restore the artifact that it may have moved away, see `_exchange`."""
     _remove(_stage(goal))
     if os.path.lexists(goal):
-        _remove(_aside(goal))
-    elif _aside(goal).exists():
-        os.rename(_aside(goal), goal)
+        _remove(_old(goal))
+    elif _old(goal).exists():
+        os.rename(_old(goal), goal)
 
 
 def disk_explained(output: Path) -> AbstractContextManager[None]:
+    """Inside the block, a full or read-only disk raises QABuildError that names the output folder."""
     return explained(output, "the output folder", "make room or make it writable, or name another with --output")
 
 
 def promote(stage: Path, goal: Path, *, passed: bool) -> Path:
-    """Give what was staged its name: NAME where it passed, NAME.failed where it did not."""
-    landed = goal if passed else _failed(goal)
-    _keep_card(goal, stage)
+    """Move the staged artifact to its final name, which is returned: NAME if it passed, else NAME.failed."""
+    destination = goal if passed else _failed(goal)
+    _copy_card(goal, stage)
     _remove(_failed(goal))
-    if os.path.lexists(landed):
-        _exchange(stage, landed)  # what had the name is now at `stage`, and goes with it
+    if os.path.lexists(destination):
+        _exchange(stage, destination)  # the replaced artifact is now at `stage`, and is removed with it
     else:
-        os.rename(stage, landed)
-    return landed
+        os.rename(stage, destination)
+    return destination
 
 
-def _keep_card(goal: Path, stage: Path) -> None:
-    """Take over what people wrote into the model card of the artifact that is replaced."""
+def _copy_card(goal: Path, stage: Path) -> None:
+    """Copy the user content of the replaced artifact's model card."""
     if (goal / readme.FILE).is_file():
-        written = (goal / readme.FILE).read_text(encoding="utf-8", errors="replace")
-        with suppress(BadTarget):  # what cannot be read is kept as it is
-            written = readme.without_made(written)
-        (stage / readme.FILE).write_text(written, encoding="utf-8")
+        text = (goal / readme.FILE).read_text(encoding="utf-8", errors="replace")
+        with suppress(BadTarget):  # a card that cannot be parsed is copied unchanged
+            text = readme.without_generated(text)
+        (stage / readme.FILE).write_text(text, encoding="utf-8")
 
 
 def _failed(goal: Path) -> Path:
@@ -83,12 +84,12 @@ def _stage(goal: Path) -> Path:
     return goal.with_name(f".{goal.name}.partial")
 
 
-def _aside(goal: Path) -> Path:
+def _old(goal: Path) -> Path:
     return goal.with_name(f".{goal.name}.old")
 
 
 def _remove(path: Path) -> None:
-    """Remove a folder, or the link that stands for it; that there is none is well."""
+    """Remove a folder, or a symbolic link to one, if it exists."""
     if path.is_symlink():
         path.unlink()
     elif path.exists():
@@ -96,14 +97,14 @@ def _remove(path: Path) -> None:
 
 
 def _exchange(one: Path, other: Path) -> None:
-    """Swap two folders in one step, so that a kill leaves either the old artifact or the new (renameat2, Linux)."""
+    """Swap two folders atomically (renameat2, Linux), so that a kill leaves either the old artifact or the new one."""
     at_cwd, exchange = -100, 2
     try:
         renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
-        done = renameat2(at_cwd, os.fsencode(one), at_cwd, os.fsencode(other), exchange) == 0
+        swapped = renameat2(at_cwd, os.fsencode(one), at_cwd, os.fsencode(other), exchange) == 0
     except AttributeError:
-        done = False
-    if not done:  # another system or file system: the name is free for a moment
-        os.rename(other, _aside(other))
+        swapped = False
+    if not swapped:  # not supported by this system or file system: for a moment the name does not exist
+        os.rename(other, _old(other))
         os.rename(one, other)
-        os.rename(_aside(other), one)
+        os.rename(_old(other), one)

@@ -1,4 +1,4 @@
-"""The model card: made from the manifest and the evidence, around what people wrote into it themselves."""
+"""The model card: generated from manifest and evidence, with the user's own content around it."""
 
 from __future__ import annotations
 
@@ -10,58 +10,66 @@ from typing import Any
 
 from qabuild.artifact.evidence import Flip, Verification
 from qabuild.artifact.manifest import Artifact
-from qabuild.artifact.readme import CLOSED, OPENED, Own, read
+from qabuild.artifact.readme import BEGIN_MARKER, END_MARKER, UserContent, read
 from qabuild.models.backends import backend
 from qabuild.publishing.repository import MAIN
 
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
-FLIPS = 20  # answers that changed, shown in the table; the rest is counted
+FLIPS = 20  # rows of the table of changed answers; the others are only counted
 
 
 def make(
-    artifact: Artifact, found: Verification, own: Own, *, repo: str, revision: str, base_license: str | None
+    artifact: Artifact,
+    verification: Verification,
+    user: UserContent,
+    *,
+    repo: str,
+    revision: str,
+    base_license: str | None,
 ) -> str:
-    """The text of the card, to be read at that revision of that repository, around what is people's own."""
+    """The card of the artifact at `revision` of `repo`, with the user content around the generated part."""
     from huggingface_hub import ModelCard
 
     text = TEMPLATE.read_text(encoding="utf-8")
     context = {
-        **_facts(artifact, found),
+        **_facts(artifact, verification),
         "repo": repo,
         "revision": None if revision == MAIN else revision,
         "snippet": _snippet(artifact),
-        "before": own.before,
-        "after": own.after,
-        "closed": CLOSED,
+        "before": user.before,
+        "after": user.after,
+        "end_marker": END_MARKER,
     }
-    metadata = _metadata(artifact, found, own, base_license)
+    metadata = _metadata(artifact, verification, user, base_license)
 
-    def written(own_sum: str) -> str:
-        return str(ModelCard.from_template(metadata, template_str=text, **context, opened=OPENED.format(sum=own_sum)))
+    def render(digest: str) -> str:
+        marker = BEGIN_MARKER.format(digest=digest)
+        return str(ModelCard.from_template(metadata, template_str=text, **context, begin_marker=marker))
 
-    # The sum speaks of the text as it will be read again, so the text is made before it.
-    return written(read(written("0" * 64)).sum)
+    # The digest covers the user content as `read` returns it, so the card is rendered once before its digest is known.
+    return render(read(render("0" * 64)).digest)
 
 
 def base(artifact: Artifact) -> Mapping[str, Any]:
-    """name and revision of the model that it all started from: what was trained, or the checkpoint itself."""
+    """name and revision of the base model: the one that was fine-tuned, or the checkpoint itself."""
     training = artifact.manifest.training
     return training["start"] if training else artifact.manifest.checkpoint
 
 
-def _metadata(artifact: Artifact, found: Verification, own: Own, base_license: str | None) -> Any:
+def _metadata(artifact: Artifact, verification: Verification, user: UserContent, base_license: str | None) -> Any:
     """The card's metadata, as huggingface_hub's ModelCardData."""
     from huggingface_hub import EvalResult, ModelCardData
 
-    manifest, data = artifact.manifest, found.measurement.data
+    manifest, measurement = artifact.manifest, verification.measurement
+    data = measurement.data
     model = base(artifact)
     relation = "finetune" if manifest.training else "quantized"
     related = {"base_model": model["name"], "base_model_relation": relation} if model["revision"] else {}
-    license = manifest.publish.get("license") or own.metadata.get("license") or base_license
+    license = manifest.publish.get("license") or user.metadata.get("license") or base_license
     weights = any(file.endswith(".safetensors") for file in manifest.files if "/" not in file)
-    scores = {"exact_match": ("EM", found.measurement.exact_match), "f1": ("F1", found.measurement.f1)}
+    scores = {"exact_match": ("EM", measurement.exact_match), "f1": ("F1", measurement.f1)}
     return ModelCardData(
-        **{key: value for key, value in own.metadata.items() if key not in ("license", "tags")},
+        **{key: value for key, value in user.metadata.items() if key not in ("license", "tags")},
         **({"license": license} if license else {}),
         **related,
         datasets=[data["dataset"]] if data["revision"] else None,
@@ -69,7 +77,7 @@ def _metadata(artifact: Artifact, found: Verification, own: Own, base_license: s
         metrics=list(scores),
         model_name=manifest.name,
         pipeline_tag="question-answering",
-        tags=["qabuild", manifest.backend["name"], manifest.runtime.dtype, *own.metadata.get("tags", [])],
+        tags=["qabuild", manifest.backend["name"], manifest.runtime.dtype, *user.metadata.get("tags", [])],
         eval_results=[
             EvalResult(
                 task_type="question-answering",
@@ -86,9 +94,9 @@ def _metadata(artifact: Artifact, found: Verification, own: Own, base_license: s
     )
 
 
-def _facts(artifact: Artifact, found: Verification) -> dict[str, Any]:
-    """What the template tells, in the words and figures that it tells it with."""
-    manifest, m = artifact.manifest, found.measurement
+def _facts(artifact: Artifact, verification: Verification) -> dict[str, Any]:
+    """Values for the template; `f1_retention` and its interval are in percent."""
+    manifest, m = artifact.manifest, verification.measurement
     low, high = (100 * (1 + end / m.checkpoint_f1) if m.checkpoint_f1 else 0.0 for end in m.f1_difference_interval)
     return {
         "name": manifest.name,
@@ -99,10 +107,10 @@ def _facts(artifact: Artifact, found: Verification) -> dict[str, Any]:
         "runtime": manifest.runtime.model_dump(mode="json"),
         "qabuild": manifest.qabuild,
         "digest": artifact.digest,
-        "verified_at": found.verified_at,
-        "gates": found.gates,
+        "verified_at": verification.verified_at,
+        "gates": verification.gates,
         "m": m,
-        "kept": (100 * m.f1_retention, low, high),
+        "f1_retention": (100 * m.f1_retention, low, high),
         "machine": m.machine,
         "versions": {name: m.versions[name] for name in sorted(m.versions)},
         "flips": [_row(flip) for flip in m.flips[:FLIPS]],
@@ -122,17 +130,17 @@ def _row(flip: Flip) -> list[str]:
 
 
 def _cell(text: str) -> str:
-    """Text as a cell of a Markdown table shows it as it is."""
+    """Text escaped for a cell of a Markdown table."""
     escaped = re.sub(r"([\\\\`*_\[\]<>|~$])", r"\\\1", " ".join(text.split()))
     return escaped or "(no answer)"
 
 
 def _target(artifact: Artifact, data: Mapping[str, Any]) -> str:
-    """The target as TOML, made from the manifest: its tables, in which files are named without their folder."""
+    """The target as TOML, rebuilt from the manifest; local files are named without their folder."""
     manifest = artifact.manifest
     source = manifest.checkpoint["name"]
-    asked = f"./{data['dataset']}" if data["file"] else data["dataset"]
-    verify = {"dataset": asked, "revision": data["revision"], **manifest.verify}
+    dataset = f"./{data['dataset']}" if data["file"] else data["dataset"]
+    verify = {"dataset": dataset, "revision": data["revision"], **manifest.verify}
     tables = {
         "checkpoint": {
             "model": source if manifest.checkpoint["revision"] or source == "sample" else f"./{source}",
@@ -148,6 +156,6 @@ def _target(artifact: Artifact, data: Mapping[str, Any]) -> str:
 
 
 def _table(name: str, values: Mapping[str, Any]) -> str:
-    """A table of TOML. Its strings, numbers and booleans are written as JSON writes them."""
+    """A TOML table; JSON and TOML write its strings, numbers and booleans alike."""
     lines = [f"{key} = {json.dumps(v, ensure_ascii=False)}" for key, v in values.items() if v is not None]
     return "\n".join([f"[{name}]", *lines])

@@ -1,4 +1,4 @@
-"""A client of the Hub that may write."""
+"""Logs in to the Hub with a token that may write."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 
 def log_in() -> HfApi:
-    """A client of the Hub that may write. Raises MissingEnvironment without a token, or with one that only reads."""
+    """A Hub client with write access. Raises MissingEnvironment without a token, or with a read-only token."""
     from huggingface_hub import HfApi, get_token
 
     token = get_token()
     if token is None:
-        raise MissingEnvironment("there is no token for the Hub here", LOG_IN)
+        raise MissingEnvironment("no token for the Hub on this machine", LOG_IN)
     api = HfApi(token=token)
     account: dict[str, Any] = api.whoami()
     role = account.get("auth", {}).get("accessToken", {}).get("role")

@@ -1,4 +1,4 @@
-"""Whether the evidence beside an artifact proves it: only what is proved is published."""
+"""Preconditions of publishing: the evidence verifies the artifact as it is now."""
 
 from __future__ import annotations
 
@@ -14,47 +14,47 @@ __all__ = ["explain_failure", "remeasure", "require"]
 
 
 def require(artifact: Artifact) -> Verification:
-    """The evidence, once it proves the artifact as it lies there, under the versions that serving it installs.
+    """The evidence, if it verifies the present artifact under the package versions that serving it installs.
 
     Raises VerificationFailed where it was not verified, failed, or was verified under other versions; UntrustedInput
     where it was changed since, or verified on other questions than its target names.
     """
-    where = artifact.directory
-    found = evidence_of(artifact)
-    if found is None:
-        raise VerificationFailed(f"{where}: not verified", f"verify it: qabuild verify {where}")
-    _require_same_questions(artifact, found)
-    judged = judge.judge(artifact, found.measurement, artifact.manifest.gates)
+    directory = artifact.directory
+    verification = evidence_of(artifact)
+    if verification is None:
+        raise VerificationFailed(f"{directory}: not verified", f"verify it: qabuild verify {directory}")
+    _require_same_questions(artifact, verification)
+    judged = judge.judge(artifact, verification.measurement, artifact.manifest.gates)
     if not judged.passed:
-        raise VerificationFailed(*explain_failure(judged, where))
+        raise VerificationFailed(*explain_failure(judged, directory))
     if handler.HANDLER not in artifact.manifest.files:
-        raise BadTarget(f"{where}: holds no {handler.HANDLER}: an earlier qabuild made it", "build it again")
+        raise BadTarget(f"{directory}: holds no {handler.HANDLER}: an earlier qabuild built it", "build it again")
     if judged.other_versions:
         others = ", ".join(f"{name} {version}" for name, version in judged.other_versions.items())
         raise VerificationFailed(
-            f"{where}: verified under other versions than its {handler.REQUIREMENTS} installs: {others}",
-            f"verify it where {handler.REQUIREMENTS} is installed, or build it anew here",
+            f"{directory}: verified under other versions than its {handler.REQUIREMENTS} installs: {others}",
+            f"verify it where {handler.REQUIREMENTS} is installed, or rebuild it here",
         )
-    return found
+    return verification
 
 
 def remeasure(artifact: Artifact, dataset: str | None, reporter: Reporter) -> Verification:
-    """Put the questions through the artifact; as above, but for the gate of speed, which is no matter of its bytes."""
+    """Run the questions on the artifact and judge it, without the speed gate, which depends on more than its bytes."""
     questions = measure.find_questions(artifact, dataset)
     gates = artifact.manifest.gates.model_copy(update={"min_speedup": None})
     return judge.judge(artifact, measure.measure(artifact, questions, reporter=reporter), gates)
 
 
-def _require_same_questions(artifact: Artifact, found: Verification) -> None:
-    """Held against the sealed reference, and that against what the target asks for."""
-    sealed, asked = artifact.reference, artifact.manifest.verify
-    data = found.measurement.data
+def _require_same_questions(artifact: Artifact, verification: Verification) -> None:
+    """Checks the evidence against the sealed reference, and the reference against the target."""
+    sealed, verify = artifact.reference, artifact.manifest.verify
+    data = verification.measurement.data
     differing = [key for key in ("fingerprint", "samples", "split") if data.get(key) != sealed.data.get(key)]
-    if asked["samples"] not in (None, sealed.data["samples"]):
+    if verify["samples"] not in (None, sealed.data["samples"]):
         differing.append("samples")
-    if sealed.data["split"] not in (None, asked["split"]):  # a file has none
+    if sealed.data["split"] not in (None, verify["split"]):  # a file has no split
         differing.append("split")
-    if differing or found.measurement.questions != len(sealed.answers):
+    if differing or verification.measurement.questions != len(sealed.answers):
         raise UntrustedInput(
             f"{artifact.directory}: verified on other questions than its target names "
             f"({', '.join(sorted(set(differing))) or 'samples'})",

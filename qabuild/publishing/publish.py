@@ -1,4 +1,4 @@
-"""From a verified artifact to one commit on the Hub, fetched back and held against the manifest."""
+"""Publishes a verified artifact as one commit on the Hub, downloads it and checks it against the manifest."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from qabuild.artifact import manifest as artifacts
 from qabuild.artifact import readme
 from qabuild.artifact.evidence import Verification
-from qabuild.artifact.manifest import Artifact
+from qabuild.artifact.manifest import EVIDENCE, Artifact, open_artifact, write_unsealed
 from qabuild.errors import BadTarget, QABuildError, UntrustedInput, VerificationFailed
 from qabuild.publishing import preconditions
 from qabuild.publishing.login import log_in
@@ -33,21 +32,21 @@ class Published:
     repo: str
     revision: str
     commit: str | None
-    """Where all files are; None where nothing was to be done in earnest."""
+    """The commit that holds all files; None for a dry run of a change."""
     pull_request: str | None
-    """Its address, where one was asked for."""
+    """URL of the pull request, with `create_pr`."""
     tag: str | None
     manifest: str
     """Digest of the manifest, to pin when loading."""
     changes: Sequence[Change]
     changed: bool
-    """False where all of it was there already."""
+    """False where the Hub held all of it already."""
     verification: Verification | None
-    """What the download answered, where that was asked for."""
+    """Result of verifying the download, with `verify_remote`."""
 
     def to_dict(self) -> dict[str, Any]:
-        found = self.verification.to_dict() if self.verification else None
-        return {**asdict(self), "changes": [asdict(change) for change in self.changes], "verification": found}
+        verification = self.verification.to_dict() if self.verification else None
+        return {**asdict(self), "changes": [asdict(change) for change in self.changes], "verification": verification}
 
 
 def publish(
@@ -73,22 +72,22 @@ def publish(
     that holds something else, MissingEnvironment without a token that may write, QABuildError where the Hub fails.
     Each of the latter says what is on the Hub now; another run goes on from there.
     """
-    artifact = artifacts.open_artifact(Path(path))
-    found = preconditions.require(artifact)
+    artifact = open_artifact(Path(path))
+    evidence = preconditions.require(artifact)
     repo = _repository(artifact, repo)
     _require_names(revision, tag)
     _require_within_limits(artifact)
-    with _telling(lambda: f"nothing was published: {repo} is as it was"):
+    with _with_hub_state(lambda: f"nothing was published: {repo} is as it was"):
         api = with_retries(log_in, repo, reporter)
-    push = Push(api, artifact, found, repo, private=private, revision=revision, create_pr=create_pr, tag=tag)
-    verified = None
-    with _telling(push.state):
-        with_retries(push.look if dry_run else push.attempt, repo, reporter)
+    push = Push(api, artifact, evidence, repo, private=private, revision=revision, create_pr=create_pr, tag=tag)
+    verification = None
+    with _with_hub_state(push.state):
+        with_retries(push.refresh if dry_run else push.attempt, repo, reporter)
         if not dry_run:
-            _write_card(artifact, push.wanted[readme.FILE])
+            _write_card(artifact, push.content[readme.FILE])
             if push.changed or verify_remote:
-                verified = _fetch_back(push, verify_remote, dataset, reporter)
-            with_retries(push.name_it, repo, reporter)
+                verification = _verify_download(push, verify_remote, dataset, reporter)
+            with_retries(push.create_tag, repo, reporter)
     return Published(
         repo=repo,
         revision=revision,
@@ -98,18 +97,21 @@ def publish(
         manifest=artifact.digest,
         changes=push.changes,
         changed=push.changed,
-        verification=verified,
+        verification=verification,
     )
 
 
 def require_ready(repo: str | None, where: str, reporter: Reporter = SILENT) -> None:
-    """Raise what would keep anything from being published there, before the work that makes it."""
-    with_retries(log_in, _named(repo, where), reporter)
+    """Raise, before a build starts, what would prevent publishing: an invalid `repo`, or no token that may write.
+
+    `where` names the target in the message.
+    """
+    with_retries(log_in, _valid_repo(repo, where), reporter)
 
 
 @contextmanager
-def _telling(state: Callable[[], str]) -> Iterator[None]:
-    """Add to every error what is on the Hub now."""
+def _with_hub_state(state: Callable[[], str]) -> Iterator[None]:
+    """Add the present state of the Hub to every QABuildError."""
     try:
         yield
     except QABuildError as error:
@@ -117,39 +119,39 @@ def _telling(state: Callable[[], str]) -> Iterator[None]:
         raise
 
 
-def _fetch_back(push: Push, verify: bool, dataset: str | None, reporter: Reporter) -> Verification | None:
-    """Download the commit, hold it against the manifest, and with `verify` put the questions through it."""
+def _verify_download(push: Push, verify: bool, dataset: str | None, reporter: Reporter) -> Verification | None:
+    """Download the commit, check it against the manifest, and with `verify` run the questions on it."""
     assert push.commit is not None
     with TemporaryDirectory() as folder:
         reporter.say(f"{push.repo}: fetching commit {push.commit} back")
         with_retries(
             lambda: push.api.snapshot_download(push.repo, revision=push.commit, local_dir=folder), push.repo, reporter
         )
-        fetched = artifacts.open_artifact(Path(folder), push.artifact.digest)
-        for name in (artifacts.EVIDENCE, readme.FILE):
-            sent, path = push.wanted[name], fetched.directory / name
+        downloaded = open_artifact(Path(folder), push.artifact.digest)
+        for name in (EVIDENCE, readme.FILE):
+            sent, path = push.content[name], downloaded.directory / name
             if not path.is_file() or path.read_bytes() != (sent if isinstance(sent, bytes) else sent.read_bytes()):
                 raise UntrustedInput(f"{push.repo}: {name} is not what was sent", "publish again")
         if not verify:
             return None
-        found = preconditions.remeasure(fetched, dataset, reporter)
-    if not found.passed:
-        raise VerificationFailed(*preconditions.explain_failure(found, Path(push.repo)))
-    return found
+        verification = preconditions.remeasure(downloaded, dataset, reporter)
+    if not verification.passed:
+        raise VerificationFailed(*preconditions.explain_failure(verification, Path(push.repo)))
+    return verification
 
 
 def _write_card(artifact: Artifact, content: Path | bytes) -> None:
-    """Put the card beside the manifest, where the next build keeps what people add to it."""
+    """Write the card beside the manifest, where the next build preserves what users add to it."""
     assert isinstance(content, bytes)
-    artifacts.write_unsealed(artifact.directory / readme.FILE, content)
+    write_unsealed(artifact.directory / readme.FILE, content)
 
 
 def _repository(artifact: Artifact, repo: str | None) -> str:
-    return _named(repo or artifact.manifest.publish.get("repo"), str(artifact.directory))
+    return _valid_repo(repo or artifact.manifest.publish.get("repo"), str(artifact.directory))
 
 
-def _named(repo: str | None, where: str) -> str:
-    """The repository's name, once it is one. Raises BadTarget."""
+def _valid_repo(repo: str | None, where: str) -> str:
+    """`repo`, if it is a valid repository name. Raises BadTarget otherwise."""
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
     if repo is None:
@@ -163,8 +165,8 @@ def _named(repo: str | None, where: str) -> str:
         repo = f"'{repo}'"
     if repo.count("/") != 1 or repo.startswith("'"):
         raise BadTarget(
-            f"{repo} is no name of a repository on the Hub",
-            "it looks like owner/name, of letters, digits, '-', '_' and '.', and with no '--' or '..' in it",
+            f"{repo} is not a valid name of a repository on the Hub",
+            "write owner/name with letters, digits, '-', '_' and '.', without '--' or '..'",
         )
     return repo
 
@@ -172,14 +174,16 @@ def _named(repo: str | None, where: str) -> str:
 def _require_names(revision: str, tag: str | None) -> None:
     for what, name in (("branch", revision), ("tag", tag)):
         if name is not None and not hub.is_revision(name):
-            raise BadTarget(f"'{name}' is no name of a {what}", "use letters, digits, '.', '_', '/', '+' and '-'")
+            raise BadTarget(
+                f"'{name}' is not a valid name of a {what}", "use letters, digits, '.', '_', '/', '+' and '-'"
+            )
 
 
 def _require_within_limits(artifact: Artifact) -> None:
     for name, file in artifact.manifest.files.items():
         if file.size > LARGEST_FILE:
             raise BadTarget(
-                f"{artifact.directory / name}: {file.size / 1e9:.1f} GB, and the Hub takes no file above "
+                f"{artifact.directory / name}: {file.size / 1e9:.1f} GB, and the Hub accepts no file above "
                 f"{LARGEST_FILE / 1e9:.0f} GB",
-                "build a smaller one, as in fp16 or int8",
+                "build a smaller artifact, for example in fp16 or int8",
             )

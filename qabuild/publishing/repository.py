@@ -1,6 +1,6 @@
-"""A model repository on the Hub as publishing sees it: what a revision of it holds, and one commit on top of that.
+"""A model repository on the Hub: the content of a revision, and the changes of one commit on top of it.
 
-Every function is one attempt and raises what huggingface_hub raises, see `attempts`.
+No function retries; each raises what huggingface_hub raises, see `qabuild.system.hub_retry`.
 """
 
 from __future__ import annotations
@@ -18,46 +18,46 @@ if TYPE_CHECKING:
 
 MAIN = "main"
 ATTRIBUTES = ".gitattributes"
-"""What the Hub puts into every repository, and git needs there."""
+"""The Hub adds this file to every repository, and git needs it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Blob:
-    """A file at a commit: git's own sum of it, and the SHA-256 where it is kept in large file storage."""
+    """A file at a commit: its git object id, and its SHA-256 where it is in Git LFS."""
 
     size: int
     oid: str
     sha256: str | None
 
     def holds(self, content: Path | bytes) -> bool:
-        """Whether this is the very same file."""
+        """Whether its bytes are those of `content`."""
         size = len(content) if isinstance(content, bytes) else content.stat().st_size
-        return self.size == size and (self.sha256 or self.oid) == _sum(content, large=self.sha256 is not None)
+        return self.size == size and (self.sha256 or self.oid) == _digest(content, large=self.sha256 is not None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """What a revision of a repository holds; nothing where there is no such repository."""
+    """The content of a revision of a repository; empty where the repository does not exist."""
 
     exists: bool = False
     private: bool = False
     branch: bool = False
-    """Whether the revision is there; if not, this is what the main branch holds, from which it would start."""
+    """Whether the revision exists; if not, this is the content of the main branch, from which it would start."""
     commit: str | None = None
     files: Mapping[str, Blob] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """What a commit does to one file; `size` is that of the file afterwards, or of the one deleted."""
+    """What a commit does to one file; `size` is in bytes, of the new file or of the deleted one."""
 
     name: str
     does: Literal["add", "replace", "delete", "keep"]
     size: int
 
 
-def look(api: HfApi, repo: str, revision: str) -> Snapshot:
-    """What the revision holds now."""
+def inspect(api: HfApi, repo: str, revision: str) -> Snapshot:
+    """The present content of the revision."""
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
     try:
@@ -66,33 +66,33 @@ def look(api: HfApi, repo: str, revision: str) -> Snapshot:
         return Snapshot()
     except RevisionNotFoundError:
         info, branch = api.model_info(repo, files_metadata=True), False
-    files = {
+    blobs = {
         file.rfilename: Blob(
             size=file.size or 0, oid=file.blob_id or "", sha256=file.lfs.sha256 if file.lfs is not None else None
         )
         for file in info.siblings or []
     }
-    return Snapshot(exists=True, private=bool(info.private), branch=branch, commit=info.sha, files=files)
+    return Snapshot(exists=True, private=bool(info.private), branch=branch, commit=info.sha, files=blobs)
 
 
-def compare(wanted: Mapping[str, Path | bytes], snapshot: Snapshot) -> list[Change]:
-    """What makes the snapshot hold what is wanted and nothing else, but for what git itself needs there."""
+def compare(content: Mapping[str, Path | bytes], snapshot: Snapshot) -> list[Change]:
+    """The changes that turn the snapshot into `content`, by file name; `ATTRIBUTES` is never deleted."""
     changes = []
-    for name, content in sorted(wanted.items()):
-        size = len(content) if isinstance(content, bytes) else content.stat().st_size
-        there = snapshot.files.get(name)
-        does: Any = "add" if there is None else "keep" if there.holds(content) else "replace"
+    for name, file in sorted(content.items()):
+        size = len(file) if isinstance(file, bytes) else file.stat().st_size
+        blob = snapshot.files.get(name)
+        does: Any = "add" if blob is None else "keep" if blob.holds(file) else "replace"
         changes.append(Change(name=name, does=does, size=size))
-    gone = sorted(set(snapshot.files) - set(wanted) - {ATTRIBUTES})
-    return changes + [Change(name=name, does="delete", size=snapshot.files[name].size) for name in gone]
+    deleted = sorted(set(snapshot.files) - set(content) - {ATTRIBUTES})
+    return changes + [Change(name=name, does="delete", size=snapshot.files[name].size) for name in deleted]
 
 
-def operations(wanted: Mapping[str, Path | bytes], changes: Sequence[Change]) -> tuple[list[Any], list[Any]]:
+def operations(content: Mapping[str, Path | bytes], changes: Sequence[Change]) -> tuple[list[Any], list[Any]]:
     """The changes as huggingface_hub's CommitOperationAdd and CommitOperationDelete."""
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
     return (
-        [CommitOperationAdd(c.name, _payload(wanted[c.name])) for c in changes if c.does in ("add", "replace")],
+        [CommitOperationAdd(c.name, _payload(content[c.name])) for c in changes if c.does in ("add", "replace")],
         [CommitOperationDelete(c.name, is_folder=False) for c in changes if c.does == "delete"],
     )
 
@@ -102,13 +102,13 @@ def _payload(content: Path | bytes) -> str | bytes:
 
 
 def pull_requests(api: HfApi, repo: str) -> Iterator[tuple[str, Snapshot]]:
-    """Address and content of each open pull request."""
+    """URL and content of each open pull request."""
     for request in api.get_repo_discussions(repo, discussion_type="pull_request", discussion_status="open"):
-        yield request.url, look(api, repo, request.git_reference or f"refs/pr/{request.num}")
+        yield request.url, inspect(api, repo, request.git_reference or f"refs/pr/{request.num}")
 
 
 def license_of(api: HfApi, checkpoint: Mapping[str, Any]) -> str | None:
-    """The license that the checkpoint's own card states; None where it is not on the Hub, or states none."""
+    """The license that the checkpoint's model card states; None where it states none or is not on the Hub."""
     from huggingface_hub.errors import RepositoryNotFoundError
 
     if not checkpoint["revision"]:
@@ -121,8 +121,8 @@ def license_of(api: HfApi, checkpoint: Mapping[str, Any]) -> str | None:
     return license if isinstance(license, str) else None
 
 
-def tagged(api: HfApi, repo: str, tag: str) -> str | None:
-    """The commit that the tag names; None where there is no such tag."""
+def tagged_commit(api: HfApi, repo: str, tag: str) -> str | None:
+    """The commit that the tag names; None where the tag does not exist."""
     from huggingface_hub.errors import RevisionNotFoundError
 
     try:
@@ -131,7 +131,7 @@ def tagged(api: HfApi, repo: str, tag: str) -> str | None:
         return None
 
 
-def _sum(content: Path | bytes, *, large: bool) -> str:
+def _digest(content: Path | bytes, *, large: bool) -> str:
     from huggingface_hub.utils.sha import git_hash
 
     if large:

@@ -1,4 +1,4 @@
-"""Explains what pydantic found wrong with a target, in the words of its file."""
+"""Turns pydantic's errors for a target into messages that name file, line and key."""
 
 from __future__ import annotations
 
@@ -15,63 +15,63 @@ from qabuild.target.source_map import KeyPath, Place, Places
 
 
 def explain(error: ValidationError, path: Path, places: Places) -> str:
-    """All mistakes of the target at `path`, one a line and in their order.
+    """All mistakes of the target at `path`, one per line, in file order.
 
-    Each with its place, its key path, what was given and what would be accepted.
+    Each line states the place, the key path, the given value and the accepted values.
     """
-    found: dict[KeyPath, tuple[Place, str]] = {}
-    for mistake in error.errors():
-        key = _key_path(mistake)
-        place = places.of(key, as_a_whole=mistake["type"] == "value_error")
-        found.setdefault(key, (place, _wrong(mistake, key)))
-        if mistake["type"] == "union_tag_invalid":  # pydantic looks no further, but what no backend knows is wrong too
-            for name in sorted(mistake["input"].keys() - _fields(("backend",)).keys()):
-                found["backend", name] = places.of(("backend", name)), f"unknown key{_offer(('backend', name))}"
-    count = "one mistake" if len(found) == 1 else f"{len(found)} mistakes"
-    in_order = sorted(found.items(), key=lambda each: each[1][0])
-    lines = [f"  {place.shown}: {'.'.join(key)}: {wrong}" for key, (place, wrong) in in_order]
+    mistakes: dict[KeyPath, tuple[Place, str]] = {}
+    for detail in error.errors():
+        key = _key_path(detail)
+        place = places.of(key, whole_table=detail["type"] == "value_error")
+        mistakes.setdefault(key, (place, _describe(detail, key)))
+        if detail["type"] == "union_tag_invalid":  # pydantic stops here; report keys that no backend has as well
+            for name in sorted(detail["input"].keys() - _fields(("backend",)).keys()):
+                mistakes["backend", name] = places.of(("backend", name)), f"unknown key{_suggest(('backend', name))}"
+    count = "one mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
+    in_order = sorted(mistakes.items(), key=lambda item: item[1][0])
+    lines = [f"  {place.shown}: {'.'.join(key)}: {message}" for key, (place, message) in in_order]
     return f"{path}: {count}\n" + "\n".join(lines)
 
 
-def _key_path(mistake: Any) -> KeyPath:
-    """Where the mistake stands in the file: pydantic's location without the names of a union's members."""
-    if mistake["type"].startswith("union_tag"):
+def _key_path(detail: Any) -> KeyPath:
+    """The key path in the file: pydantic's location without the names of a union's members."""
+    if detail["type"].startswith("union_tag"):
         return ("backend", "name")
-    parts = [str(part) for part in mistake["loc"]]
+    parts = [str(part) for part in detail["loc"]]
     if parts[0] == "backend":
         del parts[1:2]
     path: KeyPath = ()
     for part in parts:
-        known = _fields(path)
-        if not known:  # below a key there are no more keys
+        fields = _fields(path)
+        if not fields:  # not a table, so it has no keys
             return path
         path = (*path, part)
-        if part not in known:
+        if part not in fields:
             return path
     return path
 
 
-def _wrong(mistake: Any, path: KeyPath) -> str:
-    kind, given = mistake["type"], mistake["input"]
+def _describe(detail: Any, path: KeyPath) -> str:
+    kind, value = detail["type"], detail["input"]
     if kind == "extra_forbidden":
-        return f"unknown key{_offer(path, mistake['loc'][1] if path[0] == 'backend' else None)}"
+        return f"unknown key{_suggest(path, detail['loc'][1] if path[0] == 'backend' else None)}"
     if path == ("backend",):
-        wrong = "is missing" if kind == "missing" else f"given {given!r}"
-        return f"{wrong}; accepted: a table with a name: {', '.join(BACKENDS)}"
-    if kind == "missing" and mistake["loc"][-1] == path[-1]:
-        return f"is missing; accepted: {_accepted(path)}"
+        problem = "is missing" if kind == "missing" else f"given {value!r}"
+        return f"{problem}; accepted: a table with a name: {', '.join(BACKENDS)}"
+    if kind == "missing" and detail["loc"][-1] == path[-1]:
+        return f"is missing; accepted: {_description(path)}"
     if kind == "value_error":
-        return str(mistake["ctx"]["error"])
+        return str(detail["ctx"]["error"])
     if kind.startswith("union_tag"):
-        name = given.get("name") if isinstance(given, dict) else given
-        near = difflib.get_close_matches(str(name), BACKENDS, n=1)
-        perhaps = f"; perhaps you meant {near[0]!r}" if near else ""
-        return f"{f'given {name!r}' if name else 'is missing'}; accepted: {', '.join(BACKENDS)}{perhaps}"
-    accepted = ": ".join(filter(None, (_wanted(mistake), _accepted(path))))
-    return f"given {given!r}; accepted: {accepted}"
+        name = value.get("name") if isinstance(value, dict) else value
+        matches = difflib.get_close_matches(str(name), BACKENDS, n=1)
+        suggestion = f"; perhaps you meant {matches[0]!r}" if matches else ""
+        return f"{f'given {name!r}' if name else 'is missing'}; accepted: {', '.join(BACKENDS)}{suggestion}"
+    accepted = ": ".join(filter(None, (_constraint(detail), _description(path))))
+    return f"given {value!r}; accepted: {accepted}"
 
 
-_WANTED = {
+_CONSTRAINTS = {
     "bool_type": "true or false",
     "finite_number": "a finite number",
     "float_type": "a number",
@@ -89,18 +89,18 @@ _WANTED = {
     "too_short": "at least {min_length} values",
     "tuple_type": "a list",
 }
-"""What would be accepted instead, by pydantic's type of a mistake."""
+"""What a key accepts, by pydantic's error type."""
 
 
-def _wanted(mistake: Any) -> str:
-    if mistake["type"] == "string_pattern_mismatch":  # its description says it better than the pattern
+def _constraint(detail: Any) -> str:
+    if detail["type"] == "string_pattern_mismatch":  # the field's description is clearer than the pattern
         return ""
-    wanted = _WANTED.get(mistake["type"])
-    return wanted.format(**mistake.get("ctx", {})) if wanted else str(mistake["msg"])
+    constraint = _CONSTRAINTS.get(detail["type"])
+    return constraint.format(**detail.get("ctx", {})) if constraint else str(detail["msg"])
 
 
-def _offer(path: KeyPath, backend_name: str | None = None) -> str:
-    """Which key was probably meant: the nearest name in the same table, or the same name in others."""
+def _suggest(path: KeyPath, backend_name: str | None = None) -> str:
+    """The key that was probably meant: the closest name in the same table, or the same name in another table."""
     siblings = _fields(path[:-1])
     if backend_name:
         siblings = backend(backend_name).Options.model_fields
@@ -108,31 +108,31 @@ def _offer(path: KeyPath, backend_name: str | None = None) -> str:
             return f" of backend {backend_name}; it belongs to {', '.join(owners)}"
     elif len(path) == 1:
         siblings = {"extends": None, **siblings}
-    if near := difflib.get_close_matches(path[-1], siblings, n=1):
-        return f"; perhaps you meant {near[0]!r}"
-    homes = [other[:-1] for other in _all_keys() if other[-1] == path[-1]]
-    if homes:
-        named = [f"[{'.'.join(home)}]" if home else "the top" for home in homes]
-        return f"; it belongs to {' or '.join(named)}"
-    return f"; known here: {', '.join(siblings)}" if siblings else ""
+    if matches := difflib.get_close_matches(path[-1], siblings, n=1):
+        return f"; perhaps you meant {matches[0]!r}"
+    tables = [key[:-1] for key in _all_keys() if key[-1] == path[-1]]
+    if tables:
+        names = [f"[{'.'.join(table)}]" if table else "the top level" for table in tables]
+        return f"; it belongs to {' or '.join(names)}"
+    return f"; known keys: {', '.join(siblings)}" if siblings else ""
 
 
-def _accepted(path: KeyPath) -> str:
+def _description(path: KeyPath) -> str:
     field = _fields(path[:-1]).get(path[-1])
     return (field.description or "") if field else ""
 
 
 def _fields(table: KeyPath) -> dict[str, Any]:
-    """The fields of a table of the target; of `[backend]`, those of every backend."""
+    """The fields of a table of the target; for `[backend]`, those of all backends."""
     if table == ("backend",):
         return {key: field for name in BACKENDS for key, field in backend(name).Options.model_fields.items()}
     model: type[BaseModel] = Target
     for part in table:
         field = model.model_fields.get(part)
-        inner = table_of(field.annotation) if field else None
-        if inner is None:
+        nested = table_of(field.annotation) if field else None
+        if nested is None:
             return {}
-        model = inner
+        model = nested
     return {key: field for key, field in model.model_fields.items() if (model, key) != (Target, "name")}
 
 
@@ -144,6 +144,6 @@ def _all_keys(table: KeyPath = ()) -> Iterator[KeyPath]:
 
 
 def table_of(annotation: Any) -> type[BaseModel] | None:
-    """The model behind a field that is a table, or a table that may be absent; None for any other field."""
+    """The model of a field that is a table, required or optional; None for any other field."""
     members = (annotation, *get_args(annotation))
-    return next((each for each in members if isinstance(each, type) and issubclass(each, BaseModel)), None)
+    return next((member for member in members if isinstance(member, type) and issubclass(member, BaseModel)), None)

@@ -1,4 +1,4 @@
-"""Gates: what an artifact must keep of the answers of its checkpoint."""
+"""Gates: how closely an artifact must match the answers of its checkpoint."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Gates(Frozen):
     )
 
     def by_dtype(self, dtype: Dtype) -> Gates:
-        """These gates, with what is left open filled in by what the numbers of `dtype` can be expected to keep."""
+        """These gates, with unset limits filled in from the defaults of `dtype`."""
         agreement, difference = GATES_BY_DTYPE[dtype]
         return self.model_copy(
             update={
@@ -40,8 +40,8 @@ class Gates(Frozen):
         )
 
 
-# Least agreement and largest logit difference. fp32 differs by the order of sums only; fp16 keeps 11 bits and bf16 8
-# of a logit of about 10; int8 is judged by its F1 alone.
+# Least agreement and largest logit difference. fp32 differs only by the order of summation; fp16 has 11 significant
+# bits and bf16 has 8, at logits of about 10; int8 is judged by its F1 alone.
 GATES_BY_DTYPE: dict[Dtype, tuple[float | None, float | None]] = {
     "fp32": (0.995, 1e-3),
     "fp16": (0.99, 0.1),

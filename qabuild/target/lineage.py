@@ -1,6 +1,6 @@
-"""Where a checkpoint comes from: it is found, or a stage of a target makes it from another one.
+"""Lineage of a checkpoint: it exists at its source, or a stage of a target derives it from another checkpoint.
 
-Values only: `builder` makes steps of them, and `models` does the work.
+Values only: `builder` turns them into steps, and `models` does the work.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Derived:
-    """A checkpoint that a stage of a target, such as its training, makes from another one."""
+    """A checkpoint that a stage of a target, such as its training, derives from another one."""
 
     target: Target
-    """Whose tables say how."""
+    """The target whose tables configure the stage."""
     stage: str
-    """Name of the table, and of the step that makes the checkpoint."""
+    """Name of the table, and of the step that produces the checkpoint."""
     start: Origin
     teacher: Origin | None = None
-    """Where the teacher of a distillation comes from."""
+    """Origin of the teacher of a distillation."""
 
     @property
     def name(self) -> str:
@@ -43,23 +43,23 @@ Origin = CheckpointSource | Derived
 
 
 def derivations(origin: Origin) -> Iterator[Derived]:
-    """All stages that lead to a checkpoint, each once and after those it needs."""
-    seen: list[Derived] = []
-    _collect(origin, seen)
-    yield from seen
+    """All stages that lead to a checkpoint, each once, dependencies first."""
+    stages: list[Derived] = []
+    _collect(origin, stages)
+    yield from stages
 
 
 def sources(origin: Origin) -> Iterator[CheckpointSource]:
-    """The checkpoints that are found, not made, and that all others start from."""
-    for needed in (origin.start, origin.teacher) if isinstance(origin, Derived) else ():
-        if needed is not None:
-            yield from sources(needed)
+    """The existing checkpoints that all derived ones start from."""
+    for parent in (origin.start, origin.teacher) if isinstance(origin, Derived) else ():
+        if parent is not None:
+            yield from sources(parent)
     if isinstance(origin, CheckpointSource):
         yield origin
 
 
 def training_data(target: Target) -> dict[tuple[str, str], DatasetRef]:
-    """The questions that training, or compiling, reads, by the name of the target and the key that name them."""
+    """The data sets that training or calibration reads, by target name and key."""
     calibration = target.datasets.get("backend.calibration")
     own = {(target.name, "backend.calibration"): calibration} if calibration else {}
     stages = {
@@ -75,7 +75,7 @@ def pinned(
     checkpoints: Mapping[CheckpointSource, CheckpointSource],
     datasets: Mapping[DatasetRef, DatasetRef],
 ) -> Origin:
-    """The same origin, with pinned sources in the place of those that the targets name."""
+    """The same origin, with the sources that the targets name replaced by pinned ones."""
     if isinstance(origin, CheckpointSource):
         return checkpoints.get(origin, origin)
     return replace(
@@ -86,8 +86,8 @@ def pinned(
     )
 
 
-def _collect(origin: Origin | None, seen: list[Derived]) -> None:
-    if isinstance(origin, Derived) and origin not in seen:
-        _collect(origin.teacher, seen)
-        _collect(origin.start, seen)
-        seen.append(origin)
+def _collect(origin: Origin | None, stages: list[Derived]) -> None:
+    if isinstance(origin, Derived) and origin not in stages:
+        _collect(origin.teacher, stages)
+        _collect(origin.start, stages)
+        stages.append(origin)

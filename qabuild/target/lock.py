@@ -1,8 +1,8 @@
-"""Pins: which bytes a target's Hub ids and files stand for, in a lock file beside it.
+"""Lock files: pin the exact bytes of a target's Hub ids and files.
 
-`targets/x.lock` states what `targets/x.toml` asked for and what that was: the commit sha and digest of the checkpoint,
-the commit sha and fingerprint of each data set. A target is read through its lock where there is one, so that it means
-the same bytes on every machine and every day.
+`targets/x.lock` records what `targets/x.toml` names and what it resolved to: the commit sha and digest of the
+checkpoint, the commit sha and fingerprint of each data set. A target with a lock is read through it, so it means the
+same bytes on every machine and every day.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from qabuild.target.read import load as load_target
 
 
 class CheckpointPin(Frozen):
-    """What was asked for, and what it was."""
+    """A checkpoint as the target names it, and the commit and digest it resolved to."""
 
     model: str
     revision: str | None = None
@@ -38,7 +38,7 @@ class CheckpointPin(Frozen):
 
 
 class DataPin(Frozen):
-    """What was asked for, and what it was."""
+    """A data set as the target names it, and the commit and fingerprint it resolved to."""
 
     dataset: str
     revision: str | None = None
@@ -53,9 +53,9 @@ class Lock(Frozen):
     checkpoint: CheckpointPin
     verify: DataPin
     checkpoints: tuple[CheckpointPin, ...] = Field((), strict=False)
-    """Others that its checkpoint is trained from: teachers, and what those are trained from."""
+    """Other checkpoints that training reads: teachers, and those that the teachers are trained from."""
     datasets: tuple[DataPin, ...] = Field((), strict=False)
-    """What is learnt from or calibrated on."""
+    """Data sets for training and calibration."""
 
 
 def path_of(target: Path) -> Path:
@@ -77,7 +77,7 @@ def lock(target: str | Path, *, offline: bool = False) -> Lock:
 def load(path: str | Path, overrides: Sequence[str] = (), *, locked: bool = False) -> Target:
     """Read the target at `path` through its lock, if it has one.
 
-    What the target no longer asks for, the lock does not pin. With `locked` that is BadTarget, and so is no lock.
+    A pin that no longer matches the target is ignored. With `locked`, a mismatch or a missing lock raises BadTarget.
     Raises BadTarget for what `qabuild.target.read.load` refuses, and for a damaged lock.
     """
     path = Path(path)
@@ -89,8 +89,8 @@ def load(path: str | Path, overrides: Sequence[str] = (), *, locked: bool = Fals
     if locked and not (pins_checkpoint and pins_data and not pins.missing):
         raise BadTarget(_unlocked(target, path_of(path), lock, pins_checkpoint, pins), f"run `qabuild lock {path}`")
     if lock and pins_checkpoint:
-        pins_to = {"revision": lock.checkpoint.commit, "digest": lock.checkpoint.digest}
-        target = target.model_copy(update={"checkpoint": target.checkpoint.model_copy(update=pins_to)})
+        pin = {"revision": lock.checkpoint.commit, "digest": lock.checkpoint.digest}
+        target = target.model_copy(update={"checkpoint": target.checkpoint.model_copy(update=pin)})
     if lock and pins_data:
         pinned_data = target.verify.data.pinned(lock.verify.commit, lock.verify.fingerprint)
         target = target.model_copy(update={"verify": target.verify.with_data(pinned_data)})
@@ -103,17 +103,17 @@ def load(path: str | Path, overrides: Sequence[str] = (), *, locked: bool = Fals
 
 
 def make(target: Target, *, offline: bool = False) -> Lock:
-    """Look up what `target`, read without a lock, stands for now. Downloads what is not in the cache yet."""
+    """Resolve what `target`, read without a lock, names now. Downloads what is not cached yet."""
     from qabuild.models.checkpoint.resolve import resolve
     from qabuild.qa import data
 
     def checkpoint(source: CheckpointSource, head: bool) -> CheckpointPin:
-        found = resolve(source.model, source.revision, head=head, offline=offline)
-        return CheckpointPin(**_checkpoint_fields(source), commit=found.revision, digest=found.digest)
+        resolved = resolve(source.model, source.revision, head=head, offline=offline)
+        return CheckpointPin(**_checkpoint_fields(source), commit=resolved.revision, digest=resolved.digest)
 
     def questions(ref: DatasetRef) -> DataPin:
-        found = data.load(ref.whole(), offline=offline)
-        return DataPin(**_data_fields(ref), commit=found.revision, fingerprint=found.fingerprint)
+        dataset = data.load(ref.whole(), offline=offline)
+        return DataPin(**_data_fields(ref), commit=dataset.revision, fingerprint=dataset.fingerprint)
 
     require_paths(target)
     derived = isinstance(target.origin, Derived)
@@ -127,7 +127,7 @@ def make(target: Target, *, offline: bool = False) -> Lock:
 
 
 def write(lock: Lock, path: Path) -> bool:
-    """Put the lock file at `path`, whole or not at all; returns whether that changed anything."""
+    """Write the lock file to `path` atomically; returns whether its content changed."""
     _refuse_folder(path)
     lines = ["# Written by `qabuild lock`; keep it under version control beside its target."]
     for name, pins in lock.model_dump(exclude_none=True).items():
@@ -137,21 +137,21 @@ def write(lock: Lock, path: Path) -> bool:
     text = "\n".join(lines) + "\n"
     if path.is_file() and path.read_text(encoding="utf-8") == text:
         return False
-    place = path.resolve()  # a symbolic link stays one
-    with explained(place.parent, "the lock's folder", "make room or make it writable"):
-        files.write(place, text.encode())
+    file = path.resolve()  # write through a symbolic link, do not replace it
+    with explained(file.parent, "the lock's folder", "make room or make it writable"):
+        files.write(file, text.encode())
     return True
 
 
 def _refuse_folder(path: Path) -> None:
     if path.is_dir():
         raise BadTarget(
-            f"{path}: a folder, where the lock of {path.with_suffix('.toml')} is looked for", "move it away"
+            f"{path}: a folder, but the lock file of {path.with_suffix('.toml')} is expected there", "move it away"
         )
 
 
 def read(path: Path) -> Lock | None:
-    """The lock file at `path`, or None where there is none."""
+    """The lock file at `path`, or None where it does not exist."""
     _refuse_folder(path)
     try:
         return Lock.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
@@ -164,12 +164,12 @@ def read(path: Path) -> Lock | None:
 
 @dataclass(frozen=True, kw_only=True)
 class _TrainingPins:
-    """What a lock pins of the stages that lead to a checkpoint, and of what is calibrated on."""
+    """What a lock pins of the training stages and of the calibration data."""
 
     checkpoints: Mapping[CheckpointSource, CheckpointSource]
     datasets: Mapping[DatasetRef, DatasetRef]
     missing: Sequence[str]
-    """What they name and the lock does not pin."""
+    """Names that the target uses and the lock does not pin."""
 
 
 def _training_pins(target: Target, lock: Lock | None) -> _TrainingPins:
@@ -195,7 +195,7 @@ def _pin_of(ref: DatasetRef, lock: Lock | None) -> DataPin | None:
 
 
 def _checkpoint_fields(source: CheckpointSource) -> dict[str, Any]:
-    """What the target names, without paths, which differ between machines."""
+    """The fields that the target names, without paths, which differ between machines."""
     return {"model": _name(source.model), "revision": source.revision}
 
 
@@ -217,12 +217,12 @@ def _name(source: str) -> str:
 
 def _unlocked(target: Target, path: Path, lock: Lock | None, pins_checkpoint: bool, pins: _TrainingPins) -> str:
     if lock is None:
-        return f"{path}: there is no lock, and --locked builds nothing without one"
-    asked, locked = (
+        return f"{path}: no such lock file, and --locked requires one"
+    current, locked = (
         (_data_fields(target.verify.data), _pinned_fields(lock.verify))
         if pins_checkpoint
         else (_checkpoint_fields(target.checkpoint), _pinned_checkpoint(lock))
     )
-    changes = [f"{key} {locked[key]} became {asked[key]}" for key in asked if asked[key] != locked[key]]
+    changes = [f"{key} {locked[key]} became {current[key]}" for key in current if current[key] != locked[key]]
     changes += [f"{name} is not pinned" for name in pins.missing]
     return f"{path}: the target changed after it was locked: {', '.join(changes)}"

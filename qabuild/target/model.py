@@ -1,4 +1,4 @@
-"""Targets: what a user declares, as frozen values. `reading.load` makes them from files."""
+"""Targets: what a user declares, as frozen values. `read.load` reads them from files."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Verify(DatasetTable):
 
 
 STAGES = ("train",)
-"""Tables that make a checkpoint from another one, in this order; `distill` says more of the training."""
+"""Tables that derive a checkpoint from another one, in this order; `distill` configures the training further."""
 
 
 class Publish(Frozen):
@@ -53,7 +53,7 @@ class Publish(Frozen):
 
 
 class NamedPath(NamedTuple):
-    """A file or folder, and where it is named: "file:line" and the dotted key."""
+    """A file or folder, and where the target names it: "file:line" and the dotted key."""
 
     place: str
     key: str
@@ -137,7 +137,7 @@ class Target(Frozen):
         base = bases.get(self.checkpoint.target or "")
         built = self
         if base:
-            # What is built on a target is its checkpoint, not its artifact: without a stage of its own, its tables.
+            # Builds on the base's checkpoint, not its artifact: without stages of its own, it takes the base's tables.
             tables = {} if self.stages else {name: getattr(base, name) for name in (*STAGES, "distill")}
             built = self.model_copy(update={"checkpoint": base.checkpoint, **tables})
         origin = self._own_origin(bases)
@@ -152,19 +152,19 @@ class Target(Frozen):
         return changed
 
     def _own_origin(self, bases: Mapping[str, Target]) -> Origin:
-        def of(source: CheckpointSource) -> Origin:
+        def origin_of(source: CheckpointSource) -> Origin:
             return bases[source.target].origin if source.target else source
 
-        origin = of(self.checkpoint)
+        origin = origin_of(self.checkpoint)
         for stage in self.stages:
-            teacher = of(self.distill.teacher) if self.distill and stage == "train" else None
+            teacher = origin_of(self.distill.teacher) if self.distill and stage == "train" else None
             origin = Derived(target=self, stage=stage, start=origin, teacher=teacher)
         return origin
 
     @model_validator(mode="before")
     @classmethod
-    def _starts_from_its_teacher(cls, tables: Any) -> Any:
-        """A student that is named nowhere is made of its teacher's layers."""
+    def _default_to_teacher(cls, tables: Any) -> Any:
+        """A student without a checkpoint of its own is initialised from its teacher's layers."""
         if isinstance(tables, dict) and "checkpoint" not in tables:
             distill, train = tables.get("distill"), tables.get("train")
             teacher = distill.get("teacher") if isinstance(distill, dict) else None
@@ -174,7 +174,7 @@ class Target(Frozen):
 
     @field_validator("distill")
     @classmethod
-    def _trials_can_be_scored(cls, distill: Distill | None, info: ValidationInfo) -> Distill | None:
+    def _require_held_out_for_search(cls, distill: Distill | None, info: ValidationInfo) -> Distill | None:
         train = info.data.get("train")
         if distill and distill.search and not (train and train.held_out):
             raise ValueError("a search scores its trials on held-out questions: set train.held_out")
@@ -182,11 +182,11 @@ class Target(Frozen):
 
     @field_validator("name")
     @classmethod
-    def _is_a_folder_name(cls, name: str) -> str:
+    def _require_folder_name(cls, name: str) -> str:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or name.endswith(".failed"):
             raise ValueError(
-                f"{name!r} would be the artifact's folder, whose name begins with one of a to z, A to Z, 0 to 9, goes "
-                "on with these and '.', '_', '-', and does not end in '.failed': rename the file"
+                f"{name!r} would be the artifact's folder, whose name begins with one of a to z, A to Z, 0 to 9, "
+                "continues with these and '.', '_', '-', and does not end in '.failed': rename the file"
             )
         return name
 
@@ -197,7 +197,7 @@ DATASET_TABLES: tuple[str, ...] = tuple(
     for member in (field.annotation, *get_args(field.annotation))
     if isinstance(member, type) and issubclass(member, DatasetTable)
 )
-"""Names of the tables that name questions."""
+"""Names of the tables that name a data set."""
 
 
 def json_schema() -> dict[str, Any]:

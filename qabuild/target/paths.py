@@ -1,4 +1,4 @@
-"""Files and folders that a target names."""
+"""Checks that the files and folders a target names exist."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ if TYPE_CHECKING:
 
 
 def require_paths(target: Target) -> None:
-    """Raise BadTarget with all files and folders that the target names and that are not there."""
-    gone = [f"{at}: {key}: {path}: no such file or folder" for at, key, path in target.paths if not path.exists()]
-    if gone:
-        several = [f"{target.name}: {len(gone)} paths lead nowhere"] if len(gone) > 1 else []
+    """Raise BadTarget, listing every file and folder that the target names and that does not exist."""
+    missing = [
+        f"{place}: {key}: {path}: no such file or folder" for place, key, path in target.paths if not path.exists()
+    ]
+    if missing:
+        heading = [f"{target.name}: {len(missing)} paths do not exist"] if len(missing) > 1 else []
         raise BadTarget(
-            "\n  ".join(several + gone),
-            "a relative path is taken from the folder of the file that states it; a Hub id is written 'owner/name'",
+            "\n  ".join(heading + missing),
+            "a relative path is relative to the folder of the file that states it; a Hub id is written 'owner/name'",
         )

@@ -1,7 +1,7 @@
-"""Reads targets from TOML: the files that extend each other, the overrides of one run, the targets built upon.
+"""Reads targets from TOML: files that extend each other, overrides of one run, targets that build on others.
 
-Reading does nothing else: no network, no environment, no device is touched, and no path is looked at but those of
-the TOML files themselves.
+Reading has no side effects: it uses no network, environment or device, and accesses no path but those of the TOML
+files themselves.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from qabuild.target import explain
 from qabuild.target.model import DATASET_TABLES, NamedPath, Target
 from qabuild.target.source_map import File, KeyPath, Places, Toml
 
-# Keys that may name a path. A relative one is relative to the file that states it, so it is made absolute before
+# Keys that may name a path. A relative path is relative to the file that states it, so it is made absolute before
 # `extends` merges files of different folders.
 SOURCES: tuple[KeyPath, ...] = (
     ("checkpoint", "model"),
@@ -37,7 +37,7 @@ SOURCES: tuple[KeyPath, ...] = (
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Target:
     """Read the target at `path`; each override is `dotted.key=value`, its value in TOML or a bare string.
 
-    Raises BadTarget with every mistake of the file, and of those it extends, in one message.
+    Raises BadTarget that lists every mistake of the file, and of those it extends, in one message.
     """
     return _load(Path(path), overrides, ())
 
@@ -61,16 +61,18 @@ def _load(path: Path, overrides: Sequence[str], built_on_by: tuple[Path, ...]) -
         place = places.of(tuple((error.key or "backend").split(".")))
         raise BadTarget(f"{place.shown}: {error.message}", error.hint) from None
     teacher = target.distill.teacher.target if target.distill else None
-    named = filter(None, (target.checkpoint.target, teacher))
-    bases = {base: _load(Path(base), (), (*built_on_by, path)) for base in named}
-    led_to = (each for base in bases.values() for each in base.paths if not each.key.startswith(("backend", "verify")))
-    built = target.built_on(bases).with_paths((*led_to, *_paths(target, places)))
-    if built.verify.gates.min_teacher_f1_retention is not None and built.distill is None:
+    base_names = filter(None, (target.checkpoint.target, teacher))
+    bases = {base: _load(Path(base), (), (*built_on_by, path)) for base in base_names}
+    base_paths = (
+        named for base in bases.values() for named in base.paths if not named.key.startswith(("backend", "verify"))
+    )
+    target = target.built_on(bases).with_paths((*base_paths, *_paths(target, places)))
+    if target.verify.gates.min_teacher_f1_retention is not None and target.distill is None:
         raise BadTarget(
             f"{path}: verify.gates.min_teacher_f1_retention: there is no teacher",
-            "name one in [distill], or take the gate out",
+            "name one in [distill], or remove the gate",
         )
-    return built
+    return target
 
 
 def _paths(target: Target, places: Places) -> Iterator[NamedPath]:
@@ -79,8 +81,8 @@ def _paths(target: Target, places: Places) -> Iterator[NamedPath]:
         value: Any = target
         for name in key:
             value = getattr(value, name, None)
-        read = target.calibrated if key[0] == "backend" else key[-1] != "target"
-        if read and value and is_path(value):
+        is_read = target.calibrated if key[0] == "backend" else key[-1] != "target"
+        if is_read and value and is_path(value):
             yield NamedPath(places.of(key).shown, ".".join(key), Path(value))
 
 
@@ -88,12 +90,12 @@ def _paths(target: Target, places: Places) -> Iterator[NamedPath]:
 
 
 def _read_chain(path: Path, built_on_by: tuple[Path, ...]) -> list[File]:
-    """The target's file, the one it extends, and so on."""
-    _refuse_circle(path, built_on_by, "build on each other's checkpoint", "give one of them a model of its own")
+    """The target's file, the file it extends, and so on."""
+    _refuse_cycle(path, built_on_by, "build on each other's checkpoint", "give one of them a model of its own")
     chain: list[File] = []
     while True:
-        _refuse_circle(path, [f.path for f in chain], "extend each other", "let one of them state its own tables")
-        file = _read(path, f"extended by {chain[-1].path}" if chain else _because(built_on_by))
+        _refuse_cycle(path, [f.path for f in chain], "extend each other", "let one of them state its own tables")
+        file = _read(path, f"extended by {chain[-1].path}" if chain else _describe_dependents(built_on_by))
         chain.append(file)
         base = file.content.pop("extends", None)
         if base is None:
@@ -105,42 +107,42 @@ def _read_chain(path: Path, built_on_by: tuple[Path, ...]) -> list[File]:
         path = path.parent / base
 
 
-def _refuse_circle(path: Path, before: Sequence[Path], how: str, hint: str) -> None:
-    if path.resolve() in [earlier.resolve() for earlier in before]:
-        raise BadTarget(f"targets {how} in a circle: {' -> '.join(map(str, [*before, path]))}", hint)
+def _refuse_cycle(path: Path, chain: Sequence[Path], how: str, hint: str) -> None:
+    if path.resolve() in [earlier.resolve() for earlier in chain]:
+        raise BadTarget(f"targets {how} in a circle: {' -> '.join(map(str, [*chain, path]))}", hint)
 
 
-def _because(built_on_by: tuple[Path, ...]) -> str:
+def _describe_dependents(built_on_by: tuple[Path, ...]) -> str:
     return f"built on by {' -> '.join(map(str, built_on_by))}" if built_on_by else ""
 
 
-def _read(path: Path, why: str) -> File:
-    because = f" ({why})" if why else ""
+def _read(path: Path, reason: str) -> File:
+    suffix = f" ({reason})" if reason else ""
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
-        raise BadTarget(f"{path}: no such target{because}", _offer_neighbours(path)) from None
+        raise BadTarget(f"{path}: no such target{suffix}", _suggest_target(path)) from None
     except IsADirectoryError:
-        raise BadTarget(f"{path} is a folder{because}", "name a .toml file in it") from None
+        raise BadTarget(f"{path} is a folder{suffix}", "name a .toml file in it") from None
     except UnicodeDecodeError as error:
-        raise BadTarget(f"{path}: not UTF-8 at byte {error.start}{because}", "save the file as UTF-8") from None
+        raise BadTarget(f"{path}: not UTF-8 at byte {error.start}{suffix}", "save the file as UTF-8") from None
     except OSError as error:
-        raise BadTarget(f"{path}: cannot be read: {error.strerror}{because}") from None
+        raise BadTarget(f"{path}: cannot be read: {error.strerror}{suffix}") from None
     if not text.strip():
-        raise BadTarget(f"{path}: is empty{because}", "see `qabuild schema`, or copy one of targets/")
+        raise BadTarget(f"{path}: is empty{suffix}", "see `qabuild schema`, or copy one of targets/")
     try:
         content = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         twice = "overwrite" in str(error) or "twice" in str(error)
-        hint = "a key or a table stands there twice" if twice else "strings stand in quotes, tables in [brackets]"
-        raise BadTarget(f"{path}: not TOML: {error}{because}", hint) from None
+        hint = "a key or a table is defined twice" if twice else "write strings in quotes, table names in [brackets]"
+        raise BadTarget(f"{path}: not TOML: {error}{suffix}", hint) from None
     return File(path, text, _with_absolute_sources(content, path.parent))
 
 
-def _offer_neighbours(path: Path) -> str:
-    here = {each.stem: each for folder in (path.parent / "targets", path.parent) for each in folder.glob("*.toml")}
-    near = difflib.get_close_matches(path.stem, here, n=1)
-    return f"perhaps you meant {here[near[0]]}" if near else "`qabuild targets` lists those that are here"
+def _suggest_target(path: Path) -> str:
+    files = {file.stem: file for folder in (path.parent / "targets", path.parent) for file in folder.glob("*.toml")}
+    matches = difflib.get_close_matches(path.stem, files, n=1)
+    return f"perhaps you meant {files[matches[0]]}" if matches else "`qabuild targets` lists the available targets"
 
 
 def _with_absolute_sources(content: Toml, folder: Path) -> Toml:
@@ -154,12 +156,12 @@ def _with_absolute_sources(content: Toml, folder: Path) -> Toml:
 
 
 def _target_path(source: str, folder: Path) -> str:
-    """The file of a target that is given by name, as those beside this file are, or by path."""
+    """The file of a target given by path, or by name if it is in the folder of this file."""
     return str(Path(folder, source if source.endswith(".toml") else f"{source}.toml").expanduser().absolute())
 
 
 def absolute_source(source: str, folder: Path) -> str:
-    """`source` itself unless it is a relative path (begins with ./ or ../), which is taken from `folder`."""
+    """`source` made absolute: ~ is expanded, ./ and ../ are relative to `folder`; anything else stays as it is."""
     if source.startswith("~"):
         return str(Path(source).expanduser())
     if source in (".", "..") or source.startswith(("./", "../")):
@@ -168,9 +170,9 @@ def absolute_source(source: str, folder: Path) -> str:
 
 
 def _merge(base: Toml, over: Toml) -> Toml:
-    """`over` on top of `base`, table by table.
+    """`over` merged into `base`, table by table.
 
-    What belongs to one value is not inherited by another: a backend's options, the revision and sums of a Hub id.
+    A changed value inherits nothing that belongs to the old one: a backend's options, a Hub id's revision and digests.
     """
     merged = dict(base)
     if any(over.get(key, base.get(key)) != base.get(key) for key in ("model", "target", "dataset", "calibration")):
@@ -195,9 +197,9 @@ def _parse_override(override: str) -> Toml:
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
-        value = text  # a bare word is a string, so that no quotes within quotes are needed
+        value = text  # a bare word is a string, which saves nested quotes in the shell
     if path == ["extends"]:
-        raise BadTarget(f"--set {override}: another target to start from is not set for one run", "write a file for it")
+        raise BadTarget(f"--set {override}: `extends` cannot be overridden", "write a file for it")
     nested: Toml = {path[-1]: value}
     for part in reversed(path[:-1]):
         nested = {part: nested}

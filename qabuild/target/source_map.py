@@ -1,4 +1,4 @@
-"""Where in which TOML file each key of a target stands."""
+"""Source map of a target: the TOML file and line of each key."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ class File:
 
     @cached_property
     def lines(self) -> Mapping[KeyPath, int]:
-        """Line number of every table header and key, found by scanning: tomllib keeps no places."""
-        found: dict[KeyPath, int] = {}
+        """Line number of every table header and key, found by scanning: tomllib reports no positions."""
+        lines: dict[KeyPath, int] = {}
         table: KeyPath = ()
         for number, line in enumerate(self.text.splitlines(), start=1):
             if header := re.match(r"\s*\[\s*([^\[\]]+?)\s*\]", line):
                 table = tuple(part.strip().strip("\"'") for part in header[1].split("."))
-                found.setdefault(table, number)
+                lines.setdefault(table, number)
             elif key := re.match(r"\s*([\w\"'.-]+(?:\s*\.\s*[\w\"'-]+)*)\s*=", line):
                 parts = tuple(part.strip().strip("\"'") for part in key[1].split("."))
-                found.setdefault(table + parts, number)
-        return found
+                lines.setdefault(table + parts, number)
+        return lines
 
 
 KeyPath = tuple[str, ...]
-"""Names of tables, outermost first, and that of a key."""
+"""Names of the tables, outermost first, then the key."""
 
 
 class Place(NamedTuple):
-    """Where a key stands; places sort as the files and their lines do."""
+    """The file and line of a key; places sort in the order of files and lines."""
 
     file: int
     line: int
@@ -51,23 +51,23 @@ _OVERRIDDEN = Place(-1, 0, "--set")
 
 
 class Places:
-    """Where the keys of a target stand: in its file or one that it extends, or in `--set`."""
+    """The places of a target's keys: in its file, in one that it extends, or in `--set`."""
 
     def __init__(self, files: Sequence[File], overrides: Sequence[str]) -> None:
         self._unknown = Place(0, 0, str(files[0].path))
         self._overridden = [tuple(override.split("=")[0].strip().split(".")) for override in overrides]
-        self._found: dict[KeyPath, Place] = dict.fromkeys(self._overridden, _OVERRIDDEN)
+        self._places: dict[KeyPath, Place] = dict.fromkeys(self._overridden, _OVERRIDDEN)
         for number, file in enumerate(files):
             for key, line in file.lines.items():
-                self._found.setdefault(key, Place(number, line, f"{file.path}:{line}"))
+                self._places.setdefault(key, Place(number, line, f"{file.path}:{line}"))
 
-    def of(self, key: KeyPath, *, as_a_whole: bool = False) -> Place:
-        """The place of a key, or that of its table where it is missing.
+    def of(self, key: KeyPath, *, whole_table: bool = False) -> Place:
+        """The place of a key, or of its table where the key is missing.
 
-        What is wrong with a table `as_a_whole` is so by the override of any of its keys.
+        With `whole_table`, an override of any key of the table counts as the place of the table.
         """
-        overridden = any(other[: len(key)] == key for other in self._overridden)
-        if overridden and (as_a_whole or key not in self._found):
+        overridden = any(override[: len(key)] == key for override in self._overridden)
+        if overridden and (whole_table or key not in self._places):
             return _OVERRIDDEN
         tables = (key[:length] for length in range(len(key), 0, -1))
-        return next((self._found[table] for table in tables if table in self._found), self._unknown)
+        return next((self._places[table] for table in tables if table in self._places), self._unknown)

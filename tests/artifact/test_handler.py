@@ -1,6 +1,6 @@
-"""What is published is used by people without qabuild: the card's snippet and the handler, from a download.
+"""The card's snippet and the handler run without qabuild, from a download.
 
-Each backend's runs in a process that finds the packages of requirements.txt, what these need, and no others.
+Each backend runs in a process that can import the packages of requirements.txt, their dependencies, and no others.
 """
 
 from __future__ import annotations
@@ -32,51 +32,51 @@ from qabuild.target.gates import Gates
 
 pytestmark = pytest.mark.hub
 
-MADE: dict[str, tuple[tuple[str, str], ...]] = {
+SERVED: dict[str, tuple[tuple[str, str], ...]] = {
     "torch": (("eager", "fp32"), ("eager", "bf16"), ("torchscript", "bf16")),
     "onnxruntime": (("onnxruntime", "int8"),),
     "deepspeed": (("deepspeed", "bf16"),),
     "openvino": (("openvino", "fp32"),),
 }
-"""Backend and dtype of what is served, by the package that it all needs: one environment for each."""
-ASKED = {"question": "Who repaired the bridge?", "context": "The bridge was repaired by Alma Serin in 1871."}
-OTHER = {"question": "When was it repaired?", "context": "The bridge was repaired by Alma Serin in 1871. " * 8}
+"""Backends and dtypes by the package that they need; one environment per package."""
+QUESTION = {"question": "Who repaired the bridge?", "context": "The bridge was repaired by Alma Serin in 1871."}
+OTHER_QUESTION = {"question": "When was it repaired?", "context": "The bridge was repaired by Alma Serin in 1871. " * 8}
 REQUESTS: tuple[Mapping[str, Any], ...] = (
-    {"inputs": ASKED},
-    {"inputs": [ASKED, OTHER], "parameters": {"top_k": 2, "max_answer_len": 4}},
-    {"inputs": OTHER, "parameters": {"max_seq_len": 64, "doc_stride": 16, "handle_impossible_answer": True}},
+    {"inputs": QUESTION},
+    {"inputs": [QUESTION, OTHER_QUESTION], "parameters": {"top_k": 2, "max_answer_len": 4}},
+    {"inputs": OTHER_QUESTION, "parameters": {"max_seq_len": 64, "doc_stride": 16, "handle_impossible_answer": True}},
 )
-WRONG: tuple[tuple[Mapping[str, Any], str], ...] = (
+INVALID: tuple[tuple[Mapping[str, Any], str], ...] = (
     ({}, "question is missing"),
     ({"inputs": {"question": "Who?"}}, "context is missing"),
     ({"inputs": {"question": " ", "context": "x"}}, "question is missing or empty"),
     ({"inputs": "Who?"}, "question is missing"),
-    ({"inputs": ASKED, "parameters": {"topk": 2}}, "unknown parameters: topk; known: align_to_words"),
+    ({"inputs": QUESTION, "parameters": {"topk": 2}}, "unknown parameters: topk; known: align_to_words"),
 )
 
-# Runs the snippet of a card, then the handler of what that downloaded.
+# Runs the snippet of a card, then the handler of the artifact that the snippet downloaded.
 USE = """
 import json, sys
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 
-asked = json.load(sys.stdin)
-assert not any(find_spec(name) for name in asked["absent"])
+work = json.load(sys.stdin)
+assert not any(find_spec(name) for name in work["absent"])
 results = []
-for snippet in asked["snippets"]:
+for snippet in work["snippets"]:
     defined = {}
     exec(snippet, defined)
     spec = spec_from_file_location("handler", defined["directory"] + "/handler.py")
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
     handler = module.EndpointHandler(defined["directory"])
-    answers = [handler(request) for request in asked["requests"]]
+    answers = [handler(request) for request in work["requests"]]
     refusals = []
-    for request in asked["wrong"]:
+    for request in work["invalid"]:
         try:
             refusals.append(handler(request))
         except ValueError as error:
             refusals.append(str(error))
-    results.append([defined["answer"](**asked["requests"][0]["inputs"]), answers, refusals])
+    results.append([defined["answer"](**work["requests"][0]["inputs"]), answers, refusals])
 json.dump(results, open(sys.argv[2], "w"))
 """
 
@@ -87,7 +87,7 @@ def hub() -> Iterator[Hub]:
         yield server
 
 
-def made(name: str, dtype: str, folder: Path) -> artifacts.Artifact:
+def compile_artifact(name: str, dtype: str, folder: Path) -> artifacts.Artifact:
     """The sample, compiled by that backend and sealed."""
     module, runtime = backend(name), Runtime(device="cpu", dtype=dtype)  # type: ignore[arg-type]
     options = module.Options()
@@ -111,7 +111,7 @@ def made(name: str, dtype: str, folder: Path) -> artifacts.Artifact:
 
 
 def expected(artifact: artifacts.Artifact) -> list[Any]:
-    """What transformers' own pipeline answers to the requests over the model as qabuild loads it."""
+    """Answers of the stock pipeline to the requests, with the model as qabuild loads it."""
     from transformers import pipeline
 
     module, manifest = backend(artifact.manifest.backend["name"]), artifact.manifest
@@ -119,65 +119,66 @@ def expected(artifact: artifacts.Artifact) -> list[Any]:
     model, tokenizer = module.load(artifact.directory, options, runtime), load_tokenizer(artifact.directory)
     answer = pipeline("question-answering", model=model, tokenizer=tokenizer, device=model.device)
 
-    def each(request: Mapping[str, Any]) -> Any:
+    def answers_to(request: Mapping[str, Any]) -> Any:
         parameters, inputs = request.get("parameters", {}), request["inputs"]
         if isinstance(inputs, list):
-            return [answer(**one, **parameters) for one in inputs]
+            return [answer(**question, **parameters) for question in inputs]
         return answer(**inputs, **parameters)
 
-    return [each(request) for request in REQUESTS]
+    return [answers_to(request) for request in REQUESTS]
 
 
 def rounded(answers: Any) -> Any:
-    """The answers with scores to four places, as sums may come in another order."""
+    """The answers with scores to four places, as the order of summation may differ."""
     if isinstance(answers, list):
-        return [rounded(each) for each in answers]
+        return [rounded(answer) for answer in answers]
     return {**answers, "score": round(answers["score"], 4)}
 
 
-@pytest.mark.parametrize("package", MADE)
-def test_a_download_answers_with_what_its_requirements_name_and_nothing_else(package, hub, tmp_path):
-    if lacks := packages.missing({each: () for name, _ in MADE[package] for each in backend(name).PACKAGES}, "cpu"):
-        pytest.skip("; ".join(lacks))
-    of = [made(name, dtype, tmp_path / f"{name}-{dtype}") for name, dtype in MADE[package]]
+@pytest.mark.parametrize("package", SERVED)
+def test_a_download_answers_with_only_the_packages_of_its_requirements(package, hub, tmp_path):
+    needed = {name for backend_name, _ in SERVED[package] for name in backend(backend_name).PACKAGES}
+    if missing := packages.missing(dict.fromkeys(needed, ()), "cpu"):
+        pytest.skip("; ".join(missing))
+    compiled = [compile_artifact(name, dtype, tmp_path / f"{name}-{dtype}") for name, dtype in SERVED[package]]
     snippets = []
-    for artifact in of:
+    for artifact in compiled:
         proven.verify(artifact)
-        found = Verification.from_dict(artifact.evidence or {})
+        verification = Verification.from_dict(artifact.evidence or {})
         repo = f"me/{artifact.manifest.name}"
-        text = card.make(artifact, found, readme.Own(), repo=repo, revision="main", base_license=None)
+        text = card.make(artifact, verification, readme.UserContent(), repo=repo, revision="main", base_license=None)
         hub.commit("model", repo, artifact.directory)
         snippets.append(text.split("```python\n")[1].split("```")[0])
         assert repo in snippets[-1]
 
     (tmp_path / "use.py").write_text(USE)
-    environment = bare.make(of[0].directory / handler.REQUIREMENTS, tmp_path / "environment")
-    asked = {
+    environment = bare.make(compiled[0].directory / handler.REQUIREMENTS, tmp_path / "environment")
+    work = {
         "snippets": snippets,
         "requests": REQUESTS,
-        "wrong": [request for request, _ in WRONG],
+        "invalid": [request for request, _ in INVALID],
         "absent": ["qabuild", "datasets", "pytest"],
     }
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-I", "-S", "-B", "-c", bare.ENVIRONMENT, environment, "use.py", "answers.json"],
-        input=json.dumps(asked),
+        input=json.dumps(work),
         env={**os.environ, **hub.environment(tmp_path / "home")},
         cwd=tmp_path,
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
+    assert process.returncode == 0, process.stderr
     for artifact, (from_snippet, answers, refusals) in zip(
-        of, json.loads((tmp_path / "answers.json").read_text()), strict=True
+        compiled, json.loads((tmp_path / "answers.json").read_text()), strict=True
     ):
         assert rounded(answers) == rounded(expected(artifact))
         assert rounded(from_snippet) == rounded(answers[0])
-        for refusal, (_, said) in zip(refusals, WRONG, strict=True):
-            assert said in refusal
+        for refusal, (_, message) in zip(refusals, INVALID, strict=True):
+            assert message in refusal
 
 
-def test_both_files_are_the_same_wherever_they_are_written(tmp_path):
+def test_both_files_do_not_depend_on_the_folder(tmp_path):
     module, runtime = backend("onnxruntime"), Runtime()
     versions = {"torch": "2.9.0+cu128", "onnxruntime": "1.2", "onnx": "1.1", "transformers": "4.57.1", "numpy": "2.0"}
     for folder in ("one", "other"):
@@ -190,7 +191,7 @@ def test_both_files_are_the_same_wherever_they_are_written(tmp_path):
     )
 
 
-def test_the_release_counts_and_not_where_a_package_was_built():
+def test_versions_are_compared_by_release_without_the_local_label():
     compiled = {"torch": "2.9.0+cpu", "transformers": "4.57.1", "tokenizers": "0.22.1"}
     assert handler.other_versions("eager", compiled, {**compiled, "torch": "2.9.0+cu128", "evaluate": "1"}) == {}
     assert handler.other_versions("eager", compiled, {**compiled, "torch": "2.10.0"}) == {"torch": "2.10.0"}

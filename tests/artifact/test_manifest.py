@@ -1,4 +1,4 @@
-"""An artifact is exactly what was sealed, or it is refused before anything of it is loaded."""
+"""Manifests: an artifact that differs from what was sealed is refused before any of it is loaded."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from qabuild.artifact import manifest as artifact
+from qabuild.artifact import manifest as artifacts
 from qabuild.errors import BadTarget, UntrustedInput
 from qabuild.models.runtime import Runtime
 
@@ -36,31 +36,31 @@ def sealed(tmp_path: Path) -> Path:
     (folder / "model.onnx").write_bytes(b"weights" * 100)
     (folder / "config.json").write_text("{}")
     (folder / "reference" / "answers.json").write_text("{}")
-    artifact.seal(folder, **FACTS)
+    artifacts.seal(folder, **FACTS)
     return folder
 
 
 def refusal(folder: Path) -> str:
-    with pytest.raises(UntrustedInput) as caught:
-        artifact.open_artifact(folder)
-    return str(caught.value)
+    with pytest.raises(UntrustedInput) as error:
+        artifacts.open_artifact(folder)
+    return str(error.value)
 
 
-def test_what_was_sealed_opens_and_names_every_file(sealed):
-    opened = artifact.open_artifact(sealed)
+def test_a_sealed_artifact_opens_and_its_manifest_names_every_file(sealed):
+    opened = artifacts.open_artifact(sealed)
     assert sorted(opened.manifest.files) == ["config.json", "model.onnx", "reference/answers.json"]
     assert opened.manifest.files["model.onnx"].sha256 == hashlib.sha256(b"weights" * 100).hexdigest()
     assert opened.digest == hashlib.sha256((sealed / "manifest.json").read_bytes()).hexdigest()
 
 
-def test_a_flipped_byte_is_found(sealed):
+def test_a_flipped_byte_is_detected(sealed):
     content = bytearray((sealed / "model.onnx").read_bytes())
     content[50] ^= 1
     (sealed / "model.onnx").write_bytes(content)
     assert "model.onnx: its SHA-256 is" in refusal(sealed)
 
 
-def test_a_missing_an_added_and_a_shortened_file_are_found_together(sealed):
+def test_a_missing_an_added_and_a_truncated_file_are_reported_together(sealed):
     (sealed / "config.json").unlink()
     (sealed / "tokenizer.json").write_text("{}")
     (sealed / "model.onnx").write_bytes(b"short")
@@ -70,67 +70,67 @@ def test_a_missing_an_added_and_a_shortened_file_are_found_together(sealed):
     assert "model.onnx: 5 bytes instead of 700" in message
 
 
-def test_a_link_is_refused_even_where_it_points_to_the_right_bytes(sealed, tmp_path):
-    shutil.move(sealed / "model.onnx", tmp_path / "elsewhere")
-    os.symlink(tmp_path / "elsewhere", sealed / "model.onnx")
+def test_a_symbolic_link_to_the_same_bytes_is_refused(sealed, tmp_path):
+    shutil.move(sealed / "model.onnx", tmp_path / "moved")
+    os.symlink(tmp_path / "moved", sealed / "model.onnx")
     assert "not a plain file" in refusal(sealed)
 
 
 def test_a_linked_folder_is_refused(sealed, tmp_path):
-    shutil.move(sealed / "reference", tmp_path / "elsewhere")
-    os.symlink(tmp_path / "elsewhere", sealed / "reference")
+    shutil.move(sealed / "reference", tmp_path / "moved")
+    os.symlink(tmp_path / "moved", sealed / "reference")
     assert "not a plain file" in refusal(sealed)
 
 
 @pytest.mark.parametrize("name", ["README.md", ".gitattributes", "verification.json", ".cache/huggingface/x"])
-def test_what_lies_outside_the_seal_may_change(sealed, name):
+def test_unsealed_files_may_change(sealed, name):
     (sealed / name).parent.mkdir(parents=True, exist_ok=True)
     (sealed / name).write_text("{}")
-    artifact.open_artifact(sealed)
+    artifacts.open_artifact(sealed)
 
 
 @pytest.mark.parametrize("name", ["reference/README.md", "reference/manifest.json", "x/.cache/y"])
-def test_only_the_top_folder_has_an_outside(sealed, name):
+def test_unsealed_names_are_sealed_in_subfolders(sealed, name):
     (sealed / name).parent.mkdir(parents=True, exist_ok=True)
     (sealed / name).write_text("{}")
     assert f"{name}: not in the manifest" in refusal(sealed)
 
 
 def test_a_pinned_digest_refuses_a_resealed_artifact(sealed):
-    digest = artifact.open_artifact(sealed).digest
+    digest = artifacts.open_artifact(sealed).digest
     (sealed / "model.onnx").write_bytes(b"other weights")
     (sealed / "manifest.json").unlink()
-    artifact.seal(sealed, **FACTS)
-    artifact.open_artifact(sealed)
+    artifacts.seal(sealed, **FACTS)
+    artifacts.open_artifact(sealed)
     with pytest.raises(UntrustedInput, match="not the artifact that was pinned"):
-        artifact.open_artifact(sealed, digest)
+        artifacts.open_artifact(sealed, digest)
 
 
-def test_a_manifest_that_was_edited_since_it_was_verified_is_refused(sealed):
-    opened = artifact.open_artifact(sealed)
+def test_a_manifest_edited_after_verification_is_refused(sealed):
+    opened = artifacts.open_artifact(sealed)
     assert opened.evidence is None
     (sealed / "verification.json").write_text(json.dumps({"manifest": opened.digest, "passed": True}))
-    assert artifact.open_artifact(sealed).evidence == {"manifest": opened.digest, "passed": True}
+    assert artifacts.open_artifact(sealed).evidence == {"manifest": opened.digest, "passed": True}
     manifest = (sealed / "manifest.json").read_text(encoding="utf-8")
     (sealed / "manifest.json").write_text(manifest.replace('"cpu"', '"cuda"'), encoding="utf-8")
-    with pytest.raises(UntrustedInput, match=f"changed since it was verified: .* speaks of {opened.digest}"):
-        artifact.open_artifact(sealed)
-    (sealed / "verification.json").unlink()  # as the message says, for who trusts the manifest
-    assert artifact.open_artifact(sealed).manifest.runtime.device == "cuda"
+    with pytest.raises(UntrustedInput, match=f"changed since it was verified: .* names {opened.digest}"):
+        artifacts.open_artifact(sealed)
+    (sealed / "verification.json").unlink()  # as the message suggests to those who trust the manifest
+    assert artifacts.open_artifact(sealed).manifest.runtime.device == "cuda"
 
 
 @pytest.mark.parametrize("evidence", ["", "{", "[]", "{}", '{"manifest": 3}', "\xff"])
-def test_damaged_evidence_is_no_evidence_and_hinders_no_load(sealed, evidence):
+def test_damaged_evidence_does_not_prevent_loading(sealed, evidence):
     (sealed / "verification.json").write_text(evidence, encoding="latin-1")
-    opened = artifact.open_artifact(sealed)
+    opened = artifacts.open_artifact(sealed)
     with pytest.raises(UntrustedInput, match=r"verification\.json: damaged"):
-        opened.evidence  # noqa: B018 - looking is what fails
+        opened.evidence  # noqa: B018 - reading is what fails
 
 
 @pytest.mark.parametrize("digest", ["", "abc", "g" * 64, "0" * 63])
-def test_a_digest_that_is_none_is_told_apart_from_another_artifact(sealed, digest):
+def test_an_invalid_digest_is_reported_as_such(sealed, digest):
     with pytest.raises(BadTarget, match="not a SHA-256"):
-        artifact.open_artifact(sealed, digest)
+        artifacts.open_artifact(sealed, digest)
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_a_damaged_manifest_is_refused(sealed, manifest):
     assert "damaged" in refusal(sealed)
 
 
-def test_what_a_manifest_lacks_is_named(sealed):
+def test_a_missing_key_of_a_manifest_is_named(sealed):
     (sealed / "manifest.json").write_text("{}")
     assert "damaged: it lacks 'format'" in refusal(sealed)
 
@@ -161,37 +161,37 @@ def test_a_manifest_cannot_reach_outside_its_folder(sealed):
     assert "../secret: missing" in refusal(sealed)
 
 
-def test_what_is_no_artifact_is_said_to_be_none(tmp_path):
+def test_a_path_without_an_artifact_is_reported(tmp_path):
     for path, expected in [(tmp_path, "holds no manifest.json"), (tmp_path / "gone", "no such folder")]:
         with pytest.raises(BadTarget, match=expected):
-            artifact.open_artifact(path)
+            artifacts.open_artifact(path)
     (tmp_path / "file").write_text("")
     with pytest.raises(BadTarget, match="this is a file"):
-        artifact.open_artifact(tmp_path / "file")
+        artifacts.open_artifact(tmp_path / "file")
 
 
-def test_a_kill_while_something_is_written_beside_the_manifest_leaves_an_artifact_that_opens(sealed):
-    """What was half written is no file that the manifest does not name."""
+def test_a_kill_while_an_unsealed_file_is_written_leaves_an_artifact_that_opens(sealed):
+    """The partial file does not count as one that is missing from the manifest."""
     if os.fork() == 0:
         os.replace = lambda *names: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
-        artifact.write_unsealed(sealed / "README.md", b"# x")
+        artifacts.write_unsealed(sealed / "README.md", b"# x")
         os._exit(1)
     assert os.WTERMSIG(os.wait()[1]) == signal.SIGKILL
-    artifact.open_artifact(sealed)
-    artifact.write_unsealed(sealed / "README.md", b"# x")
+    artifacts.open_artifact(sealed)
+    artifacts.write_unsealed(sealed / "README.md", b"# x")
     assert (sealed / "README.md").read_text() == "# x"
     assert not (sealed / ".cache").exists()
 
 
-def test_a_target_of_an_artifact_that_is_here_is_no_artifact_but_offers_it(sealed, tmp_path, monkeypatch):
+def test_opening_a_target_suggests_its_artifact(sealed, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     sealed.parent.joinpath("artifacts").mkdir()
     sealed.rename("artifacts/x")
     (tmp_path / "x.toml").write_text("")
     for name in ("x", "x.toml", "targets/x.toml"):
-        with pytest.raises(BadTarget) as refused:
-            artifact.open_artifact(Path(name))
-        assert refused.value.hint == "artifacts/x is one"
-    with pytest.raises(BadTarget) as refused:
-        artifact.open_artifact(Path("y"))
-    assert "artifacts/NAME" in str(refused.value.hint)
+        with pytest.raises(BadTarget) as error:
+            artifacts.open_artifact(Path(name))
+        assert error.value.hint == "artifacts/x is one"
+    with pytest.raises(BadTarget) as error:
+        artifacts.open_artifact(Path("y"))
+    assert "artifacts/NAME" in str(error.value.hint)

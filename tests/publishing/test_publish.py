@@ -1,4 +1,4 @@
-"""Publishing, with the real client, to a Hub on loopback: what goes, what is refused, and what is there afterwards."""
+"""Publishing with the real client to a Hub on loopback: uploads, refusals, retries, and the model card."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ SEALED = {
     *("config.json", "handler.py", "manifest.json", "model.safetensors", "reference/answers.json"),
     *("requirements.txt", "verification.json"),
 }
-# The command line, which waits for no time between two attempts.
+# The command line, with retries that hardly wait.
 RUN = "from qabuild.system import hub_retry; hub_retry.WAITS = (0.01,) * 4; from qabuild.cli import main; main()"
 
 
 @dataclass
-class Desk:
-    """Someone with artifacts, a token and a Hub."""
+class Workspace:
+    """A folder of artifacts, a token and a Hub."""
 
     folder: Path
     hub: Hub
@@ -54,20 +54,20 @@ class Desk:
 
     def run(self, *arguments: object, token: str | None = TOKEN) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, **self.hub.environment(self.folder / "home")}
-        environment.pop("HF_HUB_DISABLE_XET")  # this Hub offers none, and the client must find that out
+        environment.pop("HF_HUB_DISABLE_XET")  # this Hub has no Xet, which the client must detect
         if token is not None:
             environment["HF_TOKEN"] = token
         command = [sys.executable, "-c", RUN, *map(str, arguments)]
-        done = subprocess.run(command, env=environment, cwd=self.folder, capture_output=True, text=True, check=False)
-        assert TOKEN not in done.stdout + done.stderr
-        assert "Traceback" not in done.stderr or "-v" in arguments
-        return done
+        process = subprocess.run(command, env=environment, cwd=self.folder, capture_output=True, text=True, check=False)
+        assert TOKEN not in process.stdout + process.stderr
+        assert "Traceback" not in process.stderr or "-v" in arguments
+        return process
 
     def publish(self, *arguments: object, status: int = 0, token: str | None = TOKEN) -> str:
-        """What the command said, on both streams, once it ended with that status."""
-        done = self.run("publish", *arguments, token=token)
-        assert done.returncode == status, done.stdout + done.stderr
-        return done.stdout + done.stderr
+        """Output of the command, stdout and then stderr; asserts its exit status."""
+        process = self.run("publish", *arguments, token=token)
+        assert process.returncode == status, process.stdout + process.stderr
+        return process.stdout + process.stderr
 
     def repository(self, name: str = "me/tiny") -> Repository:
         return self.hub.repositories["model", name]
@@ -77,132 +77,132 @@ class Desk:
         return dict(repository.commits[repository.sha(revision) or ""])
 
     def commits(self) -> list[str]:
-        """Messages of the commits that were made by publishing."""
+        """Messages of the commits that publishing made."""
         return [message for message in self.repository().messages.values() if message]
 
 
 @pytest.fixture
-def desk(tmp_path: Path) -> Iterator[Desk]:
+def workspace(tmp_path: Path) -> Iterator[Workspace]:
     with Hub({TOKEN: ("me", "write"), READER: ("me", "read")}) as hub:
-        yield Desk(tmp_path, hub)
+        yield Workspace(tmp_path, hub)
 
 
-# --- what goes ------------------------------------------------------------------------------------------------------
+# --- uploads --------------------------------------------------------------------------------------------------------
 
 
-def test_every_file_goes_in_one_commit_and_comes_back_the_same(desk, tmp_path):
-    artifact = desk.artifact()
-    said = desk.publish(artifact, "--tag", "v1")
-    files = desk.files()
+def test_every_file_is_uploaded_in_one_commit_unchanged(workspace, tmp_path):
+    artifact = workspace.artifact()
+    output = workspace.publish(artifact, "--tag", "v1")
+    files = workspace.files()
     assert set(files) == {*SEALED, "README.md", ".gitattributes"}
     for name in (*SEALED, "README.md"):
         assert files[name] == (artifact / name).read_bytes()
         (tmp_path / "fetched" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "fetched" / name).write_bytes(files[name])
     open_artifact(tmp_path / "fetched", open_artifact(artifact).digest)
-    assert desk.commits() == ["tiny cccccccccccc: EM 50.00, F1 50.00 (50.00 % kept)"]
-    assert desk.repository().branches["v1"] == desk.repository().branches["main"]
-    assert f"published: commit {desk.repository().branches['main']}, tag v1" in said
-    assert not any("xet" in request for request in desk.hub.requests)
-    assert any("resolve" in request and "model.safetensors" in request for request in desk.hub.requests)
+    assert workspace.commits() == ["tiny cccccccccccc: EM 50.00, F1 50.00 (50.00 % kept)"]
+    assert workspace.repository().branches["v1"] == workspace.repository().branches["main"]
+    assert f"published: commit {workspace.repository().branches['main']}, tag v1" in output
+    assert not any("xet" in request for request in workspace.hub.requests)
+    assert any("resolve" in request and "model.safetensors" in request for request in workspace.hub.requests)
 
 
-def test_publishing_again_does_nothing_and_says_so(desk):
-    artifact = desk.artifact()
-    desk.publish(artifact)
-    desk.hub.requests.clear()
-    said = desk.publish(artifact)
-    assert "nothing to do, it is there already" in said
-    assert len(desk.commits()) == 1
-    assert not any(request.startswith(("PUT", "POST")) for request in desk.hub.requests)
+def test_publishing_again_does_nothing_and_reports_that(workspace):
+    artifact = workspace.artifact()
+    workspace.publish(artifact)
+    workspace.hub.requests.clear()
+    output = workspace.publish(artifact)
+    assert "nothing to do, it is there already" in output
+    assert len(workspace.commits()) == 1
+    assert not any(request.startswith(("PUT", "POST")) for request in workspace.hub.requests)
 
 
-def test_a_missing_tag_is_made_up_for(desk):
-    artifact = desk.artifact()
-    desk.publish(artifact)
-    assert "tag v2" in desk.publish(artifact, "--tag", "v2")
-    assert desk.repository().branches["v2"] == desk.repository().branches["main"]
-    assert len(desk.commits()) == 1
+def test_a_missing_tag_is_added(workspace):
+    artifact = workspace.artifact()
+    workspace.publish(artifact)
+    assert "tag v2" in workspace.publish(artifact, "--tag", "v2")
+    assert workspace.repository().branches["v2"] == workspace.repository().branches["main"]
+    assert len(workspace.commits()) == 1
 
 
-def test_files_of_the_artifact_that_is_replaced_are_deleted(desk):
-    desk.publish(desk.artifact())
-    other = proven.make(desk.folder / "other" / "tiny", weights=b"other")
+def test_files_of_the_replaced_artifact_are_deleted(workspace):
+    workspace.publish(workspace.artifact())
+    other = proven.make(workspace.folder / "other" / "tiny", weights=b"other")
     sealed = open_artifact(other)
     (other / "extra.json").write_text("{}")
     sealed = artifacts.seal(other, **{k: v for k, v in sealed.manifest.__dict__.items() if k != "files"})
     proven.verify(sealed)
-    desk.publish(other)
-    assert "extra.json" in desk.files()
-    said = desk.publish(desk.folder / "tiny")
-    assert set(desk.files()) == {*SEALED, "README.md", ".gitattributes"}
-    assert [line.split()[:2] for line in said.splitlines() if "extra.json" in line] == [["extra.json", "delete"]]
+    workspace.publish(other)
+    assert "extra.json" in workspace.files()
+    output = workspace.publish(workspace.folder / "tiny")
+    assert set(workspace.files()) == {*SEALED, "README.md", ".gitattributes"}
+    assert [line.split()[:2] for line in output.splitlines() if "extra.json" in line] == [["extra.json", "delete"]]
 
 
-def test_a_dry_run_lists_and_changes_nothing(desk):
-    artifact = desk.artifact()
+def test_a_dry_run_lists_the_changes_and_makes_none(workspace):
+    artifact = workspace.artifact()
     size = sum((artifact / name).stat().st_size for name in SEALED)
-    said = desk.publish(artifact, "--dry-run")
-    assert ("model.safetensors", "add", "7.0", "KB") in [tuple(line.split()) for line in said.splitlines()]
-    assert "8 files" in said
-    document = json.loads(desk.run("publish", artifact, "--dry-run", "--json").stdout)
+    output = workspace.publish(artifact, "--dry-run")
+    assert ("model.safetensors", "add", "7.0", "KB") in [tuple(line.split()) for line in output.splitlines()]
+    assert "8 files" in output
+    document = json.loads(workspace.run("publish", artifact, "--dry-run", "--json").stdout)
     assert document["commit"] is None
     assert sum(c["size"] for c in document["changes"] if c["name"] != "README.md") == size
-    assert not desk.hub.repositories
+    assert not workspace.hub.repositories
     assert not (artifact / "README.md").exists()
 
 
-def test_a_branch_is_made_where_there_is_none(desk):
-    desk.publish(desk.artifact())
-    other = proven.make(desk.folder / "other" / "tiny", weights=b"other")
-    main = desk.files()
-    desk.publish(other, "--revision", "small")
-    assert desk.files() == main
-    assert desk.files("small")["model.safetensors"] == b"other"
-    assert 'revision="small"' in desk.files("small")["README.md"].decode()
+def test_a_missing_branch_is_created(workspace):
+    workspace.publish(workspace.artifact())
+    other = proven.make(workspace.folder / "other" / "tiny", weights=b"other")
+    main = workspace.files()
+    workspace.publish(other, "--revision", "small")
+    assert workspace.files() == main
+    assert workspace.files("small")["model.safetensors"] == b"other"
+    assert 'revision="small"' in workspace.files("small")["README.md"].decode()
 
 
-def test_a_private_repository_is_made_private_and_a_public_one_is_not_taken_for_it(desk):
-    artifact = desk.artifact()
-    desk.publish(artifact, "--private")
-    assert desk.repository().private
-    desk.publish(artifact, "--private")
-    desk.repository().private = False
-    assert "me/tiny is public" in desk.publish(artifact, "--private", status=2)
+def test_private_creates_a_private_repository_and_refuses_a_public_one(workspace):
+    artifact = workspace.artifact()
+    workspace.publish(artifact, "--private")
+    assert workspace.repository().private
+    workspace.publish(artifact, "--private")
+    workspace.repository().private = False
+    assert "me/tiny is public" in workspace.publish(artifact, "--private", status=2)
 
 
-def test_a_pull_request_proposes_it_and_is_made_once(desk):
-    desk.hub.commit("model", "them/model", {"theirs.bin": b"theirs", "README.md": b"# Theirs\n"})
-    artifact = desk.artifact()
-    said = desk.publish(artifact, "--repo", "them/model", "--create-pr")
-    assert f"{desk.hub.url}/them/model/discussions/1: published" in said
-    assert set(desk.files("refs/pr/1", "them/model")) == {*SEALED, "README.md"}
-    assert "# Theirs" in desk.files("refs/pr/1", "them/model")["README.md"].decode()
-    assert set(desk.files("main", "them/model")) == {"theirs.bin", "README.md"}
-    again = desk.publish(artifact, "--repo", "them/model", "--create-pr")
+def test_a_pull_request_is_opened_once(workspace):
+    workspace.hub.commit("model", "them/model", {"theirs.bin": b"theirs", "README.md": b"# Theirs\n"})
+    artifact = workspace.artifact()
+    output = workspace.publish(artifact, "--repo", "them/model", "--create-pr")
+    assert f"{workspace.hub.url}/them/model/discussions/1: published" in output
+    assert set(workspace.files("refs/pr/1", "them/model")) == {*SEALED, "README.md"}
+    assert "# Theirs" in workspace.files("refs/pr/1", "them/model")["README.md"].decode()
+    assert set(workspace.files("main", "them/model")) == {"theirs.bin", "README.md"}
+    again = workspace.publish(artifact, "--repo", "them/model", "--create-pr")
     assert "discussions/1: nothing to do" in again
-    assert len(desk.repository("them/model").pull_requests) == 1
+    assert len(workspace.repository("them/model").pull_requests) == 1
 
 
-def test_a_pull_request_whose_answer_was_lost_is_found_again(desk):
-    desk.hub.commit("model", "them/model", {})
-    desk.hub.fail("POST .*/commit/main", lose=True)
-    said = desk.publish(desk.artifact(), "--repo", "them/model", "--create-pr")
-    assert "no answer (ConnectionError); trying again" in said
-    assert "discussions/1: published" in said
-    assert len(desk.repository("them/model").pull_requests) == 1
+def test_a_pull_request_whose_response_was_lost_is_found(workspace):
+    workspace.hub.commit("model", "them/model", {})
+    workspace.hub.fail("POST .*/commit/main", lose=True)
+    output = workspace.publish(workspace.artifact(), "--repo", "them/model", "--create-pr")
+    assert "no answer (ConnectionError); trying again" in output
+    assert "discussions/1: published" in output
+    assert len(workspace.repository("them/model").pull_requests) == 1
 
 
-# --- what is refused ------------------------------------------------------------------------------------------------
+# --- refusals -------------------------------------------------------------------------------------------------------
 
 
-def measured(artifact: Path, **found: Any) -> None:
-    """Put other evidence beside the artifact."""
-    proven.verify(open_artifact(artifact), **found)
+def replace_evidence(artifact: Path, **fields: Any) -> None:
+    """Write other evidence beside the artifact; `fields` are fields of the measurement."""
+    proven.verify(open_artifact(artifact), **fields)
 
 
-def measured_and_denied(artifact: Path) -> None:
-    measured(artifact, f1=1.0)
+def forge_evidence(artifact: Path) -> None:
+    replace_evidence(artifact, f1=1.0)
     path = artifact / "verification.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "passed": True}))
 
@@ -213,34 +213,34 @@ def reseal(artifact: Path) -> None:
     artifacts.seal(artifact, **facts)
 
 
-def older(artifact: Path) -> None:
+def remove_handler(artifact: Path) -> None:
     facts = {name: value for name, value in open_artifact(artifact).manifest.__dict__.items() if name != "files"}
     (artifact / "handler.py").unlink()
     proven.verify(artifacts.seal(artifact, **facts))
 
 
-UNPROVED: dict[str, tuple[Callable[[Path], object], int, str]] = {
+UNVERIFIED: dict[str, tuple[Callable[[Path], object], int, str]] = {
     "unverified": (lambda a: (a / "verification.json").unlink(), 1, "not verified"),
-    "failed": (lambda a: measured(a, f1=1.0), 1, "min_f1_retention"),
-    "failed, and said to have passed": (measured_and_denied, 1, "min_f1_retention"),
+    "failed": (lambda a: replace_evidence(a, f1=1.0), 1, "min_f1_retention"),
+    "failed, with evidence that claims a pass": (forge_evidence, 1, "min_f1_retention"),
     "changed since": (lambda a: (a / "config.json").write_text("{}"), 4, "config.json: 2 bytes instead of"),
-    "changed and sealed anew": (reseal, 4, "changed since it was verified"),
-    "other data": (lambda a: measured(a, data={**proven.DATA, "fingerprint": "0" * 64}), 4, "other questions"),
-    "fewer questions": (lambda a: measured(a, questions=1), 4, "other questions"),
-    "other versions": (lambda a: measured(a, versions={"torch": "1.0"}), 1, "transformers (none)"),
+    "changed and resealed": (reseal, 4, "changed since it was verified"),
+    "other data": (lambda a: replace_evidence(a, data={**proven.DATA, "fingerprint": "0" * 64}), 4, "other questions"),
+    "fewer questions": (lambda a: replace_evidence(a, questions=1), 4, "other questions"),
+    "other versions": (lambda a: replace_evidence(a, versions={"torch": "1.0"}), 1, "transformers (none)"),
     "damaged evidence": (lambda a: (a / "verification.json").write_text("{}"), 4, "damaged"),
-    "no handler": (older, 2, "build it again"),
+    "no handler": (remove_handler, 2, "build it again"),
 }
 
 
 @pytest.fixture
 def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let no one get as far as the Hub."""
-    monkeypatch.setattr(publishing, "log_in", lambda: pytest.fail("the Hub was asked"))
+    """Fail the test if it queries the Hub."""
+    monkeypatch.setattr(publishing, "log_in", lambda: pytest.fail("the Hub was queried"))
 
 
-@pytest.mark.parametrize(("change", "status", "expected"), UNPROVED.values(), ids=UNPROVED)
-def test_what_is_not_proved_is_not_published(tmp_path, no_hub, change, status, expected):
+@pytest.mark.parametrize(("change", "status", "expected"), UNVERIFIED.values(), ids=UNVERIFIED)
+def test_an_artifact_that_its_evidence_does_not_verify_is_refused(tmp_path, no_hub, change, status, expected):
     artifact = proven.make(tmp_path / "tiny")
     change(artifact)
     with pytest.raises(QABuildError) as caught:
@@ -249,50 +249,52 @@ def test_what_is_not_proved_is_not_published(tmp_path, no_hub, change, status, e
     assert expected in str(caught.value)
 
 
-def test_a_failure_on_the_command_line_has_its_status(desk):
-    artifact = desk.artifact()
-    measured(artifact, f1=1.0)
-    assert "verification failed" in desk.publish(artifact, status=1)
-    assert not desk.hub.requests
+def test_the_command_exits_with_the_status_of_the_failure(workspace):
+    artifact = workspace.artifact()
+    replace_evidence(artifact, f1=1.0)
+    assert "verification failed" in workspace.publish(artifact, status=1)
+    assert not workspace.hub.requests
 
 
-def test_an_artifact_of_fewer_questions_than_its_target_asks_for_is_refused(tmp_path, no_hub):
-    asked = open_artifact(proven.make(tmp_path / "tiny")).manifest.verify
-    fewer = proven.make(tmp_path / "fewer", verify={**asked, "samples": 100})
+def test_an_artifact_verified_on_fewer_samples_than_its_target_names_is_refused(tmp_path, no_hub):
+    verify = open_artifact(proven.make(tmp_path / "tiny")).manifest.verify
+    fewer = proven.make(tmp_path / "fewer", verify={**verify, "samples": 100})
     with pytest.raises(UntrustedInput, match=r"other questions than its target names \(samples\)"):
         publish(fewer)
 
 
-def test_a_verification_under_other_versions_is_recorded_as_such(tmp_path):
+def test_a_verification_under_other_versions_records_them(tmp_path):
     artifact = proven.make(tmp_path / "tiny")
-    assert proof_of(open_artifact(artifact)).other_versions == {}
-    measured(artifact, versions={"torch": "1.0"})
-    found = proof_of(open_artifact(artifact))
-    assert found.passed
-    assert found.other_versions == {"tokenizers": "(none)", "torch": "1.0", "transformers": "(none)"}
+    assert verification_of(open_artifact(artifact)).other_versions == {}
+    replace_evidence(artifact, versions={"torch": "1.0"})
+    verification = verification_of(open_artifact(artifact))
+    assert verification.passed
+    assert verification.other_versions == {"tokenizers": "(none)", "torch": "1.0", "transformers": "(none)"}
 
 
-def test_a_build_of_another_machine_is_published_where_the_release_is_the_same(desk):
-    artifact = desk.artifact()
+def test_versions_with_another_local_label_are_published(workspace):
+    artifact = workspace.artifact()
     versions = open_artifact(artifact).manifest.versions
-    measured(artifact, versions={name: f"{version.partition('+')[0]}+cu128" for name, version in versions.items()})
-    desk.publish(artifact)
+    replace_evidence(
+        artifact, versions={name: f"{version.partition('+')[0]}+cu128" for name, version in versions.items()}
+    )
+    workspace.publish(artifact)
 
 
 @pytest.mark.parametrize(
-    ("place", "expected"),
+    ("destination", "expected"),
     [
-        ({"repo": "tiny"}, "tiny is no name of a repository"),
-        ({"repo": "me/ti--ny"}, "no name of a repository"),
-        ({"repo": "me/.tiny"}, "no name of a repository"),
-        ({"repo": "a/b/c"}, "no name of a repository"),
-        ({"revision": "no such"}, "'no such' is no name of a branch"),
-        ({"tag": "v 1"}, "'v 1' is no name of a tag"),
+        ({"repo": "tiny"}, "tiny is not a valid name of a repository"),
+        ({"repo": "me/ti--ny"}, "not a valid name of a repository"),
+        ({"repo": "me/.tiny"}, "not a valid name of a repository"),
+        ({"repo": "a/b/c"}, "not a valid name of a repository"),
+        ({"revision": "no such"}, "'no such' is not a valid name of a branch"),
+        ({"tag": "v 1"}, "'v 1' is not a valid name of a tag"),
     ],
 )
-def test_a_place_that_cannot_be_is_refused(tmp_path, no_hub, place, expected):
+def test_an_invalid_destination_is_refused(tmp_path, no_hub, destination, expected):
     with pytest.raises(BadTarget, match=expected):
-        publish(proven.make(tmp_path / "tiny"), **place)
+        publish(proven.make(tmp_path / "tiny"), **destination)
 
 
 def test_an_artifact_whose_target_names_no_repository_is_refused(tmp_path, no_hub):
@@ -301,135 +303,135 @@ def test_an_artifact_whose_target_names_no_repository_is_refused(tmp_path, no_hu
         publish(artifact)
 
 
-def test_a_namespace_of_others_is_refused(desk):
-    said = desk.publish(desk.artifact(), "--repo", "them/tiny", status=3)
-    assert 'You don\'t have the rights to create a model under "them"' in said
-    assert "nothing was published: them/tiny is as it was" in said
-    assert not desk.hub.repositories
+def test_a_namespace_of_another_user_is_refused(workspace):
+    output = workspace.publish(workspace.artifact(), "--repo", "them/tiny", status=3)
+    assert 'You don\'t have the rights to create a model under "them"' in output
+    assert "nothing was published: them/tiny is as it was" in output
+    assert not workspace.hub.repositories
 
 
 @pytest.mark.parametrize(
     ("token", "expected"), [(None, "no token"), (READER, "may read only"), ("hf_unknown", "does not accept the token")]
 )
-def test_a_token_that_cannot_write_is_told_before_anything_is_sent(desk, token, expected):
-    said = desk.publish(desk.artifact(), status=3, token=token)
-    assert expected in said
-    assert "hf auth login" in said
-    assert {*desk.hub.requests} <= {"GET /api/whoami-v2"}
+def test_a_token_without_write_access_is_reported_before_any_upload(workspace, token, expected):
+    output = workspace.publish(workspace.artifact(), status=3, token=token)
+    assert expected in output
+    assert "hf auth login" in output
+    assert {*workspace.hub.requests} <= {"GET /api/whoami-v2"}
 
 
 @pytest.mark.parametrize("theirs", ["model.bin", "docs/picture.png", "manifest.json"])
-def test_a_repository_that_holds_something_else_is_refused(desk, theirs):
-    desk.hub.commit("model", "me/tiny", {theirs: b"{}", "README.md": b"# Theirs\n"})
-    said = desk.publish(desk.artifact(), status=2)
-    assert f"holds something else, which would be replaced: {theirs}" in said
-    assert "--create-pr" in said
-    assert set(desk.files()) == {theirs, "README.md"}
+def test_a_repository_with_other_content_is_refused(workspace, theirs):
+    workspace.hub.commit("model", "me/tiny", {theirs: b"{}", "README.md": b"# Theirs\n"})
+    output = workspace.publish(workspace.artifact(), status=2)
+    assert f"holds something else, which would be replaced: {theirs}" in output
+    assert "--create-pr" in output
+    assert set(workspace.files()) == {theirs, "README.md"}
 
 
-def test_an_artifact_of_another_target_is_refused_but_on_a_branch_of_its_own(desk):
-    desk.publish(desk.artifact())
-    other = desk.artifact("other")
-    assert "which would be replaced: the artifact 'tiny'" in desk.publish(other, status=2)
-    desk.publish(other, "--revision", "other")
-    assert json.loads(desk.files("other")["manifest.json"])["name"] == "other"
-    assert json.loads(desk.files("main")["manifest.json"])["name"] == "tiny"
+def test_an_artifact_of_another_target_is_replaced_only_on_another_branch(workspace):
+    workspace.publish(workspace.artifact())
+    other = workspace.artifact("other")
+    assert "which would be replaced: the artifact 'tiny'" in workspace.publish(other, status=2)
+    workspace.publish(other, "--revision", "other")
+    assert json.loads(workspace.files("other")["manifest.json"])["name"] == "other"
+    assert json.loads(workspace.files("main")["manifest.json"])["name"] == "tiny"
 
 
-def test_a_file_that_came_to_an_artifact_on_the_hub_is_not_deleted_unasked(desk):
-    desk.publish(desk.artifact())
-    desk.hub.commit("model", "me/tiny", {**desk.files(), "LICENSE": b"mine"})
-    other = proven.make(desk.folder / "other" / "tiny", weights=b"other")
-    assert "would be replaced: LICENSE" in desk.publish(other, status=2)
+def test_a_file_added_on_the_hub_is_not_deleted(workspace):
+    workspace.publish(workspace.artifact())
+    workspace.hub.commit("model", "me/tiny", {**workspace.files(), "LICENSE": b"mine"})
+    other = proven.make(workspace.folder / "other" / "tiny", weights=b"other")
+    assert "would be replaced: LICENSE" in workspace.publish(other, status=2)
 
 
-def test_a_tag_that_names_another_commit_is_refused_before_anything_is_sent(desk):
-    desk.publish(desk.artifact(), "--tag", "v1")
-    other = proven.make(desk.folder / "other" / "tiny", weights=b"other")
-    assert "the tag 'v1' names another commit" in desk.publish(other, "--tag", "v1", status=2)
-    assert len(desk.commits()) == 1
+def test_a_tag_of_another_commit_is_refused_before_any_upload(workspace):
+    workspace.publish(workspace.artifact(), "--tag", "v1")
+    other = proven.make(workspace.folder / "other" / "tiny", weights=b"other")
+    assert "the tag 'v1' names another commit" in workspace.publish(other, "--tag", "v1", status=2)
+    assert len(workspace.commits()) == 1
 
 
-def test_a_file_that_the_hub_finds_too_large_is_told(desk, monkeypatch):
+def test_a_file_too_large_for_the_hub_is_reported(workspace, monkeypatch):
     import hub_writing
 
     monkeypatch.setattr(hub_writing, "LARGEST", 100)
-    said = desk.publish(desk.artifact(), status=2)
-    assert "the file is larger than this Hub takes" in said
-    assert "me/tiny was made and is empty: another run completes it" in said
-    assert set(desk.files()) == {".gitattributes"}
+    output = workspace.publish(workspace.artifact(), status=2)
+    assert "the file is larger than this Hub takes" in output
+    assert "me/tiny was made and is empty: another run completes it" in output
+    assert set(workspace.files()) == {".gitattributes"}
 
 
-def test_a_file_above_the_known_limit_is_refused_unsent(tmp_path, no_hub, monkeypatch):
+def test_a_file_above_the_known_limit_is_refused_before_any_upload(tmp_path, no_hub, monkeypatch):
     monkeypatch.setattr(publishing, "LARGEST_FILE", 6000)
-    with pytest.raises(BadTarget, match=r"model\.safetensors: .* the Hub takes no file above"):
+    with pytest.raises(BadTarget, match=r"model\.safetensors: .* the Hub accepts no file above"):
         publish(proven.make(tmp_path / "tiny"))
 
 
-# --- what the Hub does ----------------------------------------------------------------------------------------------
+# --- retries --------------------------------------------------------------------------------------------------------
 
 
-def test_a_busy_hub_is_asked_again_when_it_says_so(desk):
-    desk.hub.fail("POST .*/commit/main", status=429, headers={"Retry_After": "1"})
-    said = desk.publish(desk.artifact())
-    assert "HTTP status 429; trying again in 1 s" in said
-    assert len(desk.commits()) == 1
+def test_a_busy_hub_is_retried_after_the_time_it_names(workspace):
+    workspace.hub.fail("POST .*/commit/main", status=429, headers={"Retry_After": "1"})
+    output = workspace.publish(workspace.artifact())
+    assert "HTTP status 429; trying again in 1 s" in output
+    assert len(workspace.commits()) == 1
 
 
-def test_a_commit_that_landed_unanswered_is_not_made_twice(desk):
-    desk.hub.fail("POST .*/commit/main", lose=True)
-    said = desk.publish(desk.artifact(), "--tag", "v1")
-    assert "published: commit" in said
-    assert len(desk.commits()) == 1
+def test_a_commit_whose_response_was_lost_is_not_made_twice(workspace):
+    workspace.hub.fail("POST .*/commit/main", lose=True)
+    output = workspace.publish(workspace.artifact(), "--tag", "v1")
+    assert "published: commit" in output
+    assert len(workspace.commits()) == 1
 
 
-def test_a_commit_that_someone_else_made_meanwhile_is_looked_at_again(desk):
-    desk.publish(desk.artifact())
-    theirs = {**desk.files(), "LICENSE": b"theirs"}
-    other = proven.make(desk.folder / "other" / "tiny", weights=b"other")
-    desk.hub.fail("PUT /objects/.*", then=lambda: desk.hub.commit("model", "me/tiny", theirs))
-    assert "would be replaced: LICENSE" in desk.publish(other, status=2)
-    assert desk.files() == theirs
+def test_a_concurrent_commit_of_another_client_is_inspected_before_the_retry(workspace):
+    workspace.publish(workspace.artifact())
+    theirs = {**workspace.files(), "LICENSE": b"theirs"}
+    other = proven.make(workspace.folder / "other" / "tiny", weights=b"other")
+    workspace.hub.fail("PUT /objects/.*", then=lambda: workspace.hub.commit("model", "me/tiny", theirs))
+    assert "would be replaced: LICENSE" in workspace.publish(other, status=2)
+    assert workspace.files() == theirs
 
 
 @pytest.mark.parametrize("arguments", [(), ("-v",)])
-def test_a_hub_that_repeats_the_token_is_not_repeated(desk, arguments):
-    desk.hub.fail("POST .*/preupload/main", status=403, says=f"token {TOKEN} has no rights", times=9)
-    said = desk.publish(desk.artifact(), *arguments, status=3)
-    assert "token (token) has no rights" in said
+def test_a_token_in_a_response_of_the_hub_is_masked(workspace, arguments):
+    workspace.hub.fail("POST .*/preupload/main", status=403, says=f"token {TOKEN} has no rights", times=9)
+    output = workspace.publish(workspace.artifact(), *arguments, status=3)
+    assert "token (token) has no rights" in output
 
 
-def test_a_transfer_that_breaks_is_tried_again_and_a_defect_is_not(monkeypatch):
+def test_a_failed_transfer_is_retried_and_a_bug_is_not(monkeypatch):
     monkeypatch.setattr(hub_retry, "WAITS", (0, 0))
-    tried: list[str] = []
+    attempts: list[str] = []
 
-    def of(file: str) -> Callable[[], object]:
-        """A function of that file, which fails as the library that transfers by Xet does."""
-        scope: dict[str, Any] = {"tried": tried}
-        exec(compile("def work():\n tried.append('x')\n raise RuntimeError('CAS error')", file, "exec"), scope)
+    def failing_function(file: str) -> Callable[[], object]:
+        """A function defined in `file` that fails as the Xet client does."""
+        scope: dict[str, Any] = {"attempts": attempts}
+        exec(compile("def work():\n attempts.append('x')\n raise RuntimeError('CAS error')", file, "exec"), scope)
         return cast(Callable[[], object], scope["work"])
 
     with pytest.raises(QABuildError, match="me/tiny: the transfer failed: CAS error") as caught:
-        hub_retry.with_retries(of("/site-packages/huggingface_hub/_commit_api.py"), "me/tiny", SILENT)
+        hub_retry.with_retries(failing_function("/site-packages/huggingface_hub/_commit_api.py"), "me/tiny", SILENT)
     assert "HF_HUB_DISABLE_XET=1" in (caught.value.hint or "")
-    assert len(tried) == 3
+    assert len(attempts) == 3
     with pytest.raises(RuntimeError, match="CAS error"):
-        hub_retry.with_retries(of("/site-packages/qabuild/pushing.py"), "me/tiny", SILENT)
-    assert len(tried) == 4
+        hub_retry.with_retries(failing_function("/site-packages/qabuild/pushing.py"), "me/tiny", SILENT)
+    assert len(attempts) == 4
 
 
-def test_no_token_is_in_anything_that_was_published(desk):
-    desk.publish(desk.artifact(), "--tag", "v1")
-    repository = desk.repository()
-    assert not any(TOKEN.encode() in content for content in desk.files().values())
-    assert TOKEN not in json.dumps([*repository.messages.values(), *desk.hub.requests])
+def test_nothing_published_contains_the_token(workspace):
+    workspace.publish(workspace.artifact(), "--tag", "v1")
+    repository = workspace.repository()
+    assert not any(TOKEN.encode() in content for content in workspace.files().values())
+    assert TOKEN not in json.dumps([*repository.messages.values(), *workspace.hub.requests])
 
 
-def test_every_request_may_fail_in_every_way_and_nothing_is_lost():
-    """Every eleventh case; `python tests/hub_faults.py` tries them all."""
+def test_no_request_failure_loses_anything():
+    """Every eleventh case; `python tests/support/hub_faults.py` runs all of them."""
     command = [sys.executable, str(Path(__file__).parents[1] / "support" / "hub_faults.py"), "--every", "11"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    report = json.loads(done.stdout)
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    report = json.loads(process.stdout)
     assert report["losses"] == []
     assert report["tried"] >= 25
 
@@ -441,17 +443,17 @@ def metadata(text: str) -> dict[str, Any]:
     return dict(yaml.safe_load(text.split("---\n")[1]))
 
 
-def test_the_card_says_what_was_measured(desk):
-    desk.hub.commit("model", "them/base", {"README.md": b"---\nlicense: mit\n---\n"})
-    desk.publish(desk.artifact())
-    text = desk.files()["README.md"].decode()
-    found = metadata(text)
-    assert found["pipeline_tag"] == "question-answering"
-    assert (found["base_model"], found["base_model_relation"]) == ("them/base", "quantized")
-    assert found["license"] == "mit"
-    assert found["datasets"] == ["rajpurkar/squad"]
-    assert found["library_name"] == "transformers"
-    result = found["model-index"][0]["results"][0]
+def test_the_card_reports_the_measurements(workspace):
+    workspace.hub.commit("model", "them/base", {"README.md": b"---\nlicense: mit\n---\n"})
+    workspace.publish(workspace.artifact())
+    text = workspace.files()["README.md"].decode()
+    card_metadata = metadata(text)
+    assert card_metadata["pipeline_tag"] == "question-answering"
+    assert (card_metadata["base_model"], card_metadata["base_model_relation"]) == ("them/base", "quantized")
+    assert card_metadata["license"] == "mit"
+    assert card_metadata["datasets"] == ["rajpurkar/squad"]
+    assert card_metadata["library_name"] == "transformers"
+    result = card_metadata["model-index"][0]["results"][0]
     assert result["dataset"] == {
         "name": "rajpurkar/squad",
         "type": "rajpurkar/squad",
@@ -465,15 +467,17 @@ def test_the_card_says_what_was_measured(desk):
     assert r"| Who \| built \*it\*? | Ann | \<b\>Ben\</b\> | Ann |" in text
 
 
-def test_the_target_on_the_card_is_one(tmp_path):
+def test_the_target_on_the_card_loads(tmp_path):
     from qabuild.target.read import load
 
     artifact = open_artifact(proven.make(tmp_path / "tiny"))
-    text = card.make(artifact, proof_of(artifact), readme.Own(), repo="me/tiny", revision="main", base_license=None)
+    text = card.make(
+        artifact, verification_of(artifact), readme.UserContent(), repo="me/tiny", revision="main", base_license=None
+    )
     (tmp_path / "tiny.toml").write_text(text.split("```toml\n")[1].split("```")[0])
     target = load(tmp_path / "tiny.toml")
     assert target.backend.model_dump() == artifact.manifest.backend
-    assert target.runtime.model_dump() == artifact.manifest.runtime
+    assert target.runtime == artifact.manifest.runtime
     assert target.checkpoint.model_dump() == {
         "model": "them/base",
         "revision": "b" * 40,
@@ -488,16 +492,16 @@ WORDS = st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs", "Zl
 
 @settings(max_examples=15)
 @given(before=WORDS, after=WORDS, license=st.sampled_from([None, "mit"]), tags=st.lists(WORDS, max_size=2))
-def test_whatever_people_write_is_read_again_as_they_wrote_it(small, before, after, license, tags):
+def test_any_user_content_survives_a_round_trip(small, before, after, license, tags):
     metadata = {"license": license, "tags": sorted({tag for tag in tags if tag})}
-    own = readme.Own(
+    user = readme.UserContent(
         before=before.strip(), after=after.strip(), metadata={key: value for key, value in metadata.items() if value}
     )
-    made = card.make(small, proof_of(small), own, repo="me/tiny", revision="main", base_license=None)
-    found = readme.read(made)
-    assert replace(found, published=None) == own
-    assert found.published == found.sum == own.sum
-    assert card.make(small, proof_of(small), found, repo="me/tiny", revision="main", base_license=None) == made
+    text = card.make(small, verification_of(small), user, repo="me/tiny", revision="main", base_license=None)
+    content = readme.read(text)
+    assert replace(content, published_digest=None) == user
+    assert content.published_digest == content.digest == user.digest
+    assert card.make(small, verification_of(small), content, repo="me/tiny", revision="main", base_license=None) == text
 
 
 @given(text=st.text(max_size=40))
@@ -512,72 +516,72 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> artifacts.Artifact:
     return open_artifact(proven.make(tmp_path_factory.mktemp("small") / "tiny"))
 
 
-def proof_of(artifact: artifacts.Artifact) -> Verification:
+def verification_of(artifact: artifacts.Artifact) -> Verification:
     assert artifact.evidence is not None
     return Verification.from_dict(artifact.evidence)
 
 
-def test_what_people_wrote_into_the_card_survives_wherever_they_wrote_it(desk):
-    artifact = desk.artifact()
+def test_user_content_survives_wherever_it_was_written(workspace):
+    artifact = workspace.artifact()
     (artifact / "README.md").write_text("---\nlanguage: en\ntags: [mine]\nlicense: mit\n---\n# My own title\n")
-    desk.publish(artifact)
-    first = desk.files()["README.md"].decode()
+    workspace.publish(artifact)
+    first = workspace.files()["README.md"].decode()
     assert first.index("# My own title") < first.index("# tiny")
     assert metadata(first)["tags"] == ["qabuild", "eager", "fp32", "mine"]
     assert (metadata(first)["language"], metadata(first)["license"]) == ("en", "mit")
 
-    # On the Hub's page, after the part that is made, and into it, where it cannot stay.
+    # On the Hub: after the generated part, and within it, where an edit is overwritten.
     edited = first.replace("## Speed", "## Much speed") + "\nAsk me anything.\n"
-    desk.hub.commit("model", "me/tiny", {**desk.files(), "README.md": edited.encode()})
-    desk.publish(artifact)
-    second = desk.files()["README.md"].decode()
+    workspace.hub.commit("model", "me/tiny", {**workspace.files(), "README.md": edited.encode()})
+    workspace.publish(artifact)
+    second = workspace.files()["README.md"].decode()
     assert second.rstrip().endswith("Ask me anything.")
     assert "Much speed" not in second
     assert (artifact / "README.md").read_text() == second
 
     # Beside the artifact, again.
     (artifact / "README.md").write_text(second.replace("My own title", "My other title"))
-    desk.publish(artifact)
-    assert "# My other title" in desk.files()["README.md"].decode()
-    assert "nothing to do" in desk.publish(artifact)
+    workspace.publish(artifact)
+    assert "# My other title" in workspace.files()["README.md"].decode()
+    assert "nothing to do" in workspace.publish(artifact)
 
 
-def test_a_card_that_was_edited_in_two_places_is_for_people_to_mend(desk):
-    artifact = desk.artifact()
-    desk.publish(artifact)
-    text = desk.files()["README.md"].decode()
-    desk.hub.commit("model", "me/tiny", {**desk.files(), "README.md": f"{text}\nOn the Hub.\n".encode()})
+def test_conflicting_edits_of_the_card_are_refused(workspace):
+    artifact = workspace.artifact()
+    workspace.publish(artifact)
+    text = workspace.files()["README.md"].decode()
+    workspace.hub.commit("model", "me/tiny", {**workspace.files(), "README.md": f"{text}\nOn the Hub.\n".encode()})
     (artifact / "README.md").write_text(f"{text}\nBeside the artifact.\n")
-    said = desk.publish(artifact, status=2)
-    assert "was edited both beside the artifact and on the Hub" in said
-    assert "nothing was published: me/tiny is as it was" in said
+    output = workspace.publish(artifact, status=2)
+    assert "was edited both beside the artifact and on the Hub" in output
+    assert "nothing was published: me/tiny is as it was" in output
 
 
-def test_a_card_with_metadata_that_is_none_is_refused(desk):
-    artifact = desk.artifact()
+def test_a_card_with_invalid_metadata_is_refused(workspace):
+    artifact = workspace.artifact()
     (artifact / "README.md").write_text("---\n{: :\n---\n")
-    assert "README.md: its metadata cannot be read" in desk.publish(artifact, status=2)
+    assert "README.md: its metadata cannot be read" in workspace.publish(artifact, status=2)
     (artifact / "README.md").write_text("---\nlicense: [1]\n---\n")
-    said = desk.publish(artifact, status=2)
-    assert '"license" must be a string' in said
+    output = workspace.publish(artifact, status=2)
+    assert '"license" must be a string' in output
 
 
-def test_a_rebuilt_artifact_keeps_the_words_and_drops_the_figures():
-    made = readme.OPENED.format(sum="0" * 64) + "\n# tiny\n\nF1 50.00\n" + readme.CLOSED
-    text = f"---\nlicense: mit\nmodel-index:\n- name: tiny\n---\nBefore.\n\n{made}\n\nAfter.\n"
-    kept = readme.without_made(text)
-    assert "F1" not in kept
-    assert "model-index" not in kept
-    assert readme.read(kept) == readme.read(text)
-    assert replace(readme.read(kept), published=None) == readme.Own(
+def test_a_rebuild_preserves_user_content_and_drops_the_generated_part():
+    generated = readme.BEGIN_MARKER.format(digest="0" * 64) + "\n# tiny\n\nF1 50.00\n" + readme.END_MARKER
+    text = f"---\nlicense: mit\nmodel-index:\n- name: tiny\n---\nBefore.\n\n{generated}\n\nAfter.\n"
+    stripped = readme.without_generated(text)
+    assert "F1" not in stripped
+    assert "model-index" not in stripped
+    assert readme.read(stripped) == readme.read(text)
+    assert replace(readme.read(stripped), published_digest=None) == readme.UserContent(
         before="Before.", after="After.", metadata={"license": "mit"}
     )
-    assert readme.without_made("# Wholly my own\n") == "# Wholly my own\n"
+    assert readme.without_generated("# Wholly my own\n") == "# Wholly my own\n"
 
 
-# --- on the real Hub as well ----------------------------------------------------------------------------------------
+# --- the real Hub as well -------------------------------------------------------------------------------------------
 
-THERE_AND_BACK = """\
+ROUND_TRIP = """\
 import secrets, sys
 from pathlib import Path
 from huggingface_hub import HfApi
@@ -601,20 +605,20 @@ finally:
 
 
 @pytest.mark.parametrize("real", [False, pytest.param(True, marks=pytest.mark.real_hub)])
-def test_there_and_back(desk, real):
+def test_a_round_trip(workspace, real):
     token = os.environ.get("QABUILD_TEST_TOKEN") if real else TOKEN
     if token is None:
         pytest.skip("no token for the real Hub in QABUILD_TEST_TOKEN")
-    environment = {**os.environ, **desk.hub.environment(desk.folder / "home"), "HF_TOKEN": token}
+    environment = {**os.environ, **workspace.hub.environment(workspace.folder / "home"), "HF_TOKEN": token}
     if real:
         del environment["HF_ENDPOINT"]
-    command = [sys.executable, "-c", THERE_AND_BACK, desk.artifact()]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == ["True False True 5", "True False True"]
+    command = [sys.executable, "-c", ROUND_TRIP, workspace.artifact()]
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.splitlines() == ["True False True 5", "True False True"]
 
 
-# --- the whole way --------------------------------------------------------------------------------------------------
+# --- end to end -----------------------------------------------------------------------------------------------------
 
 TARGET = """\
 [checkpoint]
@@ -633,9 +637,9 @@ USE = """\
 import qabuild
 answer = qabuild.load("me/whole", revision="main", digest="{digest}")
 print(answer(question="Who repaired the bridge?", context="The bridge was repaired by Alma Serin.")["answer"])
-for wrong in ({{"digest": "0" * 64}}, {{"revision": "none"}}):
+for options in ({{"digest": "0" * 64}}, {{"revision": "none"}}):
     try:
-        qabuild.load("me/whole", **wrong)
+        qabuild.load("me/whole", **options)
     except qabuild.QABuildError as error:
         print(type(error).__name__, str(error).splitlines()[0])
 from transformers import AutoModelForQuestionAnswering
@@ -644,30 +648,32 @@ AutoModelForQuestionAnswering.from_pretrained("me/whole")
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Desk, Any]]:
+def end_to_end(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Workspace, Any]]:
     """The sample, built and published by one command."""
     with Hub({TOKEN: ("me", "write")}) as hub:
-        desk = Desk(tmp_path_factory.mktemp("whole"), hub)
-        (desk.folder / "whole.toml").write_text(TARGET)
-        done = desk.run("whole.toml", "--publish", "--json")
-        assert done.returncode == 0, done.stderr
-        yield desk, json.loads(done.stdout)[0]
+        workspace = Workspace(tmp_path_factory.mktemp("whole"), hub)
+        (workspace.folder / "whole.toml").write_text(TARGET)
+        process = workspace.run("whole.toml", "--publish", "--json")
+        assert process.returncode == 0, process.stderr
+        yield workspace, json.loads(process.stdout)[0]
 
 
-def test_a_build_publishes_what_it_proved(whole):
-    desk, document = whole
-    assert document["published"]["commit"] == desk.repository("me/whole").branches["main"]
-    assert metadata(desk.files(name="me/whole")["README.md"].decode())["license"] == "apache-2.0"
+def test_a_build_publishes_the_artifact_it_verified(end_to_end):
+    workspace, document = end_to_end
+    assert document["published"]["commit"] == workspace.repository("me/whole").branches["main"]
+    assert metadata(workspace.files(name="me/whole")["README.md"].decode())["license"] == "apache-2.0"
 
 
-def test_it_is_loaded_by_its_name_alone_and_hashes_come_first(whole):
-    desk, document = whole
-    environment = {**os.environ, **desk.hub.environment(desk.folder / "elsewhere")}
+def test_it_loads_by_name_and_digests_are_checked_first(end_to_end):
+    workspace, document = end_to_end
+    environment = {**os.environ, **workspace.hub.environment(workspace.folder / "elsewhere")}
     script = USE.format(digest=document["manifest"])
     command = [sys.executable, "-c", script]
-    done = subprocess.run(command, env=environment, cwd=desk.folder, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    answer, digest, revision = done.stdout.splitlines()
+    process = subprocess.run(
+        command, env=environment, cwd=workspace.folder, capture_output=True, text=True, check=False
+    )
+    assert process.returncode == 0, process.stderr
+    answer, digest, revision = process.stdout.splitlines()
     assert answer in "The bridge was repaired by Alma Serin."
     assert digest.startswith("UntrustedInput")
     assert "not " + "0" * 64 in digest
@@ -675,50 +681,50 @@ def test_it_is_loaded_by_its_name_alone_and_hashes_come_first(whole):
     assert "has no revision 'none'" in revision
 
 
-def test_questions_are_answered_by_an_artifact_on_the_hub(whole):
-    desk, _ = whole
-    (desk.folder / "q.jsonl").write_text('{"id": 1, "question": "Who?", "context": "Alma Serin repaired it."}\n')
-    done = desk.run("answer", "me/whole", "q.jsonl", token=None)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["answer"]
+def test_an_artifact_on_the_hub_answers_questions(end_to_end):
+    workspace, _ = end_to_end
+    (workspace.folder / "q.jsonl").write_text('{"id": 1, "question": "Who?", "context": "Alma Serin repaired it."}\n')
+    process = workspace.run("answer", "me/whole", "q.jsonl", token=None)
+    assert process.returncode == 0, process.stderr
+    assert json.loads(process.stdout)["answer"]
 
 
-def test_what_was_fetched_back_is_verified_where_that_is_asked_for(whole):
-    desk, _ = whole
-    said = desk.publish("artifacts/whole", "--verify-remote")
-    assert "nothing to do" in said
-    assert "verified from there" in said
+def test_verify_remote_verifies_the_download(end_to_end):
+    workspace, _ = end_to_end
+    output = workspace.publish("artifacts/whole", "--verify-remote")
+    assert "nothing to do" in output
+    assert "verified from there" in output
 
 
-def test_a_download_that_was_changed_on_the_hub_is_not_loaded(whole):
-    desk, _ = whole
-    files = desk.files(name="me/whole")
-    desk.hub.commit("model", "me/changed", {**files, "config.json": files["config.json"] + b" "})
-    done = desk.run("answer", "me/changed", "q.jsonl")
-    assert done.returncode == 4
-    assert "config.json" in done.stderr
+def test_a_file_changed_on_the_hub_is_refused(end_to_end):
+    workspace, _ = end_to_end
+    files = workspace.files(name="me/whole")
+    workspace.hub.commit("model", "me/changed", {**files, "config.json": files["config.json"] + b" "})
+    process = workspace.run("answer", "me/changed", "q.jsonl")
+    assert process.returncode == 4
+    assert "config.json" in process.stderr
 
 
-def test_a_build_that_cannot_be_published_is_not_begun(whole, tmp_path):
-    desk, _ = whole
-    (desk.folder / "nowhere.toml").write_text(TARGET.replace('repo = "me/whole"\n', ""))
-    done = desk.run("nowhere.toml", "--publish")
-    assert done.returncode == 2
-    assert "does not say where to publish it" in done.stderr
-    done = desk.run("whole.toml", "--publish", "--set", "verify.samples=9", token=None)
-    assert done.returncode == 3
-    assert not (desk.folder / "artifacts" / "nowhere").exists()
-    assert desk.run("whole.toml", "--publish", "--compile-only").returncode == 2
+def test_a_build_that_cannot_be_published_is_not_started(end_to_end, tmp_path):
+    workspace, _ = end_to_end
+    (workspace.folder / "nowhere.toml").write_text(TARGET.replace('repo = "me/whole"\n', ""))
+    process = workspace.run("nowhere.toml", "--publish")
+    assert process.returncode == 2
+    assert "does not say where to publish it" in process.stderr
+    process = workspace.run("whole.toml", "--publish", "--set", "verify.samples=9", token=None)
+    assert process.returncode == 3
+    assert not (workspace.folder / "artifacts" / "nowhere").exists()
+    assert workspace.run("whole.toml", "--publish", "--compile-only").returncode == 2
 
 
-def test_a_rebuild_keeps_the_card_that_people_wrote(whole, tmp_path):
-    desk, _ = whole
-    copy = Desk(tmp_path, desk.hub)
-    shutil.copytree(desk.folder / "artifacts", tmp_path / "artifacts")
+def test_a_rebuild_preserves_the_user_content_of_the_card(end_to_end, tmp_path):
+    workspace, _ = end_to_end
+    copy = Workspace(tmp_path, workspace.hub)
+    shutil.copytree(workspace.folder / "artifacts", tmp_path / "artifacts")
     (tmp_path / "whole.toml").write_text(TARGET)
     with (tmp_path / "artifacts" / "whole" / "README.md").open("a") as file:
         file.write("\nMy own words.\n")
     assert copy.run("whole.toml", "--set", "verify.gates.min_f1_retention=0.5").returncode == 0
-    kept = (tmp_path / "artifacts" / "whole" / "README.md").read_text()
-    assert "My own words." in kept
-    assert "Not published yet." in kept
+    text = (tmp_path / "artifacts" / "whole" / "README.md").read_text()
+    assert "My own words." in text
+    assert "Not published yet." in text

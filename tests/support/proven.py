@@ -1,4 +1,4 @@
-"""Small proven artifacts for tests of publishing: sealed and judged by the program itself; their weights are none."""
+"""Small verified artifacts for tests of publishing: sealed and judged by qabuild itself, with fake weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from qabuild.artifact import manifest as artifacts
 from qabuild.artifact.evidence import Flip, Measurement, Speed
 from qabuild.artifact.manifest import Artifact
 from qabuild.evaluation import judge, stock_pipeline
-from qabuild.evaluation import verify as verification
+from qabuild.evaluation.verify import write as write_evidence
 from qabuild.models.backends import eager
 from qabuild.models.runtime import Runtime
 from qabuild.qa import ask
@@ -33,7 +33,7 @@ FLIP = Flip(
 
 
 def make(directory: Path, *, weights: bytes = b"weights" * 999, **facts: Any) -> Path:
-    """Write an artifact into `directory` and return it; `facts` are fields of its manifest."""
+    """Write an artifact into `directory`, which is returned; `facts` are fields of its manifest."""
     directory.mkdir(parents=True)
     (directory / "model.safetensors").write_bytes(weights)
     (directory / "config.json").write_text('{"model_type": "bert"}\n')
@@ -70,8 +70,8 @@ def make(directory: Path, *, weights: bytes = b"weights" * 999, **facts: Any) ->
     return directory
 
 
-def verify(artifact: Artifact, **found: Any) -> None:
-    """Put evidence beside the manifest; `found` are fields of the measurement."""
+def verify(artifact: Artifact, **fields: Any) -> None:
+    """Write evidence beside the manifest; `fields` are fields of the measurement."""
     measurement = Measurement(
         **{
             "data": DATA,
@@ -95,8 +95,8 @@ def verify(artifact: Artifact, **found: Any) -> None:
             "probes": [],
             "versions": packages.versions({*stock_pipeline.PACKAGES, *eager.PACKAGES}),
             "machine": machine.describe(),
-            **found,
+            **fields,
         }
     )
-    gates = artifact.manifest.gates
-    verification.write(judge.judge(artifact, measurement, gates), artifact.directory)
+    verification = judge.judge(artifact, measurement, artifact.manifest.gates)
+    write_evidence(verification, artifact.directory)

@@ -1,4 +1,4 @@
-"""Locks: the same target means the same bytes, or says that it does not."""
+"""Locks: a locked target reads the same bytes, or reports that they changed."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ samples = 8
 
 @pytest.fixture
 def target(tmp_path: Path) -> Path:
-    """A target on a folder and a file of its own, locked."""
+    """A locked target whose checkpoint and questions are copies of the sample."""
     shutil.copytree(sample.CHECKPOINT, tmp_path / "weights")
     shutil.copyfile(sample.HELDOUT, tmp_path / "questions.json")
     path = tmp_path / "x.toml"
@@ -44,16 +44,16 @@ def target(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_locked_target_is_read_with_what_it_was(target):
-    read = lock.load(target, locked=True)
-    assert read.checkpoint.digest == resolve(sample.CHECKPOINT).digest
-    assert read.verify.fingerprint == data.load(data.DatasetRef("sample")).fingerprint, (
-        "that of the whole split, not of the 8"
+def test_a_locked_target_is_read_with_its_pins(target):
+    locked = lock.load(target, locked=True)
+    assert locked.checkpoint.digest == resolve(sample.CHECKPOINT).digest
+    assert locked.verify.fingerprint == data.load(data.DatasetRef("sample")).fingerprint, (
+        "the fingerprint covers the entire split, not the 8 samples"
     )
-    assert lock.load(target) == read, "a lock counts without being asked for"
+    assert lock.load(target) == locked, "a lock applies without --locked as well"
 
 
-def test_locking_again_changes_nothing_and_says_so(target):
+def test_locking_again_changes_nothing_and_reports_that(target):
     before = lock.path_of(target).read_bytes()
     assert not lock.write(lock.make(load_target(target)), lock.path_of(target))
     assert lock.path_of(target).read_bytes() == before
@@ -64,20 +64,20 @@ def test_a_lock_holds_no_path_of_this_machine(target):
 
 
 def test_a_lock_moves_with_its_target(target, tmp_path_factory):
-    moved = shutil.copytree(target.parent, tmp_path_factory.mktemp("moved") / "there")
+    moved = shutil.copytree(target.parent, tmp_path_factory.mktemp("moved") / "copy")
     assert lock.load(moved / "x.toml", locked=True).checkpoint.digest
 
 
 def test_changed_weights_are_refused(target):
-    read = lock.load(target)
+    locked = lock.load(target)
     config = json.loads((target.parent / "weights" / "config.json").read_text())
     (target.parent / "weights" / "config.json").write_text(json.dumps({**config, "note": "changed"}))
     with pytest.raises(UntrustedInput, match="lock the target again"):
-        resolve(read.checkpoint.model, digest=read.checkpoint.digest)
+        resolve(locked.checkpoint.model, digest=locked.checkpoint.digest)
 
 
-def test_changed_questions_are_refused_though_those_asked_are_the_same(target):
-    read = lock.load(target)
+def test_changed_questions_are_refused_even_if_the_samples_are_the_same(target):
+    locked = lock.load(target)
     questions = json.loads((target.parent / "questions.json").read_text())
     questions["data"].append({"title": "x", "paragraphs": [{"context": "It is red.", "qas": []}]})
     questions["data"][-1]["paragraphs"][0]["qas"] = [
@@ -85,19 +85,19 @@ def test_changed_questions_are_refused_though_those_asked_are_the_same(target):
     ]
     (target.parent / "questions.json").write_text(json.dumps(questions))
     with pytest.raises(UntrustedInput, match="lock the target again"):
-        data.load(data.DatasetRef(read.verify.dataset, samples=8, fingerprint=read.verify.fingerprint))
+        data.load(data.DatasetRef(locked.verify.dataset, samples=8, fingerprint=locked.verify.fingerprint))
 
 
-def test_what_the_target_no_longer_asks_for_is_not_pinned(target):
+def test_a_pin_that_no_longer_matches_the_target_is_ignored(target):
     target.write_text(TARGET.replace("./weights", "sample"), encoding="utf-8")
-    read = lock.load(target)
-    assert (read.checkpoint.model, read.checkpoint.digest) == ("sample", None)
-    assert read.verify.fingerprint
+    locked = lock.load(target)
+    assert (locked.checkpoint.model, locked.checkpoint.digest) == ("sample", None)
+    assert locked.verify.fingerprint
     with pytest.raises(BadTarget, match="model weights became sample"):
         lock.load(target, locked=True)
 
 
-def test_without_a_lock_nothing_is_built_locked(target):
+def test_locked_requires_a_lock(target):
     lock.path_of(target).unlink()
     assert lock.load(target).checkpoint.digest is None
     with pytest.raises(BadTarget, match="qabuild lock"):
@@ -107,34 +107,34 @@ def test_without_a_lock_nothing_is_built_locked(target):
 @pytest.mark.parametrize(
     "content", [b"", b"\xff", b"checkpoint = 3", b"[checkpoint", b"[checkpoint]\nmodel = 'sample'\n"]
 )
-def test_a_damaged_lock_is_not_passed_over(target, content):
+def test_a_damaged_lock_is_refused(target, content):
     lock.path_of(target).write_bytes(content)
     with pytest.raises(BadTarget, match=r"x\.lock: damaged"):
         lock.load(target)
 
 
-def test_a_folder_in_the_place_of_a_lock_is_named(target):
-    made = lock.read(lock.path_of(target))
+def test_a_folder_at_the_path_of_a_lock_is_reported(target):
+    pins = lock.read(lock.path_of(target))
     lock.path_of(target).unlink()
     lock.path_of(target).mkdir()
-    for use in (lambda: lock.load(target), lambda: lock.write(made, lock.path_of(target))):
-        with pytest.raises(BadTarget, match=r"x\.lock: a folder, where the lock of .*x\.toml is looked for"):
+    for use in (lambda: lock.load(target), lambda: lock.write(pins, lock.path_of(target))):
+        with pytest.raises(BadTarget, match=r"x\.lock: a folder, but the lock file of .*x\.toml is expected there"):
             use()
 
 
-def test_a_lock_is_written_to_where_a_link_leads(target):
-    made = lock.read(lock.path_of(target))
+def test_a_lock_is_written_through_a_symbolic_link(target):
+    pins = lock.read(lock.path_of(target))
     lock.path_of(target).unlink()
     lock.path_of(target).symlink_to("elsewhere.lock")
-    assert lock.write(made, lock.path_of(target))
+    assert lock.write(pins, lock.path_of(target))
     assert lock.path_of(target).is_symlink()
-    assert lock.read(target.parent / "elsewhere.lock") == made
+    assert lock.read(target.parent / "elsewhere.lock") == pins
 
 
-def test_a_trained_checkpoint_is_pinned_by_all_that_it_is_trained_from(target):
+def test_every_input_of_a_trained_checkpoint_is_pinned(target):
     (target.parent / "teacher.toml").write_text(TARGET + '[train]\ndataset = "./questions.json"\n', encoding="utf-8")
-    taught = TARGET.replace("./weights", "sample") + '[train]\ndataset = "sample"\n[distill.teacher]\n'
-    target.write_text(f'{taught}target = "teacher"\n', encoding="utf-8")
+    student = TARGET.replace("./weights", "sample") + '[train]\ndataset = "sample"\n[distill.teacher]\n'
+    target.write_text(f'{student}target = "teacher"\n', encoding="utf-8")
     with pytest.raises(BadTarget, match=r"questions\.json is not pinned"):
         lock.load(target, locked=True)
     assert lock.write(lock.make(load_target(target)), lock.path_of(target))
@@ -146,7 +146,7 @@ def test_a_trained_checkpoint_is_pinned_by_all_that_it_is_trained_from(target):
     assert origin.teacher.target.training.fingerprint == data.load(data.DatasetRef("sample")).fingerprint
 
 
-def test_calibration_questions_are_pinned_where_they_are_read(target):
+def test_calibration_questions_are_pinned_where_calibration_reads_them(target):
     content = TARGET.replace('name = "eager"', 'name = "openvino"\ncalibration = "./calibration.json"')
     shutil.copyfile(sample.TRAIN, target.parent / "calibration.json")
     target.write_text(content, encoding="utf-8")
@@ -157,15 +157,15 @@ def test_calibration_questions_are_pinned_where_they_are_read(target):
     assert lock.write(lock.make(load_target(target)), lock.path_of(target))
     options = lock.load(target, locked=True).backend
     assert options.calibration_fingerprint == calibration.questions(options).fingerprint
-    assert calibration.sealed(options) == calibration.sealed(load_target(target).backend), "locking makes nothing anew"
+    assert calibration.sealed(options) == calibration.sealed(load_target(target).backend), "locking rebuilds nothing"
     shutil.copyfile(sample.HELDOUT, target.parent / "calibration.json")
     with pytest.raises(UntrustedInput, match="lock the target again"):
         calibration.questions(options)
 
 
 @pytest.mark.hub
-def test_a_hub_id_is_pinned_to_its_commit_though_the_branch_moves(tmp_path):
-    """With the real client, in processes of its own: HF_ENDPOINT is read when it is imported."""
+def test_a_hub_id_stays_pinned_to_its_commit_after_the_branch_moves(tmp_path):
+    """With the real client, in subprocesses: it reads HF_ENDPOINT when it is imported."""
     files = {path.name: path.read_bytes() for path in sample.CHECKPOINT.iterdir()}
     path = tmp_path / "x.toml"
     path.write_text(TARGET.replace("./weights", "qa/tiny"), encoding="utf-8")
@@ -182,8 +182,8 @@ def test_a_hub_id_is_pinned_to_its_commit_though_the_branch_moves(tmp_path):
             command = [sys.executable, "-c", setup + code]
             return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip()
 
-        make = "made = lock.make(read.load(path)); print(made.checkpoint.commit)"
-        assert run(f"{make}; lock.write(made, lock.path_of(path))") == first
+        make = "pins = lock.make(read.load(path)); print(pins.checkpoint.commit)"
+        assert run(f"{make}; lock.write(pins, lock.path_of(path))") == first
         second = hub.commit("model", "qa/tiny", {**files, "config.json": files["config.json"] + b"\n"})
         assert run(make) == second
         source = "source = lock.load(path, locked=True).checkpoint\n"

@@ -1,4 +1,4 @@
-"""Targets: read once, all mistakes at once, nothing touched."""
+"""Targets: read once, all mistakes reported at once, no side effects."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ name = "eager"
 
 DESCRIBED_SAMPLES = str(Verify.model_fields["samples"].description)
 
-OURS = sorted(Path(__file__).parents[2].glob("targets/*.toml"))
+TARGETS = sorted(Path(__file__).parents[2].glob("targets/*.toml"))
 
 
 @pytest.fixture
@@ -42,13 +42,13 @@ def write(tmp_path: Path):
     return write
 
 
-def complaint(path: Path, *overrides: str) -> str:
+def load_error(path: Path, *overrides: str) -> str:
     with pytest.raises(BadTarget) as caught:
         load(path, overrides)
     return str(caught.value)
 
 
-def test_a_minimal_target_has_sound_defaults(write):
+def test_a_minimal_target_has_defaults(write):
     target = load(write(MINIMAL, "tiny.toml"))
     assert target.name == "tiny"
     assert (target.runtime.device, target.runtime.dtype) == ("cpu", "fp32")
@@ -60,8 +60,8 @@ def test_a_minimal_target_has_sound_defaults(write):
     assert target.verify.gates.min_f1_retention == 0.99
 
 
-@pytest.mark.parametrize("path", OURS, ids=lambda path: path.stem)
-def test_every_target_of_the_project_is_sound(path):
+@pytest.mark.parametrize("path", TARGETS, ids=lambda path: path.stem)
+def test_every_target_of_the_project_loads(path):
     assert load(path).description
 
 
@@ -71,12 +71,12 @@ def test_a_target_is_frozen(write):
         target.runtime.dtype = "fp16"
 
 
-def test_all_mistakes_of_a_file_are_told_at_once_with_line_key_and_what_is_accepted(write):
+def test_all_mistakes_of_a_file_are_reported_at_once_with_line_key_and_accepted_values(write):
     path = write(
         '[checkpoint]\nmodel = "sample"\nrevison = "main"\n\n[backend]\nname = "onnxruntime"\nlevel = 7\n\n'
         '[runtime]\ndtype = "fp8"\nsamples = 3\n\n[verify.gates]\nmin_f1_retention = "high"\n'
     )
-    message = complaint(path)
+    message = load_error(path)
     assert "5 mistakes" in message
     assert f"{path}:3: checkpoint.revison: unknown key; perhaps you meant 'revision'" in message
     assert f"{path}:7: backend.level: given 7; accepted:" in message
@@ -108,21 +108,21 @@ def test_all_mistakes_of_a_file_are_told_at_once_with_line_key_and_what_is_accep
         (MINIMAL + "[verify.gates]\nmax_logit_difference = inf\n", "verify.gates.max_logit_difference: given inf"),
         ("[checkpoint]\nmodel = 'sample'\n", "backend: is missing; accepted: a table with a name: eager"),
         (MINIMAL + "level = 2\n", "backend.level: unknown key of backend eager; it belongs to onnxruntime"),
-        (MINIMAL + MINIMAL, "a table stands there twice"),
+        (MINIMAL + MINIMAL, "a table is defined twice"),
         ("extends = 3\n" + MINIMAL, "extends: given 3"),
         ("extends = 'gone.toml'\n" + MINIMAL, "gone.toml: no such target (extended by"),
     ],
 )
-def test_what_is_wrong_is_said(write, text, expected):
-    assert expected in complaint(write(text))
+def test_a_mistake_is_reported(write, text, expected):
+    assert expected in load_error(write(text))
 
 
-def test_mistakes_are_told_in_the_order_of_the_file_and_in_its_words(write):
+def test_mistakes_are_reported_in_file_order_without_pydantic_wording(write):
     path = write(
         "[verify]\nsamples = 'many'\nbatch_size = 0\n[checkpoint]\nmodel = 3\n[backend]\nname = 'onxruntime'\n"
         "levle = 1\n[runtime]\ndtype = 'fp8'\n"
     )
-    heading, *lines = complaint(path).splitlines()
+    heading, *lines = load_error(path).splitlines()
     assert heading.endswith("6 mistakes")
     assert [line.split(": ")[0].strip() for line in lines] == [f"{path}:{number}" for number in (2, 3, 5, 7, 8, 10)]
     assert lines[0].endswith("given 'many'; accepted: a whole number: " + DESCRIBED_SAMPLES)
@@ -138,12 +138,12 @@ def test_mistakes_are_told_in_the_order_of_the_file_and_in_its_words(write):
         ("[backend]\nname = 'deepspeed'\ntensor_parallel = 2\n", "5: backend.tensor_parallel"),
     ],
 )
-def test_keys_that_do_not_go_together_are_told_with_their_line(write, tables, place):
+def test_incompatible_keys_are_reported_with_their_line(write, tables, place):
     path = write("[checkpoint]\nmodel = 'sample'\n" + tables)
-    assert complaint(path).startswith(f"{path}:{place}")
+    assert load_error(path).startswith(f"{path}:{place}")
 
 
-def test_all_paths_that_lead_nowhere_are_told_at_once(write):
+def test_all_missing_paths_are_reported_at_once(write):
     base = write("[checkpoint]\nmodel = './gone'\n[backend]\nname = 'eager'\n", "base/x.toml")
     path = write(
         "[checkpoint]\ntarget = './base/x.toml'\n[backend]\nname = 'openvino'\ncalibration = './gone.json'\n"
@@ -152,11 +152,11 @@ def test_all_paths_that_lead_nowhere_are_told_at_once(write):
     )
     with pytest.raises(BadTarget) as caught:
         require_paths(load(path, ["verify.dataset=~/gone.json"]))
-    told = str(caught.value).splitlines()
-    assert told[0] == "y: 3 paths lead nowhere"
-    assert told[1] == f"  {base}:2: checkpoint.model: {base.parent / 'gone'}: no such file or folder"
-    assert told[2] == f"  {path}:5: backend.calibration: {path.parent / 'gone.json'}: no such file or folder"
-    assert told[3] == f"  --set: verify.dataset: {Path.home() / 'gone.json'}: no such file or folder"
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "y: 3 paths do not exist"
+    assert lines[1] == f"  {base}:2: checkpoint.model: {base.parent / 'gone'}: no such file or folder"
+    assert lines[2] == f"  {path}:5: backend.calibration: {path.parent / 'gone.json'}: no such file or folder"
+    assert lines[3] == f"  --set: verify.dataset: {Path.home() / 'gone.json'}: no such file or folder"
     with pytest.raises(BadTarget, match=rf"^{base}:2: checkpoint\.model: \S+gone: no such file or folder\n"):
         require_paths(load(path, ["runtime.dtype=fp32", "verify.dataset=sample"]))  # fp32 reads no calibration
 
@@ -169,7 +169,7 @@ def test_a_target_builds_on_the_checkpoint_of_another(write):
     assert load(path).backend.name == "onnxruntime"
 
 
-def test_a_target_that_names_another_drops_the_model_it_would_inherit_and_the_other_way_round(write):
+def test_naming_a_target_drops_an_inherited_model_and_naming_a_model_drops_an_inherited_target(write):
     write(MINIMAL.replace('"sample"', '"me/base"\nrevision = "v1"'), "base.toml")
     write(MINIMAL, "first.toml")
     path = write("extends = 'base.toml'\n[checkpoint]\ntarget = 'first'\n")
@@ -178,10 +178,10 @@ def test_a_target_that_names_another_drops_the_model_it_would_inherit_and_the_ot
     assert (load(again).checkpoint.model, load(again).checkpoint.target) == ("me/other", None)
 
 
-def test_targets_that_build_on_each_other_in_a_circle_are_shown_the_path(write):
+def test_a_cycle_of_targets_that_build_on_each_other_shows_the_path(write):
     for name, other in (("a", "b"), ("b", "c"), ("c", "a")):
         write(f"[checkpoint]\ntarget = '{other}'\n[backend]\nname = 'eager'\n", f"{name}.toml")
-    message = complaint(write("[checkpoint]\ntarget = 'a'\n[backend]\nname = 'eager'\n"))
+    message = load_error(write("[checkpoint]\ntarget = 'a'\n[backend]\nname = 'eager'\n"))
     assert "build on each other's checkpoint in a circle" in message
     assert [part.rsplit("/", 1)[-1] for part in message.split("\n")[0].split(" -> ")] == [
         "x.toml",
@@ -192,42 +192,44 @@ def test_targets_that_build_on_each_other_in_a_circle_are_shown_the_path(write):
     ]
 
 
-def test_a_target_that_is_built_on_and_missing_is_shown_the_path(write):
+def test_a_missing_base_target_shows_the_path(write):
     write("[checkpoint]\ntarget = 'gone'\n[backend]\nname = 'eager'\n", "first.toml")
     path = write("[checkpoint]\ntarget = 'first'\n[backend]\nname = 'eager'\n")
-    message = complaint(path)
+    message = load_error(path)
     assert "gone.toml: no such target (built on by" in message
     assert f"{path} -> {path.parent / 'first.toml'}" in message
 
 
 @pytest.mark.parametrize("table", ["", "model = 'sample'\ntarget = 'first'\n"])
 def test_a_checkpoint_has_one_source(write, table):
-    assert "checkpoint: name one of `model` and `target`" in complaint(
+    assert "checkpoint: name one of `model` and `target`" in load_error(
         write(f"[checkpoint]\n{table}[backend]\nname = 'eager'\n")
     )
 
 
-def test_a_missing_target_offers_its_neighbour(write):
+def test_a_missing_target_suggests_a_similar_name(write):
     path = write(MINIMAL, "ort-fp16.toml")
-    assert "perhaps you meant" in complaint(path.with_name("ort-fp61.toml"))
+    assert "perhaps you meant" in load_error(path.with_name("ort-fp61.toml"))
     (path.parent / "targets").mkdir()
     within = path.rename(path.parent / "targets" / path.name)
-    assert f"perhaps you meant {within}" in complaint(path)
-    assert "perhaps" not in complaint(path.with_name("mine.toml")), "the ending that all share is no likeness"
+    assert f"perhaps you meant {within}" in load_error(path)
+    assert "perhaps" not in load_error(path.with_name("mine.toml")), (
+        "the shared file extension does not count as similarity"
+    )
 
 
-def test_a_folder_and_what_is_not_utf8_are_refused(tmp_path):
-    assert "is a folder" in complaint(tmp_path)
+def test_a_folder_and_a_file_that_is_not_utf8_are_refused(tmp_path):
+    assert "is a folder" in load_error(tmp_path)
     (tmp_path / "latin.toml").write_bytes(b'description = "caf\xe9"\n')
-    assert "not UTF-8 at byte 18" in complaint(tmp_path / "latin.toml")
+    assert "not UTF-8 at byte 18" in load_error(tmp_path / "latin.toml")
 
 
-def test_a_name_that_is_no_folder_name_is_refused(write):
-    assert "rename the file" in complaint(write(MINIMAL, "a b.toml"))
-    assert "rename the file" in complaint(write(MINIMAL, "x.failed.toml"))
+def test_a_name_that_is_not_a_valid_folder_name_is_refused(write):
+    assert "rename the file" in load_error(write(MINIMAL, "a b.toml"))
+    assert "rename the file" in load_error(write(MINIMAL, "x.failed.toml"))
 
 
-def test_extends_shares_tables_and_the_nearer_file_wins(write):
+def test_extends_merges_tables_and_the_extending_file_wins(write):
     write('[checkpoint]\nmodel = "../weights"\nrevision = "v1"\n[verify]\nsamples = 7\nbatch_size = 2\n', "base/a.toml")
     path = write('extends = "base/a.toml"\n[backend]\nname = "eager"\n[verify]\nsamples = 9\n')
     target = load(path)
@@ -243,16 +245,16 @@ def test_another_backend_inherits_no_options_and_another_model_no_revision(write
     assert target.checkpoint.revision is None
 
 
-def test_a_mistake_in_a_base_is_placed_in_the_base(write):
+def test_a_mistake_in_a_base_is_reported_at_its_place_in_the_base(write):
     base = write(MINIMAL + "[verify]\nsampels = 3\n", "base.toml")
-    assert f"{base}:7: verify.sampels: unknown key" in complaint(write('extends = "base.toml"\n'))
+    assert f"{base}:7: verify.sampels: unknown key" in load_error(write('extends = "base.toml"\n'))
 
 
-def test_a_circle_of_targets_shows_the_path(write):
+def test_a_cycle_of_extends_shows_the_path(write):
     write('extends = "b.toml"\n', "a.toml")
     path = write('extends = "a.toml"\n', "b.toml")
-    assert "b.toml -> " in complaint(path)
-    assert "a.toml -> " in complaint(path)
+    assert "b.toml -> " in load_error(path)
+    assert "a.toml -> " in load_error(path)
 
 
 def test_overrides(write, monkeypatch, tmp_path):
@@ -261,22 +263,22 @@ def test_overrides(write, monkeypatch, tmp_path):
     target = load(path, ["verify.samples=200", "verify.dataset=./dev.json", "runtime.dtype=bf16"])
     assert (target.verify.samples, target.runtime.dtype) == (200, "bf16")
     assert target.verify.dataset == str(tmp_path / "dev.json")
-    assert "--set: verify.sampels: unknown key; perhaps you meant 'samples'" in complaint(path, "verify.sampels=2")
-    assert "not of the form key=value" in complaint(path, "verify.samples")
-    assert "--set: verify.samples: given 'many'" in complaint(path, "verify.samples=many")
+    assert "--set: verify.sampels: unknown key; perhaps you meant 'samples'" in load_error(path, "verify.sampels=2")
+    assert "not of the form key=value" in load_error(path, "verify.samples")
+    assert "--set: verify.samples: given 'many'" in load_error(path, "verify.samples=many")
 
 
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
-        lambda inner: (
-            st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["name", "model", "x"]), inner, max_size=3)
+        lambda values: (
+            st.lists(values, max_size=3) | st.dictionaries(st.sampled_from(["name", "model", "x"]), values, max_size=3)
         ),
         max_leaves=8,
     ).filter(lambda value: value is not None),
     st.sampled_from(sorted({*Target.model_fields} - {"name"})),
 )
-def test_no_value_of_any_table_gives_anything_but_a_target_or_a_clear_error(value, table):
+def test_any_value_of_a_table_gives_a_target_or_a_clear_error(value, table):
     from pydantic import ValidationError
 
     from qabuild.target.explain import explain
@@ -293,14 +295,14 @@ def test_no_value_of_any_table_gives_anything_but_a_target_or_a_clear_error(valu
 
 
 @given(st.binary(max_size=200))
-def test_no_file_gives_anything_but_a_clear_error(tmp_path_factory, content):
+def test_any_file_gives_a_clear_error(tmp_path_factory, content):
     path = tmp_path_factory.getbasetemp() / "fuzz.toml"
     path.write_bytes(content)
     with pytest.raises(QABuildError, match=r"fuzz\.toml"):
         load(path)
 
 
-def test_reading_a_target_touches_no_network_no_device_and_imports_nothing_heavy(write):
+def test_reading_a_target_uses_no_network_or_device_and_imports_nothing_heavy(write):
     path = write(MINIMAL.replace("sample", "me/nowhere"))
     code = (
         "import socket, sys\n"
@@ -311,12 +313,12 @@ def test_reading_a_target_touches_no_network_no_device_and_imports_nothing_heavy
         "heavy = {'torch', 'transformers', 'onnxruntime', 'optimum', 'datasets', 'numpy', 'huggingface_hub'}\n"
         "print(sorted(heavy & set(sys.modules)))\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
-    assert socket.socket  # this process is as it was
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+    assert socket.socket  # this process is unchanged
 
 
-def test_the_schema_accepts_our_targets_and_names_every_backend():
+def test_the_schema_has_every_table_and_names_every_backend():
     schema = json_schema()
     assert {"extends", "checkpoint", "backend", "runtime", "verify", "publish"} <= set(schema["properties"])
     text = json.dumps(schema)
