@@ -47,7 +47,7 @@ class BatchSizes(click.ParamType[tuple[int, ...]]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
         words = [word.strip() for word in str(value).split(",") if word.strip()] if isinstance(value, str) else value
         if not all(str(word).isdecimal() and int(word) > 0 for word in words):
-            self.fail(f"{value!r} is not a list of positive integers, as in 1,8,32", param, ctx)
+            self.fail(f"{value!r} is not a list of numbers from 1, as in 1,8,32", param, ctx)
         return tuple(dict.fromkeys(int(word) for word in words))
 
 
