@@ -455,9 +455,7 @@ def pages() -> dict[Path, str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--check", action="store_true", help="write nothing; exit with status 1 if a page is stale"
-    )
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with status 1 if a page is stale")
     check = parser.parse_args().check
     stale = 0
     for path, text in pages().items():
