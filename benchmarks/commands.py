@@ -1,11 +1,10 @@
-"""How long the commands take that compute nothing: help, a bad target, a plan, a build with nothing to do.
+"""Time the commands that compute nothing: help, a bad target, a plan, a cached build.
 
     python benchmarks/commands.py [--checkpoint CHECKPOINT] [--data dev-v1.1.json]
 
-builds one eager artifact into a temporary folder, from the embedded sample unless a checkpoint is given, and then
-runs each command as a process of its own, by turns, round after round. Printed are median and range in seconds, and
-which of the heavy packages the command imported. The last lines compare opening an artifact, every hash held, with
-what sha256sum takes on the same files.
+builds one eager artifact in a temporary folder, by default of the embedded sample. It then runs the commands, each in
+its own process, taking turns in every round. It prints median and range in seconds, and the heavy packages that each
+command imports. The last lines compare opening an artifact, with every digest checked, with sha256sum on its files.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ def main() -> None:
     arguments = parse()
     with tempfile.TemporaryDirectory() as folder:
         os.environ["QABUILD_CACHE"] = str(Path(folder, "cache"))
-        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # pip compiles what it installs, and users run that
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # pip installs compiled bytecode, so measure with it
         target, bad, output = Path(folder, "target.toml"), Path(folder, "bad.toml"), Path(folder, "artifacts")
         target.write_text(
             TARGET.format(model=json.dumps(arguments.checkpoint), data=json.dumps(arguments.data)), encoding="utf-8"
@@ -58,8 +57,8 @@ def main() -> None:
             "qabuild TARGET, nothing to do": [*qabuild(), *build],
         }
         print(f"{machine.cpu()}, {machine.cores()} cores")
-        timed = {name: as_command(command) for name, command in commands.items()}
-        for name, seconds in race(timed, arguments.rounds).items():
+        runs = {name: as_command(command) for name, command in commands.items()}
+        for name, seconds in race(runs, arguments.rounds).items():
             print(f"{name:32} {describe(seconds)}  {imported(commands[name])}")
         against_sha256sum(output / "target", arguments.rounds)
 
@@ -71,8 +70,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=11)
     arguments = parser.parse_args()
     for name in ("checkpoint", "data"):
-        if (given := getattr(arguments, name)) != "sample":
-            setattr(arguments, name, str(Path(given).absolute()))
+        if (source := getattr(arguments, name)) != "sample":
+            setattr(arguments, name, str(Path(source).absolute()))
     return arguments
 
 
@@ -92,7 +91,7 @@ def race(commands: dict[str, Command], rounds: int) -> dict[str, list[float]]:
             started = time.perf_counter()
             run()
             seconds[name].append(time.perf_counter() - started)
-    return {name: taken[1:] for name, taken in seconds.items()}
+    return {name: times[1:] for name, times in seconds.items()}
 
 
 def describe(seconds: list[float]) -> str:
@@ -100,11 +99,13 @@ def describe(seconds: list[float]) -> str:
 
 
 def imported(command: list[str]) -> str:
-    """Which heavy packages the command imports, from Python's own record of its imports."""
+    """The heavy packages that the command imports, by `-X importtime`."""
     if command[0] == sys.executable:
         return ""
-    traced = subprocess.run([sys.executable, "-X", "importtime", *command], capture_output=True, text=True, check=False)
-    names = {line.rpartition("|")[2].strip() for line in traced.stderr.splitlines() if line.startswith("import time:")}
+    process = subprocess.run(
+        [sys.executable, "-X", "importtime", *command], capture_output=True, text=True, check=False
+    )
+    names = {line.rpartition("|")[2].strip() for line in process.stderr.splitlines() if line.startswith("import time:")}
     return "imports " + (", ".join(sorted(names & set(HEAVY))) or "nothing heavy")
 
 

@@ -1,10 +1,10 @@
-"""What distillation gains: a student trained alone and with a teacher, on the same examples, for some seeds.
+"""Measure the gain of distillation: a student trained alone and with a teacher, on the same examples and random seeds.
 
     python benchmarks/distillation.py TEACHER TRAIN DEV --questions 8000 --layers 0,2,5 --seeds 0,1 --output FOLDER
 
 TEACHER is a checkpoint, TRAIN and DEV are SQuAD files. The student starts from some of the teacher's layers.
-Writes a target for each of the trainings into FOLDER, carries them out (kept results are taken), and prints EM and F1
-on all questions of DEV. What was interrupted goes on where it stopped. To compile what came of it:
+Writes a target for each training into FOLDER, runs the trainings (cached results are reused), and prints EM and F1 on
+all questions of DEV. An interrupted run resumes. To compile a result:
 
     qabuild FOLDER/distilled-0.toml --set backend.name=onnxruntime --set backend.level=2
 """
@@ -100,7 +100,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--learning-rate", type=float, default=1e-4)
     parser.add_argument("--dropout", type=float, default=0.0)
-    parser.add_argument("--parts", type=int, default=1, help="that a batch is put through the model in")
+    parser.add_argument("--parts", type=int, default=1, help="gradient accumulation steps per batch")
     parser.add_argument("--seeds", default="0,1")
     parser.add_argument("--only", choices=("alone", "distilled"))
     parser.add_argument("--output", type=Path, required=True)

@@ -1,21 +1,18 @@
-"""The pipeline beside transformers' own and beside bare tokenisation, on real questions, in one run.
+"""Compare the pipeline with transformers' own and with bare tokenisation, on real questions, in one run.
 
     python benchmarks/pipeline.py --checkpoint CHECKPOINT --data dev-v1.1.json
 
-prints two tables of ratios: of the pipelines alone, on one core, over a model that returns the same random logits for
-everything, and of the whole, with the checkpoint in fp32 on all cores given. With --device cuda it is the whole alone,
-in fp16 on the GPU, and the share of the time in which that is idle. The stock pipeline has batch 8. The
-contestants take turns, round after round, on the same questions; a ratio is the median of the rounds' ratios, and the
-brackets hold the lowest and the highest. Keep other work off the machine: times of the first table are the
-process's own, but a neighbour on the same core slows those down too.
+prints two tables of ratios: the pipelines alone, on one core, with a model that returns the same random logits for any
+window; and end to end, with the checkpoint in fp32 on all available cores. --device cuda measures only end to end, in
+fp16 on the GPU, and the share of time in which the GPU is idle. The stock pipeline has batch 8. The contestants take
+turns in every round on the same questions; a ratio is the median of the rounds' ratios, with their range in brackets.
+Run nothing else on the machine: the first table holds CPU times, but another process on the same core slows those, too.
 
---differential N gives both pipelines the same logits, on N questions from all over the data (10570: all of SQuAD's
-development set) and many parameters, and counts their differences by kind; it ends with status 1 where one is of no
-known kind.
+--differential N gives both pipelines the same logits, on N questions spread over the data (10570: all of SQuAD's
+development set) and many parameters, and counts their differences by kind; an unknown kind is status 1.
 
---stream N answers N questions from a generator over the empty model, and prints the memory that the process takes on
-the way. --long N joins the paragraphs of an article into documents, and scores N questions on them with both
-normalisations.
+--stream N answers N questions from a generator with the empty model, and prints the memory of the process. --long N
+joins paragraphs of an article into documents, and scores N questions on them with both normalisations.
 """
 
 from __future__ import annotations
@@ -56,7 +53,7 @@ Run = Callable[[list[Example]], object]
 
 
 class EmptyModel(torch.nn.Module):  # type: ignore[misc]
-    """Costs next to nothing: the first logits of a fixed random row, for every window."""
+    """A model of negligible cost: every window gets the first logits of one random row."""
 
     device = torch.device("cpu")
 
@@ -73,7 +70,7 @@ class EmptyModel(torch.nn.Module):  # type: ignore[misc]
 
 
 class HashingModel(EmptyModel):
-    """Pseudo-random logits that depend on nothing but the window: its tokens and their places, without padding."""
+    """Pseudo-random logits that depend only on the window's tokens and their positions, not on padding."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -82,9 +79,9 @@ class HashingModel(EmptyModel):
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor | None = None
     ) -> dict[str, torch.Tensor]:
-        place = attention_mask.cumsum(1)
-        window = (input_ids * attention_mask * place).sum(1, keepdim=True)
-        entry = (input_ids * 2654435761 + place * 40503 + window * 7919) % self.logits.shape[1]
+        position = attention_mask.cumsum(1)
+        window = (input_ids * attention_mask * position).sum(1, keepdim=True)
+        entry = (input_ids * 2654435761 + position * 40503 + window * 7919) % self.logits.shape[1]
         return {"start_logits": self.logits[0][entry], "end_logits": self.logits[1][entry]}
 
 
@@ -101,10 +98,10 @@ def main() -> None:
     elif arguments.long:
         long_documents(arguments.checkpoint, tokenizer, articles, arguments.long)
     elif arguments.device == "cuda":
-        whole_on_gpu(arguments.checkpoint, tokenizer, articles, arguments.rounds, arguments.whole_questions)
+        end_to_end_on_gpu(arguments.checkpoint, tokenizer, articles, arguments.rounds, arguments.whole_questions)
     else:
         alone(tokenizer, articles, arguments.rounds, arguments.questions)
-        whole(arguments.checkpoint, tokenizer, articles, arguments.rounds, arguments.whole_questions)
+        end_to_end(arguments.checkpoint, tokenizer, articles, arguments.rounds, arguments.whole_questions)
 
 
 def parse() -> argparse.Namespace:
@@ -113,9 +110,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True, help="questions in SQuAD's JSON layout")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--questions", type=int, default=4000, help="for the pipelines alone")
-    parser.add_argument("--whole-questions", type=int, default=400, help="for the whole")
+    parser.add_argument("--whole-questions", type=int, default=400, help="end to end")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--differential", type=int, metavar="N", help="both pipelines' answers on N questions")
+    parser.add_argument("--differential", type=int, metavar="N", help="compare both pipelines' answers on N questions")
     parser.add_argument("--stream", type=int, metavar="N", help="memory over a stream of N questions")
     parser.add_argument("--long", type=int, metavar="N", help="both normalisations on N questions of long documents")
     return parser.parse_args()
@@ -127,7 +124,7 @@ def read(path: Path) -> Articles:
 
 
 def draw(articles: Articles, count: int) -> list[Example]:
-    """At least `count` questions: whole paragraphs, drawn at random, with all their questions."""
+    """At least `count` questions: all questions of paragraphs drawn at random."""
     paragraphs = list(itertools.chain.from_iterable(articles))
     random.Random(0).shuffle(paragraphs)
     examples: list[Example] = []
@@ -139,7 +136,7 @@ def draw(articles: Articles, count: int) -> list[Example]:
 
 
 def processor() -> str:
-    """The CPU's name, and what of its instruction set matters here."""
+    """The CPU's name, and its relevant instruction sets."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -160,7 +157,7 @@ def alone(tokenizer: Any, articles: Articles, rounds: int, count: int) -> None:
     stock = stock_pipeline(model, tokenizer)
 
     def ours() -> Run:
-        pipeline = QuestionAnsweringPipeline(model, tokenizer)  # a new one has nothing tokenised
+        pipeline = QuestionAnsweringPipeline(model, tokenizer)  # a new one has an empty tokenisation cache
         pipeline(examples[:1])
         return pipeline
 
@@ -168,8 +165,8 @@ def alone(tokenizer: Any, articles: Articles, rounds: int, count: int) -> None:
         backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
         backend.no_truncation()
         backend.no_padding()
-        return lambda some: [
-            backend.encode_batch(list(dict.fromkeys(each[key] for each in some)), add_special_tokens=False)
+        return lambda batch: [
+            backend.encode_batch(list(dict.fromkeys(example[key] for example in batch)), add_special_tokens=False)
             for key in ("question", "context")
         ]
 
@@ -179,7 +176,7 @@ def alone(tokenizer: Any, articles: Articles, rounds: int, count: int) -> None:
     torch.set_num_threads(threads)
 
 
-def whole(checkpoint: str, tokenizer: Any, articles: Articles, rounds: int, count: int) -> None:
+def end_to_end(checkpoint: str, tokenizer: Any, articles: Articles, rounds: int, count: int) -> None:
     examples = draw(articles, count)
     model = AutoModelForQuestionAnswering.from_pretrained(checkpoint).eval()
     stock = stock_pipeline(model, tokenizer)
@@ -187,33 +184,33 @@ def whole(checkpoint: str, tokenizer: Any, articles: Articles, rounds: int, coun
         "qabuild": lambda: QuestionAnsweringPipeline(model, tokenizer),
         "stock, batch 8": lambda: stock,
     }
-    title = f"the whole, fp32, {torch.get_num_threads()} threads"
+    title = f"end to end, fp32, {torch.get_num_threads()} threads"
     show(title, race(contestants, examples, rounds, time.perf_counter), len(examples))
 
 
-def whole_on_gpu(checkpoint: str, tokenizer: Any, articles: Articles, rounds: int, count: int) -> None:
+def end_to_end_on_gpu(checkpoint: str, tokenizer: Any, articles: Articles, rounds: int, count: int) -> None:
     examples = draw(articles, count)
     model = AutoModelForQuestionAnswering.from_pretrained(checkpoint, dtype=torch.float16).to("cuda").eval()
     runs = {"qabuild": QuestionAnsweringPipeline(model, tokenizer), "stock, batch 8": stock_pipeline(model, tokenizer)}
-    with sdpa_kernels.of_any_shape("cuda"):  # for both, as an artifact's model has it
+    with sdpa_kernels.of_any_shape("cuda"):  # for both, as in an artifact
         for run in runs.values():
             run(examples[:500])  # the first calls load kernels
         seconds = race({name: lambda run=run: run for name, run in runs.items()}, examples, rounds, time.perf_counter)
         idle = {name: 1 - busy(run, examples) / statistics.median(seconds[name]) for name, run in runs.items()}
-    show(f"the whole, fp16, {torch.cuda.get_device_name()}", seconds, len(examples))
+    show(f"end to end, fp16, {torch.cuda.get_device_name()}", seconds, len(examples))
     for name, share in idle.items():
         print(f"  {name}: the GPU is idle for {share:.0%} of the time")
 
 
 def busy(run: Run, examples: list[Example]) -> float:
-    """Seconds in which the GPU computes or copies. It takes as long as without the profiler, the CPU takes longer."""
+    """Seconds in which the GPU computes or copies. The profiler slows only the CPU."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         run(examples)
         torch.cuda.synchronize()
     on_gpu = torch.autograd.DeviceType.CUDA
-    spans = [each.time_range for each in profile.events() if each.device_type == on_gpu]
+    spans = [event.time_range for event in profile.events() if event.device_type == on_gpu]
     until = total = 0.0
-    for span in sorted(spans, key=lambda each: each.start):
+    for span in sorted(spans, key=lambda span: span.start):
         total += max(0.0, span.end - max(span.start, until))
         until = max(until, span.end)
     return total / 1e6
@@ -227,14 +224,14 @@ def stock_pipeline(model: Any, tokenizer: Any) -> Run:
 def stock(model: Any, tokenizer: Any) -> Any:
     from transformers.pipelines.question_answering import QuestionAnsweringPipeline as Stock
 
-    logging.set_verbosity(50)  # it complains about the class of the empty model, but takes it
+    logging.set_verbosity(50)  # it warns about the class of the empty model, but accepts it
     return Stock(model, tokenizer, framework="pt", device=model.device)
 
 
 def race(
     contestants: dict[str, Callable[[], Run]], examples: list[Example], rounds: int, clock: Callable[[], float]
 ) -> dict[str, list[float]]:
-    """Seconds of every contestant in every round; each begins as often as the others."""
+    """Seconds of every contestant in every round, rotating the order."""
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     names = list(contestants)
     for round_ in range(rounds):
@@ -265,7 +262,7 @@ CUTS: tuple[Parameters, ...] = ({}, {"max_seq_len": 128, "doc_stride": 40}, {"ma
 
 
 def searches(full: bool) -> Iterator[Parameters]:
-    """What to look for in the windows of one cut."""
+    """Parameters of the span search for windows of one cut."""
     for impossible, align in itertools.product((False, True), (True, False)):
         for top_k in range(1, 21) if full else (1, 3, 20):
             yield {"top_k": top_k, "handle_impossible_answer": impossible, "align_to_words": align}
@@ -275,79 +272,79 @@ def searches(full: bool) -> Iterator[Parameters]:
 
 
 def differential(tokenizer: Any, articles: Articles, count: int) -> Counter[str]:
-    """Both pipelines over the same logits: how often they differ, by kind."""
+    """Count the differences of both pipelines on the same logits, by kind."""
     examples = spread(articles, count)
     model = HashingModel()
     theirs, ours = stock(model, tokenizer), QuestionAnsweringPipeline(model, tokenizer)
     kinds: Counter[str] = Counter()
     for cut in CUTS:
-        wanted = list(searches(full=not cut))
-        found: Counter[str] = Counter()
+        parameters = list(searches(full=not cut))
+        counts: Counter[str] = Counter()
         windows = 0
         for at in range(0, len(examples), 500):
-            some = examples[at : at + 500]
-            outputs = [[theirs.forward(each) for each in theirs.preprocess(example, **cut)] for example in some]
+            batch = examples[at : at + 500]
+            outputs = [[theirs.forward(window) for window in theirs.preprocess(example, **cut)] for example in batch]
             windows += sum(map(len, outputs))
-            for search in wanted:
-                for example, output, result in zip(some, outputs, ours(some, **cut, **search), strict=True):
+            for search in parameters:
+                for example, output, result in zip(batch, outputs, ours(batch, **cut, **search), strict=True):
                     kind = difference(result, theirs.postprocess(output, **search))
-                    found[kind] += 1
+                    counts[kind] += 1
                     if kind == UNKNOWN:
                         print(f"  {cut | search}\n  {example}\n  {result}\n  {theirs.postprocess(output, **search)}")
-        print(f"\n{cut or 'defaults'}: {len(examples)} questions, {windows} windows, {found.total()} cases")
-        for kind, number in found.most_common():
+        print(f"\n{cut or 'defaults'}: {len(examples)} questions, {windows} windows, {counts.total()} cases")
+        for kind, number in counts.most_common():
             print(f"  {number:>8} {kind}")
-        kinds += found
+        kinds += counts
     return kinds
 
 
 def spread(articles: Articles, count: int) -> list[Example]:
-    """`count` questions from all over the data."""
+    """`count` questions spread evenly over the data."""
     paragraphs = itertools.chain.from_iterable(articles)
-    examples = [{"question": qa["question"], "context": each["context"]} for each in paragraphs for qa in each["qas"]]
+    examples = [{"question": qa["question"], "context": p["context"]} for p in paragraphs for qa in p["qas"]]
     return examples[:: max(1, len(examples) // count)][:count]
 
 
-SAME, TIED = "the same", "the same, but of answers with equal scores others come first or are the last"
+SAME, TIED = "the same", "the same, but for the order of tied answers and the choice among the last ones tied"
 IMPOSSIBLE = "the same, but for impossible spans with score 0 in the stock pipeline's list"
 UNKNOWN = "different"
 
 
 def difference(ours: Any, theirs: Any) -> str:
-    """How two results differ; scores that are within 1e-6 of each other are the same."""
-    ours, theirs = (each if isinstance(each, list) else [each] for each in (ours, theirs))
+    """The kind of difference of two results; scores within 1e-6 count as equal."""
+    ours, theirs = (result if isinstance(result, list) else [result] for result in (ours, theirs))
     if alike(ours, theirs):
         return SAME
-    ours, theirs = ([answer for answer in each if answer["score"] > 0] for each in (ours, theirs))
+    ours, theirs = ([answer for answer in result if answer["score"] > 0] for result in (ours, theirs))
     if alike(ours, theirs):
         return IMPOSSIBLE
     return TIED if tied(ours, theirs) else UNKNOWN
 
 
 def tied(ours: list[Example], theirs: list[Example]) -> bool:
-    """Whether two lists hold the same answers, but for their order and for those that the last one is tied with."""
+    """Whether two lists hold the same answers, except for order and for answers tied with the last one."""
     if len(ours) != len(theirs) or not close(ours, theirs):
         return False
     above = (
-        [place(answer) for answer in each if answer["score"] > each[-1]["score"] + 1e-6] for each in (ours, theirs)
+        [span(answer) for answer in result if answer["score"] > result[-1]["score"] + 1e-6] for result in (ours, theirs)
     )
     return Counter(next(above)) == Counter(next(above))
 
 
 def alike(ours: list[Example], theirs: list[Example]) -> bool:
-    return [*map(place, ours)] == [*map(place, theirs)] and close(ours, theirs)
+    return [*map(span, ours)] == [*map(span, theirs)] and close(ours, theirs)
 
 
 def close(ours: list[Example], theirs: list[Example]) -> bool:
     return all(abs(one["score"] - other["score"]) <= 1e-6 for one, other in zip(ours, theirs, strict=True))
 
 
-def place(answer: Example) -> tuple[int, int, str]:
+def span(answer: Example) -> tuple[int, int, str]:
     return answer["start"], answer["end"], answer["answer"]
 
 
 def stream(tokenizer: Any, articles: Articles, count: int) -> None:
-    """A stream of different questions: real ones, again and again, with a number before each text."""
+    """Answer a stream of distinct questions: real ones, repeated with a number before each text."""
     examples = draw(articles, 10_000)
 
     def numbered() -> Iterator[Example]:
@@ -364,32 +361,32 @@ def stream(tokenizer: Any, articles: Articles, count: int) -> None:
 
 
 def resident() -> float:
-    """Megabytes of memory that the process has now."""
+    """Resident memory of this process, in MB."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize() / 2**20
 
 
-class RememberingModel(EmptyModel):
-    """Computes the logits of a batch once, however often it is asked."""
+class CachingModel(EmptyModel):
+    """A model that caches the logits of every batch."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
-        self.model, self.known = model, {}
+        self.model, self.cache = model, {}
 
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor | None = None
     ) -> dict[str, torch.Tensor]:
         key = input_ids.numpy().tobytes()
-        if key not in self.known:
+        if key not in self.cache:
             inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
             output = self.model(**inputs)
-            self.known[key] = {name: getattr(output, name) for name in ("start_logits", "end_logits")}
-        return self.known[key]
+            self.cache[key] = {name: getattr(output, name) for name in ("start_logits", "end_logits")}
+        return self.cache[key]
 
 
 def long_documents(checkpoint: str, tokenizer: Any, articles: Articles, count: int) -> None:
-    """EM and F1 on questions whose contexts are some neighbouring paragraphs, joined."""
-    model = RememberingModel(AutoModelForQuestionAnswering.from_pretrained(checkpoint).eval())
+    """EM and F1 on questions whose contexts are several adjacent paragraphs, joined."""
+    model = CachingModel(AutoModelForQuestionAnswering.from_pretrained(checkpoint).eval())
     pipeline = QuestionAnsweringPipeline(model, tokenizer)
     for paragraphs in (1, 4, 12):
         examples = documents(articles, count, paragraphs)
@@ -399,13 +396,15 @@ def long_documents(checkpoint: str, tokenizer: Any, articles: Articles, count: i
         print(f"\n{len(examples)} questions on documents of {paragraphs} paragraphs", flush=True)
         for normalize in ("window", "context"):
             results = pipeline(questions, normalize=normalize)
-            answers[normalize] = {each["id"]: found["answer"] for each, found in zip(examples, results, strict=True)}
+            answers[normalize] = {
+                example["id"]: result["answer"] for example, result in zip(examples, results, strict=True)
+            }
             scores = squad_metric.score(answers[normalize], gold)
             print(f"  {normalize:<8} EM {scores.exact_match:5.2f}  F1 {scores.f1:5.2f}")
-        model.known.clear()
-        f1 = [squad_metric.score_each(each, gold) for each in answers.values()]
+        model.cache.clear()
+        f1 = [squad_metric.score_each(predictions, gold) for predictions in answers.values()]
         differences = [f1[1][name].f1 - f1[0][name].f1 for name in gold]
-        better, worse = sum(each > 0 for each in differences), sum(each < 0 for each in differences)
+        better, worse = sum(d > 0 for d in differences), sum(d < 0 for d in differences)
         print(f"  by context, F1 is higher on {better} questions and lower on {worse}")
 
 

@@ -1,17 +1,17 @@
-"""How fast a training is beside the plain recipe of transformers' question-answering example, and what it costs in F1.
+"""Compare the training with the plain recipe of transformers' question-answering example: speed, EM and F1.
 
     python benchmarks/training.py CHECKPOINT TRAIN DEV --questions 512 --asked 500 [--layers 0,2,5] [--device cuda]
 
-Each recipe trains the same checkpoint on the same questions for one epoch, in a process of its own:
+Each recipe trains the same checkpoint on the same questions for one epoch, in its own process:
 
-    plain       transformers' Trainer as it comes: windows padded to 384 tokens, fp32, dropout on
-    grouped     qabuild's, in fp32 with the checkpoint's dropout: windows of about one length together, memory kept
+    plain       transformers' Trainer with its defaults: windows padded to 384 tokens, fp32, dropout on
+    grouped     qabuild's, in fp32 with the checkpoint's dropout: windows grouped by length, memory reused
     no dropout  the same without dropout
-    qabuild     the same in the autocast that is fast here
+    qabuild     the same in the autocast dtype of train.dtype = "auto"
 
-Printed are windows per second, on the clock and per second of processor time (which other work on the machine leaves
-alone), their ratios to the plain recipe, and EM and F1 on `--asked` questions of DEV. Before the clock starts, each
-recipe computes its longest batch: memory is slow only when a process touches it first, and a training takes hours.
+Prints windows per second of wall-clock time and of CPU time (which other work on the machine does not affect), their
+ratios to the plain recipe, and EM and F1 on `--asked` questions of DEV. Before the clock starts, each recipe computes
+its longest batch: memory is slow only at first touch, and real trainings take hours.
 """
 
 from __future__ import annotations
@@ -25,12 +25,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from qabuild.builder.steps.train import conditions
-
 from qabuild.models import sdpa_kernels
 from qabuild.models.checkpoint.load import load_tokenizer
 from qabuild.models.checkpoint.resolve import resolve
 from qabuild.models.training.allocator import keep_memory
+from qabuild.models.training.conditions import conditions
 from qabuild.models.training.options import Train
 from qabuild.models.training.request import Request
 from qabuild.qa import data
@@ -47,22 +46,22 @@ def main() -> None:
         return
     print(f"{machine.cpu()}, {machine.cores()} cores, {', '.join(machine.instruction_sets())}", *machine.gpus())
     print(ROW.format("", "windows", "windows/s", "", "per CPU second", "", "EM", "F1"), flush=True)
-    first: dict[str, Any] = {}
+    reference: dict[str, Any] = {}
     for recipe in arguments.recipes or RECIPES:
         command = [sys.executable, *sys.argv, "--recipe", recipe]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        found = json.loads(done.stdout.splitlines()[-1])
-        first = first or found
+        process = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        measured = json.loads(process.stdout.splitlines()[-1])
+        reference = reference or measured
         print(
             ROW.format(
                 recipe,
-                found["windows"],
-                f"{found['per_second']:.3f}",
-                f"{found['per_second'] / first['per_second']:.1f}x",
-                f"{found['per_cpu_second']:.3f}",
-                f"{found['per_cpu_second'] / first['per_cpu_second']:.1f}x",
-                f"{found['exact_match']:.2f}",
-                f"{found['f1']:.2f}",
+                measured["windows"],
+                f"{measured['per_second']:.3f}",
+                f"{measured['per_second'] / reference['per_second']:.1f}x",
+                f"{measured['per_cpu_second']:.3f}",
+                f"{measured['per_cpu_second'] / reference['per_cpu_second']:.1f}x",
+                f"{measured['exact_match']:.2f}",
+                f"{measured['f1']:.2f}",
             ),
             flush=True,
         )
@@ -72,7 +71,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("checkpoint", "train", "dev"):
         parser.add_argument(name, type=Path)
-    parser.add_argument("--questions", type=int, default=512, help="that each recipe learns from")
+    parser.add_argument("--questions", type=int, default=512, help="questions of TRAIN for each recipe")
     parser.add_argument("--asked", type=int, default=500, help="questions of DEV for EM and F1")
     parser.add_argument("--layers", type=lambda text: tuple(map(int, text.split(","))), default=None)
     parser.add_argument("--learning-rate", type=float, default=1e-4)
@@ -83,19 +82,19 @@ def parse() -> argparse.Namespace:
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Train by one recipe, and score what came of it."""
+    """Train by one recipe, and score the result."""
     if arguments.recipe != "plain":
         keep_memory()
     with tempfile.TemporaryDirectory() as folder:
-        request = asked(arguments, Path(folder))
+        request = make_request(arguments, Path(folder))
         trainer = plain_trainer(request) if arguments.recipe == "plain" else own_trainer(request)
         windows = len(trainer.train_dataset)
         trainer.args.set_save("no")
         touch_memory(trainer)
-        began, used = time.perf_counter(), time.process_time()
+        wall_start, cpu_start = time.perf_counter(), time.process_time()
         with sdpa_kernels.of_any_shape("cpu" if arguments.recipe == "plain" else arguments.device):
             trainer.train()
-        seconds, processor = time.perf_counter() - began, time.process_time() - used
+        seconds, cpu_seconds = time.perf_counter() - wall_start, time.process_time() - cpu_start
     from qabuild.models.training.curves import score
 
     dev = data.load(data.DatasetRef(arguments.dev.resolve(), samples=arguments.asked)).questions
@@ -103,16 +102,16 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "windows": windows,
         "per_second": windows / seconds,
-        "per_cpu_second": windows / processor,
+        "per_cpu_second": windows / cpu_seconds,
         "exact_match": scores.exact_match,
         "f1": scores.f1,
     }
 
 
 def touch_memory(trainer: Any) -> None:
-    """Put the longest windows forwards and backwards through the model, and learn nothing from them."""
+    """Run a forward and a backward pass on the longest windows, without an optimizer step."""
     collate, model = trainer.data_collator, trainer.model.train()
-    longest = sorted(trainer.train_dataset, key=lambda each: -collate([each])["input_ids"].shape[1])
+    longest = sorted(trainer.train_dataset, key=lambda window: -collate([window])["input_ids"].shape[1])
     batch = {
         name: tensor.to(model.device) for name, tensor in collate(longest[: trainer.args.train_batch_size]).items()
     }
@@ -120,8 +119,8 @@ def touch_memory(trainer: Any) -> None:
     model.zero_grad()
 
 
-def asked(arguments: argparse.Namespace, folder: Path) -> Request:
-    here = conditions(machine.describe(), "auto")
+def make_request(arguments: argparse.Namespace, folder: Path) -> Request:
+    auto = conditions(machine.describe(), "auto")
     return Request(
         step="train",
         start=resolve(arguments.checkpoint),
@@ -137,7 +136,7 @@ def asked(arguments: argparse.Namespace, folder: Path) -> Request:
         ),
         distill=None,
         device=arguments.device,
-        dtype=here["train.dtype"] if arguments.recipe == "qabuild" else "fp32",
+        dtype=auto["train.dtype"] if arguments.recipe == "qabuild" else "fp32",
         logits=None,
         work=folder,
         directory=folder,
@@ -146,18 +145,18 @@ def asked(arguments: argparse.Namespace, folder: Path) -> Request:
 
 
 def own_trainer(request: Request) -> Any:
-    """The Trainer of a build."""
+    """The Trainer that a build uses."""
     from qabuild.models.training import collate, examples
     from qabuild.models.training.student import make_student
     from qabuild.models.training.trainer import make_trainer
 
     tokenizer = load_tokenizer(request.start.directory)
-    found = examples.load(request.train, tokenizer)
+    windows = examples.load(request.train, tokenizer)
     return make_trainer(
         request,
         make_student(request.start, request.train),
-        found,
-        collate.Collator(found, tokenizer.model_input_names),
+        windows,
+        collate.Collator(windows, tokenizer.model_input_names),
         alpha=1.0,
         temperature=1.0,
         callbacks=(),
@@ -191,7 +190,7 @@ def plain_trainer(request: Request) -> Any:
 
 
 def plain_features(request: Request) -> list[dict[str, Any]]:
-    """Windows as the example makes them: by the tokenizer, each padded to 384 tokens."""
+    """Windows as the example cuts them: by the tokenizer, each padded to 384 tokens."""
     tokenizer = load_tokenizer(request.start.directory)
     questions = data.load(
         data.DatasetRef(request.train.dataset, samples=request.train.samples, seed=request.train.seed)

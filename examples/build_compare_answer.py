@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Build, ask, verify
 #
-# Builds the quickstart target from the embedded sample, asks the artifact questions, verifies it a second time and
+# Builds the quickstart target from the embedded sample, answers questions with the artifact, verifies it again and
 # compares it with its checkpoint. Needs `pip install '.[cpu]'`, no network and no GPU.
 #
 # Run it as a script, `python examples/build_compare_answer.py`, or cell by cell in an editor that knows `# %%`.
@@ -18,8 +18,8 @@ folder = TemporaryDirectory(prefix="qabuild-example-")
 # %% [markdown]
 # ## Build
 #
-# The build compiles the checkpoint to an ONNX graph, reloads what it wrote and asks it the held-out questions. Where a
-# gate fails, the artifact lies in `quickstart.failed` and `passed` is false.
+# The build compiles the checkpoint to an ONNX graph, reloads the artifact from disk and verifies it on the held-out
+# questions. If a gate fails, the artifact goes to `quickstart.failed` and `passed` is false.
 
 # %%
 built = qabuild.build(TARGET, folder.name)
@@ -30,7 +30,7 @@ print(f"built {built.directory.name}, manifest {built.manifest[:12]}")
 # %% [markdown]
 # ## Ask
 #
-# `load` checks every file against the manifest before it deserialises any. The result is called like transformers'
+# `load` checks every file against the manifest before it deserialises any. Its result is called like transformers'
 # question-answering pipeline.
 
 # %%
@@ -48,7 +48,7 @@ for question in QUESTIONS:
 # %% [markdown]
 # ## Verify again
 #
-# The artifact carries the checkpoint's answers, so that it can be verified without the checkpoint.
+# The artifact carries the reference answers, so verifying it needs no checkpoint.
 
 # %%
 verification = qabuild.verify(built.directory)
@@ -57,7 +57,7 @@ assert verification.manifest == built.manifest
 # %% [markdown]
 # ## Compare
 #
-# Speed is compared only within the build, where artifact and checkpoint took turns on the same questions.
+# The speedup comes from the build, in which artifact and checkpoint took turns on the same questions.
 
 # %%
 first, second = built.verification.measurement, verification.measurement

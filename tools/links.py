@@ -1,4 +1,4 @@
-"""Resolve every relative link and anchor of docs/ and of the pages beside it; a dead one fails the run.
+"""Check every relative link and anchor of docs/ and of the Markdown files at the root; a dead link is status 1.
 
 python tools/links.py
 """
@@ -26,22 +26,22 @@ def pages() -> list[Path]:
 
 
 def anchors(text: str) -> set[str]:
-    """The ids of a page's headings, where GitHub and Python-Markdown derive the same one."""
-    found: dict[str, int] = {}
+    """The heading ids of a page on which GitHub and Python-Markdown agree."""
+    counts: dict[str, int] = {}
     for title in HEADING.findall(FENCE.sub("", text)):
         plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", title).replace("`", "").strip().lower()
         plain = re.sub(r"[^\w\s-]", "", plain)
         github, markdown = re.sub(r"\s", "-", plain), re.sub(r"[-\s]+", "-", plain)
         if github == markdown:
-            found[github] = found.get(github, 0) + 1
-    return {anchor for anchor, times in found.items() if times == 1}  # the ids of the second and later ones differ
+            counts[github] = counts.get(github, 0) + 1
+    return {anchor for anchor, count in counts.items() if count == 1}  # repeated headings get different ids
 
 
 def dead_links(path: Path) -> Iterator[str]:
-    """What a page links to and is not there, each with the reason."""
+    """The dead links of a page, each with the reason."""
     text = path.read_text(encoding="utf-8")
     for link in LINK.findall(FENCE.sub("", text)):
-        if re.match(r"[a-z][a-z0-9+.-]*:", link):  # another host's
+        if re.match(r"[a-z][a-z0-9+.-]*:", link):  # an absolute URL
             continue
         name, _, anchor = link.partition("#")
         target = (path.parent / name).resolve() if name else path

@@ -1,7 +1,7 @@
-"""The pages of docs/reference/, written from the package itself.
+"""Generate docs/reference/ from the package.
 
 python tools/reference.py            writes the pages, and the table of backends in README.md
-python tools/reference.py --check    fails when a committed page differs from what it would write
+python tools/reference.py --check    exits with status 1 if a page is out of date
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ ROOT = Path(__file__).resolve().parents[1]
 GENERATED = "<!-- Written by tools/reference.py; do not edit. -->"
 
 
-# --- backends: the only place that knows where they live --------------------------------------------------------------
+# --- backends ---------------------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Backend:
-    """What a backend says of itself."""
+    """What a backend module states."""
 
     description: str
     extras: tuple[str, ...]
-    """Those of qabuild that install what it needs, of which one is enough."""
+    """The extras of qabuild that install its packages; one is enough."""
     dtypes: Mapping[str, tuple[str, ...]]
-    """Of each device, those that the backend's default options do not refuse."""
+    """By device, the dtypes that its default options support."""
 
 
 def backends() -> tuple[dict[str, Backend], str]:
-    """Every backend by its name, and the table of the architectures that each supports."""
+    """Every backend by name, and the table of supported architectures."""
     from qabuild.models import support
     from qabuild.models.backends import BACKENDS, backend
     from qabuild.models.runtime import Runtime
@@ -58,55 +58,55 @@ def backends() -> tuple[dict[str, Backend], str]:
             return False
         return True
 
-    known = {}
+    described = {}
     for name in BACKENDS:
         module = backend(name)
-        accepted = {
+        by_device = {
             device: tuple(
                 dtype for dtype in ("fp32", "bf16", "fp16", "int8") if accepts(module.Options(), device, dtype)
             )
             for device in ("cpu", "cuda")
         }
-        known[name] = Backend(
+        described[name] = Backend(
             description=module.Options.model_fields["name"].description or "",
             extras=module.EXTRAS,
-            dtypes={device: dtypes for device, dtypes in accepted.items() if dtypes},
+            dtypes={device: dtypes for device, dtypes in by_device.items() if dtypes},
         )
-    return known, support.markdown()
+    return described, support.markdown()
 
 
 def table_of_backends() -> str:
     rows = [
-        (f"`{name}`", each.description, "; ".join(f"{device}: {', '.join(d)}" for device, d in each.dtypes.items()))
-        for name, each in backends()[0].items()
+        (f"`{name}`", entry.description, "; ".join(f"{device}: {', '.join(d)}" for device, d in entry.dtypes.items()))
+        for name, entry in backends()[0].items()
     ]
     return table(("backend", "what it builds", "device and dtype"), rows)
 
 
 def page_of_backends() -> str:
-    known, architectures = backends()
+    described, architectures = backends()
     extras = [
-        (f"`{name}`", " or ".join(f"`pip install '.[{extra}]'`" for extra in each.extras) or "nothing further")
-        for name, each in known.items()
+        (f"`{name}`", " or ".join(f"`pip install '.[{extra}]'`" for extra in entry.extras) or "nothing further")
+        for name, entry in described.items()
     ]
     return f"""\
 # Backends
 
 {table_of_backends()}
 
-A dtype that is missing here is refused before any work, with the reason. Options can widen this: see
+Any other dtype is refused before any work, with the reason. Some options allow more: see
 [`[backend]`](targets.md#backend).
 
 ## Packages
 
-What each backend needs beside qabuild's own dependencies:
+What each backend needs besides qabuild's own dependencies:
 
 {table(("backend", "install"), extras)}
 
 ## Architectures
 
-Encoders that each backend supports. `plan` and `build` refuse what a cell denies before any work, with the reason. The
-tests build every cell and compare it with the checkpoint in PyTorch.
+The encoders that each backend supports. Before any work, `plan` and `build` refuse the combinations marked `no`, with
+the reason. The tests build every cell and compare its logits with those of the checkpoint in PyTorch.
 
 <!-- architectures -->
 
@@ -131,19 +131,19 @@ def page_of_targets() -> str:
 # Target keys
 
 Every table and key of a [target](../concepts/targets.md), from the JSON Schema that `qabuild schema` prints. A key
-without a default may be left out unless it is required.
+without a default is optional unless marked as required.
 
 {"".join(sections_of_table(schema, schema, "")).strip()}
 """
 
 
 def sections_of_table(schema: Any, model: Any, name: str) -> Iterator[str]:
-    """The keys of a table of the target, then the tables within it."""
+    """The keys of a target's table, then the tables nested in it."""
     rows, nested = [], []
     for key, value in model["properties"].items():
         if "discriminator" in value:
             nested.append((key, value))
-        elif (inner := resolved(schema, value)) is not None:
+        elif (inner := nested_table(schema, value)) is not None:
             nested.append((key, {**inner, "description": value.get("description") or inner["description"]}))
         else:
             rows.append(row_of_key(key, value, key in model.get("required", ())))
@@ -162,27 +162,27 @@ def sections_of_table(schema: Any, model: Any, name: str) -> Iterator[str]:
 
 def sections_of_backend(schema: Any, value: Any, path: str) -> str:
     """One table whose keys depend on its `name`."""
-    options = {name: pointed_at(schema, ref) for name, ref in value["discriminator"]["mapping"].items()}
-    names = [pointed_at(schema, each["$ref"])["properties"]["name"]["const"] for each in value["oneOf"]]
+    options = {name: definition(schema, ref) for name, ref in value["discriminator"]["mapping"].items()}
+    names = [definition(schema, member["$ref"])["properties"]["name"]["const"] for member in value["oneOf"]]
     one_of = ", ".join(f"`{name}`" for name in names)
-    text = f"## `[{path}]`\n\nWhat compiles and runs the model. `name` is required; the other keys depend on it.\n\n"
+    text = f"## `[{path}]`\n\nCompiles and runs the model. `name` is required; the other keys depend on it.\n\n"
     text += table(("key", "type", "default", "meaning"), [("`name`", one_of, "required", "the backend")]) + "\n\n"
     for name in names:
-        rows = [row_of_key(key, each, False) for key, each in options[name]["properties"].items() if key != "name"]
+        rows = [row_of_key(key, option, False) for key, option in options[name]["properties"].items() if key != "name"]
         text += f"### `{name}`\n\n{sentence(options[name]['description'])}\n\n"
         text += table(("key", "type", "default", "meaning"), rows) + "\n\n" if rows else ""
     return text
 
 
-def pointed_at(schema: Any, ref: str) -> Any:
+def definition(schema: Any, ref: str) -> Any:
     return schema["$defs"][ref.rsplit("/", 1)[1]]
 
 
-def resolved(schema: Any, value: Any) -> Any:
-    """The table that a property is, or None where it is a plain key."""
-    for each in (value, *value.get("anyOf", ())):
-        if "$ref" in each and "properties" in (found := pointed_at(schema, each["$ref"])):
-            return found
+def nested_table(schema: Any, value: Any) -> Any:
+    """The table that a property refers to, or None if it is a plain key."""
+    for member in (value, *value.get("anyOf", ())):
+        if "$ref" in member and "properties" in (table := definition(schema, member["$ref"])):
+            return table
     return None
 
 
@@ -193,13 +193,13 @@ def row_of_key(key: str, value: Any, required: bool) -> tuple[str, str, str, str
 
 
 def type_of(value: Any) -> str:
-    """A JSON Schema type in words, with what bounds it."""
+    """A JSON Schema type in words, with its bounds."""
     if "anyOf" in value:
-        return " or ".join(type_of(each) for each in value["anyOf"] if each.get("type") != "null")
+        return " or ".join(type_of(member) for member in value["anyOf"] if member.get("type") != "null")
     if "const" in value:
         return f"`{json.dumps(value['const'])}`"
     if "enum" in value:
-        return ", ".join(f"`{json.dumps(each)}`" for each in value["enum"])
+        return ", ".join(f"`{json.dumps(member)}`" for member in value["enum"])
     if value.get("type") == "array":
         items = value.get("prefixItems")
         return f"{len(items)} of {type_of(items[0])}" if items else f"list of {type_of(value['items'])}"
@@ -222,13 +222,13 @@ def bounds_of(value: Any) -> Iterator[str]:
 def page_of_commands() -> str:
     commands = dict(commands_of(cli, "qabuild"))
     options = {name: options_of(command) for name, command in commands.items()}
-    common = [each for each in options["qabuild build"] if all(each in other for other in options.values())]
+    common = [option for option in options["qabuild build"] if all(option in other for other in options.values())]
     summary = [
         (f"[`{name}`](#{name.replace(' ', '-')})", command.get_short_help_str(200))
         for name, command in commands.items()
     ]
     sections = "\n\n".join(
-        section_of_command(name, command, [each for each in options[name] if each not in common])
+        section_of_command(name, command, [option for option in options[name] if option not in common])
         for name, command in commands.items()
     )
     return f"""\
@@ -238,12 +238,12 @@ def page_of_commands() -> str:
 
 {table(("command", ""), summary)}
 
-Every command takes these options:
+Every command has these options:
 
 {table(("option", ""), common)}
 
 Progress and remarks go to stderr, results to stdout. The document of `--json` states the same facts as the table; that
-of `qabuild answer` states what was done, with the answers in a file. [Exit statuses](statuses.md) are the same for all
+of `qabuild answer` is a summary, and the answers go to a file. [Exit statuses](statuses.md) are the same for all
 commands.
 
 For shell completion, put `eval "$(_QABUILD_COMPLETE=bash_source qabuild)"` into `~/.bashrc`; `zsh_source` and
@@ -263,9 +263,9 @@ def commands_of(group: click.Group, prefix: str) -> Iterator[tuple[str, click.Co
 
 def options_of(command: click.Command) -> list[tuple[str, str]]:
     context = click.Context(command, parent=click.Context(cli, **cli.context_settings))
-    options = [each for each in command.get_params(context) if isinstance(each, click.Option)]
-    records = [record for each in options if (record := each.get_help_record(context))]
-    return [(code_cell(option), text) for option, text in records]
+    options = [parameter for parameter in command.get_params(context) if isinstance(parameter, click.Option)]
+    records = [record for option in options if (record := option.get_help_record(context))]
+    return [(code_cell(names), text) for names, text in records]
 
 
 def section_of_command(name: str, command: click.Command, options: list[tuple[str, str]]) -> str:
@@ -279,14 +279,14 @@ def section_of_command(name: str, command: click.Command, options: list[tuple[st
 
 def page_of_statuses() -> str:
     classes = [
-        each
-        for each in vars(errors).values()
-        if isinstance(each, type) and issubclass(each, errors.QABuildError)  # in the order of the file
+        value
+        for value in vars(errors).values()
+        if isinstance(value, type) and issubclass(value, errors.QABuildError)  # in the order of the file
     ]
     rows = [("0", "", "Success.")]
     rows += sorted(
-        (str(each.exit_status), f"[`{each.__name__}`](python-api.md#{each.__name__.lower()})", first_line(each))
-        for each in classes
+        (str(error.exit_status), f"[`{error.__name__}`](python-api.md#{error.__name__.lower()})", first_line(error))
+        for error in classes
     )
     rows.append((str(errors.INTERRUPTED), "", "Interrupted, as by Ctrl-C."))
     rows.append((str(128 + signal.SIGTERM), "", "Terminated by SIGTERM."))
@@ -295,9 +295,8 @@ def page_of_statuses() -> str:
 
 {table(("exit status", "Python exception", "meaning"), rows)}
 
-An error is one message and a hint on stderr; `-v` adds the traceback. A mistake in the command line counts as a bad
-target. Any other exception is a defect of qabuild: it prints its traceback and exits with
-{errors.QABuildError.exit_status}.
+An error is one message and a hint on stderr; `-v` adds the traceback. A usage error counts as a bad target. Any other
+exception is a bug in qabuild: it prints its traceback and exits with {errors.QABuildError.exit_status}.
 """
 
 
@@ -306,8 +305,8 @@ target. Any other exception is a defect of qabuild: it prints its traceback and 
 
 def page_of_api() -> str:
     public = {name: getattr(qabuild, name) for name in qabuild.__all__}
-    functions = [name for name, each in public.items() if inspect.isroutine(each)]
-    exceptions = [name for name, each in public.items() if inspect.isclass(each) and issubclass(each, Exception)]
+    functions = [name for name, value in public.items() if inspect.isroutine(value)]
+    exceptions = [name for name, value in public.items() if inspect.isclass(value) and issubclass(value, Exception)]
     classes = [name for name in public if name not in {*functions, *exceptions}]
     exceptions.sort(key=lambda name: (len(public[name].__mro__), public[name].exit_status))
     groups = [("Functions", functions), ("Classes", classes), ("Exceptions", exceptions)]
@@ -341,7 +340,7 @@ def section_of_name(name: str, value: Any) -> str:
         parts += [
             doc(value),
             table(("field", "type"), fields),
-            *members(value, {each.name for each in dataclasses.fields(value)}),
+            *members(value, {field.name for field in dataclasses.fields(value)}),
         ]
     else:
         parts += [code(signature(name, value)), doc(value), *members(value, ())]
@@ -363,7 +362,7 @@ def members(owner: type, known: Any) -> list[str]:
 
 
 def signature(name: str, value: Any) -> str:
-    """One parameter a line, as the linter would format it."""
+    """The signature with one parameter per line, as the formatter writes it."""
     signed = inspect.signature(value)
     lines, keyword_only = [], False
     for parameter in signed.parameters.values():
@@ -377,7 +376,9 @@ def signature(name: str, value: Any) -> str:
 
 def short_signature(function: Any) -> str:
     signed = inspect.signature(function)
-    parameters = [shown_parameter(each) for each in signed.parameters.values() if each.name not in ("self", "cls")]
+    parameters = [
+        shown_parameter(parameter) for parameter in signed.parameters.values() if parameter.name not in ("self", "cls")
+    ]
     return f"({', '.join(parameters)}) -> {annotation(signed.return_annotation)}"
 
 
@@ -406,7 +407,7 @@ def table(head: tuple[str, ...], rows: list[Any]) -> str:
 
 
 def code_cell(text: str) -> str:
-    """Code in a table. Of a bar in backquotes, GitHub drops the escape and Python-Markdown keeps it."""
+    """Code in a table cell. GitHub and Python-Markdown disagree on an escaped bar in backquotes; HTML works in both."""
     return f"<code>{html.escape(text, quote=False).replace('|', '&#124;')}</code>" if "|" in text else f"`{text}`"
 
 
@@ -431,11 +432,11 @@ def sentence(text: str) -> str:
     return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
 
 
-# --- the pages --------------------------------------------------------------------------------------------------------
+# --- pages ------------------------------------------------------------------------------------------------------------
 
 
 def pages() -> dict[Path, str]:
-    """Every generated file, README.md with its table of backends included."""
+    """Every generated file, including README.md with its table of backends."""
     reference = {
         "targets": page_of_targets,
         "commands": page_of_commands,
@@ -454,7 +455,7 @@ def pages() -> dict[Path, str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="write nothing; fail when a page is stale")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with status 1 if a page is stale")
     check = parser.parse_args().check
     stale = 0
     for path, text in pages().items():
@@ -471,7 +472,7 @@ def main() -> int:
             path.write_text(text, encoding="utf-8")
             print(f"wrote {name}")
     if check and stale:
-        print("python tools/reference.py writes them", file=sys.stderr)
+        print("out of date; run: python tools/reference.py", file=sys.stderr)
     return int(check and stale > 0)
 
 

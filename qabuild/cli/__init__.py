@@ -1,6 +1,6 @@
-"""The command line: thin commands, and the one place where errors become messages and exit statuses.
+"""The command line: thin commands, and the only place that turns errors into messages and exit statuses.
 
-Nothing is imported here but click; each command imports what it needs, so that --help answers at once.
+At import, this module loads no heavy package; each command imports what it needs, so that --help stays fast.
 """
 
 from __future__ import annotations
@@ -19,12 +19,15 @@ import click
 from click.shell_completion import CompletionItem
 
 from qabuild import __version__
-from qabuild.cli import answer as answering
-from qabuild.cli import build as building
-from qabuild.cli import compare as comparing
-from qabuild.cli import inspect as inspecting
-from qabuild.cli import publish as publishing
-from qabuild.cli.failures import as_told, complain, complain_in_json, heed_signals, received, require_uninterrupted
+from qabuild.cli import answer, build, compare, inspect, publish
+from qabuild.cli.failures import (
+    handle_signals,
+    print_error,
+    print_json_error,
+    received,
+    require_uninterrupted,
+    to_qabuild_error,
+)
 from qabuild.cli.options import FLAGS
 from qabuild.errors import INTERRUPTED, BadTarget, QABuildError
 
@@ -33,9 +36,9 @@ Exit status:
   0    success
   1    verification failed
   2    bad target or usage
-  3    missing environment: no such device, package not installed
-  4    input not trusted: damaged, unsafe to load, or not what it claims to be
-  5    anything else that went wrong
+  3    missing environment: a device or a package is missing on this machine
+  4    untrusted input: damaged, unsafe to load, or not what it claims to be
+  5    any other error
   130  interrupted
 """
 
@@ -46,7 +49,7 @@ class _Commands(click.Group):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         args = self._command_first(args)
         if args and args[0] not in {*self.commands, "-h", "--help", "--version"}:
-            if not ctx.resilient_parsing:  # as when a shell completes what is half typed
+            if not ctx.resilient_parsing:  # as in shell completion
                 self._refuse_mistyped_command(ctx, args[0])
             args = ["build", *args]
         return super().parse_args(ctx, args)
@@ -72,27 +75,27 @@ class _Commands(click.Group):
 @click.group(cls=_Commands, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="qabuild")
 def cli() -> None:
-    """Compile question-answering checkpoints into deployable artifacts that carry their own proof.
+    """Compile question-answering checkpoints into deployable artifacts that carry their own evidence.
 
-    `qabuild TARGET.toml...` builds: it compiles the target's checkpoint into artifacts/NAME, reloads what it wrote,
-    and lets it answer the target's questions beside the checkpoint itself.
+    `qabuild TARGET.toml...` builds each target: it compiles the checkpoint into artifacts/NAME, reloads the artifact
+    from disk, and compares its answers with those of the checkpoint.
     """
 
 
 for command in (
-    *(building.build, building.verify, comparing.compare, comparing.report, building.plan, publishing.publish),
-    *(building.lock, answering.answer, inspecting.cache, inspecting.targets, inspecting.doctor, inspecting.schema),
+    *(build.build, build.verify, compare.compare, compare.report, build.plan, publish.publish),
+    *(build.lock, answer.answer, inspect.cache, inspect.targets, inspect.doctor, inspect.schema),
 ):
     cli.add_command(command)
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
-    """Run the command line; every way out has its exit status."""
-    heed_signals()
+    """Run the command line and exit with its status."""
+    handle_signals()
     if sys.stdout is None:  # closed, as by `>&-`
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process runs
     arguments = list(sys.argv[1:] if args is None else args)
-    # Looked for by hand, since a mistake in the command line is told before the command line is understood.
+    # Parsed by hand: a usage error is reported before click has parsed the options.
     verbose = any(re.fullmatch(r"--verbose|-\w*v\w*", argument) for argument in arguments)
     as_json = "--json" in arguments
     try:
@@ -103,19 +106,19 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
             raise
     except click.ClickException as error:
         error.show()
-        complain_in_json(BadTarget(error.format_message(), "see `qabuild --help`"), as_json)
+        print_json_error(BadTarget(error.format_message(), "see `qabuild --help`"), as_json)
         sys.exit(BadTarget.exit_status)
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted", err=True)
         sys.exit(128 + received[-1] if received else INTERRUPTED)
     except (QABuildError, OSError, MemoryError) as error:
-        told = as_told(error)
-        complain(told, verbose=verbose)
-        complain_in_json(told, as_json)
-        sys.exit(told.exit_status)
+        reported = to_qabuild_error(error)
+        print_error(reported, verbose=verbose)
+        print_json_error(reported, as_json)
+        sys.exit(reported.exit_status)
     except Exception as error:
         traceback.print_exc()
-        click.echo("this is a defect of qabuild; please report it with the lines above", err=True)
-        complain_in_json(QABuildError(f"{type(error).__name__}: {error}"), as_json)
+        click.echo("this is a bug in qabuild; please report it with the lines above", err=True)
+        print_json_error(QABuildError(f"{type(error).__name__}: {error}"), as_json)
         sys.exit(QABuildError.exit_status)
     sys.exit(0)

@@ -1,4 +1,4 @@
-"""`answer`: questions in, answers out."""
+"""`answer`: answers a file of questions."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from qabuild.errors import UntrustedInput
 @click.command()
 @click.argument("artifact")
 @click.argument("questions", type=click.Path(allow_dash=True))
-@click.option("-o", "--output", default="-", show_default=True, help="File for the answers; .json for predictions.")
+@click.option("-o", "--output", default="-", show_default=True, help="File for the answers; .json: SQuAD predictions.")
 @click.option("--revision", help="Branch, tag or commit of an artifact on the Hub.")
-@click.option("--digest", metavar="SHA256", help="What the manifest's own digest must be.")
-@click.option("--top-k", type=click.IntRange(1), default=1, show_default=True, help="Answers to each question.")
-@click.option("--no-answer", is_flag=True, help="Let the empty answer compete.")
+@click.option("--digest", metavar="SHA256", help="Required SHA-256 of the manifest.")
+@click.option("--top-k", type=click.IntRange(1), default=1, show_default=True, help="Number of answers per question.")
+@click.option("--no-answer", is_flag=True, help="Allow the empty answer, as in SQuAD v2.0.")
 @common
 def answer(
     artifact: str,
@@ -35,22 +35,22 @@ def answer(
     """Answer a file of QUESTIONS with ARTIFACT, a folder or a repository on the Hub (owner/name).
 
     QUESTIONS is JSON Lines (id, question, context) or a SQuAD document (.json, .json.gz); "-" is standard input. The
-    answers are JSON Lines, or SQuAD's predictions where OUTPUT ends in .json. Run again after an interruption, it goes
-    on where it stopped. A row that cannot be answered is reported, and makes the exit status 4 in the end.
+    answers are JSON Lines, or SQuAD's predictions if OUTPUT ends in .json. Run again after an interruption, it resumes
+    where it stopped. A row that cannot be answered is reported and does not end the run; the exit status is then 4.
     """
-    from qabuild.artifact import load as loading
+    from qabuild.artifact.load import find, load_model
     from qabuild.artifact.manifest import require_outside
     from qabuild.qa.bulk import answer_file, require_place
     from qabuild.qa.pipeline import QuestionAnsweringPipeline
     from qabuild.qa.question_stream import is_pipe
 
     if console.json and is_pipe(output):
-        raise click.UsageError("--json tells on stdout what was done, where the answers go: name a file with -o")
+        raise click.UsageError("--json prints a summary on stdout, where the answers go: name a file with -o")
     require_place(questions, output)
     require_outside(Path(output))
-    opened = loading.find(artifact, revision=revision, digest=digest)
+    opened = find(artifact, revision=revision, digest=digest)
     summary = answer_file(
-        QuestionAnsweringPipeline(*loading.load_model(opened)),
+        QuestionAnsweringPipeline(*load_model(opened)),
         questions,
         output,
         answered_by=opened.digest,

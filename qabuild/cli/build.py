@@ -1,4 +1,4 @@
-"""`build`, `verify`, `plan` and `lock`: from targets to artifacts."""
+"""`build`, `verify`, `plan` and `lock`."""
 
 from __future__ import annotations
 
@@ -35,8 +35,12 @@ if TYPE_CHECKING:
 @set_option
 @locked_option
 @offline_option
-@click.option("--compile-only", is_flag=True, help="Seal without verifying, also for a device that is not here.")
-@click.option("--publish", "then_publish", is_flag=True, help="Publish what passed to the target's publish.repo.")
+@click.option(
+    "--compile-only",
+    is_flag=True,
+    help="Seal without verifying; needs no target device.",
+)
+@click.option("--publish", "then_publish", is_flag=True, help="Publish what passes to its target's publish.repo.")
 @common
 def build(
     targets: Sequence[Path],
@@ -48,36 +52,36 @@ def build(
     then_publish: bool,
     console: Console,
 ) -> None:
-    """Build each TARGET, and prove it.
+    """Build and verify each TARGET.
 
-    What passes its verification is put at OUTPUT/NAME; what fails goes to OUTPUT/NAME.failed and leaves the NAME of
-    an earlier build as it was.
+    An artifact that passes its verification goes to OUTPUT/NAME. One that fails goes to OUTPUT/NAME.failed, and an
+    earlier OUTPUT/NAME stays as it was.
     """
     from qabuild.models.training import distributed
     from qabuild.target.lock import load
 
-    place = distributed.current()
-    if place.rank > 0:
-        place.follow()
+    ranks = distributed.current()
+    if ranks.rank > 0:
+        ranks.follow()
         return
-    read = [load(path, overrides, locked=locked) for path in targets]
-    _require_distinct(read)
+    loaded = [load(path, overrides, locked=locked) for path in targets]
+    _require_distinct(loaded)
     if then_publish:
         if compile_only or offline:
-            raise click.UsageError("--publish goes with neither --compile-only nor --offline")
-        require_publishable(read, console)
+            raise click.UsageError("--publish cannot be combined with --compile-only or --offline")
+        require_publishable(loaded, console)
     from qabuild.builder.build import build as build_target
 
     def attempt(target: Target) -> Outcome:
-        if len(read) > 1:
+        if len(loaded) > 1:
             console.say(f"== {target.name}")
         built = attempt_to(
             lambda: build_target(target, output, compile_only=compile_only, offline=offline, reporter=console), console
         )
         if isinstance(built, QABuildError):
-            return Outcome(shown=target.name, document={"target": target.name}, error=built)
+            return Outcome(label=target.name, document={"target": target.name}, error=built)
         outcome = Outcome(
-            shown=str(built.directory),
+            label=str(built.directory),
             document=_build_document(built),
             error=failure(built.verification, built.directory),
             verification=built.verification,
@@ -85,17 +89,17 @@ def build(
         return then_published(outcome, built, console) if then_publish and not outcome.error else outcome
 
     try:
-        outcomes = [attempt(target) for target in read]
+        outcomes = [attempt(target) for target in loaded]
     finally:
-        place.announce(None)
+        ranks.announce(None)
     conclude(outcomes, console)
 
 
 @click.command()
 @artifact_folders
 @data_option
-@click.option("--checkpoint", metavar="SOURCE", help="The checkpoint it was built from, to measure the speedup.")
-@click.option("--digest", metavar="SHA256", help="What the manifest's own digest must be.")
+@click.option("--checkpoint", metavar="SOURCE", help="The checkpoint that it was built from; adds the speedup.")
+@click.option("--digest", metavar="SHA256", help="Required SHA-256 of the manifest.")
 @offline_option
 @common
 def verify(
@@ -106,32 +110,36 @@ def verify(
     offline: bool,
     console: Console,
 ) -> None:
-    """Verify each ARTIFACT again, as it lies on disk, on this machine.
+    """Verify each ARTIFACT again, on this machine.
 
-    Holds every file against the manifest, reloads the model, and puts the questions of the sealed reference through
-    it. The evidence beside the manifest is replaced.
+    Checks every file against the manifest, reloads the model, and compares its answers with the sealed reference
+    answers. Replaces the evidence, verification.json.
     """
     from qabuild.evaluation.verify import verify as verify_artifact
     from qabuild.target.read import absolute_source
 
-    here = Path.cwd()
+    folder = Path.cwd()
 
     def attempt(path: Path) -> Outcome:
-        found = attempt_to(
+        verification = attempt_to(
             lambda: verify_artifact(
                 path,
-                dataset=dataset and absolute_source(dataset, here),
-                checkpoint=checkpoint and absolute_source(checkpoint, here),
+                dataset=dataset and absolute_source(dataset, folder),
+                checkpoint=checkpoint and absolute_source(checkpoint, folder),
                 digest=digest,
                 offline=offline,
                 reporter=console,
             ),
             console,
         )
-        if isinstance(found, QABuildError):
-            return Outcome(shown=str(path), document={"artifact": str(path)}, error=found)
-        document = {"artifact": str(path), "verification": found.to_dict()}
-        return Outcome(shown=str(path), document=document, error=failure(found, path), verification=found)
+        if isinstance(verification, QABuildError):
+            return Outcome(label=str(path), document={"artifact": str(path)}, error=verification)
+        return Outcome(
+            label=str(path),
+            document={"artifact": str(path), "verification": verification.to_dict()},
+            error=failure(verification, path),
+            verification=verification,
+        )
 
     conclude([attempt(path) for path in artifacts], console)
 
@@ -143,14 +151,14 @@ def verify(
 @locked_option
 @common
 def plan(targets: Sequence[Path], output: Path, overrides: Sequence[str], locked: bool, console: Console) -> None:
-    """Say what building each TARGET would do, and why. Does nothing."""
+    """List the steps that a build of each TARGET would run, and why: a dry run."""
     from qabuild.target.lock import load
 
-    read = [load(path, overrides, locked=locked) for path in targets]
+    loaded = [load(path, overrides, locked=locked) for path in targets]
     from qabuild.builder.preview import previews
     from qabuild.builder.store.local import Store
 
-    plans = previews(read, Store(), output)
+    plans = previews(loaded, Store(), output)
 
     def show() -> None:
         rows = [
@@ -159,11 +167,11 @@ def plan(targets: Sequence[Path], output: Path, overrides: Sequence[str], locked
             for s in p.steps
         ]
         table(["target", "step", "", "why", "last time"], rows)
-        for made in plans:
-            for lack in made.facts.missing:
-                emit(f"{made.target.name}: {lack}")
+        for p in plans:
+            for requirement in p.facts.missing:
+                emit(f"{p.target.name}: {requirement}")
 
-    console.result([made.to_dict() for made in plans], show)
+    console.result([p.to_dict() for p in plans], show)
 
 
 @click.command()
@@ -171,25 +179,25 @@ def plan(targets: Sequence[Path], output: Path, overrides: Sequence[str], locked
 @offline_option
 @common
 def lock(targets: Sequence[Path], offline: bool, console: Console) -> None:
-    """Pin what each TARGET names, in a .lock file beside it.
+    """Pin the inputs of each TARGET in a .lock file beside it.
 
-    Hub ids are pinned to their commit, checkpoints to their digest, data sets to their fingerprint. `build` and `plan`
-    read a target through its lock where there is one.
+    A lock pins each Hub id to its commit, the checkpoint to its digest and each data set to its fingerprint. `build`
+    and `plan` use a target's lock file if it has one.
     """
-    from qabuild.target import lock as locks
+    from qabuild.target.lock import make, path_of, write
     from qabuild.target.read import load
 
-    read = [(locks.path_of(path), load(path)) for path in targets]
-    made = [(path, locks.make(target, offline=offline)) for path, target in read]
+    loaded = [(path_of(path), load(path)) for path in targets]
+    locks = [(path, make(target, offline=offline)) for path, target in loaded]
     rows, documents = [], []
-    for path, pins in made:
-        changed = locks.write(pins, path)
-        checkpoint, asked = pins.checkpoint, pins.verify
+    for path, pins in locks:
+        changed = write(pins, path)
+        checkpoint, questions = pins.checkpoint, pins.verify
         rows.append(
             [
                 str(path),
                 f"{checkpoint.model} {(checkpoint.commit or checkpoint.digest)[:12]}",
-                f"{asked.dataset} {(asked.commit or asked.fingerprint)[:12]}",
+                f"{questions.dataset} {(questions.commit or questions.fingerprint)[:12]}",
                 "written" if changed else "unchanged",
             ]
         )
@@ -215,6 +223,4 @@ def _state(step: PlanStep) -> str:
 def _require_distinct(targets: Sequence[Target]) -> None:
     names = [target.name for target in targets]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise BadTarget(
-            f"two targets are named {', '.join(twice)}", "their artifacts would have one folder; rename one"
-        )
+        raise BadTarget(f"two targets are named {', '.join(twice)}", "their artifacts would share a folder; rename one")

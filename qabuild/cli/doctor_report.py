@@ -1,4 +1,4 @@
-"""What this machine can build and run, and what it lacks for each target."""
+"""What this machine can build and run, and what is missing on it for each target."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Finding:
     subject: str
     found: str
     note: str = ""
-    """What follows from it, or what to do about it."""
+    """What follows from it, or how to mend it."""
 
 
 def examine() -> list[Finding]:
-    """Look at processor, devices and packages. Imports the runtimes it asks, so it takes some seconds."""
+    """Inspect processor, devices and packages. Imports every runtime, which takes some seconds."""
     return [
         Finding(subject="processor", found=f"{machine.cpu()}, {machine.cores()} cores"),
         *(_kernels(dtype) for dtype in FAST),
@@ -36,7 +36,7 @@ def examine() -> list[Finding]:
 
 
 def slow(target: Target) -> str | None:
-    """Why `target` runs here, but slowly; None where nothing speaks against it."""
+    """Why `target` would run slowly on this machine; None if it would not."""
     if target.runtime.device != "cpu":
         return None
     expected = dtype_speed.of(target.runtime.dtype, target.backend.name)
@@ -44,16 +44,16 @@ def slow(target: Target) -> str | None:
 
 
 def _kernels(dtype: str) -> Finding:
-    here = [name for name in FAST[dtype] if name in machine.instruction_sets()]
+    instructions = [name for name in FAST[dtype] if name in machine.instruction_sets()]
     return Finding(
         subject=f"{dtype} on the CPU",
-        found=", ".join(here) or "no instructions for it",
-        note="" if here else f"would need {' or '.join(FAST[dtype])}",
+        found=", ".join(instructions) or "no instructions for it",
+        note="" if instructions else f"needs {' or '.join(FAST[dtype])}",
     )
 
 
 def _fastest() -> Finding:
-    """An order of dtypes, from what the processor can multiply; only a comparison can prove it."""
+    """The dtypes, expected fastest first, from the processor's instructions; only a comparison measures it."""
     ranking = dtype_speed.ranking()
     return Finding(
         subject="fastest on the CPU",
@@ -74,16 +74,16 @@ def _gpu() -> Finding:
 
 
 def _runtimes() -> list[Finding]:
-    """What the backends run on, each once; transformers, which all need, after torch."""
+    """The distinct runtimes of the backends; transformers, which all need, comes after torch."""
     modules: dict[tuple[str, str], Backend] = {}
     for name in BACKENDS:
         modules.setdefault(backend(name).RUNTIME, backend(name))
-    found = [_package(*runtime, module.EXTRAS, module.here) for runtime, module in modules.items()]
-    return [found[0], _package("transformers", "transformers", (), lambda: ""), *found[1:]]
+    torch, *others = (_package(*runtime, module.EXTRAS, module.here) for runtime, module in modules.items())
+    return [torch, _package("transformers", "transformers", (), lambda: ""), *others]
 
 
-def _package(subject: str, package: str, extras: Sequence[str], look: Callable[[], str]) -> Finding:
-    """Which version is installed, and what `look` makes of it; a package that is broken is a finding too."""
+def _package(subject: str, package: str, extras: Sequence[str], capabilities: Callable[[], str]) -> Finding:
+    """The installed version, and what `capabilities` says of it; a package that does not load is a finding, too."""
     installed = packages.versions([package])
     if not installed:
         return Finding(subject=subject, found="not installed", note=packages.remedy(package, extras))
@@ -92,14 +92,14 @@ def _package(subject: str, package: str, extras: Sequence[str], look: Callable[[
         note = "they overwrite each other: uninstall both, then install one of qabuild[cpu] and qabuild[gpu]"
         return Finding(subject=subject, found=found, note=note)
     try:
-        note = look()
-    except Exception as error:  # whatever a native library or a package of another age raises when it is imported
+        note = capabilities()
+    except Exception as error:  # whatever a native library or an outdated package raises at import
         note = f"does not load: {(str(error).strip() or type(error).__name__).splitlines()[0]}"
     return Finding(subject=subject, found=found, note=note)
 
 
 def report(targets: Sequence[Target]) -> dict[str, Any]:
-    """Findings and, for each target, what it lacks, as JSON values."""
+    """Findings about machine and backends and, for each target, what is missing, as JSON values."""
     return {
         "machine": [finding.__dict__ for finding in examine()],
         "backends": {

@@ -1,4 +1,4 @@
-"""What the command line says of errors, and what it does when it is told to stop."""
+"""Errors as the command line prints them, and signal handling."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from qabuild.cli.console import emit
 from qabuild.errors import QABuildError
 
 received: list[int] = []
-"""Signals that asked this process to stop."""
+"""The SIGINT and SIGTERM that this process received."""
 
 
-def heed_signals() -> None:
-    """SIGTERM interrupts as SIGINT does, so that cleaning up still happens."""
+def handle_signals() -> None:
+    """Make SIGTERM interrupt as SIGINT does, so that cleanup runs."""
 
     def stop(number: int, _: object) -> NoReturn:
         received.append(number)
@@ -25,34 +25,34 @@ def heed_signals() -> None:
 
     received.clear()
     for number in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(number) != signal.SIG_IGN:  # as of a command that was started in the background
+        if signal.getsignal(number) != signal.SIG_IGN:  # a command started in the background ignores SIGINT
             signal.signal(number, stop)
 
 
 def require_uninterrupted(error: BaseException | None = None) -> None:
-    """Raise KeyboardInterrupt where a signal came: libraries make errors of their own of one that hits an import."""
+    """Raise KeyboardInterrupt if a signal arrived: libraries replace one that hits an import by errors of their own."""
     if received:
         raise KeyboardInterrupt from error
 
 
-def as_told(error: QABuildError | OSError | MemoryError) -> QABuildError:
-    """The error to tell; what the system refuses in a place where no one explained it keeps its own words."""
+def to_qabuild_error(error: QABuildError | OSError | MemoryError) -> QABuildError:
+    """The error to report. One of the operating system that no caller explained keeps its own message."""
     if isinstance(error, QABuildError):
         return error
     if isinstance(error, MemoryError):
-        return QABuildError("the memory does not suffice", "close other programs, or use a machine with more")
+        return QABuildError("out of memory", "close other programs, or use a machine with more memory")
     at = f"{error.filename2 or error.filename}: " if error.filename else ""
     return QABuildError(f"{at}{error.strerror or error}", "-v shows where it came from")
 
 
-def complain(error: QABuildError, *, verbose: bool = False) -> None:
+def print_error(error: QABuildError, *, verbose: bool = False) -> None:
     if verbose:
         traceback.print_exc()
     click.echo(f"error: {error}", err=True)
 
 
-def complain_in_json(error: QABuildError, as_json: bool) -> None:
-    """The one document on stdout of a command that came to no result."""
+def print_json_error(error: QABuildError, as_json: bool) -> None:
+    """With `--json`, print the error as the only document on stdout."""
     if as_json:
         emit(json.dumps(error_document(error), indent=2))
 

@@ -1,4 +1,4 @@
-"""Arguments and options that several commands have, and the types of their values."""
+"""Arguments and options that several commands share, and their parameter types."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SIZES = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
 class Quantity(click.ParamType[float]):
-    """A number with its unit."""
+    """A number with a unit."""
 
     name = "quantity"
 
@@ -33,14 +33,14 @@ class Quantity(click.ParamType[float]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         units = {unit.lower(): factor for unit, factor in self.units.items()}
-        found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([a-z]+)", str(value).lower())
-        if not found or found[2] not in units:
+        match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([a-z]+)", str(value).lower())
+        if not match or match[2] not in units:
             self.fail(f"{value!r} is not a number with one of the units {', '.join(self.units)}", param, ctx)
-        return float(found[1]) * units[found[2]]
+        return float(match[1]) * units[match[2]]
 
 
 class BatchSizes(click.ParamType[tuple[int, ...]]):
-    """Whole numbers from 1, with commas between them."""
+    """Comma-separated integers, each at least 1."""
 
     name = "sizes"
 
@@ -52,11 +52,11 @@ class BatchSizes(click.ParamType[tuple[int, ...]]):
 
 
 def common(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Options of every command, turned into a `console` argument."""
+    """Add the options of every command, and pass them to it as a `console` argument."""
 
-    @click.option("-q", "--quiet", is_flag=True, help="No progress, no remarks; only the result.")
-    @click.option("-v", "--verbose", is_flag=True, help="Tracebacks with every error.")
-    @click.option("--json", "as_json", is_flag=True, help="The result as one JSON document on stdout.")
+    @click.option("-q", "--quiet", is_flag=True, help="Print only the result and errors.")
+    @click.option("-v", "--verbose", is_flag=True, help="Print a traceback with every error.")
+    @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON document on stdout.")
     @functools.wraps(command)
     def wrapped(*args: Any, quiet: bool, verbose: bool, as_json: bool, **kwargs: Any) -> Any:
         return command(*args, console=Console(quiet=quiet, verbose=verbose, json=as_json), **kwargs)
@@ -77,21 +77,25 @@ output_option = click.option(
     type=click.Path(path_type=Path, file_okay=False),
     default=Path(FOLDER),
     show_default=True,
-    help="Folder that the artifacts go to.",
+    help="Folder for the artifacts.",
 )
 
 
 set_option = click.option(
-    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key, as in --set verify.samples=200."
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a key, as in --set verify.samples=200.",
 )
 
 
-locked_option = click.option("--locked", is_flag=True, help="Take only what the lock beside each target pins.")
+locked_option = click.option("--locked", is_flag=True, help="Use only what each target's lock file pins.")
 
 
 data_option = click.option(
-    "--data", "dataset", metavar="SOURCE", help="Where the questions are: a SQuAD-layout file, a Hub id."
+    "--data", "dataset", metavar="SOURCE", help="The questions: a file in SQuAD layout, or a Hub id."
 )
 
 
-offline_option = click.option("--offline", is_flag=True, help="Touch no network; say what is missing.")
+offline_option = click.option("--offline", is_flag=True, help="Use only what is cached; fail if anything is missing.")

@@ -1,4 +1,4 @@
-"""`publish`, and `build --publish`: artifacts on the Hub."""
+"""`publish` and `build --publish`: push artifacts to the Hub."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qabuild.cli.console import Console, emit, table
-from qabuild.cli.failures import as_told, require_uninterrupted
+from qabuild.cli.failures import require_uninterrupted, to_qabuild_error
 from qabuild.cli.options import common, data_option
 from qabuild.cli.results import Outcome, describe_published
 from qabuild.cli.units import size_of
@@ -24,31 +24,31 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("artifact", type=click.Path(path_type=Path))
-@click.option("--repo", metavar="OWNER/NAME", help="The repository; without it, the target's publish.repo.")
-@click.option("--private", is_flag=True, help="Make the repository private, where it is made.")
-@click.option("--revision", default="main", show_default=True, metavar="BRANCH", help="Branch to publish to.")
-@click.option("--create-pr", is_flag=True, help="Propose it as a pull request.")
-@click.option("--tag", metavar="NAME", help="Name the commit, as in --tag v1.")
-@click.option("--dry-run", is_flag=True, help="Only list what would go, and how large it is.")
-@click.option("--verify-remote", is_flag=True, help="Verify what was downloaded again, too.")
+@click.option("--repo", metavar="OWNER/NAME", help="Repository to push to; by default the target's publish.repo.")
+@click.option("--private", is_flag=True, help="Create the repository as private.")
+@click.option("--revision", default="main", show_default=True, metavar="BRANCH", help="Branch to push to.")
+@click.option("--create-pr", is_flag=True, help="Open a pull request instead of committing to the branch.")
+@click.option("--tag", metavar="NAME", help="Tag the commit, as in --tag v1.")
+@click.option("--dry-run", is_flag=True, help="List the files that would be pushed, and their sizes; push nothing.")
+@click.option("--verify-remote", is_flag=True, help="Run the verification on the fetched copy, too.")
 @data_option
 @common
 def publish(artifact: Path, repo: str | None, dataset: str | None, console: Console, **options: Any) -> None:
-    """Push a verified ARTIFACT to the Hugging Face Hub as one commit, and fetch it back.
+    """Push a verified ARTIFACT to the Hugging Face Hub in one commit, fetch it back, and check it.
 
-    Refuses what is not verified, was changed since, or would replace something else. Run again after a failure, it
-    does what is left to do.
+    Refuses an artifact that is unverified, changed since its verification, or would replace anything but an earlier
+    build of its target. After a failure, run it again: it completes what is left.
     """
-    from qabuild.publishing import publish as publishing
+    from qabuild.publishing.publish import publish as publish_artifact
     from qabuild.target.read import absolute_source
 
     source = dataset and absolute_source(dataset, Path.cwd())
-    published = publishing.publish(artifact, repo, dataset=source, reporter=console, **options)
+    published = publish_artifact(artifact, repo, dataset=source, reporter=console, **options)
     console.result(published.to_dict(), lambda: _show_published(published))
 
 
 def require_publishable(targets: Sequence[Target], console: Console) -> None:
-    """Tell before the work what would keep its result from being published."""
+    """Refuse, before any build starts, targets whose artifacts could not be published."""
     from qabuild.publishing.publish import require_ready
 
     repos = [target.publish.repo for target in targets if target.publish.repo]
@@ -66,7 +66,7 @@ def then_published(outcome: Outcome, built: Built, console: Console) -> Outcome:
         published = publish_artifact(built.directory, built.plan.target.publish.repo, reporter=console)
     except (QABuildError, OSError, MemoryError) as error:
         require_uninterrupted(error)
-        return replace(outcome, error=as_told(error))
+        return replace(outcome, error=to_qabuild_error(error))
     return replace(outcome, published=published, document={**outcome.document, "published": published.to_dict()})
 
 

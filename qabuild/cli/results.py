@@ -1,4 +1,4 @@
-"""What became of each target or artifact of a command: the table at its end, and its exit status."""
+"""The outcome of each target or artifact of a command: its table row, JSON document and exit status."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from qabuild.cli.console import Console, emit, table
-from qabuild.cli.failures import as_told, complain, error_document, require_uninterrupted
+from qabuild.cli.failures import error_document, print_error, require_uninterrupted, to_qabuild_error
 from qabuild.cli.units import size_of
 from qabuild.errors import QABuildError, VerificationFailed
 
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-COLUMNS = ["artifact", "EM", "F1", "F1 kept", "same answers", "samples/s", "speedup", "result"]
+COLUMNS = ["artifact", "EM", "F1", "F1 retention", "agreement", "samples/s", "speedup", "result"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What became of one target or artifact."""
+    """The outcome for one target or artifact."""
 
-    shown: str
-    """What the table calls it."""
+    label: str
+    """Its name in the table."""
     document: dict[str, Any]
     error: QABuildError | None
     verification: Verification | None = None
@@ -36,29 +36,31 @@ class Outcome:
 
 
 def attempt_to(work: Callable[[], T], console: Console) -> T | QABuildError:
-    """What `work` gives, or what kept it from giving anything, which is told at once."""
+    """The result of `work`, or the error that it raised, which is printed at once."""
     require_uninterrupted()
     try:
         return work()
     except (QABuildError, OSError, MemoryError) as error:
         require_uninterrupted(error)
-        told = as_told(error)
-        complain(told, verbose=console.verbose)
-        return told
+        reported = to_qabuild_error(error)
+        print_error(reported, verbose=console.verbose)
+        return reported
 
 
-def failure(found: Verification | None, directory: Path) -> VerificationFailed | None:
+def failure(verification: Verification | None, directory: Path) -> VerificationFailed | None:
     from qabuild.evaluation.judge import explain_failure
 
-    return VerificationFailed(*explain_failure(found, directory)) if found and not found.passed else None
+    if verification is None or verification.passed:
+        return None
+    return VerificationFailed(*explain_failure(verification, directory))
 
 
 def conclude(outcomes: Sequence[Outcome], console: Console) -> None:
-    """Show what became of each, tell which verifications failed, and leave with the status of the first failure."""
+    """Print the outcomes and the failed verifications, and exit with the status of the first failure."""
 
     def show() -> None:
-        told = len(outcomes) == 1 and outcomes[0].error and not outcomes[0].verification
-        if not told:
+        error_only = len(outcomes) == 1 and outcomes[0].error and not outcomes[0].verification
+        if not error_only:
             table(COLUMNS, [_row(outcome) for outcome in outcomes])
         for outcome in outcomes:
             if outcome.published:
@@ -67,34 +69,39 @@ def conclude(outcomes: Sequence[Outcome], console: Console) -> None:
     console.result([_with_status(outcome) for outcome in outcomes], show)
     failed = [(outcome, outcome.error) for outcome in outcomes if outcome.error]
     for outcome, error in failed:
-        if outcome.verification:  # any other error was told when it came
-            complain(error)
+        if outcome.verification:  # any other error was printed when it occurred
+            print_error(error)
     for _, error in failed:
         sys.exit(error.exit_status)
 
 
 def _row(outcome: Outcome) -> list[str]:
-    found = outcome.verification
-    if found is None:
+    verification = outcome.verification
+    if verification is None:
         result = f"error: {outcome.error.message.splitlines()[0]}" if outcome.error else "compiled, unverified"
-        return [outcome.shown, *["-"] * 6, result]
-    m, speed = found.measurement, found.measurement.speed
-    failed = ", ".join(gate.name for gate in found.failed_gates)
+        return [outcome.label, *["-"] * 6, result]
+    m, speed = verification.measurement, verification.measurement.speed
     return [
-        outcome.shown,
+        outcome.label,
         f"{m.exact_match:.2f}",
         f"{m.f1:.2f}",
-        f"{100 * m.f1_retention:.2f} %{_least(found, 'min_f1_retention')}",
+        f"{100 * m.f1_retention:.2f} %{_limit(verification, 'min_f1_retention')}",
         f"{100 * m.agreement:.2f} %",
         f"{speed.artifact if speed else m.samples_per_second:.1f}",
         f"{speed.speedup:.2f}x" if speed else "-",
-        f"FAILED: {failed}" if failed else "passed, under other versions" if found.other_versions else "passed",
+        _result(verification),
     ]
 
 
-def _least(found: Verification, name: str) -> str:
-    """The gate, where one is set, as the table shows it beside the figure."""
-    limits = [gate.limit for gate in found.gates if gate.name == name]
+def _result(verification: Verification) -> str:
+    if failed := ", ".join(gate.name for gate in verification.failed_gates):
+        return f"FAILED: {failed}"
+    return "passed, under other versions" if verification.other_versions else "passed"
+
+
+def _limit(verification: Verification, name: str) -> str:
+    """The gate's limit as the table shows it beside the figure; empty if the target sets no such gate."""
+    limits = [gate.limit for gate in verification.gates if gate.name == name]
     return f" (>= {100 * limits[0]:g})" if limits else ""
 
 
@@ -105,12 +112,12 @@ def _with_status(outcome: Outcome) -> dict[str, Any]:
 
 
 def describe_published(published: Published) -> str:
-    """In one line, what is where now."""
+    """One line: which commit is published where."""
     if published.commit is None:
         sent = [change for change in published.changes if change.does in ("add", "replace")]
         return f"{published.repo}: {len(sent)} files, {size_of(sum(c.size for c in sent))} would be sent"
-    where = published.pull_request or f"{published.repo} ({published.revision})"
+    location = published.pull_request or f"{published.repo} ({published.revision})"
     tag = f", tag {published.tag}" if published.tag else ""
     done = "published" if published.changed else "nothing to do, it is there already"
     verified = ", verified from there" if published.verification else ""
-    return f"{where}: {done}: commit {published.commit}{tag}{verified}"
+    return f"{location}: {done}: commit {published.commit}{tag}{verified}"

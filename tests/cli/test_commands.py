@@ -1,4 +1,4 @@
-"""The command line as its users meet it: statuses, streams, messages, and what is left on the disk afterwards."""
+"""The command line from outside: exit statuses, streams, messages, and files left on the disk."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ ESCAPE = "\x1b"
 
 
 @dataclass(frozen=True)
-class Ran:
-    """What a command left on its streams, and its exit status."""
+class Result:
+    """Exit status and output of a command."""
 
     status: int
     out: str
@@ -60,26 +60,26 @@ class Ran:
         return json.loads(self.out)
 
 
-Run = Callable[..., Ran]
+Run = Callable[..., Result]
 
 
 @pytest.fixture
 def qabuild(capfd: pytest.CaptureFixture[str]) -> Run:
     """`qabuild("plan", "x.toml")`: the command line in this process."""
 
-    def run(*arguments: object) -> Ran:
+    def run(*arguments: object) -> Result:
         capfd.readouterr()
-        with signals_kept(), pytest.raises(SystemExit) as left:
+        with signal_handlers_restored(), pytest.raises(SystemExit) as stop:
             main([str(argument) for argument in arguments])
         streams = capfd.readouterr()
-        return Ran(int(left.value.code or 0), streams.out, streams.err)
+        return Result(int(stop.value.code or 0), streams.out, streams.err)
 
     return run
 
 
 @contextmanager
-def signals_kept() -> Iterator[None]:
-    """What the block does on signals ends with it."""
+def signal_handlers_restored() -> Iterator[None]:
+    """Restore the signal handlers at the end of the block."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
@@ -95,19 +95,19 @@ def process(*arguments: object, **options: Any) -> subprocess.Popen[str]:
     return subprocess.Popen(command, text=True, **{**pipes, **options})
 
 
-def ended(running: subprocess.Popen[str]) -> Ran:
+def ended(running: subprocess.Popen[str]) -> Result:
     out, err = running.communicate(timeout=600)
-    return Ran(running.returncode, out, err)
+    return Result(running.returncode, out, err)
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with tiny.toml, built by a real process, and the store it was built with. Copy it before changing it."""
+    """A folder with tiny.toml, built by a real process, and that build's store. Copy it before changing it."""
     folder = tmp_path_factory.mktemp("finished")
     (folder / "tiny.toml").write_text(TARGET)
-    done = ended(process("tiny.toml", "-q", cwd=folder, env={**os.environ, "QABUILD_CACHE": str(folder / "store")}))
-    (folder / "status.json").write_text(json.dumps([done.status, done.out, done.err]))
-    assert done.status == 0, done.err
+    result = ended(process("tiny.toml", "-q", cwd=folder, env={**os.environ, "QABUILD_CACHE": str(folder / "store")}))
+    (folder / "status.json").write_text(json.dumps([result.status, result.out, result.err]))
+    assert result.status == 0, result.err
     return folder
 
 
@@ -138,25 +138,25 @@ def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()} if folder.exists() else set()
 
 
-def assert_clear(ran: Ran, status: int, *expected: str) -> None:
-    """One message, to the point, and what to do; no traceback, and nothing on stdout."""
-    assert ran.status == status, ran.err
-    assert ran.out == ""
-    assert "Traceback" not in ran.err
-    assert len(re.findall(r"^(?:error|Error): ", ran.err, re.MULTILINE)) == 1, ran.err
-    message = " ".join(ran.err.split())
+def assert_one_error(result: Result, status: int, *expected: str) -> None:
+    """The command printed one error message with the expected texts, no traceback, and nothing on stdout."""
+    assert result.status == status, result.err
+    assert result.out == ""
+    assert "Traceback" not in result.err
+    assert len(re.findall(r"^(?:error|Error): ", result.err, re.MULTILINE)) == 1, result.err
+    message = " ".join(result.err.split())
     for text in expected:
         assert text in message, message
 
 
-# --- 0 and 1: built, and proved or not --------------------------------------------------------------------------------
+# --- 0 and 1: built, and verified or not ------------------------------------------------------------------------------
 
 
-def test_a_quiet_build_says_nothing_but_its_result(finished):
+def test_a_quiet_build_prints_only_its_result(finished):
     status, out, err = json.loads((finished / "status.json").read_text())
     assert (status, err) == (0, "")
     heading, rule, row = out.splitlines()
-    assert " ".join(heading.split()) == "artifact EM F1 F1 kept same answers samples/s speedup result"
+    assert " ".join(heading.split()) == "artifact EM F1 F1 retention agreement samples/s speedup result"
     assert set(rule.strip()) == {"─"}
     assert row.split()[0] == "artifacts/tiny"
     assert row.endswith("passed")
@@ -164,30 +164,30 @@ def test_a_quiet_build_says_nothing_but_its_result(finished):
 
 
 def test_a_second_build_has_nothing_to_do(built, qabuild):
-    ran = qabuild("build", "tiny.toml")
-    assert (ran.status, ran.err) == (0, "artifacts/tiny: nothing to do\n")
-    assert "artifacts/tiny" in ran.out
+    result = qabuild("build", "tiny.toml")
+    assert (result.status, result.err) == (0, "artifacts/tiny: nothing to do\n")
+    assert "artifacts/tiny" in result.out
 
 
-def test_a_failed_verification_is_status_1_with_the_evidence_aside(built, qabuild):
+def test_a_failed_verification_is_status_1_and_leaves_its_evidence(built, qabuild):
     good = snapshot(built / "artifacts" / "tiny")
-    ran = qabuild("tiny.toml", "--set", "verify.gates.min_speedup=1000")
-    assert ran.status == 1
-    assert "FAILED: min_speedup" in ran.out
-    assert re.search(r"error: artifacts/tiny\.failed: verification failed\n  min_speedup: .*, must be 1000", ran.err)
-    assert "artifacts/tiny.failed/verification.json" in ran.err
-    assert "Traceback" not in ran.err
+    result = qabuild("tiny.toml", "--set", "verify.gates.min_speedup=1000")
+    assert result.status == 1
+    assert "FAILED: min_speedup" in result.out
+    assert re.search(r"error: artifacts/tiny\.failed: verification failed\n  min_speedup: .*, must be 1000", result.err)
+    assert "artifacts/tiny.failed/verification.json" in result.err
+    assert "Traceback" not in result.err
     evidence = json.loads((built / "artifacts" / "tiny.failed" / "verification.json").read_text())
     assert evidence["passed"] is False
     assert snapshot(built / "artifacts" / "tiny") == good
 
 
-def test_what_the_compiler_itself_finds_wrong_is_status_1_and_told_once(empty, qabuild, monkeypatch):
+def test_an_error_found_by_the_compiler_is_status_1_and_reported_once(empty, qabuild, monkeypatch):
     def refuse(*_: object) -> None:
         raise VerificationFailed("the exported graph computes something else", "try another level")
 
     monkeypatch.setattr("qabuild.models.compiler.compile_in_child", refuse)
-    assert_clear(qabuild("tiny.toml", "-q"), 1, "the exported graph computes something else", "try another level")
+    assert_one_error(qabuild("tiny.toml", "-q"), 1, "the exported graph computes something else", "try another level")
     assert names(empty / "artifacts") == set()
 
 
@@ -209,13 +209,13 @@ BAD_TARGETS: dict[str, tuple[bytes | None, str]] = {
 
 
 @pytest.mark.parametrize(("content", "expected"), BAD_TARGETS.values(), ids=BAD_TARGETS)
-def test_a_bad_target_is_status_2_before_anything_is_done(empty, qabuild, isolated_cache, content, expected):
+def test_a_bad_target_is_status_2_before_any_work(empty, qabuild, isolated_cache, content, expected):
     if content is not None:
         (empty / "bad.toml").write_bytes(content)
     before = snapshot(empty, isolated_cache)
     for command in ("build", "plan", "doctor"):
-        assert_clear(qabuild(command, "bad.toml"), 2, expected)
-    assert_clear(qabuild("tiny.toml", "bad.toml"), 2, expected)
+        assert_one_error(qabuild(command, "bad.toml"), 2, expected)
+    assert_one_error(qabuild("tiny.toml", "bad.toml"), 2, expected)
     assert snapshot(empty, isolated_cache) == before
 
 
@@ -236,7 +236,7 @@ def test_a_bad_target_is_status_2_before_anything_is_done(empty, qabuild, isolat
         (["tiny.toml", "--set", "checkpoint.model="], "--set: checkpoint: name one of `model` and `target`"),
         (["tiny.toml", "--set", "extends=x.toml"], "write a file for it"),
         (["-q", "verify", "gone"], "gone: no such folder"),
-        (["tiny.toml", "sub/tiny.toml"], "two targets are named tiny their artifacts would have one folder"),
+        (["tiny.toml", "sub/tiny.toml"], "two targets are named tiny their artifacts would share a folder"),
         (["."], ". is a folder name a .toml file in it"),
         (["targets", "gone"], "gone: no targets here"),
         (["verify"], "Missing argument 'ARTIFACT...'"),
@@ -246,23 +246,23 @@ def test_a_bad_target_is_status_2_before_anything_is_done(empty, qabuild, isolat
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_a_mistake_in_the_command_line_is_status_2(empty, qabuild, isolated_cache, arguments, expected):
+def test_a_usage_error_is_status_2(empty, qabuild, isolated_cache, arguments, expected):
     (empty / "sub").mkdir()
     (empty / "sub" / "tiny.toml").write_text(TARGET)
     before = snapshot(empty, isolated_cache)
-    assert_clear(qabuild(*arguments), 2, expected)
-    told = qabuild(*arguments, "--json")
-    assert (told.status, told.err.count("rror: ")) == (2, 1)
-    document = told.document[0] if isinstance(told.document, list) else told.document
+    assert_one_error(qabuild(*arguments), 2, expected)
+    result = qabuild(*arguments, "--json")
+    assert (result.status, result.err.count("rror: ")) == (2, 1)
+    document = result.document[0] if isinstance(result.document, list) else result.document
     assert document["status"] == 2
-    assert document["error"].split()[0] in " ".join(told.err.split())
+    assert document["error"].split()[0] in " ".join(result.err.split())
     assert snapshot(empty, isolated_cache) == before
 
 
-def test_a_folder_that_is_no_artifact_is_not_replaced_by_one(built, qabuild):
+def test_a_folder_that_is_not_an_artifact_is_not_replaced(built, qabuild):
     (built / "artifacts" / "mine").mkdir()
     shutil.copy("tiny.toml", "mine.toml")
-    assert_clear(qabuild("mine.toml"), 2, "artifacts/mine: is not an artifact", "--output")
+    assert_one_error(qabuild("mine.toml"), 2, "artifacts/mine: is not an artifact", "--output")
     assert names(built / "artifacts") == {"tiny", "mine"}
 
 
@@ -275,10 +275,10 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_gpu")
-def test_a_target_for_a_gpu_is_status_3_where_there_is_none_before_any_work(empty, qabuild, isolated_cache):
+def test_a_gpu_target_without_a_gpu_is_status_3_before_any_work(empty, qabuild, isolated_cache):
     before = snapshot(empty, isolated_cache)
-    ran = qabuild("tiny.toml", "--set", "runtime.device=cuda")
-    assert_clear(ran, 3, "no CUDA device here", "--compile-only", "qabuild doctor")
+    result = qabuild("tiny.toml", "--set", "runtime.device=cuda")
+    assert_one_error(result, 3, "no CUDA device here", "--compile-only", "qabuild doctor")
     assert snapshot(empty, isolated_cache) == before
 
 
@@ -292,23 +292,25 @@ def test_a_package_that_is_not_installed_is_status_3_before_any_work(empty, qabu
 
     monkeypatch.setattr(metadata, "version", version)
     before = snapshot(empty, isolated_cache)
-    ran = qabuild("tiny.toml", "--set", "backend.name=onnxruntime")
-    assert_clear(ran, 3, "onnxruntime is not installed: pip install 'qabuild[cpu]' or 'qabuild[gpu]'", "optimum is not")
+    result = qabuild("tiny.toml", "--set", "backend.name=onnxruntime")
+    assert_one_error(
+        result, 3, "onnxruntime is not installed: pip install 'qabuild[cpu]' or 'qabuild[gpu]'", "optimum is not"
+    )
     assert snapshot(empty, isolated_cache) == before
 
 
 @pytest.mark.usefixtures("no_gpu")
-def test_what_is_for_another_machine_is_compiled_and_marked_unverified(empty, qabuild):
-    ran = qabuild("tiny.toml", "--set", "runtime.device=cuda", "--compile-only")
-    assert ran.status == 0
-    assert ran.out.splitlines()[-1].split() == ["artifacts/tiny", *"------", "compiled,", "unverified"]
+def test_compile_only_builds_for_another_machine_and_marks_the_artifact_unverified(empty, qabuild):
+    result = qabuild("tiny.toml", "--set", "runtime.device=cuda", "--compile-only")
+    assert result.status == 0
+    assert result.out.splitlines()[-1].split() == ["artifacts/tiny", *"------", "compiled,", "unverified"]
     assert open_artifact(Path("artifacts/tiny")).evidence is None
     (document,) = qabuild("tiny.toml", "--set", "runtime.device=cuda", "--compile-only", "--json").document
     assert (document["kept"], document["verification"], document["status"]) == (True, None, 0)
-    assert_clear(qabuild("verify", "artifacts/tiny"), 3, "no CUDA device here")
+    assert_one_error(qabuild("verify", "artifacts/tiny"), 3, "no CUDA device here")
 
 
-# --- 4: input that is not trusted -------------------------------------------------------------------------------------
+# --- 4: untrusted input -----------------------------------------------------------------------------------------------
 
 
 def flip_a_byte(path: Path) -> None:
@@ -320,8 +322,10 @@ def flip_a_byte(path: Path) -> None:
 def test_a_flipped_byte_in_an_artifact_is_status_4(built, qabuild):
     flip_a_byte(Path("artifacts/tiny/model.safetensors"))
     before = snapshot(built / "artifacts")
-    ran = qabuild("verify", "artifacts/tiny")
-    assert_clear(ran, 4, "artifacts/tiny: not as it was sealed", "model.safetensors: its SHA-256 is", "build or fetch")
+    result = qabuild("verify", "artifacts/tiny")
+    assert_one_error(
+        result, 4, "artifacts/tiny: not as it was sealed", "model.safetensors: its SHA-256 is", "build or fetch"
+    )
     assert snapshot(built / "artifacts") == before
 
 
@@ -330,29 +334,31 @@ def truncate(weights: Path) -> None:
     (weights / "model.safetensors").write_bytes(content[: len(content) // 2])
 
 
-def behead(weights: Path) -> None:
+def remove_head(weights: Path) -> None:
     content = (weights / "model.safetensors").read_bytes()
     (weights / "model.safetensors").write_bytes(content.replace(b'"qa_outputs.', b'"lm_outputs.'))
 
 
 @pytest.mark.parametrize(
-    ("damage", "expected"), [(truncate, "model.safetensors: is cut off"), (behead, "no question-answering head")]
+    ("damage", "expected"), [(truncate, "model.safetensors: is cut off"), (remove_head, "no question-answering head")]
 )
-def test_a_checkpoint_that_is_damaged_or_no_reader_is_status_4_and_leaves_nothing(empty, qabuild, damage, expected):
+def test_a_checkpoint_that_is_damaged_or_has_no_qa_head_is_status_4_and_leaves_nothing(
+    empty, qabuild, damage, expected
+):
     shutil.copytree(sample.CHECKPOINT, empty / "weights")
     damage(empty / "weights")
-    assert_clear(qabuild("tiny.toml", "--set", "checkpoint.model=./weights"), 4, expected)
+    assert_one_error(qabuild("tiny.toml", "--set", "checkpoint.model=./weights"), 4, expected)
     assert names(empty / "artifacts") == set()
 
 
-def test_questions_that_make_no_sense_are_status_4_and_leave_nothing(built, qabuild):
+def test_invalid_or_damaged_questions_are_status_4_and_leave_nothing(built, qabuild):
     document = json.loads(sample.HELDOUT.read_text())
     document["data"][0]["paragraphs"][0]["qas"][0]["answers"][0]["answer_start"] += 1
     (built / "shifted.json").write_text(json.dumps(document))
     (built / "torn.json.gz").write_bytes(gzip.compress(sample.HELDOUT.read_bytes())[:-9])
     for file, expected in (("shifted.json", "answer_start"), ("torn.json.gz", "torn.json.gz: damaged gzip file")):
-        ran = qabuild("tiny.toml", "-q", "--set", f"verify.dataset=./{file}", "--output", "elsewhere")
-        assert_clear(ran, 4, file, expected)
+        result = qabuild("tiny.toml", "-q", "--set", f"verify.dataset=./{file}", "--output", "elsewhere")
+        assert_one_error(result, 4, file, expected)
         assert names(built / "elsewhere") == set()
 
 
@@ -363,36 +369,36 @@ def test_a_store_that_cannot_be_written_is_status_5(empty, qabuild, monkeypatch)
     (empty / "file").write_text("")
     monkeypatch.setenv("QABUILD_CACHE", str(empty / "file" / "store"))
     expected = f"the store {empty}/file/store: Not a directory"
-    assert_clear(qabuild("tiny.toml"), 5, expected, "point QABUILD_CACHE at another folder")
+    assert_one_error(qabuild("tiny.toml"), 5, expected, "point QABUILD_CACHE at another folder")
     assert names(empty) == {"tiny.toml", "file"}
 
 
 def test_an_output_that_cannot_be_written_is_status_5(built, qabuild):
-    ran = qabuild("tiny.toml", "--output", "tiny.toml/x", "-q")
-    assert_clear(ran, 5, "the output folder tiny.toml/x: Not a directory", "name another with --output")
+    result = qabuild("tiny.toml", "--output", "tiny.toml/x", "-q")
+    assert_one_error(result, 5, "the output folder tiny.toml/x: Not a directory", "name another with --output")
 
 
-def test_what_is_not_in_the_cache_is_said_with_offline(empty, qabuild):
-    for key, named in (
+def test_offline_names_what_is_not_in_the_cache(empty, qabuild):
+    for key, subject in (
         ("checkpoint.model", "the checkpoint"),
         ("verify.dataset", "verify.dataset: the data set"),
     ):
-        ran = qabuild("tiny.toml", "--offline", "--set", f"{key}=me/nowhere")
-        told = f"{named} 'me/nowhere' (main) is not in the cache, and this run is offline"
-        assert_clear(ran, 5, told, "run once with a network")
+        result = qabuild("tiny.toml", "--offline", "--set", f"{key}=me/nowhere")
+        message = f"{subject} 'me/nowhere' (main) is not in the cache, and this run is offline"
+        assert_one_error(result, 5, message, "run once with a network")
     assert names(empty / "artifacts") == set()
 
 
-def test_a_defect_keeps_its_traceback_and_asks_for_a_report(empty, qabuild, monkeypatch):
+def test_a_bug_keeps_its_traceback_and_asks_for_a_report(empty, qabuild, monkeypatch):
     def fail(*_: object, **__: object) -> None:
         raise ZeroDivisionError("of all things")
 
     monkeypatch.setattr("qabuild.target.lock.load", fail)
-    ran = qabuild("plan", "tiny.toml", "--json")
-    assert ran.status == 5
-    assert "Traceback" in ran.err
-    assert "this is a defect of qabuild; please report it" in ran.err
-    assert ran.document == {"error": "ZeroDivisionError: of all things", "hint": None, "status": 5}
+    result = qabuild("plan", "tiny.toml", "--json")
+    assert result.status == 5
+    assert "Traceback" in result.err
+    assert "this is a bug in qabuild; please report it" in result.err
+    assert result.document == {"error": "ZeroDivisionError: of all things", "hint": None, "status": 5}
 
 
 @pytest.mark.parametrize(
@@ -400,15 +406,15 @@ def test_a_defect_keeps_its_traceback_and_asks_for_a_report(empty, qabuild, monk
     [
         (PermissionError(13, "Permission denied", "/etc/shadow"), "/etc/shadow: Permission denied"),
         (ConnectionResetError(104, "Connection reset by peer"), "Connection reset by peer"),
-        (MemoryError(), "the memory does not suffice"),
+        (MemoryError(), "out of memory"),
     ],
 )
-def test_what_the_system_refuses_is_one_message(empty, qabuild, monkeypatch, error, expected):
+def test_an_operating_system_error_is_one_message(empty, qabuild, monkeypatch, error, expected):
     def refuse(*_: object, **__: object) -> None:
         raise error
 
     monkeypatch.setattr("qabuild.target.lock.load", refuse)
-    assert_clear(qabuild("plan", "tiny.toml"), 5, expected)
+    assert_one_error(qabuild("plan", "tiny.toml"), 5, expected)
     assert "Traceback" in qabuild("plan", "tiny.toml", "-v").err
 
 
@@ -437,79 +443,77 @@ def drop(cache: Path, *steps: str) -> None:
 
 
 @pytest.mark.parametrize(("step", "size"), [("compile", 500_000), ("reference", 30_000)])
-def test_a_disk_that_is_full_while_a_step_runs_is_status_5_and_leaves_nothing(
-    built, qabuild, isolated_cache, step, size
-):
+def test_a_full_disk_while_a_step_runs_is_status_5_and_leaves_nothing(built, qabuild, isolated_cache, step, size):
     drop(isolated_cache, step)
     shutil.rmtree(built / "artifacts")
     with files_up_to(size):
-        ran = qabuild("tiny.toml", "-q")
-    assert_clear(ran, 5, f"the store {isolated_cache}: File too large", "make room")
+        result = qabuild("tiny.toml", "-q")
+    assert_one_error(result, 5, f"the store {isolated_cache}: File too large", "make room")
     assert names(built / "artifacts") == set()
     assert names(isolated_cache / "v1" / "staging") == set()
     assert step not in results(isolated_cache)
-    if step == "reference":  # compiling again takes seconds, and is done after a kill
-        assert qabuild("tiny.toml", "-q").status == 0, "with room there is, the next build completes"
+    if step == "reference":  # recompiling takes seconds; the test of a killed build covers it
+        assert qabuild("tiny.toml", "-q").status == 0, "with enough space, the next build completes"
 
 
-def test_a_disk_that_is_full_while_the_artifact_is_put_together_leaves_the_earlier_one(built, qabuild, monkeypatch):
+def test_a_full_disk_while_the_artifact_is_assembled_leaves_the_earlier_one(built, qabuild, monkeypatch):
     def refuse(*_: object) -> None:
         raise OSError(18, "Invalid cross-device link")
 
-    monkeypatch.setattr(os, "link", refuse)  # as where the store lies on another disk
+    monkeypatch.setattr(os, "link", refuse)  # as when the store is on another disk
     before = snapshot(built / "artifacts" / "tiny")
     changed = ("tiny.toml", "-q", "--set", "verify.gates.min_f1_retention=0.5")
     with files_up_to(500_000):
-        ran = qabuild(*changed)
-    assert_clear(ran, 5, "the output folder artifacts: File too large", "name another with --output")
+        result = qabuild(*changed)
+    assert_one_error(result, 5, "the output folder artifacts: File too large", "name another with --output")
     assert names(built / "artifacts") == {"tiny"}
     assert snapshot(built / "artifacts" / "tiny") == before
     assert qabuild(*changed).status == 0
 
 
-def test_a_lock_that_a_full_disk_refuses_is_status_5_and_the_one_before_stays(built, qabuild):
+def test_a_full_disk_while_locking_is_status_5_and_leaves_the_earlier_lock(built, qabuild):
     assert qabuild("lock", "tiny.toml", "-q").status == 0
     Path("tiny.lock").write_text(before := Path("tiny.lock").read_text() + "# old\n")
-    with files_up_to(300):  # what is said goes to a file too
-        ran = qabuild("lock", "tiny.toml")
-    assert_clear(ran, 5, "the lock's folder", "File too large", "make room")
+    with files_up_to(300):  # the captured output goes to a file, too
+        result = qabuild("lock", "tiny.toml")
+    assert_one_error(result, 5, "the lock's folder", "File too large", "make room")
     assert Path("tiny.lock").read_text() == before
 
 
-def test_a_home_that_cannot_be_made_is_told_with_what_to_set(built, tmp_path):
+def test_an_unusable_home_is_reported_with_the_variable_to_set(built, tmp_path):
     (tmp_path / "home").write_text("no folder")
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("QABUILD_", "HF_", "XDG_"))}
     homeless = {**environment, "HOME": str(tmp_path / "home")}
-    done = ended(process("tiny.toml", cwd=built, env=homeless))
-    assert done.status == 5
-    assert f"the store {tmp_path}/home/.cache/qabuild: Not a directory" in done.err
-    assert "QABUILD_CACHE" in done.err
-    done = ended(process("verify", "artifacts/tiny", cwd=built, env=homeless))
-    assert (done.status, "passed" in done.out) == (0, True), "what keeps nothing needs no home"
+    result = ended(process("tiny.toml", cwd=built, env=homeless))
+    assert result.status == 5
+    assert f"the store {tmp_path}/home/.cache/qabuild: Not a directory" in result.err
+    assert "QABUILD_CACHE" in result.err
+    result = ended(process("verify", "artifacts/tiny", cwd=built, env=homeless))
+    assert (result.status, "passed" in result.out) == (0, True), "a command that caches nothing needs no home"
 
 
 def test_a_result_that_cannot_be_written_is_status_5(empty):
     with open("/dev/full", "w") as full:
-        done = ended(process("targets", cwd=empty, stdout=full))
-    assert (done.status, done.err.splitlines()[0]) == (
+        result = ended(process("targets", cwd=empty, stdout=full))
+    assert (result.status, result.err.splitlines()[0]) == (
         5,
         "error: the result cannot be written: No space left on device",
     )
-    assert "Exception ignored" not in done.err
+    assert "Exception ignored" not in result.err
 
 
-def test_a_reader_that_has_gone_is_no_failure(empty):
+def test_a_closed_pipe_is_no_failure(empty):
     reading, writing = os.pipe()
     os.close(reading)
     for options in ([], ["--json"]):
-        done = ended(process("targets", *options, cwd=empty, stdout=writing))
-        assert (done.status, done.err) == (0, "")
+        result = ended(process("targets", *options, cwd=empty, stdout=writing))
+        assert (result.status, result.err) == (0, "")
     os.close(writing)
 
 
-def test_a_command_whose_stdout_is_closed_does_its_work(empty):
-    done = ended(process("targets", cwd=empty, stdout=None, preexec_fn=lambda: os.close(1)))
-    assert (done.status, done.err) == (0, "")
+def test_a_command_with_closed_stdout_succeeds(empty):
+    result = ended(process("targets", cwd=empty, stdout=None, preexec_fn=lambda: os.close(1)))
+    assert (result.status, result.err) == (0, "")
 
 
 # --- 130 and 143: interrupted -----------------------------------------------------------------------------------------
@@ -517,14 +521,14 @@ def test_a_command_whose_stdout_is_closed_does_its_work(empty):
 
 def family(mark: Path) -> dict[int, str]:
     """Ids and command lines of the processes whose environment names `mark`."""
-    found = {}
+    processes = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             if os.fsencode(mark) in (folder / "environ").read_bytes():
-                found[int(folder.name)] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                processes[int(folder.name)] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
         except OSError:
             continue  # it has ended
-    return found
+    return processes
 
 
 def compilers(mark: Path) -> list[int]:
@@ -534,7 +538,7 @@ def compilers(mark: Path) -> list[int]:
 def wait_until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 30
     while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
+        assert time.monotonic() < deadline, "timed out"
         time.sleep(0.02)
 
 
@@ -562,7 +566,7 @@ def running(empty: Path, isolated_cache: Path) -> Iterator[Callable[..., subproc
             os.kill(number, signal.SIGKILL)
 
 
-def assert_gone_without_trace(folder: Path, cache: Path) -> None:
+def assert_nothing_left(folder: Path, cache: Path) -> None:
     wait_until(lambda: not family(cache))
     assert names(folder / "artifacts") == set()
     assert names(cache / "v1" / "staging") == set()
@@ -573,40 +577,38 @@ def test_an_interrupted_compilation_ends_with_all_its_processes_and_leaves_nothi
 ):
     build = running("tiny.toml", until="compile")
     refused = qabuild("tiny.toml")
-    assert_clear(refused, 5, "another build of artifacts/tiny is running", "wait for it")
+    assert_one_error(refused, 5, "another build of artifacts/tiny is running", "wait for it")
     build.send_signal(signal.SIGINT)
-    done = ended(build)
-    assert (done.status, done.out, done.err.strip()) == (INTERRUPTED, "", "interrupted")
-    assert_gone_without_trace(empty, isolated_cache)
+    result = ended(build)
+    assert (result.status, result.out, result.err.strip()) == (INTERRUPTED, "", "interrupted")
+    assert_nothing_left(empty, isolated_cache)
 
 
 def test_a_terminated_compilation_ends_with_all_its_processes_and_leaves_nothing(empty, isolated_cache, running):
     build = running("tiny.toml", until="compile")
     build.send_signal(signal.SIGTERM)
-    done = ended(build)
-    assert (done.status, done.out) == (128 + signal.SIGTERM, "")
-    assert "Traceback" not in done.err
-    assert_gone_without_trace(empty, isolated_cache)
+    result = ended(build)
+    assert (result.status, result.out) == (128 + signal.SIGTERM, "")
+    assert "Traceback" not in result.err
+    assert_nothing_left(empty, isolated_cache)
 
 
-def test_an_interruption_after_compiling_keeps_what_was_compiled(empty, finished, isolated_cache, running):
+def test_an_interruption_after_compiling_keeps_the_compiled_result(empty, finished, isolated_cache, running):
     shutil.copytree(finished / "store", isolated_cache, dirs_exist_ok=True)
     drop(isolated_cache, "reference", "verify")
     build = running("tiny.toml", until="reference")
     time.sleep(1)  # into the imports, or beyond
     build.send_signal(signal.SIGINT)
-    done = ended(build)
-    # Python ends by the signal itself if that hit some extension's import; a shell reports 130 for both.
-    assert done.status in (INTERRUPTED, -signal.SIGINT)
-    assert done.err.strip() == "interrupted"
-    assert_gone_without_trace(empty, isolated_cache)
+    result = ended(build)
+    # Python dies of the signal if it hit an extension's import; a shell reports 130 for both.
+    assert result.status in (INTERRUPTED, -signal.SIGINT)
+    assert result.err.strip() == "interrupted"
+    assert_nothing_left(empty, isolated_cache)
     assert results(isolated_cache) == {"compile"}
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interruption_that_a_library_takes_for_something_else_is_one_all_the_same(
-    empty, qabuild, monkeypatch, number
-):
+def test_an_interruption_that_a_library_hides_is_still_an_interruption(empty, qabuild, monkeypatch, number):
     def fail(*_: object, **__: object) -> None:
         try:
             signal.raise_signal(number)
@@ -614,8 +616,8 @@ def test_an_interruption_that_a_library_takes_for_something_else_is_one_all_the_
             raise ImportError("numpy could not be imported") from None
 
     monkeypatch.setattr("qabuild.target.lock.load", fail)
-    ran = qabuild("plan", "tiny.toml")
-    assert (ran.status, ran.err.strip()) == (128 + number, "interrupted")
+    result = qabuild("plan", "tiny.toml")
+    assert (result.status, result.err.strip()) == (128 + number, "interrupted")
     assert qabuild("--version").status == 0
 
     def refuse(*_: object, **__: object) -> None:
@@ -625,28 +627,28 @@ def test_an_interruption_that_a_library_takes_for_something_else_is_one_all_the_
             raise QABuildError("something is not installed") from None
 
     monkeypatch.setattr("qabuild.evaluation.verify.verify", refuse)
-    ran = qabuild("verify", "one", "two")
-    assert (ran.status, ran.out, ran.err.strip()) == (128 + number, "", "interrupted")
+    result = qabuild("verify", "one", "two")
+    assert (result.status, result.out, result.err.strip()) == (128 + number, "", "interrupted")
 
 
-def test_a_command_that_was_started_with_interrupts_ignored_ignores_them(empty):
+def test_a_command_started_with_sigint_ignored_ignores_it(empty):
     script = (
         "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
         "import qabuild.target.lock\nread = qabuild.target.lock.load\n"
         "qabuild.target.lock.load = lambda *a, **k: (print(signal.raise_signal(signal.SIGINT)), read(*a, **k))[1]\n"
         "from qabuild.cli import main\nmain(['plan', 'tiny.toml'])\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("None\n"), "the signal was raised"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert result.stdout.startswith("None\n"), "the signal was raised"
 
 
-def test_a_killed_build_takes_its_compiler_along_and_the_next_build_cleans_up(built, isolated_cache, running, qabuild):
+def test_a_killed_build_ends_its_compiler_and_the_next_build_cleans_up(built, isolated_cache, running, qabuild):
     drop(isolated_cache, "compile")
     shutil.rmtree(built / "artifacts")
     build = running("tiny.toml", until="compile")
     (compiler,) = compilers(isolated_cache)
     wait_until(lambda: "libtorch" in Path(f"/proc/{compiler}/maps").read_text())
-    os.kill(compiler, signal.SIGSTOP)  # it would soon have done; stopped, it ends only by being killed as well
+    os.kill(compiler, signal.SIGSTOP)  # else it would soon finish; stopped, it ends only if it is killed, too
     build.kill()
     build.wait()
     wait_until(lambda: not family(isolated_cache))
@@ -662,65 +664,65 @@ def test_a_killed_build_takes_its_compiler_along_and_the_next_build_cleans_up(bu
 
 @pytest.mark.parametrize("option", ["-h", "--help"])
 @pytest.mark.parametrize("command", [[], *([name] for name in cli.commands)], ids=lambda c: "".join(c) or "qabuild")
-def test_every_command_explains_itself(qabuild, command, option):
-    ran = qabuild(*command, option)
-    assert (ran.status, ran.err) == (0, "")
-    assert ran.out.startswith(f"Usage: {' '.join(['qabuild', *command])} ")
+def test_every_command_has_help(qabuild, command, option):
+    result = qabuild(*command, option)
+    assert (result.status, result.err) == (0, "")
+    assert result.out.startswith(f"Usage: {' '.join(['qabuild', *command])} ")
     if not command:
         for status in (0, 1, 2, 3, 4, 5, INTERRUPTED):
-            assert re.search(rf"^ +{status}  +\w", ran.out, re.MULTILINE)
+            assert re.search(rf"^ +{status}  +\w", result.out, re.MULTILINE)
 
 
-def test_the_version(qabuild):
-    ran = qabuild("--version")
-    assert (ran.status, ran.out) == (0, f"qabuild, version {__version__}\n")
+def test_version_is_printed(qabuild):
+    result = qabuild("--version")
+    assert (result.status, result.out) == (0, f"qabuild, version {__version__}\n")
 
 
-def test_qabuild_alone_shows_its_help_and_is_a_mistake(qabuild):
-    ran = qabuild()
-    assert ran.status == 2
-    assert "Commands:" in ran.err
+def test_qabuild_without_arguments_shows_its_help_and_is_status_2(qabuild):
+    result = qabuild()
+    assert result.status == 2
+    assert "Commands:" in result.err
 
 
 @pytest.mark.parametrize("option", ["-v", "--verbose", "-qv"])
 def test_verbose_shows_where_an_error_came_from(empty, qabuild, option):
-    ran = qabuild("plan", "gone.toml", option)
-    assert ran.status == 2
-    assert "Traceback" in ran.err
-    assert "error: gone.toml: no such target" in ran.err
+    result = qabuild("plan", "gone.toml", option)
+    assert result.status == 2
+    assert "Traceback" in result.err
+    assert "error: gone.toml: no such target" in result.err
 
 
-def test_targets_are_built_wherever_and_overridden_as_asked(built, qabuild):
-    ran = qabuild(
+def test_output_and_set_are_applied(built, qabuild):
+    result = qabuild(
         "tiny.toml", "--output", "a/b", "--set", "publish.repo=me/there", "--set", "verify.gates.min_speedup=0.01"
     )
-    assert ran.status == 0
+    assert result.status == 0
     manifest = open_artifact(Path("a/b/tiny")).manifest
     assert manifest.publish["repo"] == "me/there"
     assert manifest.verify["gates"]["min_speedup"] == 0.01
 
 
-def test_of_several_targets_one_that_fails_stops_no_other(built, qabuild):
+def test_a_failed_target_does_not_stop_the_others(built, qabuild):
     for name in ("first", "last"):
         shutil.copy("tiny.toml", f"{name}.toml")
     Path("fails.toml").write_text(TARGET + "[verify.gates]\nmin_speedup = 1000\n")
     Path("breaks.toml").write_text(TARGET.replace('"sample"', '"./gone"', 1))
-    ran = qabuild("first.toml", "breaks.toml", "fails.toml", "last.toml")
-    assert ran.status == 2, "that of the first that failed"
-    rows = {line.split()[0]: line for line in ran.out.splitlines()[2:]}
+    result = qabuild("first.toml", "breaks.toml", "fails.toml", "last.toml")
+    assert result.status == 2, "the status of the first failure"
+    rows = {line.split()[0]: line for line in result.out.splitlines()[2:]}
     assert list(rows) == ["artifacts/first", "breaks", "artifacts/fails.failed", "artifacts/last"]
     assert rows["artifacts/first"].endswith("passed")
     assert rows["breaks"].endswith("gone: no such file or folder")
     assert rows["artifacts/fails.failed"].endswith("FAILED: min_speedup")
     assert rows["artifacts/last"].endswith("passed")
-    assert "== breaks\nerror: " in ran.err
-    assert "error: artifacts/fails.failed: verification failed" in ran.err
+    assert "== breaks\nerror: " in result.err
+    assert "error: artifacts/fails.failed: verification failed" in result.err
     assert names(built / "artifacts") == {"tiny", "first", "fails.failed", "last"}
 
     quiet = qabuild("-q", "first.toml", "fails.toml", "breaks.toml", "--json")
     assert quiet.status == 1
     assert [document["status"] for document in quiet.document] == [0, 1, 2]
-    assert re.findall(r"^\S+", quiet.err, re.MULTILINE) == ["error:", "error:"], "errors are told all the same"
+    assert re.findall(r"^\S+", quiet.err, re.MULTILINE) == ["error:", "error:"], "errors are printed even with --quiet"
 
 
 def test_build_and_verify_print_one_json_document(built, qabuild):
@@ -736,7 +738,7 @@ def test_build_and_verify_print_one_json_document(built, qabuild):
     assert document["error"].startswith("artifacts/tiny.failed: verification failed")
 
     failed = qabuild("verify", "artifacts/tiny", "artifacts/gone", "--digest", "0" * 64, "--json")
-    assert [(each["artifact"], each["status"]) for each in failed.document] == [
+    assert [(document["artifact"], document["status"]) for document in failed.document] == [
         ("artifacts/tiny", 4),
         ("artifacts/gone", 2),
     ]
@@ -754,16 +756,16 @@ def test_the_other_commands_print_one_json_document(empty, qabuild):
     assert qabuild("schema", "--json").document == qabuild("schema").document
 
 
-def test_targets_are_listed_with_what_is_wrong_with_them(empty, qabuild):
+def test_targets_are_listed_with_their_mistakes(empty, qabuild):
     (empty / "bad.toml").write_text("x = 1\n")
-    ran = qabuild("targets")
-    assert ran.status == 0
-    _, _, bad, tiny = ran.out.splitlines()
+    result = qabuild("targets")
+    assert result.status == 0
+    _, _, bad, tiny = result.out.splitlines()
     assert re.search(r"bad\.toml +- +- +- +error: 3 mistakes +bad\.toml: checkpoint: is missing", bad)
     assert tiny.split() == ["tiny.toml", "sample", "eager", "cpu", "fp32"]
 
 
-def test_characters_that_a_stream_cannot_take_are_written_as_escapes(empty):
+def test_characters_that_the_encoding_lacks_are_escaped(empty):
     (empty / "tiny.toml").write_text('description = "café → naïve"\n' + TARGET, encoding="utf-8")
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     table = ended(process("targets", cwd=empty, env=environment))
@@ -774,11 +776,11 @@ def test_characters_that_a_stream_cannot_take_are_written_as_escapes(empty):
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_shells_can_complete_the_command_line(shell):
+def test_shell_completion_scripts_are_printed(shell):
     environment = {**os.environ, "_QABUILD_COMPLETE": f"{shell}_source"}
-    done = ended(process(env=environment))
-    assert done.status == 0
-    assert "_QABUILD_COMPLETE" in done.out
+    result = ended(process(env=environment))
+    assert result.status == 0
+    assert "_QABUILD_COMPLETE" in result.out
 
 
 @pytest.mark.parametrize(
@@ -796,14 +798,14 @@ def test_commands_options_and_files_are_completed(empty, qabuild, monkeypatch, t
     monkeypatch.setenv("_QABUILD_COMPLETE", "bash_complete")
     monkeypatch.setenv("COMP_WORDS", typed)
     monkeypatch.setenv("COMP_CWORD", str(len(typed.split()) - 1))
-    ran = qabuild()
-    assert (ran.status, ran.out.splitlines(), ran.err) == (0, expected, "")
+    result = qabuild()
+    assert (result.status, result.out.splitlines(), result.err) == (0, expected, "")
 
 
 # --- the plan ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_plan_shows_what_is_kept_what_is_to_do_and_why_and_writes_nothing(built, qabuild, isolated_cache):
+def test_a_plan_shows_cached_and_pending_steps_with_reasons_and_writes_nothing(built, qabuild, isolated_cache):
     home = built / "home"
     home.mkdir()
     environment = {
@@ -812,20 +814,20 @@ def test_a_plan_shows_what_is_kept_what_is_to_do_and_why_and_writes_nothing(buil
         "PYTHONDONTWRITEBYTECODE": "1",
     }
     before = snapshot(built, isolated_cache)
-    done = ended(process("plan", "tiny.toml", "--set", "runtime.dtype=bf16", env=environment))
-    assert (done.status, done.err) == (0, "")
-    steps = {line.split()[1]: line.split(maxsplit=2)[2] for line in done.out.splitlines()[2:]}
+    result = ended(process("plan", "tiny.toml", "--set", "runtime.dtype=bf16", env=environment))
+    assert (result.status, result.err) == (0, "")
+    steps = {line.split()[1]: line.split(maxsplit=2)[2] for line in result.out.splitlines()[2:]}
     assert steps["compile"].startswith("to do   not built before")
     assert steps["reference"].startswith("kept    another build made it")
     assert steps["verify"].startswith("to do   not built before")
-    done = ended(process("plan", "tiny.toml", "--set", "verify.dataset=me/questions", env=environment))
-    steps = {line.split()[1]: line.split(maxsplit=2)[2] for line in done.out.splitlines()[2:]}
+    result = ended(process("plan", "tiny.toml", "--set", "verify.dataset=me/questions", env=environment))
+    steps = {line.split()[1]: line.split(maxsplit=2)[2] for line in result.out.splitlines()[2:]}
     assert steps["compile"].startswith("kept ")
     assert steps["reference"].startswith("unknown   unknown until its Hub id is resolved")
     assert snapshot(built, isolated_cache) == before
 
 
-def test_a_plan_tells_what_changed_since_the_last_build(built, qabuild):
+def test_a_plan_names_what_changed_since_the_last_build(built, qabuild):
     assert qabuild("tiny.toml", "-q", "--set", "verify.gates.min_speedup=0.01").status == 0
     (plan,) = qabuild("plan", "tiny.toml", "--set", "verify.samples=3", "--json").document
     reasons = {step["name"]: (step["kept"], step["reason"]) for step in plan["steps"]}
@@ -839,59 +841,61 @@ def test_a_plan_tells_what_changed_since_the_last_build(built, qabuild):
 
 
 @pytest.mark.usefixtures("no_gpu")
-def test_a_plan_tells_what_this_machine_lacks(built, qabuild):
-    ran = qabuild("plan", "tiny.toml", "--set", "runtime.device=cuda")
-    assert (ran.status, ran.err) == (0, "")
-    assert "\ntiny: no CUDA device here" in ran.out
+def test_a_plan_names_what_is_missing_on_this_machine(built, qabuild):
+    result = qabuild("plan", "tiny.toml", "--set", "runtime.device=cuda")
+    assert (result.status, result.err) == (0, "")
+    assert "\ntiny: no CUDA device here" in result.out
 
 
 # --- verify -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def from_files(built: Path, qabuild: Run) -> Path:
-    """An artifact whose checkpoint and questions came from a folder and a file, both gone since."""
+def moved_artifact(built: Path, qabuild: Run) -> Path:
+    """A moved artifact whose checkpoint and questions, a folder and a file, were moved, too."""
     shutil.copytree(sample.CHECKPOINT, built / "weights")
     shutil.copy(sample.HELDOUT, built / "dev.json")
     Path("local.toml").write_text(TARGET.replace('"sample"', '"./weights"', 1).replace('"sample"', '"./dev.json"'))
-    ran = qabuild("local.toml", "-q")
-    assert ran.status == 0, ran.err
+    result = qabuild("local.toml", "-q")
+    assert result.status == 0, result.err
     os.rename("weights", "moved-weights")
     os.rename("dev.json", "moved-dev.json")
     os.rename("artifacts/local", "elsewhere")
     return built
 
 
-def test_an_artifact_is_verified_wherever_it_is_without_its_checkpoint(from_files, qabuild):
+def test_a_moved_artifact_is_verified_without_its_checkpoint(moved_artifact, qabuild):
     without_data = qabuild("verify", "elsewhere")
-    assert_clear(without_data, 2, "its questions come from a file, dev.json", "--data")
+    assert_one_error(without_data, 2, "its questions come from a file, dev.json", "--data")
 
     evidence = Path("elsewhere/verification.json").read_bytes()
-    ran = qabuild("verify", "elsewhere", "--data", "./moved-dev.json")
-    assert (ran.status, ran.err) == (0, "")
-    assert ran.out.splitlines()[-1].split()[-2:] == ["-", "passed"], "no speedup without the checkpoint"
+    result = qabuild("verify", "elsewhere", "--data", "./moved-dev.json")
+    assert (result.status, result.err) == (0, "")
+    assert result.out.splitlines()[-1].split()[-2:] == ["-", "passed"], "no speedup without the checkpoint"
     assert Path("elsewhere/verification.json").read_bytes() != evidence
 
     digest = open_artifact(Path("elsewhere")).digest
     pinned = ("verify", "elsewhere", "--data", "./moved-dev.json", "--digest", digest.upper())
-    ran = qabuild(*pinned, "--checkpoint", "./moved-weights", "--json")
-    assert ran.status == 0
-    assert ran.document[0]["verification"]["measurement"]["speed"]["speedup"] > 0
+    result = qabuild(*pinned, "--checkpoint", "./moved-weights", "--json")
+    assert result.status == 0
+    assert result.document[0]["verification"]["measurement"]["speed"]["speedup"] > 0
 
 
-def test_what_was_not_pinned_given_or_sealed_is_status_4(from_files, qabuild):
+def test_another_digest_checkpoint_or_data_set_is_status_4(moved_artifact, qabuild):
     evidence = Path("elsewhere/verification.json").read_bytes()
     verify = ("verify", "elsewhere", "--data")
-    assert_clear(qabuild(*verify, "./moved-dev.json", "--digest", "0" * 64), 4, "its digest is", "not 0000")
+    assert_one_error(qabuild(*verify, "./moved-dev.json", "--digest", "0" * 64), 4, "its digest is", "not 0000")
     flip_a_byte(Path("moved-weights/model.safetensors"))
-    ran = qabuild(*verify, "./moved-dev.json", "--checkpoint", "./moved-weights")
-    assert_clear(ran, 4, "not the checkpoint that the artifact was built from")
+    result = qabuild(*verify, "./moved-dev.json", "--checkpoint", "./moved-weights")
+    assert_one_error(result, 4, "not the checkpoint that the artifact was built from")
     document = json.loads(sample.HELDOUT.read_text())
     for article in document["data"]:
         for paragraph in article["paragraphs"]:
             paragraph["context"] += " "
     Path("other.json").write_text(json.dumps(document))
-    assert_clear(qabuild(*verify, "./other.json"), 4, "these are not the questions that the artifact was built with")
+    assert_one_error(
+        qabuild(*verify, "./other.json"), 4, "these are not the questions that the artifact was built with"
+    )
     assert Path("elsewhere/verification.json").read_bytes() == evidence
 
 
@@ -900,7 +904,7 @@ def test_what_was_not_pinned_given_or_sealed_is_status_4(from_files, qabuild):
 
 @contextmanager
 def terminals(monkeypatch: pytest.MonkeyPatch) -> Iterator[Mapping[str, bytearray]]:
-    """stdout and stderr of this process are terminals of their own; what arrives there is collected."""
+    """Make stdout and stderr of this process two terminals, and collect their output."""
     shown = {"stdout": bytearray(), "stderr": bytearray()}
     threads, streams = [], []
     for name, collected in shown.items():
@@ -933,14 +937,14 @@ def _collect(controller: int, collected: bytearray) -> None:
 def shown_on_terminals(
     artifact: Path, monkeypatch: pytest.MonkeyPatch, environment: Mapping[str, str]
 ) -> tuple[str, str]:
-    with monkeypatch.context() as patch, terminals(patch) as shown, signals_kept():
+    with monkeypatch.context() as patch, terminals(patch) as shown, signal_handlers_restored():
         patch.setenv("TERM", "xterm-256color")
         patch.delenv("NO_COLOR", raising=False)
         for name, value in environment.items():
             patch.setenv(name, value)
-        with pytest.raises(SystemExit) as left:
+        with pytest.raises(SystemExit) as stop:
             main(["verify", str(artifact)])
-        assert not left.value.code
+        assert not stop.value.code
     return shown["stdout"].decode(), shown["stderr"].decode()
 
 
@@ -954,7 +958,7 @@ def test_on_a_terminal_progress_is_shown_on_stderr_and_the_result_on_stdout(buil
 
 
 @pytest.mark.parametrize("environment", [{"NO_COLOR": "1"}, {"TERM": "dumb"}], ids=str)
-def test_no_escape_sequences_where_none_are_wanted(built, monkeypatch, environment):
+def test_no_escape_sequences_with_no_color_or_a_dumb_terminal(built, monkeypatch, environment):
     out, err = shown_on_terminals(built / "artifacts" / "tiny", monkeypatch, environment)
     assert ESCAPE not in out + err
     assert "passed" in out
@@ -964,11 +968,11 @@ def test_no_escape_sequences_where_none_are_wanted(built, monkeypatch, environme
 def test_no_escape_sequences_into_pipes_and_files(built, qabuild, monkeypatch, environment):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    ran = qabuild("tiny.toml", "--set", "verify.gates.min_speedup=1000")
-    assert (ran.status, ESCAPE in ran.out + ran.err) == (1, False)
+    result = qabuild("tiny.toml", "--set", "verify.gates.min_speedup=1000")
+    assert (result.status, ESCAPE in result.out + result.err) == (1, False)
 
 
-def test_a_table_keeps_words_that_look_like_markup_and_columns_of_any_width(capsys):
+def test_a_table_prints_markup_verbatim_and_columns_of_any_width(capsys):
     console.table(["name", "figure"], [["[bold]:smile:[/bold]", "1.5"], ["x" * 500, "-"]])
     heading, _, first, second = capsys.readouterr().out.splitlines()
     assert first.split() == ["[bold]:smile:[/bold]", "1.5"]
@@ -993,7 +997,7 @@ def test_a_table_keeps_words_that_look_like_markup_and_columns_of_any_width(caps
         ),
     ],
 )
-def test_a_table_that_a_terminal_is_too_narrow_for_becomes_records(capsys, monkeypatch, width, lines):
+def test_a_table_too_wide_for_the_terminal_becomes_records(capsys, monkeypatch, width, lines):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     for name, value in {"COLUMNS": str(width), "NO_COLOR": "1", "TERM": "xterm"}.items():
         monkeypatch.setenv(name, value)
@@ -1025,7 +1029,7 @@ def test_a_result_that_cannot_be_written_is_an_error(monkeypatch, tmp_path):
         "main(['verify', 'gone'])",
     ],
 )
-def test_what_computes_nothing_imports_nothing_heavy(empty, code):
+def test_commands_that_compute_nothing_import_nothing_heavy(empty, code):
     (empty / "bad.toml").write_text("x = 1\n")
     script = (
         "import atexit, sys\n"
@@ -1033,11 +1037,11 @@ def test_what_computes_nothing_imports_nothing_heavy(empty, code):
         "atexit.register(lambda: print('imported', sorted(heavy & set(sys.modules)), file=sys.stderr))\n"
         f"{'from qabuild.cli import main' if 'main' in code else ''}\n{code}\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert done.stderr.splitlines()[-1] == "imported []"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert result.stderr.splitlines()[-1] == "imported []"
 
 
-def test_what_has_nothing_to_do_imports_no_runtime(built):
+def test_a_cached_build_and_its_plan_import_no_runtime(built):
     script = (
         "import atexit, sys\n"
         "atexit.register(lambda: print(sorted({'torch', 'transformers'} & set(sys.modules)), file=sys.stderr))\n"
@@ -1045,21 +1049,21 @@ def test_what_has_nothing_to_do_imports_no_runtime(built):
     )
     for arguments in (["tiny.toml"], ["plan", "tiny.toml"]):
         command = [sys.executable, "-c", script, *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        assert done.stderr.splitlines()[-1] == "[]"
+        result = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert result.stderr.splitlines()[-1] == "[]"
 
 
 # --- lock -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_locked_target_builds_what_was_pinned_and_nothing_else(built, qabuild):
+def test_a_locked_target_builds_only_what_is_pinned(built, qabuild):
     assert qabuild("plan", "tiny.toml", "--locked").status == 2
-    ran = qabuild("lock", "tiny.toml")
-    assert ran.status == 0
-    assert re.search(r"^ ?tiny\.lock +sample [0-9a-f]{12} +sample [0-9a-f]{12} +written$", ran.out, re.MULTILINE)
+    result = qabuild("lock", "tiny.toml")
+    assert result.status == 0
+    assert re.search(r"^ ?tiny\.lock +sample [0-9a-f]{12} +sample [0-9a-f]{12} +written$", result.out, re.MULTILINE)
     assert qabuild("lock", "tiny.toml", "--json").document[0]["changed"] is False
     assert qabuild("tiny.toml", "--locked").err == "artifacts/tiny: nothing to do\n", "a lock changes no file"
-    assert_clear(
+    assert_one_error(
         qabuild("tiny.toml", "--locked", "--set", "verify.split=train"),
         2,
         "split validation became train",
@@ -1067,31 +1071,31 @@ def test_a_locked_target_builds_what_was_pinned_and_nothing_else(built, qabuild)
     )
     pinned = Path("tiny.lock").read_text()
     Path("tiny.lock").write_text(re.sub('digest = "....', 'digest = "0000', pinned))
-    assert_clear(qabuild("tiny.toml"), 4, "pinned is 0000")
+    assert_one_error(qabuild("tiny.toml"), 4, "pinned is 0000")
     Path("tiny.lock").write_text(re.sub('fingerprint = "....', 'fingerprint = "0000', pinned))
-    assert_clear(qabuild("tiny.toml", "--set", "verify.samples=3"), 4, "pinned is 0000")
+    assert_one_error(qabuild("tiny.toml", "--set", "verify.samples=3"), 4, "pinned is 0000")
 
 
 # --- cache ----------------------------------------------------------------------------------------------------------
 
 
 def test_the_cache_is_listed_pruned_and_verified(built, qabuild, isolated_cache):
-    kept = qabuild("cache", "list", "--json").document
-    assert {each["step"] for each in kept} == {"compile", "reference", "verify"}
-    ran = qabuild("cache", "list")
-    assert (ran.status, ran.err) == (0, f"{isolated_cache}\n")
-    assert "3 results" in ran.out
-    assert qabuild("cache", "verify").out == "3 results are whole, 0 were damaged\n"
+    cached = qabuild("cache", "list", "--json").document
+    assert {entry["step"] for entry in cached} == {"compile", "reference", "verify"}
+    result = qabuild("cache", "list")
+    assert (result.status, result.err) == (0, f"{isolated_cache}\n")
+    assert "3 results" in result.out
+    assert qabuild("cache", "verify").out == "3 results are intact, 0 were damaged\n"
 
-    (compiled,) = (each["key"] for each in kept if each["step"] == "compile")
+    (compiled,) = (entry["key"] for entry in cached if entry["step"] == "compile")
     weights = isolated_cache / "v1" / "results" / compiled / "files" / "model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.unlink()
     weights.write_bytes(content)
-    ran = qabuild("cache", "verify", "--json")
-    assert (ran.status, ran.document["whole"]) == (4, 2)
-    assert [each["key"] for each in ran.document["damaged"]] == [compiled]
+    result = qabuild("cache", "verify", "--json")
+    assert (result.status, result.document["whole"]) == (4, 2)
+    assert [entry["key"] for entry in result.document["damaged"]] == [compiled]
 
     assert len(qabuild("cache", "prune", "--max-size", "0MB", "--dry-run", "--json").document) == 2
     assert len(qabuild("cache", "prune", "--older-than", "1d", "--json").document) == 0
@@ -1100,24 +1104,24 @@ def test_the_cache_is_listed_pruned_and_verified(built, qabuild, isolated_cache)
     assert qabuild("verify", "artifacts/tiny").status == 0, "artifacts are not touched"
 
 
-@pytest.mark.parametrize("given", [("--older-than", "30"), ("--older-than", "-1d"), ("--max-size", "big")])
-def test_an_age_or_size_without_a_unit_is_a_mistake(qabuild, given):
-    assert "is not a number with one of the units" in qabuild("cache", "prune", *given).err
+@pytest.mark.parametrize("option", [("--older-than", "30"), ("--older-than", "-1d"), ("--max-size", "big")])
+def test_an_age_or_size_without_a_valid_unit_is_refused(qabuild, option):
+    assert "is not a number with one of the units" in qabuild("cache", "prune", *option).err
 
 
 # --- answer ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_file_of_questions_is_answered_as_python_answers_it(built, qabuild):
+def test_answer_gives_the_answers_of_the_python_pipeline(built, qabuild):
     rows = [
         {"id": "a", "question": "Who repaired the bridge?", "context": "The old bridge was repaired by Alma Serin."},
         {"id": "b", "question": "What is it?", "context": ""},
         {"id": "c", "question": "Where is it?", "context": "The mill stands in Orvel."},
     ]
     Path("q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    ran = qabuild("answer", "artifacts/tiny", "q.jsonl", "-o", "a.jsonl")
-    assert ran.status == 4
-    assert "q.jsonl: line 2.context is blank" in ran.err
+    result = qabuild("answer", "artifacts/tiny", "q.jsonl", "-o", "a.jsonl")
+    assert result.status == 4
+    assert "q.jsonl: line 2.context is blank" in result.err
     answers = [json.loads(line) for line in Path("a.jsonl").read_text().splitlines()]
     assert [answer["id"] for answer in answers] == ["a", "b", "c"]
     pipeline = load("artifacts/tiny")
@@ -1126,13 +1130,13 @@ def test_a_file_of_questions_is_answered_as_python_answers_it(built, qabuild):
             assert answer["answer"] == pipeline(question=row["question"], context=row["context"])["answer"]
 
 
-def test_what_was_answered_is_told_in_json_where_stdout_holds_no_answers(built, qabuild):
+def test_answer_prints_a_json_summary_if_the_answers_go_to_a_file(built, qabuild):
     refused = qabuild("answer", "artifacts/tiny", sample.HELDOUT, "--json")
     assert (refused.status, refused.document["status"]) == (2, 2)
     assert "name a file with -o" in refused.document["error"]
-    ran = qabuild("answer", "artifacts/tiny", sample.HELDOUT, "-o", "a.jsonl", "--json")
-    assert ran.status == 0
-    assert ran.document == {
+    result = qabuild("answer", "artifacts/tiny", sample.HELDOUT, "-o", "a.jsonl", "--json")
+    assert result.status == 0
+    assert result.document == {
         "answers": "a.jsonl",
         "manifest": open_artifact(Path("artifacts/tiny")).digest,
         "rows": 135,
@@ -1142,20 +1146,20 @@ def test_what_was_answered_is_told_in_json_where_stdout_holds_no_answers(built, 
     }
 
 
-def test_a_mistyped_artifact_in_a_folder_that_is_here_is_not_asked_of_the_hub(built, qabuild):
-    assert_clear(qabuild("answer", "artifacts/tyni", sample.HELDOUT), 2, "artifacts/tyni: no such folder")
+def test_a_mistyped_artifact_in_an_existing_folder_is_not_queried_on_the_hub(built, qabuild):
+    assert_one_error(qabuild("answer", "artifacts/tyni", sample.HELDOUT), 2, "artifacts/tyni: no such folder")
 
 
-def test_squads_own_file_gives_squads_predictions(built, qabuild):
-    ran = qabuild("answer", "artifacts/tiny", sample.HELDOUT, "-o", "predictions.json", "-q")
-    assert (ran.status, ran.out, ran.err) == (0, "", "")
+def test_a_squad_document_gives_squad_predictions(built, qabuild):
+    result = qabuild("answer", "artifacts/tiny", sample.HELDOUT, "-o", "predictions.json", "-q")
+    assert (result.status, result.out, result.err) == (0, "", "")
     predictions = json.loads(Path("predictions.json").read_text())
     sealed = json.loads(Path("artifacts/tiny/reference/answers.json").read_text())["answers"]
     assert len(predictions) == 135
     assert {name: predictions[name] for name in sealed} == sealed
 
 
-def test_questions_and_answers_go_through_pipes(built):
+def test_answer_reads_and_writes_pipes(built):
     running = process("answer", "artifacts/tiny", "-", stdin=subprocess.PIPE)
     row = {"id": 1, "question": "Who repaired it?", "context": "It was repaired by Alma Serin."}
     out, err = running.communicate(json.dumps(row) + "\n", timeout=600)

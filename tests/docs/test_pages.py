@@ -1,4 +1,4 @@
-"""The documentation keeps its word: commands run, targets can be read, and tables are what the code says."""
+"""The documentation is checked against the code: commands run, targets load, and reference tables are up to date."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ PAGES = {
     for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
 }
 LANGUAGES = {"console", "python", "text", "toml"}
-"""Of blocks that are run, read or compared; a block in another language only shows something."""
+"""Blocks in these languages are run, loaded or compared; blocks in others are only shown."""
 
 
 def blocks(text: str) -> Iterator[tuple[str, str]]:
@@ -52,23 +52,23 @@ def tool(name: str) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # where dataclasses look for it
+    sys.modules[name] = module  # dataclasses look it up there
     spec.loader.exec_module(module)
     return module
 
 
-# --- what is run ----------------------------------------------------------------------------------------------------
+# --- commands and programs ------------------------------------------------------------------------------------------
 
 
 def without_numbers(text: str) -> list[str]:
-    """The lines, with every number, rule and run of spaces made alike: those differ between machines."""
+    """The lines with numbers, rules and runs of spaces normalised, since those differ between machines."""
     masked = re.sub(r"\d+(\.\d+)?", "0", re.sub(r"─+", "-", re.sub(r"\b[0-9a-f]{40}\b", "0", text)))
     return [" ".join(line.split()) for line in masked.splitlines() if line.strip()]
 
 
 @pytest.fixture
-def visitor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Someone in a folder with the targets, who has installed the package."""
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A working directory with the targets, and `qabuild` on the PATH."""
     shutil.copytree(ROOT / "targets", tmp_path / "targets")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
@@ -78,18 +78,18 @@ ON_THE_HUB = "docs/guides/publish.md"
 RUN = [name for name in pages_with("console", "python") if name != ON_THE_HUB]
 
 
-def test_the_pages_with_commands_are_known():
+def test_pages_with_commands_are_collected():
     assert {"docs/getting-started.md", "docs/guides/serve.md", "docs/guides/bulk-answering.md"} <= set(RUN)
 
 
 @pytest.mark.parametrize("name", RUN)
-def test_every_command_and_program_of_a_page_runs(visitor, name):
-    ran = follow(PAGES[name])
-    assert ran >= (8 if name == "docs/getting-started.md" else 1)
+def test_commands_and_programs_of_a_page_run(installed, name):
+    count = follow(PAGES[name])
+    assert count >= (8 if name == "docs/getting-started.md" else 1)
 
 
 @pytest.mark.hub
-def test_the_way_to_the_hub_and_back(visitor, tmp_path, monkeypatch):
+def test_the_publishing_guide_runs_against_a_local_hub(installed, tmp_path, monkeypatch):
     with Hub({"hf_mine": ("me", "write")}) as hub:
         for name, value in {**hub.environment(tmp_path / "home"), "HF_TOKEN": "hf_mine"}.items():
             monkeypatch.setenv(name, value)
@@ -97,8 +97,8 @@ def test_the_way_to_the_hub_and_back(visitor, tmp_path, monkeypatch):
 
 
 def follow(text: str) -> int:
-    """Write each file of the text and run each command and program; returns how many commands there were."""
-    ran, printed = 0, ""
+    """Write each file of the text and run each command and program. Returns the number of commands."""
+    count, printed = 0, ""
     for language, content in blocks(text):
         if language == "toml":
             name = content.split("\n")[0].removeprefix("# ")
@@ -108,12 +108,12 @@ def follow(text: str) -> int:
         elif language == "text":
             assert printed == content
         elif language == "console":
-            ran += session(content)
-    return ran
+            count += session(content)
+    return count
 
 
 def session(content: str) -> int:
-    """Run a block of `$ command` lines, each followed by what it prints; returns how many there were."""
+    """Run a block of `$ command` lines, each followed by its output. Returns the number of commands."""
     steps = [step for step in re.split(r"^\$ ", content, flags=re.MULTILINE) if step]
     status = 0
     for step in steps:
@@ -121,24 +121,24 @@ def session(content: str) -> int:
         if command == "echo $?":
             assert str(status) == expected.strip()
             continue
-        done = subprocess.run(command, shell=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        status = done.returncode
-        assert without_numbers(done.stdout) == without_numbers(expected), f"{command}\n{done.stdout}"
+        process = subprocess.run(command, shell=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        status = process.returncode
+        assert without_numbers(process.stdout) == without_numbers(expected), f"{command}\n{process.stdout}"
     return len(steps)
 
 
-def commands_named() -> set[str]:
-    """Every command line of qabuild that the pages name: in backquotes, in an indented block, in a session."""
-    named = set()
+def quoted_commands() -> set[str]:
+    """Every qabuild command line in the pages: in backquotes, in an indented block, in a session."""
+    commands = set()
     for text in PAGES.values():
-        named.update(re.findall(r"`qabuild ([^`\n]+)`", re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)))
-        named.update(re.findall(r"^ {4}(?:.*&& )?qabuild (.+)$", text, re.MULTILINE))
-        named.update(re.findall(r"^\$ qabuild (.+)$", text, re.MULTILINE))
-    return named
+        commands.update(re.findall(r"`qabuild ([^`\n]+)`", re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)))
+        commands.update(re.findall(r"^ {4}(?:.*&& )?qabuild (.+)$", text, re.MULTILINE))
+        commands.update(re.findall(r"^\$ qabuild (.+)$", text, re.MULTILINE))
+    return commands
 
 
-def test_every_command_and_option_that_is_named_exists():
-    lines = commands_named()
+def test_quoted_commands_and_options_exist():
+    lines = quoted_commands()
     assert len(lines) > 30
     for line in lines:
         words = line.split()
@@ -148,16 +148,16 @@ def test_every_command_and_option_that_is_named_exists():
         if command is cli:  # short for build
             assert re.match(r"TARGET|\$TARGETS|.*\.toml|--?\w", words[0]) or words[0].startswith("targets/"), line
             command = cli.commands["build"]
-        options = {option for each in command.params for option in each.opts} | {"-h", "--help", "--version"}
+        options = {option for parameter in command.params for option in parameter.opts} | {"-h", "--help", "--version"}
         assert {word for word in words if word.startswith("-") and word != "-"} <= options, line
 
 
-# --- what is shown --------------------------------------------------------------------------------------------------
+# --- targets --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", pages_with("toml"))
-def test_every_target_that_is_shown_is_one(visitor, name):
-    """One of the folder states what that states; any other can be read."""
+def test_targets_in_the_pages_are_valid(installed, name):
+    """A block that names a file of targets/ agrees with that file; any other block is a valid target."""
     from qabuild.target.read import load
 
     for language, content in blocks(PAGES[name]):
@@ -173,52 +173,52 @@ def test_every_target_that_is_shown_is_one(visitor, name):
                 assert states(target[table], keys), (name, table)
 
 
-def states(found: Any, shown: Any) -> bool:
-    """Whether what was read holds all that is shown. The name of another target was read as its file."""
+def states(loaded: Any, shown: Any) -> bool:
+    """Whether the loaded values contain the shown ones. The name of another target is loaded as its path."""
     if isinstance(shown, dict):
-        return all(states(found[key], value) for key, value in shown.items())
-    return found == shown or (isinstance(shown, str) and isinstance(found, str) and Path(found).stem == shown)
+        return all(states(loaded[key], value) for key, value in shown.items())
+    return loaded == shown or (isinstance(shown, str) and isinstance(loaded, str) and Path(loaded).stem == shown)
 
 
-def test_readme_shows_the_target_of_the_folder():
+def test_readme_shows_an_existing_target():
     shown = [content for language, content in blocks(PAGES["README.md"]) if language == "toml"]
     assert shown
     assert all((ROOT / content.split()[1].rstrip(",")).is_file() for content in shown)
 
 
-def test_every_target_that_is_named_is_there():
+def test_targets_named_in_the_pages_exist():
     for name, text in PAGES.items():
         for path in re.findall(r"targets/[\w/-]+\.toml", text):
             assert (ROOT / path).is_file(), (name, path)
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("targets/*.toml")), ids=lambda path: path.stem)
-def test_every_target_says_what_it_makes_and_where_its_paths_are(path):
+def test_every_target_has_a_description_and_relative_paths(path):
     from qabuild.target.read import load
 
     target = load(path)
     assert target.description
     for *tables, key in SOURCES:
-        if key == "target":  # of a target that was read, its file
+        if key == "target":  # in a loaded target, its path
             continue
         source: Any = target
         for name in (*tables, key):
             source = getattr(source, name, None)
-        made_here = source is not None and Path(source).resolve().is_relative_to(ROOT / "build")
-        assert source is None or made_here or not Path(source).is_absolute()
+        is_build_output = source is not None and Path(source).resolve().is_relative_to(ROOT / "build")
+        assert source is None or is_build_output or not Path(source).is_absolute()
 
 
 # --- the reference --------------------------------------------------------------------------------------------------
 
 
-def test_the_reference_is_what_the_package_says():
-    done = subprocess.run(
+def test_the_reference_is_up_to_date():
+    process = subprocess.run(
         [sys.executable, str(ROOT / "tools" / "reference.py"), "--check"], capture_output=True, text=True
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert process.returncode == 0, process.stdout + process.stderr
 
 
-def test_a_stale_page_is_found(tmp_path, monkeypatch, capsys):
+def test_a_stale_page_fails_the_check(tmp_path, monkeypatch, capsys):
     reference = tool("reference")
     page = tmp_path / "docs" / "reference" / "statuses.md"
     page.parent.mkdir(parents=True)
@@ -234,16 +234,16 @@ def test_a_stale_page_is_found(tmp_path, monkeypatch, capsys):
 
 
 def keys(model: type[BaseModel], table: str = "") -> Iterator[tuple[str, str, str, Any]]:
-    """Section, key, description and default of every key of a target."""
+    """Section, key, description and default of every target key."""
     nested: list[tuple[str, type[BaseModel]]] = []
     for name, field in model.model_fields.items():
         if (table, name) == ("", "name"):
             continue
         if (table, name) == ("", "backend"):
-            for each in BACKENDS:
-                for key, option in backend(each).Options.model_fields.items():
+            for backend_name in BACKENDS:
+                for key, option in backend(backend_name).Options.model_fields.items():
                     if key != "name":
-                        yield f"`{each}`", key, option.description or "", option.default
+                        yield f"`{backend_name}`", key, option.description or "", option.default
         elif inner := table_of(field.annotation):
             nested.append((f"{table}.{name}".strip("."), inner))
         else:
@@ -253,7 +253,7 @@ def keys(model: type[BaseModel], table: str = "") -> Iterator[tuple[str, str, st
 
 
 def rows_of_page(name: str) -> Iterator[tuple[str, list[str]]]:
-    """The heading above each row of each table of a page, and the row's cells."""
+    """Each table row of a page: the heading above it, and its cells."""
     heading = ""
     for line in PAGES[name].splitlines():
         if line.startswith("#"):
@@ -262,7 +262,7 @@ def rows_of_page(name: str) -> Iterator[tuple[str, list[str]]]:
             yield heading, [cell.strip() for cell in line.strip("|").split("|")]
 
 
-def test_every_key_of_a_target_is_described():
+def test_every_target_key_is_documented():
     described = {(heading, row[0].strip("`")): row[1:] for heading, row in rows_of_page("docs/reference/targets.md")}
     assert described.pop(("`[backend]`", "name"))[0] == ", ".join(f"`{name}`" for name in BACKENDS)
     extends = described.pop(("Top level", "extends"))
@@ -282,23 +282,23 @@ def json_of(value: Any) -> str:
     return json.dumps(value)
 
 
-def test_every_architecture_is_listed():
+def test_every_architecture_is_documented():
     listed = (
         PAGES["docs/reference/backends.md"].split("<!-- architectures -->\n")[1].split("<!-- /architectures -->")[0]
     )
     assert listed.strip() == support.markdown()
 
 
-def test_readme_says_how_many_architectures_there_are():
+def test_readme_states_the_number_of_architectures():
     rows = support.markdown().splitlines()[2:]
     assert f"They support {len(rows)} encoder architectures" in PAGES["README.md"]
 
 
-def test_every_backend_is_in_readme():
+def test_readme_lists_every_backend():
     assert [row[0].strip("`") for _, row in rows_of_page("README.md")] == list(BACKENDS)
 
 
-def test_every_command_and_exit_status_is_described():
+def test_every_command_and_exit_status_is_documented():
     text = PAGES["docs/reference/commands.md"]
     for name in cli.commands:
         assert f"\n## qabuild {name}" in text, name
@@ -306,14 +306,14 @@ def test_every_command_and_exit_status_is_described():
     assert statuses == {0, 1, 2, 3, 4, 5, INTERRUPTED, 128 + signal.SIGTERM}
 
 
-# --- the pages ------------------------------------------------------------------------------------------------------
+# --- pages ----------------------------------------------------------------------------------------------------------
 
 
-def test_readme_is_a_door():
+def test_readme_is_at_most_8_kib():
     assert len((ROOT / "README.md").read_bytes()) <= 8192
 
 
-def test_readme_gives_the_one_command_that_installs_and_tests():
+def test_readme_has_one_command_that_installs_and_tests():
     assert len(re.findall(r"^ *pip install .*&& pytest$", PAGES["README.md"], re.MULTILINE)) == 1
 
 
@@ -322,7 +322,7 @@ def test_every_link_resolves():
     assert [(str(path), problem) for path in links.pages() for problem in links.dead_links(path)] == []
 
 
-def test_a_dead_link_is_found(tmp_path, monkeypatch):
+def test_dead_links_are_reported(tmp_path, monkeypatch):
     links = tool("links")
     (tmp_path / "docs").mkdir()
     (tmp_path / "README.md").write_text("# Top\n\n[a](docs/a.md#there) [b](docs/b.md) [c](#top) [d](docs/a.md#gone)\n")
@@ -343,6 +343,6 @@ def test_every_page_is_in_the_navigation_and_in_llms_txt():
     assert set(re.findall(r"\(([\w/-]+\.md)\)", listed)) == pages - {"index.md"}
 
 
-def test_every_language_of_a_block_is_known():
+def test_every_block_has_a_known_language():
     for name, text in PAGES.items():
         assert {language for language, _ in blocks(text)} <= LANGUAGES | {"py"}, name
