@@ -1,4 +1,4 @@
-"""Calibration: the training questions that activations are measured on, so that 8 bits fit them. Imports no runtime."""
+"""Calibration data for int8: training questions whose activations set the quantisation ranges. Imports no runtime."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SPLIT = "train"
 
 
 class Calibrated(Frozen):
-    """Options of a backend that quantises by questions: which those are."""
+    """Options of a backend that calibrates int8 on training questions: which data set, how many, which random seed."""
 
     calibration: str = Field(
         "rajpurkar/squad",
@@ -37,23 +37,23 @@ class Calibrated(Frozen):
 
     @property
     def data(self) -> DatasetRef:
-        """All of the training questions that they name."""
+        """The training split that these options name."""
         return DatasetRef(self.calibration, self.calibration_revision, SPLIT, fingerprint=self.calibration_fingerprint)
 
     def with_data(self, data: DatasetRef) -> Self:
-        """These options at the revision and fingerprint of `data`."""
+        """These options, pinned to the revision and fingerprint of `data`."""
         pins = {"calibration_revision": data.revision, "calibration_fingerprint": data.fingerprint}
         return self.model_copy(update=pins)
 
     def calibrates(self, runtime: Runtime) -> bool:
-        """Whether compiling reads those questions."""
+        """Whether compiling for `runtime` reads the calibration data."""
         return runtime.dtype == "int8"
 
 
 def sealed(options: Frozen) -> dict[str, Any]:
-    """The options as JSON values for keys and manifests: a file goes by its name, wherever it lies.
+    """The options as JSON values for keys and manifests; a path is reduced to its file name.
 
-    The fingerprint only refuses other bytes than those that keys and manifests tell of anyway.
+    `calibration_fingerprint` is left out: it only pins the data, whose fingerprint keys and manifests hold anyway.
     """
     values = options.model_dump(mode="json", exclude={"calibration_fingerprint"})
     if isinstance(options, Calibrated) and hub.is_path(options.calibration):
@@ -62,45 +62,45 @@ def sealed(options: Frozen) -> dict[str, Any]:
 
 
 def questions(options: Calibrated, *, offline: bool = False) -> QuestionSet:
-    """The whole set of training questions that `options` name."""
+    """The full training split that `options` name."""
     from qabuild.qa import data
 
     return data.load(options.data, offline=offline)
 
 
 def draw(options: Calibrated, everything: QuestionSet) -> QuestionSet:
-    """Those to calibrate on. Raises BadTarget where there are fewer than asked for."""
+    """The calibration sample of `everything`. Raises BadTarget if there are fewer than `calibration_samples`."""
     from qabuild.qa import data
 
     return data.subset(everything, options.calibration_samples, options.calibration_seed)
 
 
 def held_back(options: Calibrated, everything: QuestionSet, count: int) -> QuestionSet:
-    """Up to `count` others, to judge by what calibration made of the model."""
+    """Up to `count` questions outside the calibration sample, to measure the F1 of the quantised model on."""
     from qabuild.qa import data
 
-    drawn = {question.id for question in draw(options, everything).questions}
-    others = data.select(everything, [question.id for question in everything.questions if question.id not in drawn])
-    return data.subset(others, min(count, len(others)), options.calibration_seed)
+    sample = {question.id for question in draw(options, everything).questions}
+    rest = data.select(everything, [question.id for question in everything.questions if question.id not in sample])
+    return data.subset(rest, min(count, len(rest)), options.calibration_seed)
 
 
-def windows(drawn: QuestionSet, tokenizer: Any, names: Sequence[str]) -> list[Mapping[str, Any]]:
-    """The inputs `names` of every window of those questions, as the pipeline cuts them: int64 [1, tokens] each."""
+def windows(sample: QuestionSet, tokenizer: Any, names: Sequence[str]) -> list[Mapping[str, Any]]:
+    """The model inputs `names` of every window of `sample`, cut as the pipeline does: int64 [1, tokens] each."""
     import numpy as np
 
     from qabuild.qa.pipeline.parameters import Parameters
     from qabuild.qa.pipeline.windows import WindowMaker
 
-    pairs = [(question.question, question.context) for question in drawn.questions]
-    made = WindowMaker(tokenizer)(pairs, Parameters().cut(tokenizer))
-    return [made.arrays(np.array([row]), int(made.length[row]), names) for row in range(len(made))]
+    pairs = [(question.question, question.context) for question in sample.questions]
+    cut = WindowMaker(tokenizer)(pairs, Parameters().cut(tokenizer))
+    return [cut.arrays(np.array([row]), int(cut.length[row]), names) for row in range(len(cut))]
 
 
-def described(drawn: QuestionSet) -> dict[str, Any]:
-    """What the manifest says of the questions that were used."""
+def dataset_record(questions: QuestionSet) -> dict[str, Any]:
+    """The manifest's record of a question set: data set, revision, number of questions, fingerprint."""
     return {
-        "dataset": drawn.name,
-        "revision": drawn.revision,
-        "questions": len(drawn),
-        "fingerprint": drawn.fingerprint,
+        "dataset": questions.name,
+        "revision": questions.revision,
+        "questions": len(questions),
+        "fingerprint": questions.fingerprint,
     }

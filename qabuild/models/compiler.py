@@ -1,5 +1,5 @@
-"""Compile in a process of its own: compilers patch libraries and set global state (optimum's exporter, DeepSpeed,
-TorchScript), and may be killed for memory."""
+"""Compile in a subprocess: compilers patch libraries and set global state (optimum's exporter, DeepSpeed, TorchScript),
+and the kernel may kill them when memory runs out."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 
 def compile_in_child(checkpoint: Checkpoint, options: Frozen, runtime: Runtime, directory: Path) -> Mapping[str, Any]:
-    """`compile` of the backend that `options` name, in a fresh process. Raises what the backend raised."""
+    """Run `compile` of the backend that `options` name in a fresh process. Raises what the backend raised."""
     request = {
         "checkpoint": {**asdict(checkpoint), "directory": str(checkpoint.directory)},
         "options": options.model_dump(mode="json"),
         "runtime": runtime.model_dump(mode="json"),
     }
-    # All that it reads was fetched before.
+    # Everything it reads has been downloaded before.
     return run_in_child(
         "qabuild.models.compiler", request, directory, "the compiler", environment={"HF_HUB_OFFLINE": "1"}
     )

@@ -1,10 +1,12 @@
-"""Which numbers are likely to be fastest on this CPU, and why.
+"""Which dtype is likely to be fastest on this CPU, and why.
 
-An expectation from what it can multiply, and no measurement: rates are peak rates as the makers state them, but for
-those that were measured. Intel's AVX512-BF16 was on a Xeon of family 6, model 207, without AMX: 94 GFLOP/s a core in
-bf16, 168 in fp32. int8 on AMX, whose products are twice as fast as those of bf16, was in OpenVINO on a Xeon of family
-6, model 167: 0.9 times bf16's questions/s, since the rest is fp32, and 1.02 times with the rest in bf16. What AVX2
-alone does was on an AMD EPYC of family 25, model 1, by questions/s over those of eager fp32.
+An estimate from the CPU's instruction sets, not a measurement. Rates are the vendors' peak rates, except these, which
+were measured:
+
+- Intel's AVX512-BF16 without AMX, on a Xeon of family 6, model 207: 94 GFLOP/s a core in bf16, 168 in fp32.
+- int8 on AMX, whose peak rate is twice that of bf16, in OpenVINO on a Xeon of family 6, model 167: 0.9 times the
+  questions/s of bf16, since unquantised operations run in fp32; 1.02 times with those in bf16.
+- AVX2 alone, on an AMD EPYC of family 25, model 1: questions/s relative to eager fp32.
 """
 
 from __future__ import annotations
@@ -18,26 +20,26 @@ from qabuild.system import machine
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """How fast a processor multiplies numbers of one kind, where it has these instructions."""
+    """The expected speed of one dtype on processors with the given instructions."""
 
     dtype: Dtype
     instructions: str | None
-    """One of `qabuild.system.machine.INSTRUCTION_SETS`; None: any processor."""
+    """The required instruction set, one of `qabuild.system.machine.INSTRUCTION_SETS`; None: any processor."""
     vendor: str | None = None
-    """As /proc/cpuinfo has it; None: any."""
+    """The required vendor, as in /proc/cpuinfo; None: any."""
     backend: str | None = None
-    """Which it speaks of; None: any."""
+    """The backend that the rule applies to; None: any."""
     rate: float
-    """Products for each one of fp32 in the same time, at best; questions, where that was measured."""
+    """Peak throughput relative to fp32: multiplications per second, or questions per second where measured."""
     why: str
 
     @property
     def numbers(self) -> str:
-        """What it speaks of, in words."""
+        """The label of the dtype, with the backend if the rule is for one alone."""
         return f"{self.dtype} with {self.backend}" if self.backend else self.dtype
 
     def fits(self) -> bool:
-        """Whether it speaks of this processor."""
+        """Whether the rule applies to this processor."""
         has = self.instructions is None or self.instructions in machine.instruction_sets()
         return has and self.vendor in (None, machine.vendor())
 
@@ -58,19 +60,19 @@ RULES = (
     Rule(dtype="bf16", instructions=None, rate=0.15, why="no bf16 instructions, so that it is emulated"),
     Rule(dtype="fp32", instructions=None, rate=1, why="fp32 needs nothing"),
 )
-"""Of any backend; those of one alone it states itself. For each dtype and backend, the first that fits counts."""
+"""Rules for every backend; a backend's own are in its `SPEED`. For each dtype and backend, the first that fits wins."""
 
 
 def ranking() -> list[Rule]:
-    """What to expect of each dtype on this processor, the fastest first; of a backend apart where it differs."""
+    """The rule of each dtype on this processor, fastest first; a backend whose speed differs has a rule of its own."""
     first: dict[tuple[Dtype, str | None], Rule] = {}
-    stated = [rule for name in BACKENDS for rule in backend(name).SPEED]
-    for rule in filter(Rule.fits, (*RULES, *stated)):
+    own = [rule for name in BACKENDS for rule in backend(name).SPEED]
+    for rule in filter(Rule.fits, (*RULES, *own)):
         if (rule.dtype, None) not in first:
             first.setdefault((rule.dtype, rule.backend), rule)
     return sorted(first.values(), key=lambda rule: -rule.rate)
 
 
 def of(dtype: Dtype, backend: str) -> Rule | None:
-    """What to expect of that dtype with that backend; None where nothing is known of it."""
+    """The rule for `dtype` with `backend` on this processor; None if there is none."""
     return next((rule for rule in ranking() if rule.dtype == dtype and rule.backend in (None, backend)), None)

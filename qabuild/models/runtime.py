@@ -12,7 +12,7 @@ Dtype = Literal["fp32", "fp16", "bf16", "int8"]
 
 
 class Runtime(Frozen):
-    """Where a compiled model runs, and in which numbers."""
+    """The device a compiled model runs on, and the dtype it computes in."""
 
     device: Literal["cpu", "cuda"] = Field("cpu", description="where the compiled model runs: cpu, cuda")
     dtype: Dtype = Field("fp32", description="numbers it computes in: fp32, fp16, bf16, int8; see the backends")

@@ -1,4 +1,4 @@
-"""Which of torch's kernels compute attention."""
+"""Which SDPA (scaled dot-product attention) kernels torch may use."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from contextlib import AbstractContextManager, nullcontext
 
 
 def of_any_shape(device: str) -> AbstractContextManager[None]:
-    """Attention, inside the block, by kernels that take a batch of a new shape as fast as one of a known shape.
+    """Inside the block, restrict SDPA to kernels that run a batch of a new shape as fast as one of a known shape.
 
-    On recent GPUs torch prefers cuDNN's in half precision, which plans anew for each shape. On an H200 with torch 2.11,
-    batches of eight questions took four times as long under fp16 autocast as in fp32, and that is the likely cause.
+    On recent GPUs torch prefers cuDNN's kernel in half precision, which builds an execution plan for each new shape. On
+    an H200 with torch 2.11, batches of eight questions took four times as long under fp16 autocast as in fp32; the
+    plans are the likely cause.
     """
     if device != "cuda":
         return nullcontext()

@@ -1,7 +1,7 @@
-"""What each backend supports, as it says itself: devices, dtypes, and the encoder architectures it was measured with.
+"""Support matrix: the devices, dtypes and encoder architectures that each backend declares.
 
-What a backend does not state is refused. `tests/models/backends` builds every cell of the table and compares the logits
-with those of the eager model.
+Whatever a backend does not declare is refused. `tests/models/backends` builds every cell of the matrix and compares its
+logits with the eager model's.
 """
 
 from __future__ import annotations
@@ -16,31 +16,31 @@ from qabuild.models.runtime import Runtime
 
 @dataclass(frozen=True, kw_only=True)
 class Way:
-    """One way in which a backend runs models."""
+    """One mode in which a backend runs models, such as a graph in fp16: a column of the support matrix."""
 
     name: str
-    """As messages and tables call it, such as `onnxruntime in fp16`."""
+    """Its name in messages and tables, such as `onnxruntime in fp16`."""
     supported: Sequence[str]
-    """Model types, as config.json states them, that it was measured with."""
+    """Model types (`model_type` in config.json) that were tested with it."""
     refused: Mapping[str, str] = field(default_factory=dict)
-    """Why it does not work with other model types."""
+    """Model types that do not work, each with the reason."""
 
 
 def check(config: Mapping[str, Any], options: Any, runtime: Runtime) -> None:
-    """Raise BadTarget, before any work, for what the backend that `options` name does not support.
+    """Raise BadTarget, before any work, if the backend of `options` does not support the dtype, device or architecture.
 
-    `config` is the checkpoint's config.json; an empty one, of a checkpoint that is not looked at yet, passes.
+    `config` is the checkpoint's config.json; an empty one (the checkpoint is not resolved yet) passes.
     """
     from qabuild.models.backends import backend
 
     module = backend(options.name)
     module.check(config, options, runtime)
     if runtime.dtype not in module.DTYPES.get(runtime.device, ()):
-        stated = "; ".join(f"{device}: {', '.join(dtypes)}" for device, dtypes in module.DTYPES.items())
+        supported = "; ".join(f"{device}: {', '.join(dtypes)}" for device, dtypes in module.DTYPES.items())
         raise BadTarget(
             f"runtime.dtype = {runtime.dtype!r} on runtime.device = {runtime.device!r}: the backend {options.name} "
             "does not support it",
-            f"it supports {stated or 'nothing that it states'}",
+            f"it supports {supported or 'nothing that it states'}",
             key="runtime.dtype",
         )
     if config:
@@ -67,19 +67,19 @@ def _check_architecture(way: Way, model_type: Any) -> None:
 
 
 def all_ways() -> list[Way]:
-    """The ways of all backends, in the order of their table."""
+    """The ways of all backends, in the order of `BACKENDS`."""
     from qabuild.models.backends import BACKENDS, backend
 
     return [way for name in BACKENDS for way in backend(name).WAYS]
 
 
 def model_types() -> list[str]:
-    """Every model type that some backend supports, in alphabetical order."""
+    """Every model type that at least one backend supports, in alphabetical order."""
     return sorted({model_type for way in all_ways() for model_type in way.supported})
 
 
 def markdown() -> str:
-    """The table of model types and ways for people, in Markdown."""
+    """The support matrix as a Markdown table: a row for each model type, a column for each way."""
     ways = all_ways()
     rows = [("model type", *(way.name for way in ways)), ("---", *(":-:" for _ in ways))]
     rows += [(name, *("yes" if name in way.supported else "no" for way in ways)) for name in model_types()]

@@ -1,8 +1,8 @@
-"""Tiny checkpoints with random weights, one recipe for each architecture, made in under a second.
+"""Tiny checkpoints with random weights, one config for each architecture, built in under a second.
 
-They have the shape of the real thing: a question-answering head, safetensors, a fast tokenizer whose special
-tokens and templates are those of its family. Weights are large enough for every layer, bias and token type to
-change the logits visibly, so that a comparison notices when one is lost.
+Like real checkpoints, they have a question-answering head, safetensors, and a fast tokenizer with the special tokens
+and templates of its family. Weights are large enough for every layer, bias and token type to change the logits visibly,
+so that a comparison detects a lost one.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ CORPUS = (
     "Café owners in Málaga and Kraków, Žofie and Søren among them, gave naïve answers about the façade.",
     "abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLMNOPQRSTUVWXYZ 0123456789 .,;:!?'\"()-",
 )
-"""Text that the tokenizers know every character of, and a stock of sentences to ask about."""
+"""Text whose every character the tokenizers know; also the contexts of questions."""
 
 MERGES = (
     *("Ġ t", "h e", "Ġt he", "i n", "Ġ a", "Ġ w", "e r", "o u", "s t", "Ġ i", "Ġ l", "e d", "Ġi n", "a m", "e n"),
     *("Ġ s", "Ġ o", "a r", "o r", "Ġa n", "Ġan d", "o n", "t e", "w h", "r o", "Ġ m", "Ġ b", "Ġ d", "e l", "Ġo f"),
 )
-"""What the byte-pair tokenizers join, in this order."""
+"""The merges of the byte-pair tokenizers, in order."""
 
 QUESTION = "Who built the lighthouse?"
 CONTEXT = " ".join(CORPUS[:3])
@@ -41,7 +41,7 @@ SIZES: dict[str, Any] = {
     "initializer_range": 0.2,
 }
 
-PARTICULAR: dict[str, dict[str, Any]] = {
+ARCHITECTURES: dict[str, dict[str, Any]] = {
     "bert": {},
     "roberta": {"type_vocab_size": 1},
     "xlm-roberta": {"type_vocab_size": 1},
@@ -77,14 +77,14 @@ PARTICULAR: dict[str, dict[str, Any]] = {
     "squeezebert": {"embedding_size": 32},
     "xlm-roberta-xl": {"type_vocab_size": 1},
 }
-"""The architectures `make` knows, and what each needs beyond `SIZES`."""
+"""The architectures that `make` supports, each with its config beyond `SIZES`."""
 
 
 def make(directory: Path, model_type: str = "bert", **config_overrides: Any) -> Path:
-    """Write a checkpoint with random weights into `directory`, which is created, and return it.
+    """Write a checkpoint with random weights into the new folder `directory`, and return it.
 
-    `config_overrides` go into the architecture's config (`num_hidden_layers=3`). The same arguments make the same
-    bytes: the seed is fixed, and the global random state is left as it was.
+    `config_overrides` go into the architecture's config (`num_hidden_layers=3`). The same arguments give the same
+    bytes: the random seed is fixed, and the global random state is restored.
     """
     import torch
     from transformers import AutoConfig, AutoModelForQuestionAnswering
@@ -95,7 +95,7 @@ def make(directory: Path, model_type: str = "bert", **config_overrides: Any) -> 
         model_type,
         **{
             **SIZES,
-            **PARTICULAR[model_type],
+            **ARCHITECTURES[model_type],
             "vocab_size": len(tokenizer),
             **{key: value for key, value in special.items() if value is not None},
             **config_overrides,
@@ -104,14 +104,14 @@ def make(directory: Path, model_type: str = "bert", **config_overrides: Any) -> 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(20)
         model = AutoModelForQuestionAnswering.from_config(config)
-        _disturb(model)
+        _perturb(model)
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory
 
 
-def _disturb(model: Any) -> None:
-    """Move biases and norms off their initial 0 and 1, where losing or swapping them would go unnoticed."""
+def _perturb(model: Any) -> None:
+    """Move biases and norms off their initial 0 and 1, at which a lost or swapped one would go undetected."""
     import torch
 
     with torch.no_grad():
@@ -121,7 +121,7 @@ def _disturb(model: Any) -> None:
 
 
 def make_tokenizer(model_type: str) -> Any:
-    """A fast tokenizer of that architecture's family, with a few hundred pieces that `CORPUS` is made of."""
+    """A fast tokenizer of the architecture's family, with a few hundred pieces of `CORPUS`."""
     return TOKENIZERS[model_type]()
 
 
@@ -142,9 +142,9 @@ def _mpnet(class_name: str) -> Any:
 
 
 def _wordpiece_of(*special: str) -> Any:
-    """A WordPiece tokenizer over three words of the corpus in four, and single characters for the rest.
+    """A WordPiece tokenizer with three of every four words of the corpus, and single characters for the rest.
 
-    Written down, not trained: the trainer numbers equally frequent pieces differently from run to run.
+    Its vocabulary is listed, not trained: the trainer orders equally frequent pieces differently from run to run.
     """
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
@@ -159,7 +159,7 @@ def _wordpiece_of(*special: str) -> Any:
 
 
 def _words(normalizer: Any, pre_tokenizer: Any) -> list[str]:
-    """The corpus in the words that this normalizer and pre-tokenizer make of it, sorted, each once."""
+    """The distinct words of the corpus under this normalizer and pre-tokenizer, sorted."""
     text = "\n".join(CORPUS)
     return sorted({word for word, _ in pre_tokenizer.pre_tokenize_str(normalizer.normalize_str(text))})
 
@@ -241,7 +241,7 @@ TOKENIZERS: dict[str, Callable[[], Any]] = {
     "big_bird": lambda: _sentencepiece_bert("BigBirdTokenizerFast", pad="<pad>", unk="<unk>"),
     "deberta-v2": lambda: _sentencepiece_bert("DebertaV2TokenizerFast"),
 }
-BORROWED = {
+SAME_TOKENIZER = {
     "data2vec-text": "roberta",
     "deberta": "bert",
     "ernie": "bert",
@@ -256,5 +256,5 @@ BORROWED = {
     "squeezebert": "bert",
     "xlm-roberta-xl": "xlm-roberta",
 }
-"""Architectures whose tokenizer is that of another."""
-TOKENIZERS |= {borrower: TOKENIZERS[owner] for borrower, owner in BORROWED.items()}
+"""Architectures that use the tokenizer of another."""
+TOKENIZERS |= {borrower: TOKENIZERS[owner] for borrower, owner in SAME_TOKENIZER.items()}

@@ -1,6 +1,7 @@
-"""The seam: what every backend offers, and the table of those there are.
+"""The backend interface: the protocol that every backend module implements, and the table of backends.
 
-A backend is one module or folder. To add one: write it, add a line to `BACKENDS` and a sample target.
+A backend compiles a checkpoint for one runtime, such as ONNX Runtime, and loads the result. It is one module or
+package. To add one: write the module, add a line to `BACKENDS`, and add a sample target.
 """
 
 from __future__ import annotations
@@ -21,73 +22,82 @@ if TYPE_CHECKING:
 
 
 class Backend(Protocol):
-    """What a backend module offers. Importing the module imports no runtime; its functions do."""
+    """The interface of a backend module. Importing the module must not import a runtime; its functions may."""
 
     Options: type[Frozen]
-    """The keys of the target's `[backend]` table; `name` among them, a Literal with a default."""
+    """The model of the target's `[backend]` table; its `name` is a Literal that defaults to the backend's name."""
 
     PACKAGES: tuple[str, ...]
-    """Distributions that take part in compiling and loading, by their PyPI names."""
+    """The PyPI names of the distributions that `compile` and `load` use."""
 
     EXTRAS: tuple[str, ...]
-    """The extras of qabuild that install them, of which one is enough; none where qabuild itself does."""
+    """The extras of qabuild that install `PACKAGES`, any one of which suffices; empty if qabuild itself does."""
 
     COMPILE_ONLY: tuple[str, ...]
-    """Those of `PACKAGES` that loading does not need."""
+    """The distributions of `PACKAGES` that only `compile` uses."""
 
     DTYPES: Mapping[str, tuple[Dtype, ...]]
-    """The dtypes that it computes in, by device."""
+    """The supported dtypes of each device; a device that is missing here is not supported."""
 
     WAYS: tuple[Way, ...]
-    """The ways in which it runs models, each with the architectures that it supports."""
+    """The modes in which the backend runs models, each with the architectures it supports; see `Way`."""
 
     RUNTIME: tuple[str, str]
-    """What runs its models, as people call it, and the distribution that it is."""
+    """The runtime's display name, and the PyPI name of the distribution whose version is reported for it."""
 
     SPEED: tuple[Rule, ...]
-    """What to expect of its speed where that differs from what the processor's instructions promise."""
+    """Rules on the speed of a dtype that override, for this backend, those of `qabuild.models.dtype_speed`."""
 
     def check(self, config: Mapping[str, Any], options: Any, runtime: Runtime) -> None:
-        """Refuse, before any work, combinations of keys beyond what `DTYPES` and `WAYS` say.
+        """Raise BadTarget, before any work, for keys of the target that cannot be combined.
 
-        `config` is the checkpoint's config.json; the check reads it and imports no runtime.
-
-        Raises BadTarget for a combination that is not supported. What the machine
-        lacks is the business of `qabuild.system.machine`.
+        This covers what `DTYPES` and `WAYS` cannot express; what is missing on this machine is for `lacks`. `config`
+        is the checkpoint's config.json, or empty if the checkpoint is not resolved yet. Imports no runtime.
         """
 
     def ways(self, options: Any, runtime: Runtime) -> Sequence[Way]:
-        """Those of `WAYS` that a model with these options takes: its architecture must be supported in each."""
+        """The entries of `WAYS` that apply to these options; each of them must support the model's architecture."""
 
     def here(self) -> str:
-        """What `RUNTIME` can do on this machine, for `qabuild doctor`; it may import it, and raise what that raises."""
+        """One line for `qabuild doctor` on what the runtime can do on this machine.
+
+        May import the runtime, and may raise whatever that import raises.
+        """
 
     def lacks(self, options: Any, runtime: Runtime) -> list[str]:
-        """What this machine lacks to run such a model, beside `PACKAGES` and the device; each with its remedy."""
+        """Whatever is missing on this machine to run such a model, each with its remedy; empty if nothing is.
+
+        `PACKAGES` and the device are checked elsewhere; this is for processor instructions, providers and the like.
+        """
 
     def compile(self, checkpoint: Checkpoint, options: Any, runtime: Runtime, directory: Path) -> dict[str, Any]:
-        """Write everything that `load` needs, config and tokenizer included, into the empty `directory`.
+        """Compile the checkpoint into the empty `directory`: all that `load` needs, config and tokenizer included.
 
-        Returns what the manifest is to record (counts of fused nodes, traced shapes), as JSON values.
+        A backend that converts the model compares its logits with the checkpoint's (`logit_check`) and raises
+        VerificationFailed if they differ. The same checkpoint and options must give the same bytes. Returns the
+        manifest's record of the compilation (counts of fused nodes, traced shapes), as JSON values. Runs in a
+        subprocess.
         """
 
     def load(self, directory: Path, options: Any, runtime: Runtime) -> Any:
-        """Return the compiled model, from the files of `directory` alone, ready on its device.
+        """Load the compiled model from the files of `directory` alone, ready on its device.
 
-        It behaves like a model of `AutoModelForQuestionAnswering` at inference: called with `input_ids`,
-        `attention_mask` and, where the architecture has them, `token_type_ids` (int64, [batch, sequence]), it
-        returns a `QuestionAnsweringModelOutput` with `start_logits` and `end_logits` ([batch, sequence]).
+        The model behaves like an `AutoModelForQuestionAnswering` at inference: called with `input_ids`,
+        `attention_mask` and, if the architecture has them, `token_type_ids` (int64, [batch, sequence]), it returns a
+        `QuestionAnsweringModelOutput` with `start_logits` and `end_logits` (float32, [batch, sequence]).
 
-        One that computes several batches side by side, `at_once` of them, has a method `submit` too. It takes what a
-        call takes and returns before that is computed; the `result()` of what it returns waits for the output, and
-        from then on its `seconds` tell how long that took from start to end.
+        A model that runs several batches concurrently has two more members: `at_once`, the number of batches, and
+        `submit`, which takes the arguments of a call and returns a future at once. The future's `result()` waits for
+        the output; after that, its `seconds` is the latency, from start to end.
+
+        Raises MissingEnvironment if the device, or an entry of `lacks`, is missing.
         """
 
     def snippet(self, options: Any, runtime: Runtime) -> str:
-        """Python lines that need no qabuild: with `directory` (a str) defined, they define `model`, called as `load`
-        says, and `tokenizer`.
+        """Python source that loads the artifact without qabuild, for the model card and the sealed handler.py.
 
-        The model card shows them, and the sealed handler.py is made around them.
+        It reads the variable `directory` (a str) and defines `tokenizer` and `model`; `model` is called as the result
+        of `load` is.
         """
 
 
@@ -100,11 +110,11 @@ BACKENDS: dict[str, str] = {
 }
 
 BASELINE = "eager"
-"""The backend that is the checkpoint itself; in fp32 it is the baseline of comparisons."""
+"""The backend that runs the checkpoint as it is; in fp32 it is the baseline of comparisons."""
 
 
 def backend(name: str) -> Backend:
-    """The backend module of that name (a key of `BACKENDS`). Raises UntrustedInput for any other."""
+    """Import the backend module `name`, a key of `BACKENDS`. Raises UntrustedInput for any other name."""
     if name not in BACKENDS:
         raise UntrustedInput(f"there is no backend {name!r} here: known are {', '.join(BACKENDS)}", "update qabuild")
     return cast(Backend, importlib.import_module(BACKENDS[name]))

@@ -1,4 +1,4 @@
-"""Plain PyTorch: the checkpoint as it is, with autocast where the target asks for it. Every baseline is one."""
+"""Eager PyTorch: the checkpoint as it is, under autocast for fp16 and bf16. It is the baseline of comparisons."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ model.forward = forward_under_autocast
 
 
 class Options(Frozen):
-    """Plain PyTorch has nothing to choose; runtime.dtype decides on autocast."""
+    """Eager PyTorch has no options; runtime.dtype decides on autocast."""
 
     name: Literal["eager"] = Field("eager", description="plain PyTorch, under autocast for fp16 and bf16")
 
@@ -79,12 +79,12 @@ def check(config: Mapping[str, Any], options: Options, runtime: Runtime) -> None
 
 
 def ways(options: Options, runtime: Runtime) -> tuple[Way, ...]:
-    """The one there is."""
+    """The only way, whatever the options."""
     return WAYS
 
 
 def here() -> str:
-    """Whether torch has CUDA."""
+    """The CUDA version that torch is built for, and whether it works."""
     import torch
 
     from qabuild.system import machine
@@ -96,12 +96,12 @@ def here() -> str:
 
 
 def lacks(options: Options, runtime: Runtime) -> list[str]:
-    """Nothing: torch runs all of it, however slowly."""
+    """Nothing: torch runs every dtype on any processor."""
     return []
 
 
 def compile(checkpoint: Checkpoint, options: Options, runtime: Runtime, directory: Path) -> dict[str, Any]:
-    """Copy config, weights and tokenizer byte for byte: `directory` is a checkpoint like any other."""
+    """Copy config, weights and tokenizer byte for byte: `directory` becomes a checkpoint."""
     from qabuild.models.backends.torch_model import copy_checkpoint
     from qabuild.models.checkpoint.load import copy_tokenizer
 
@@ -112,7 +112,7 @@ def compile(checkpoint: Checkpoint, options: Options, runtime: Runtime, director
 
 
 def load(directory: Path, options: Options, runtime: Runtime) -> Any:
-    """The model on its device, run under autocast in fp16 and bf16. Raises MissingEnvironment without the device."""
+    """Load the model on its device, under autocast for fp16 and bf16. Raises MissingEnvironment without the device."""
     from qabuild.models.backends.torch_model import AUTOCAST, TorchModel, device, inputs_of, named, stored_model
 
     target = device(runtime)
@@ -122,7 +122,7 @@ def load(directory: Path, options: Options, runtime: Runtime) -> Any:
 
 
 def snippet(options: Options, runtime: Runtime) -> str:
-    """Lines for transformers; under autocast its model is given another `forward`."""
+    """Source for transformers; for fp16 and bf16 it wraps the model's `forward` in autocast."""
     from qabuild.models.backends.snippets import filled
 
     return filled(SNIPPET if runtime.dtype == "fp32" else SNIPPET + SNIPPET_AUTOCAST, runtime)

@@ -1,4 +1,4 @@
-"""What the backends' snippets have in common: text that loads a compiled model and needs no qabuild. Runs nothing."""
+"""Fills in the templates of backends' snippets: source text that loads a compiled model without qabuild."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ AUTOCAST = {"fp16": "torch.float16", "bf16": "torch.bfloat16"}
 
 
 def filled(text: str, runtime: Runtime) -> str:
-    """`text` with `$device` and `$modes` as the runtime has them: the device's name, and contexts for `with`."""
+    """Substitute `$device`, the device's name, and `$modes`, the contexts of a `with` statement, in `text`."""
     modes = ["torch.inference_mode()"]
     if runtime.dtype in AUTOCAST:
         modes.append(f'torch.autocast("{runtime.device}", dtype={AUTOCAST[runtime.dtype]})')

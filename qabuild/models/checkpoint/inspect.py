@@ -1,7 +1,7 @@
-"""What is looked at in a checkpoint's folder before anything of it is deserialised: config and tokenizer files.
+"""Inspects the config and tokenizer files of a checkpoint before anything is deserialised.
 
-Nothing here imports transformers. A refusal names the file and the place in it. What only a loaded model or tokenizer
-can show (missing weights, values that are no numbers) is left to `checkpoint.load_model` and `load_tokenizer`.
+This module does not import transformers. An error names the file and the place in it. What only a loaded model or
+tokenizer can show (missing weights, NaN values) is left to `load_model` and `load_tokenizer` of `checkpoint.load`.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ TOKENIZER_PATTERNS = (
     "merges.txt",
     "*.model",
 )
-"""The names of the files a tokenizer may consist of."""
+"""Glob patterns of the files that a tokenizer may consist of."""
 
-# Given in a nested config, the last one reaches the same loader as the two before it.
+# In a nested config, the last key reaches the same loader as the two before it.
 _ATTENTION_KEY, _PLAIN_ATTENTION = "attn_implementation", (None, "eager", "sdpa")
 _CODE_KEYS = ("auto_map", "_attn_implementation", "_attn_implementation_internal", _ATTENTION_KEY)
 
@@ -40,15 +40,17 @@ _DECODERS = (
 )
 _NOT_TEXT_ONLY = ("layoutlm", "layoutlmv2", "layoutlmv3", "lilt", "lxmert", "markuplm")
 
+_DAMAGED = "the file is damaged: download the checkpoint again"
+
 _MAKE_TOKENIZER = (
     "make one where you trust the source: AutoTokenizer.from_pretrained(SOURCE, use_fast=True).save_pretrained(FOLDER)"
 )
 
 
 def examine_config(directory: Path) -> Mapping[str, Any]:
-    """The content of config.json, once it is known to be safe to load and of an architecture that can serve.
+    """Read config.json and check that it is safe to load and that the architecture is a text encoder.
 
-    Raises UntrustedInput for a config that is missing, damaged or leads to code; BadTarget for one that is no encoder.
+    Raises UntrustedInput if it is missing, damaged or makes transformers run code; BadTarget if it is no text encoder.
     """
     if own_file(directory, CONFIG) is None:
         raise UntrustedInput(
@@ -64,11 +66,11 @@ def examine_config(directory: Path) -> Mapping[str, Any]:
 def tokenizer_files(directory: Path) -> tuple[str, ...]:
     """The names of the tokenizer's files in the folder, sorted.
 
-    Raises UntrustedInput if there are too few to make a fast tokenizer from.
+    Raises UntrustedInput if they do not suffice for a fast tokenizer.
     """
     names = sorted({path.name for pattern in TOKENIZER_PATTERNS for path in directory.glob(pattern)})
     names = [name for name in names if own_file(directory, name) is not None]
-    # A fast tokenizer is read from tokenizer.json, or made from the files of a slow one.
+    # A fast tokenizer is read from tokenizer.json or converted from the files of a slow one.
     complete = (
         TOKENIZER in names
         or "vocab.txt" in names
@@ -81,9 +83,10 @@ def tokenizer_files(directory: Path) -> tuple[str, ...]:
 
 
 def examine_tokenizer(directory: Path, rows: int | None) -> tuple[str, ...]:
-    """The names of the tokenizer's files, once they are known to be safe and to make no ids of `rows` or beyond.
+    """Check the tokenizer's files and return their names.
 
-    `rows`: those of the word embedding; None where they are not known. Raises UntrustedInput.
+    `rows`: the number of rows of the word embedding; None if unknown. Raises UntrustedInput if the files make
+    transformers run code or read other files, or if a token id is `rows` or greater.
     """
     names = tokenizer_files(directory)
     contents = {name: read_object(directory, name) for name in names if name.endswith(".json")}
@@ -97,7 +100,7 @@ def examine_tokenizer(directory: Path, rows: int | None) -> tuple[str, ...]:
 
 
 def refuse_ids_beyond(directory: Path, vocabulary: Mapping[str, int], rows: int) -> None:
-    """Raise UntrustedInput if a token of the vocabulary has an id that the embedding has no row for."""
+    """Raise UntrustedInput if a token's id has no row in the word embedding, which has `rows` of them."""
     beyond = {token: number for token, number in vocabulary.items() if not 0 <= number < rows}
     if beyond:
         token, number = min(beyond.items(), key=lambda item: item[1])
@@ -109,47 +112,49 @@ def refuse_ids_beyond(directory: Path, vocabulary: Mapping[str, int], rows: int)
 
 
 def own_file(directory: Path, name: str) -> Path | None:
-    """The path of a regular file in the folder, None if there is none.
+    """The path of a regular file in the folder; None if there is none.
 
-    A link is followed only within the folder, or, in the Hub's cache, to the blobs of the same repository: what a
-    foreign link leads to would be read here and published later. Raises UntrustedInput for any other link.
+    A symlink may lead only into the folder itself or, in the Hub's cache, to the blobs of the same repository: the
+    target of any other link would be read here and published later. Raises UntrustedInput for such a link.
     """
     path = directory / name
     if not path.is_file():
         return None
-    home = directory.resolve()
+    root = directory.resolve()
     target = path.resolve()
-    blobs = home.parent.parent / "blobs"
-    if target.is_relative_to(home) or (home.parent.name == "snapshots" and target.is_relative_to(blobs)):
+    blobs = root.parent.parent / "blobs"
+    if target.is_relative_to(root) or (root.parent.name == "snapshots" and target.is_relative_to(blobs)):
         return path
     raise UntrustedInput(f"{path}: is a link that leads out of its folder", f"copy the file here: it is {target}")
 
 
 def read_object(directory: Path, name: str) -> dict[str, Any]:
-    """The JSON object in a file of the folder. Raises UntrustedInput if there is none."""
+    """Read the JSON object in a file of the folder. Raises UntrustedInput if it cannot be read or is no JSON object."""
     path = directory / name
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UntrustedInput(f"{path}: cannot be read ({error.strerror})", "fetch the checkpoint anew") from error
+        raise UntrustedInput(f"{path}: cannot be read ({error.strerror})", "download the checkpoint again") from error
     except (ValueError, RecursionError) as error:
-        raise UntrustedInput(f"{path}: not JSON ({error})", "the file is damaged: fetch the checkpoint anew") from error
+        raise UntrustedInput(
+            f"{path}: not JSON ({error})", "the file is damaged: download the checkpoint again"
+        ) from error
     if not isinstance(value, dict):
-        raise UntrustedInput(f"{path}: holds no JSON object", "the file is damaged: fetch the checkpoint anew")
+        raise UntrustedInput(f"{path}: holds no JSON object", _DAMAGED)
     return value
 
 
 def _refuse_code(content: Mapping[str, Any], path: Path) -> None:
-    """Refuse keys that make transformers fetch and run code, wherever they stand in the file."""
-    found = [
+    """Refuse keys, at any depth of the file, that make transformers download and run code."""
+    unsafe = [
         f"{place}.{key}".removeprefix(".")
         for place, members in _objects(content)
         for key in _CODE_KEYS
         if key in members and not (key == _ATTENTION_KEY and _is_plain_attention(members[key]))
     ]
-    if found:
+    if unsafe:
         raise UntrustedInput(
-            f"{path}: {', '.join(found[:5])} can make transformers run code of others",
+            f"{path}: {', '.join(unsafe[:5])} can make transformers run code of others",
             "take a checkpoint without it; if you trust this one, save it from its own class and remove the key",
         )
 
@@ -159,35 +164,40 @@ def _is_plain_attention(value: Any) -> bool:
 
 
 def _objects(root: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Every object in a JSON value, with its place. A vocabulary has a member a token: they are passed over fast."""
-    rest: list[tuple[str, Any]] = [("", root)]
-    while rest:
-        at, value = rest.pop()
+    """Every object nested in a JSON value, with its path.
+
+    Scalar members are skipped without a push: a vocabulary has one for each token.
+    """
+    stack: list[tuple[str, Any]] = [("", root)]
+    while stack:
+        place, value = stack.pop()
         if isinstance(value, dict):
-            yield at, value
+            yield place, value
             for key, inner in value.items():
                 if isinstance(inner, dict | list):
                     shown = key if key.isidentifier() else repr(key)
-                    rest.append((f"{at}.{shown}".removeprefix("."), inner))
+                    stack.append((f"{place}.{shown}".removeprefix("."), inner))
         else:
-            rest += [(f"{at}[{index}]", inner) for index, inner in enumerate(value) if isinstance(inner, dict | list)]
+            stack += [
+                (f"{place}[{index}]", inner) for index, inner in enumerate(value) if isinstance(inner, dict | list)
+            ]
 
 
 def _refuse_architecture(config: Mapping[str, Any], directory: Path) -> None:
-    """Refuse what cannot be an encoder for extractive answers; types unknown here are left to transformers."""
+    """Refuse model types that are no encoder for extractive answers; unknown types are left to transformers."""
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
         raise UntrustedInput(
-            f"{directory / CONFIG}: names no model_type", "fetch the checkpoint anew, or save it with transformers"
+            f"{directory / CONFIG}: names no model_type", "download the checkpoint again, or save it with transformers"
         )
-    for problem, holds in (
+    for problem, applies in (
         ("is an encoder-decoder", config.get("is_encoder_decoder") or model_type in _ENCODER_DECODERS),
         ("is a decoder", config.get("is_decoder") or model_type in _DECODERS),
         ("reads more than text", model_type in _NOT_TEXT_ONLY),
         ("is quantised", config.get("quantization_config")),
         ("is a PEFT adapter, not a whole model", (directory / "adapter_config.json").exists()),
     ):
-        if holds:
+        if applies:
             raise BadTarget(
                 f"{directory}: this checkpoint ({model_type!r}) {problem}",
                 "name a plain text encoder fine-tuned for extractive question answering, such as a BERT or RoBERTa",
@@ -195,7 +205,7 @@ def _refuse_architecture(config: Mapping[str, Any], directory: Path) -> None:
 
 
 def _refuse_other_files(config: Mapping[str, Any], directory: Path) -> None:
-    """Refuse a tokenizer config that leads to files beside those examined and hashed."""
+    """Refuse a tokenizer config that names files other than those examined and hashed."""
     foreign = [
         key
         for key, value in config.items()
@@ -211,9 +221,9 @@ def _refuse_other_files(config: Mapping[str, Any], directory: Path) -> None:
 
 
 def _is_elsewhere(name: str, directory: Path) -> bool:
-    """Whether it names a file that is there and outside the folder.
+    """Whether `name` is an existing file outside the folder.
 
-    Paths of the author's machine are often left behind in these files, and do nothing where they lead nowhere.
+    Paths of the author's machine are often left in these files; they are harmless if nothing exists there.
     """
     try:
         path = Path(name).expanduser()
@@ -223,30 +233,30 @@ def _is_elsewhere(name: str, directory: Path) -> bool:
 
 
 def _vocabulary(directory: Path, names: Sequence[str], contents: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
-    """Tokens and their ids, as far as they can be read without a tokenizer library; `contents` of the JSON files."""
-    found: dict[str, int] = {}
+    """Token ids by token, as far as they can be read without a tokenizer library. `contents`: the parsed JSON files."""
+    vocabulary: dict[str, int] = {}
     if TOKENIZER in names:
-        found = _vocabulary_of(contents[TOKENIZER], directory / TOKENIZER)
+        vocabulary = _vocabulary_of(contents[TOKENIZER], directory / TOKENIZER)
     elif "vocab.json" in names:
-        found = _integers(contents["vocab.json"])
+        vocabulary = _integers(contents["vocab.json"])
     elif "vocab.txt" in names:
         lines = (directory / "vocab.txt").read_bytes().splitlines()
-        found = {line.decode(errors="replace"): number for number, line in enumerate(lines)}
-    return found | _integers(contents.get("added_tokens.json", {}))
+        vocabulary = {line.decode(errors="replace"): number for number, line in enumerate(lines)}
+    return vocabulary | _integers(contents.get("added_tokens.json", {}))
 
 
 def _vocabulary_of(content: Mapping[str, Any], path: Path) -> dict[str, int]:
-    """That of a tokenizer.json: an object with ids (BPE, WordPiece) or a list of pieces (Unigram)."""
+    """The vocabulary in a tokenizer.json: an object with ids (BPE, WordPiece) or a list of pieces (Unigram)."""
     model, added = content.get("model"), content.get("added_tokens")
-    vocabulary = model.get("vocab") if isinstance(model, dict) else None
-    if isinstance(vocabulary, dict):
-        found = _integers(vocabulary)
-    elif isinstance(vocabulary, list):
-        found = {str(piece): number for number, piece in enumerate(vocabulary)}
+    vocab = model.get("vocab") if isinstance(model, dict) else None
+    if isinstance(vocab, dict):
+        vocabulary = _integers(vocab)
+    elif isinstance(vocab, list):
+        vocabulary = {str(piece): number for number, piece in enumerate(vocab)}
     else:
         raise UntrustedInput(f"{path}: holds no vocabulary", _MAKE_TOKENIZER)
     tokens = [token for token in added if isinstance(token, dict)] if isinstance(added, list) else []
-    return found | _integers({str(token.get("content")): token.get("id") for token in tokens})
+    return vocabulary | _integers({str(token.get("content")): token.get("id") for token in tokens})
 
 
 def _integers(vocabulary: Mapping[str, Any]) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""Model and tokenizer of a checkpoint that was found."""
+"""Loads the model and the tokenizer of a resolved checkpoint."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ def load_model(
     fresh_head: bool = False,
     config: Any = None,
 ) -> Any:
-    """The checkpoint as an `AutoModelForQuestionAnswering`: eager fp32 on the CPU, in eval mode.
+    """Load the checkpoint as an `AutoModelForQuestionAnswering`: eager fp32 on the CPU, in eval mode.
 
     `attention` overrides transformers' choice of implementation, and `config` the checkpoint's own. With `fresh_head`,
     a checkpoint that has no question-answering head gets a random one, for training. Raises BadTarget for an
-    architecture without a question-answering model, MissingEnvironment if it needs a package that is not installed,
-    UntrustedInput if weights are missing, of a wrong shape, infinite or no numbers.
+    architecture without a question-answering model; MissingEnvironment if it needs a package that is not installed;
+    UntrustedInput if weights are missing, of a wrong shape, infinite or NaN.
     """
     import torch
     from transformers import AutoModelForQuestionAnswering
 
-    # Again, since what was examined may be long ago, and what is loaded now is what counts.
+    # Inspect again: the files may have changed since `resolve`.
     examine_config(checkpoint.directory)
     examine_weights(checkpoint.directory)
     _refuse_unmapped(checkpoint)
@@ -57,7 +57,7 @@ def load_model(
             trust_remote_code=False,
             local_files_only=True,
             use_safetensors=True,
-            # Else a wrong shape is an exception that lists all of them; here it is reported like a missing one.
+            # Otherwise a wrong shape raises an exception that lists every tensor; so it is reported like a missing one.
             ignore_mismatched_sizes=True,
             output_loading_info=True,
             config=config,
@@ -69,10 +69,10 @@ def load_model(
 
 
 def load_tokenizer(directory: Path) -> Any:
-    """The fast tokenizer (a `PreTrainedTokenizerFast`) in a checkpoint's or an artifact's folder.
+    """Load the fast tokenizer (a `PreTrainedTokenizerFast`) of a checkpoint's or an artifact's folder.
 
-    Raises UntrustedInput if there is none, if it is unsafe to load or slow, lacks a padding token, or makes ids that
-    the `config.json` beside it has no embedding for.
+    Raises UntrustedInput if there is none, if it is unsafe to load or slow, lacks a padding token, or has token ids
+    beyond the vocabulary size in the folder's `config.json`.
     """
     from transformers import AutoTokenizer
 

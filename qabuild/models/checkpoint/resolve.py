@@ -1,7 +1,7 @@
-"""From a Hub id, a folder or "sample" to a checkpoint that is safe to load, and on to its model and tokenizer.
+"""Resolves a Hub id, a folder or "sample" to a checkpoint that is safe to load.
 
-`resolve` is light: it finds or downloads, examines files without deserialising them, and hashes. `load_model` and
-`load_tokenizer` do the rest, and refuse what only loading shows.
+`resolve` finds or downloads the files, inspects them without deserialising any, and hashes them; it imports no heavy
+package. `load_model` and `load_tokenizer` of `checkpoint.load` refuse what only loading shows.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from qabuild.models.checkpoint.weights import PATTERNS as WEIGHT_PATTERNS
 from qabuild.models.checkpoint.weights import examine_weights, refuse_headless
 from qabuild.system import hub
 
-_SHOWN = 5  # tensors named in a message; the rest is counted
+_SHOWN = 5  # tensors that a message names; of the others it gives the count
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A folder with config.json, safetensors and tokenizer files, examined and hashed.
+    """A folder with config.json, safetensors and tokenizer files, inspected and hashed.
 
     `name` is a Hub id, "sample" or the folder's name, never a full path: it goes into the manifest. `revision` is the
     commit sha of a Hub id. `digest` is the SHA-256, in hex, over the lines `name NUL sha256 LF` of its files, sorted.
@@ -54,22 +54,22 @@ def resolve(
     head: bool = True,
     offline: bool = False,
 ) -> Checkpoint:
-    """Find the checkpoint `source`: "sample", a folder (begins with '/', '.' or '~', or is a path object) or a Hub id.
+    """Resolve `source`: "sample", a folder (begins with '/', '.' or '~', or is a path object) or a Hub id.
 
-    `revision` is for a Hub id: a branch, tag or sha; a missing one means the main branch. `digest` is what
-    the checkpoint's own must be. Without `head` it need not have a question-answering head, since it is yet to be
-    trained. With `offline`, or HF_HUB_OFFLINE=1, a Hub id is looked for in the cache only.
+    `revision`, for a Hub id only, is a branch, tag or sha; None means the main branch. `digest` pins the checkpoint's
+    digest. `head=False` accepts a checkpoint without a question-answering head, which is yet to be trained. With
+    `offline`, or HF_HUB_OFFLINE=1, a Hub id is looked up in the cache only.
 
-    Raises BadTarget for what is not there or cannot serve, UntrustedInput for what is damaged, unsafe to load or of
-    another digest, QABuildError where the Hub fails.
+    Raises BadTarget if the source does not exist or is no text encoder; UntrustedInput if it is damaged, unsafe to
+    load or has another digest; QABuildError if the Hub fails.
     """
-    found = _resolved(source, revision, head, offline)
-    if digest not in (None, found.digest):
+    checkpoint = _resolved(source, revision, head, offline)
+    if digest not in (None, checkpoint.digest):
         raise UntrustedInput(
-            f"{source}: its digest is {found.digest}, pinned is {digest}",
+            f"{source}: its digest is {checkpoint.digest}, pinned is {digest}",
             "give the checkpoint that was pinned; if the change is wanted, lock the target again",
         )
-    return found
+    return checkpoint
 
 
 def _resolved(source: str | os.PathLike[str], revision: str | None, head: bool, offline: bool) -> Checkpoint:
@@ -81,11 +81,11 @@ def _resolved(source: str | os.PathLike[str], revision: str | None, head: bool, 
             )
         return _examined(_local(source), hub.SAMPLE if source == hub.SAMPLE else _folder_name(source), None, head)
     sha = hub.commit(str(source), revision, "model", offline=offline)
-    directory = _fetched(str(source), sha, offline)
-    return _examined(directory, str(source), sha, head, _left_on_hub(str(source), sha, directory, offline))
+    directory = _downloaded(str(source), sha, offline)
+    return _examined(directory, str(source), sha, head, _other_hub_files(str(source), sha, directory, offline))
 
 
-# --- finding and examining ---------------------------------------------------------------------------------------
+# --- finding and inspecting --------------------------------------------------------------------------------------
 
 
 def _examined(
@@ -137,8 +137,8 @@ def _folder_name(source: str | os.PathLike[str]) -> str:
     return Path(source).expanduser().resolve().name or "checkpoint"
 
 
-def _fetched(name: str, sha: str, offline: bool) -> Path:
-    """The folder in the Hub's cache that holds this commit: config, safetensors and tokenizer, and nothing else."""
+def _downloaded(name: str, sha: str, offline: bool) -> Path:
+    """Download config, safetensors and tokenizer of this commit, nothing else; return the folder in the Hub's cache."""
     from huggingface_hub import snapshot_download
 
     try:
@@ -149,7 +149,7 @@ def _fetched(name: str, sha: str, offline: bool) -> Path:
                 allow_patterns=[CONFIG, *WEIGHT_PATTERNS, *TOKENIZER_PATTERNS],
                 local_files_only=hub.is_offline(offline),
             )
-    except RuntimeError as error:  # of hf_xet, the library that fetches large files
+    except RuntimeError as error:  # raised by hf_xet, the library that downloads large files
         raise QABuildError(
             f"the checkpoint '{name}' could not be fetched: {hub.first_line(error)}",
             "check the network and the free space on the disk, or set HF_HUB_DISABLE_XET=1, and try again",
@@ -157,8 +157,8 @@ def _fetched(name: str, sha: str, offline: bool) -> Path:
     return Path(folder)
 
 
-def _left_on_hub(name: str, sha: str, directory: Path, offline: bool) -> Sequence[str]:
-    """What else the repository holds, asked only where weights are missing, to say in which format they are."""
+def _other_hub_files(name: str, sha: str, directory: Path, offline: bool) -> Sequence[str]:
+    """The repository's files, to name the weights' format in an error; queried only if safetensors are missing."""
     if hub.is_offline(offline) or any(path for pattern in WEIGHT_PATTERNS for path in directory.glob(pattern)):
         return ()
     from huggingface_hub import HfApi
@@ -182,19 +182,19 @@ def _refuse_unmapped(checkpoint: Checkpoint) -> None:
 
 
 def _refuse_fresh_weights(report: Mapping[str, Any], directory: Path, fresh: str | None = None) -> None:
-    """Refuse a model some of whose weights were not in the checkpoint and are therefore random.
+    """Refuse a model with weights that the checkpoint lacks, since transformers initialises them randomly.
 
-    Those whose names begin with `fresh` may be.
+    Weights whose names begin with `fresh` may be random.
     """
     missing = [key for key in report["missing_keys"] if fresh is None or not key.startswith(fresh)]
-    # Names, or tuples that begin with one: transformers 4.57 reports the former, others the latter.
+    # transformers 4.57 reports names, other versions tuples that begin with the name.
     misshapen = [item if isinstance(item, str) else item[0] for item in report["mismatched_keys"]]
     for random, problem in ((missing, "missing"), (misshapen, "of another shape than config.json says")):
         if random:
             shown = ", ".join(map(repr, sorted(random)[:_SHOWN])) + (", ..." if len(random) > _SHOWN else "")
             raise UntrustedInput(
                 f"{directory}: {len(random)} weights of the model are {problem}: {shown}",
-                "random ones would take their place: name a checkpoint fine-tuned for question answering, whole",
+                "they would be random: name a complete checkpoint fine-tuned for question answering",
             )
 
 
@@ -209,12 +209,12 @@ def _refuse_non_finite_weights(model: Any, directory: Path) -> None:
     if broken:
         raise UntrustedInput(
             f"{directory}: {len(broken)} tensors hold NaN or infinite values, {broken[0]!r} among them",
-            "the training that made it has diverged, or the file is damaged: take another checkpoint",
+            "its training diverged, or the file is damaged: use another checkpoint",
         )
 
 
 def _refuse_slow_class(directory: Path) -> None:
-    """Refuse, before it is constructed, a tokenizer class of which transformers has no fast version."""
+    """Refuse, before it is constructed, a tokenizer class that has no fast version in transformers."""
     from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 
     names = (
@@ -232,13 +232,13 @@ def _refuse_slow_class(directory: Path) -> None:
 def _slow(directory: Path, class_name: str) -> UntrustedInput:
     return UntrustedInput(
         f"{directory}: its tokenizer ({class_name!r}) has no fast version in transformers",
-        "answers are cut from the context by the character offsets of a fast tokenizer: take such a checkpoint",
+        "only a fast tokenizer gives the character offsets of answers: use a checkpoint that has one",
     )
 
 
 @contextmanager
 def _explained(directory: Path, part: str) -> Iterator[None]:
-    """Turn whatever transformers raises on damaged files into one error; its own says little, and is kept as cause."""
+    """Turn whatever transformers raises on damaged files into one clear error, with the original as its cause."""
     try:
         yield
     except (QABuildError, MemoryError):
@@ -246,18 +246,18 @@ def _explained(directory: Path, part: str) -> Iterator[None]:
     except ImportError as error:
         raise MissingEnvironment(
             f"{directory}: the {part} needs a package that is not installed: {hub.first_line(error)}",
-            "install it, or take a checkpoint without that need (a tokenizer.json needs no further package)",
+            "install it, or use a checkpoint that does not need it (a tokenizer.json needs no further package)",
         ) from error
     except Exception as error:
         raise UntrustedInput(
             f"{directory}: the {part} cannot be loaded: {hub.first_line(error)}",
-            "the files are damaged or do not belong together: fetch the checkpoint anew",
+            "the files are damaged or do not belong together: download the checkpoint again",
         ) from error
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the warnings and bars of transformers: what they warn of is an error here. All is set back after."""
+    """Silence the warnings and progress bars of transformers, then restore them: what it warns of is an error here."""
     import warnings
 
     from transformers.utils import logging

@@ -10,7 +10,7 @@ from qabuild.system.frozen import Frozen
 
 
 class CheckpointSource(Frozen):
-    """Where weights come from. Of a target that was read, `model` is always known."""
+    """Where the weights come from. Once a target is read, `model` is always set."""
 
     model: str = Field(
         "",

@@ -1,7 +1,7 @@
-"""The weights in a checkpoint's folder, as far as their headers tell: which files, which tensors, which shapes.
+"""Reads the safetensors headers in a checkpoint's folder: which files, which tensors, which shapes.
 
-Only safetensors are read, and of them only the header: eight bytes of length, then JSON that gives each tensor's
-dtype, shape and place (https://huggingface.co/docs/safetensors, 'Format'). Pickle is never opened.
+A header is eight bytes of length, then JSON with each tensor's dtype, shape and data offsets
+(https://huggingface.co/docs/safetensors, 'Format'). The data is not read, and pickle is never opened.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from qabuild.models.checkpoint.inspect import own_file, read_object
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PATTERNS = ("model*.safetensors", INDEX)
-"""The names that weights and their index have on the Hub."""
+"""Glob patterns of the weights and their index on the Hub."""
 
 _LARGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors library
 _LFS_POINTER = b"version https://git-lfs"
 _OTHER_FORMATS = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack", ".ot", ".onnx", ".gguf")
-_FETCH = "the file is damaged or incomplete: fetch the checkpoint anew"
+_FETCH = "the file is damaged or incomplete: download the checkpoint again"
 
 _HEADS = {"big_bird": "qa_classifier.", "modernbert": "classifier.", "splinter": "splinter_qass."}
 _HEAD = "qa_outputs."  # of all other architectures
@@ -31,23 +31,23 @@ _HEAD = "qa_outputs."  # of all other architectures
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """`files`: names in the folder, the index of shards among them; `shapes`: of each tensor, by its name."""
+    """`files`: names in the folder, including the index of shards; `shapes`: the shape of each tensor, by name."""
 
     files: tuple[str, ...]
     shapes: Mapping[str, tuple[int, ...]]
 
     @property
     def embedding_rows(self) -> int | None:
-        """How many token ids the word embedding has a row for; None if no tensor has a name that tells."""
+        """The number of rows of the word embedding; None unless exactly one tensor has its name."""
         rows = [shape[0] for name, shape in self.shapes.items() if name.endswith("word_embeddings.weight") and shape]
         return rows[0] if len(rows) == 1 else None
 
 
 def examine_weights(directory: Path, other_files: Sequence[str] = ()) -> Weights:
-    """What the headers of the folder's weights say; they are found as transformers finds them, shards by their index.
+    """Read the headers of the folder's weights, found as transformers finds them: one file, or shards by their index.
 
-    `other_files`: files of the same checkpoint that are not in the folder, named in the message if there are no
-    weights. Raises UntrustedInput if there are none, or if they are damaged.
+    `other_files`: files of the same checkpoint that are not in the folder; the message names them if there are no
+    safetensors. Raises UntrustedInput if there are none, or if they are damaged.
     """
     if own_file(directory, WEIGHTS) is not None:
         return Weights(files=(WEIGHTS,), shapes=_header(directory, WEIGHTS))
@@ -57,20 +57,20 @@ def examine_weights(directory: Path, other_files: Sequence[str] = ()) -> Weights
 
 
 def refuse_headless(weights: Weights, config: Mapping[str, Any], directory: Path) -> None:
-    """Raise UntrustedInput if no tensor can belong to the architecture's question-answering head."""
+    """Raise UntrustedInput if no tensor belongs to the architecture's question-answering head."""
     head = head_of(config)
     if not any(name.startswith(head) or f".{head}" in name for name in weights.shapes):
         architectures = config.get("architectures")
-        made_as = ", ".join(map(repr, architectures)) if isinstance(architectures, list) else ""
+        saved_as = ", ".join(map(repr, architectures)) if isinstance(architectures, list) else ""
         raise UntrustedInput(
             f"{directory}: this checkpoint has no question-answering head: no weights '{head}*' (it was saved as "
-            f"{made_as or 'a model without a head'})",
-            "a fresh head would answer at random: name a checkpoint fine-tuned on SQuAD or the like",
+            f"{saved_as or 'a model without a head'})",
+            "a newly initialised head answers at random: name a checkpoint fine-tuned on SQuAD or similar data",
         )
 
 
 def head_of(config: Mapping[str, Any]) -> str:
-    """How the names of the weights of the architecture's question-answering head begin."""
+    """The prefix of the weight names of the architecture's question-answering head."""
     return _HEADS.get(config["model_type"], _HEAD)
 
 
@@ -90,20 +90,24 @@ def _no_safetensors(directory: Path, other_files: Sequence[str]) -> UntrustedInp
 
 
 def _sharded(directory: Path) -> Weights:
-    """The tensors of all shards; each shard must hold what the index says."""
+    """Read the headers of all shards, and check that they hold every tensor of the index."""
     index = directory / INDEX
-    where = read_object(directory, INDEX).get("weight_map")
-    if not isinstance(where, dict) or not where or not all(isinstance(shard, str) for shard in where.values()):
+    weight_map = read_object(directory, INDEX).get("weight_map")
+    if (
+        not isinstance(weight_map, dict)
+        or not weight_map
+        or not all(isinstance(shard, str) for shard in weight_map.values())
+    ):
         raise UntrustedInput(f"{index}: has no weight_map from tensors to files", _FETCH)
     shapes: dict[str, tuple[int, ...]] = {}
-    shards = sorted(set(where.values()))
+    shards = sorted(set(weight_map.values()))
     for shard in shards:
         if shard != PurePosixPath(shard).name or "\\" in shard or not shard.endswith(".safetensors"):
             raise UntrustedInput(f"{index}: {shard!r} is no plain name of a safetensors file", _FETCH)
         if own_file(directory, shard) is None:
             raise UntrustedInput(f"{directory}: the shard {shard!r} that {INDEX} names is missing", _FETCH)
         shapes |= _header(directory, shard)
-    if missing := sorted(set(where) - set(shapes)):
+    if missing := sorted(set(weight_map) - set(shapes)):
         raise UntrustedInput(
             f"{index}: names {len(missing)} tensors that are in no shard, {missing[0]!r} among them", _FETCH
         )
@@ -111,14 +115,15 @@ def _sharded(directory: Path) -> Weights:
 
 
 def _header(directory: Path, name: str) -> dict[str, tuple[int, ...]]:
-    """The shapes in a safetensors file, whose size must be what its header says."""
+    """Read the shapes in a safetensors file, and check its size against its header."""
     path = directory / name
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(8)
         if (start + file.read(len(_LFS_POINTER) - 8)) == _LFS_POINTER:
             raise UntrustedInput(
-                f"{path}: is a Git LFS pointer, not the weights", "run `git lfs pull` in the repository, or fetch anew"
+                f"{path}: is a Git LFS pointer, not the weights",
+                "run `git lfs pull` in the repository, or download again",
             )
         length = int.from_bytes(start, "little")
         if len(start) < 8 or not 2 <= length <= min(size - 8, _LARGEST_HEADER):

@@ -1,4 +1,5 @@
-"""Fine-tuning and two-step distillation: from a checkpoint, questions and perhaps a teacher to another checkpoint.
+"""Fine-tuning and two-step distillation: from a checkpoint, a training set and an optional teacher to a new checkpoint.
 
-`steps` says which steps a plan has for it and what decides each; `apart` carries a step out in a process of its own.
+`options` defines the tables of a target and the steps; `launch` runs a step in a subprocess, `__main__` is that
+subprocess, and `fit`, `search` and `teacher_logits` do the work.
 """

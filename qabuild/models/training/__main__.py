@@ -1,4 +1,4 @@
-"""The process that trains: `python -m qabuild.models.training < request.json`, see `qabuild.system.process`."""
+"""The training subprocess: `python -m qabuild.models.training < request.json`, see `qabuild.system.process`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from qabuild.system.process import Tell, serve
 
 
 def work(document: Mapping[str, Any], tell: Tell) -> Mapping[str, Any]:
-    """Carry out the step that the request names."""
+    """Run the step that the request names."""
     request = Request.from_dict(document)
     record: Mapping[str, Any] = import_module(MODULES[request.step]).run(request, tell)
     return record

@@ -1,6 +1,7 @@
-"""Keep glibc from handing memory back: batches of changing shape would have it fetched anew, page by page, each step.
+"""Keeps glibc from returning freed memory to the kernel.
 
-Measured on a CPU, page faults took a third of a training step.
+With batches of changing shape, it would be mapped again, page by page, at every step: measured on a CPU, page faults
+took a third of a training step.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
 def keep_memory() -> None:
-    """Let freed memory stay with this process, and large blocks come from the heap. For glibc only."""
+    """Keep freed memory in this process, and allocate large blocks from the heap. For glibc only."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
         mallopt(_M_MMAP_MAX, 0)

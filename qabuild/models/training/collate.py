@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    Numbers = NDArray[np.float32]
+    Floats = NDArray[np.float32]
 
 
 MULTIPLE = 16
@@ -21,14 +21,14 @@ MULTIPLE = 16
 
 
 class Collator:
-    """Makes of windows' indices the padded tensors of one batch, with answers and, if given, a teacher's logits."""
+    """Turns window indices into the padded tensors of a batch, with answer positions and, if given, teacher logits."""
 
     def __init__(self, examples: Examples, input_names: Sequence[str], logits: Logits | None = None) -> None:
         self._examples, self._names, self._logits = examples, input_names, logits
 
     def __call__(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
-        """input_ids and so on, int64 [rows, length]; start_positions and end_positions, int64 [rows]; where there is
-        a teacher, its start and end logits, fp32 [rows, length], 0 on padding."""
+        """The model's inputs, int64 [rows, length]; start_positions and end_positions, int64 [rows]; with a teacher,
+        teacher_start_logits and teacher_end_logits, fp32 [rows, length], 0 on padding."""
         import numpy as np
         import torch
 
@@ -46,17 +46,17 @@ class Collator:
 
 @dataclass(frozen=True, kw_only=True)
 class Logits:
-    """`numbers` is [2, tokens]; window i has those from offsets[i] up to offsets[i + 1]."""
+    """A teacher's start and end logits, `values` [2, tokens]; window i has columns offsets[i] to offsets[i + 1]."""
 
-    numbers: Numbers
+    values: Floats
     offsets: NDArray[np.int64]
 
-    def padded(self, rows: NDArray[np.int64], shift: NDArray[np.int64], length: int) -> Numbers:
-        """[2, rows, length]: start and end logits of those windows, moved by `shift` columns; 0 on padding."""
+    def padded(self, rows: NDArray[np.int64], shift: NDArray[np.int64], length: int) -> Floats:
+        """[2, rows, length]: start and end logits of the windows `rows`, shifted by `shift` columns; 0 on padding."""
         import numpy as np
 
         padded = np.zeros((2, len(rows), length), dtype=np.float32)
-        for row, (window, by) in enumerate(zip(rows, shift, strict=True)):
+        for row, (window, offset) in enumerate(zip(rows, shift, strict=True)):
             begin, end = self.offsets[window], self.offsets[window + 1]
-            padded[:, row, by : by + end - begin] = self.numbers[:, begin:end]
+            padded[:, row, offset : offset + end - begin] = self.values[:, begin:end]
         return padded

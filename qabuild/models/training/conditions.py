@@ -1,4 +1,4 @@
-"""Where a training runs, in which dtype, and whether it can."""
+"""The device and dtype of a training, and whether this machine and checkpoint allow it."""
 
 from __future__ import annotations
 
@@ -13,28 +13,30 @@ if TYPE_CHECKING:
 
 
 def conditions(machine: Mapping[str, Any], dtype: Autocast) -> dict[str, Any]:
-    """`train.device` and `train.dtype` on `machine`: what `auto` is here.
+    """`train.device` and `train.dtype` on `machine`, with `auto` resolved.
 
-    On a GPU bf16 where it has it, else fp16. On a CPU bf16 with a matrix unit, or with AMD's AVX512-BF16; measured on
-    an Intel CPU with AVX512-BF16 and no AMX, products in bf16 took 1.6 times as long as in fp32.
+    On a GPU: bf16 if it supports it, else fp16. On a CPU: bf16 with AMX or AMD's AVX512-BF16, else fp32; on an Intel
+    CPU with AVX512-BF16 and no AMX, multiplications in bf16 were measured to take 1.6 times as long as in fp32.
     """
     device = "cuda" if machine.get("gpus") else "cpu"
     if dtype != "auto":
-        fast = dtype
+        resolved = dtype
     elif device == "cuda":
-        fast = "bf16" if int(str(machine["gpu_architecture"])[3:]) >= 80 else "fp16"
+        resolved = "bf16" if int(str(machine["gpu_architecture"])[3:]) >= 80 else "fp16"
     else:
-        here = machine["instruction_sets"]
-        fast = "bf16" if "AMX-BF16" in here or ("AVX512-BF16" in here and "AMD" in machine["cpu"]) else "fp32"
-    return {"train.device": device, "train.dtype": fast}
+        available = machine["instruction_sets"]
+        resolved = (
+            "bf16" if "AMX-BF16" in available or ("AVX512-BF16" in available and "AMD" in machine["cpu"]) else "fp32"
+        )
+    return {"train.device": device, "train.dtype": resolved}
 
 
 def check(train: Train, start: Checkpoint | None, machine: Mapping[str, Any]) -> None:
-    """Raise BadTarget, before any work, for a training that could not be carried out here or from that checkpoint."""
+    """Raise BadTarget, before any work, for a training that cannot run on this machine or from that checkpoint."""
     if train.dtype == "fp16" and conditions(machine, train.dtype)["train.device"] == "cpu":
         raise BadTarget('train.dtype is "fp16", and there is no GPU here', 'on a CPU train in "bf16" or "fp32"')
     config = start.config if start else {}
-    count = config.get("num_hidden_layers", config.get("n_layers"))  # DistilBERT's own name for it
+    count = config.get("num_hidden_layers", config.get("n_layers"))  # DistilBERT's key
     if start and train.layers and isinstance(count, int):
         refuse_layers_beyond(train.layers, count, start.name)
 

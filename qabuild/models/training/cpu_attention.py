@@ -1,8 +1,8 @@
-"""Attention for a training on a CPU, where moving memory takes longer than multiplying. Imports torch at once.
+"""Attention for training on a CPU, where memory bandwidth is the bottleneck. Imports torch on import.
 
-torch's own attention for CPUs makes no matrix of scores, and its backward pass takes longer for that than all it saves;
-transformers' eager one makes that matrix anew with every operation, some of them in fp32. This one makes it twice, in
-the numbers of the autocast.
+torch's SDPA kernel for CPUs does not materialise the matrix of scores; for that, its backward pass takes longer than it
+saves. transformers' eager attention allocates the matrix anew for every operation, some of them in fp32. This one
+allocates it twice, in the dtype of the autocast.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-torchs = functional.scaled_dot_product_attention
+torch_attention = functional.scaled_dot_product_attention
 
 
 def attention(
@@ -28,27 +28,27 @@ def attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """softmax(scale * query @ key^T + mask) @ value, [batch, heads, tokens, width], as torch's function has it.
+    """softmax(scale * query @ key^T + mask) @ value, [batch, heads, tokens, width], with torch's signature.
 
-    What no encoder asks for, a causal or boolean mask, shared keys, mixed numbers, is left to torch.
+    Cases that no encoder needs (a causal or boolean mask, grouped-query attention, mixed dtypes) are left to torch.
     """
     boolean = attn_mask is not None and not attn_mask.is_floating_point()
     if is_causal or enable_gqa or boolean or not query.dtype == key.dtype == value.dtype:
-        return torchs(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+        return torch_attention(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
     scale = 1 / math.sqrt(query.size(-1)) if scale is None else scale
-    with torch.autocast("cpu", enabled=False):  # it would have the softmax in fp32
+    with torch.autocast("cpu", enabled=False):  # it would compute the softmax in fp32
         scores = (query * scale) @ key.transpose(-1, -2)
         if attn_mask is not None:
             scores += attn_mask.to(scores.dtype)
-        shares = torch.softmax(scores, dim=-1)
-        return functional.dropout(shares, dropout_p) @ value if dropout_p else shares @ value
+        weights = torch.softmax(scores, dim=-1)
+        return functional.dropout(weights, dropout_p) @ value if dropout_p else weights @ value
 
 
 @contextlib.contextmanager
 def frugal_attention() -> Iterator[None]:
-    """Let models attend by `attention`, those that attend by torch's function at all."""
+    """Inside the block, `attention` replaces torch's scaled_dot_product_attention."""
     functional.scaled_dot_product_attention = attention
     try:
         yield
     finally:
-        functional.scaled_dot_product_attention = torchs
+        functional.scaled_dot_product_attention = torch_attention

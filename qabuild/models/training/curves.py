@@ -1,4 +1,4 @@
-"""What is written down while a model learns: one JSON object a line, and what the build's progress shows of it."""
+"""Training curves: a log of JSON lines, and the progress messages of a training."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ FILE = "curves.jsonl"
 
 
 class Curves(TrainerCallback):  # type: ignore[misc]
-    """Loss and speed at every log, EM and F1 on the held-out questions after every epoch.
+    """Logs loss and speed at every logging step, EM and F1 on the held-out questions after every epoch, to `path`.
 
-    `path` is where the lines go. Lines of steps that an interrupted training will take again are dropped.
+    When an interrupted training resumes, lines of the steps that it repeats are dropped.
     """
 
     def __init__(self, path: Path, held_out: Sequence[Question], tokenizer: Any, tell: Tell) -> None:
@@ -65,27 +65,27 @@ class Curves(TrainerCallback):  # type: ignore[misc]
             file.write(json.dumps(line) + "\n")
 
     def _drop_after(self, step: int) -> None:
-        kept = [line for line in read(self._path) if line["step"] <= step]
-        files.write(self._path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        lines = [line for line in read(self._path) if line["step"] <= step]
+        files.write(self._path, "".join(json.dumps(line) + "\n" for line in lines).encode())
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The lines of a log; the last one may have been cut off by a kill, and is left out then."""
-    found = []
+    """Read the lines of a log, without a last one that was truncated by a kill."""
+    lines = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         try:
-            found.append(json.loads(line))
+            lines.append(json.loads(line))
         except ValueError:
             break
-    return found
+    return lines
 
 
 def score(model: Any, tokenizer: Any, questions: Sequence[Question]) -> squad_metric.Scores:
-    """EM and F1 of the model as it is now; it is left in training mode if it was."""
+    """EM and F1 of the model in eval mode; its training mode is restored."""
     training = model.training
     model.eval()
     try:
-        answered = asking(model, tokenizer, squad_v2=any(not question.answers for question in questions))(questions)
+        result = asking(model, tokenizer, squad_v2=any(not question.answers for question in questions))(questions)
     finally:
         model.train(training)
-    return squad_metric.score(dict(answered.answers), {question.id: list(question.answers) for question in questions})
+    return squad_metric.score(dict(result.answers), {question.id: list(question.answers) for question in questions})

@@ -1,7 +1,7 @@
-"""Several processes for one training, as `torchrun` or `accelerate launch` start them, on one host or several.
+"""Distributed training: several processes, started by `torchrun` or `accelerate launch`, on one host or several.
 
-Each of them runs the same `qabuild` command. The first builds, and tells the others of every training, in which they
-take part; all else it does alone. The hosts share the folders of the checkpoints and of the results (QABUILD_CACHE).
+Each process runs the same `qabuild` command. Rank 0 builds, and announces every training to the other ranks, which join
+it; it does everything else alone. The hosts must share the folders of the checkpoints and of the cache (QABUILD_CACHE).
 """
 
 from __future__ import annotations
@@ -18,33 +18,33 @@ from typing import Any
 from qabuild.system.process import run_in_child
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
-"""What a launcher tells its processes; TORCHELASTIC_* say more."""
+"""The variables that a launcher sets for its processes, beside TORCHELASTIC_*."""
 PATIENCE = timedelta(days=30)
-"""How long the others wait for the next training."""
+"""How long the other ranks wait for the next training."""
 
 
 class Ranks:
-    """This process among those of the launcher, by its environment variables."""
+    """The rank of this process and the number of processes, from the launcher's environment variables."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._environment = dict(environment)
         self.rank = int(environment.get("RANK", "0"))
         self.count = int(environment.get("WORLD_SIZE", "1"))
-        self._told = 0
+        self._announced = 0
 
     def announce(self, request: Mapping[str, Any] | None) -> dict[str, str]:
-        """Tell the others of a training, or with None that there will be no more.
+        """Announce a training to the other ranks, or with None the end.
 
-        Returns the variables for the process by which this one takes part: none where there are no others.
+        Returns the environment variables of this rank's training subprocess; empty without other ranks.
         """
         if self.count == 1:
             return {}
         message = {"request": request, "port": _free_port()}
         self._store.set(self._next(), json.dumps(message))
-        return self._meeting(message)
+        return self._rendezvous(message)
 
     def follow(self) -> None:
-        """Take part in every training that the first process tells of, until there are no more."""
+        """Join every training that rank 0 announces, until the end."""
         while True:
             message = json.loads(self._store.get(self._next()))
             request = message["request"]
@@ -55,15 +55,15 @@ class Ranks:
                 request,
                 Path(request["directory"]),
                 "the training",
-                environment=self._meeting(message),
+                environment=self._rendezvous(message),
             )
 
     def _next(self) -> str:
-        self._told += 1
-        return f"qabuild/{self._told}"
+        self._announced += 1
+        return f"qabuild/{self._announced}"
 
-    def _meeting(self, message: Mapping[str, Any]) -> dict[str, str]:
-        """Each training has a store of its own, kept by its first process: leftovers of one would mislead the next."""
+    def _rendezvous(self, message: Mapping[str, Any]) -> dict[str, str]:
+        """A training's environment, with a store of its own, served by rank 0: stale keys would mislead the next."""
         store = {"MASTER_PORT": str(message["port"]), "TORCHELASTIC_USE_AGENT_STORE": "False"}
         return {**self._environment, **store}
 
@@ -76,16 +76,16 @@ class Ranks:
 
 
 def _free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("", 0))
-        return int(one.getsockname()[1])
+    with socket.socket() as listener:
+        listener.bind(("", 0))
+        return int(listener.getsockname()[1])
 
 
 @cache
 def current() -> Ranks:
-    """This process's place. The launcher's variables leave its environment when this is first asked.
+    """The rank of this process. The first call removes the launcher's variables from the environment.
 
-    A library that finds them would wait for processes that never come.
+    A library that finds them would wait for processes that never join.
     """
     names = [name for name in os.environ if name in VARIABLES or name.startswith("TORCHELASTIC_")]
     return Ranks({name: os.environ.pop(name) for name in names})

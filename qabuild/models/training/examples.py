@@ -1,4 +1,4 @@
-"""What is learnt from: windows, cut as the pipeline cuts them, and where their answers are."""
+"""Training examples: windows, cut as the pipeline cuts them, with the positions of their answers."""
 
 from __future__ import annotations
 
@@ -23,43 +23,44 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Examples:
-    """The windows of the questions that are learnt from; arrays are [windows]."""
+    """The windows of the training questions; arrays are [windows]."""
 
     windows: Windows
     starts: Integers
-    """Column of the first answer token, in the window without padding; of the CLS token where there is no answer."""
+    """Column of the first answer token, in the window without padding; that of the CLS token if there is no answer."""
     ends: Integers
+    """Column of the last answer token, likewise."""
     questions: tuple[Question, ...]
     held_out: tuple[Question, ...]
-    """Questions that are not learnt from."""
+    """Questions kept out of training, to evaluate on."""
     counts: Mapping[str, Any]
-    """questions, windows, windows without an answer, questions left out"""
+    """Counts of questions and windows, of windows without an answer, and the ids of questions left out."""
     rows: Integers
-    """The windows that are learnt from: all, but in a search."""
+    """Indices of the windows to train on: all of them, except in a search."""
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> int:
-        """A window's index only: windows become arrays batch by batch, see `Collator`."""
+        """The index of a window: `Collator` turns the windows of a batch into arrays."""
         return int(self.rows[index])
 
 
 def load(train: Train, tokenizer: Any, *, offline: bool = False) -> Examples:
-    """The examples that `train` names, for `tokenizer`.
+    """Load the examples that `train` names, tokenized by `tokenizer`.
 
-    Raises what `qabuild.qa.data.load` raises, BadTarget where there is nothing to learn, UntrustedInput for a tokenizer
+    Raises what `qabuild.qa.data.load` raises, BadTarget if no window holds an answer, UntrustedInput for a tokenizer
     without a CLS token.
     """
-    found = questions_of(train, offline=offline)
-    learnt, held_out = hold_out(found.questions, train.held_out, train.seed)
-    made = make(learnt, tokenizer, train, held_out, misplaced=found.misplaced)
-    source = {"dataset": found.name, "revision": found.revision, "fingerprint": found.fingerprint}
-    return replace(made, counts={**source, **made.counts})
+    dataset = questions_of(train, offline=offline)
+    training, held_out = hold_out(dataset.questions, train.held_out, train.seed)
+    examples = make(training, tokenizer, train, held_out, misplaced=dataset.misplaced)
+    source = {"dataset": dataset.name, "revision": dataset.revision, "fingerprint": dataset.fingerprint}
+    return replace(examples, counts={**source, **examples.counts})
 
 
 def examples_of(request: Request) -> tuple[Any, Examples]:
-    """Tokenizer and examples; with a teacher those of the teacher, which must be the student's as well."""
+    """Tokenizer and examples. A teacher's tokenizer is used if there is one; it must produce the student's tokens."""
     from qabuild.models.checkpoint.load import load_tokenizer
 
     tokenizer = load_tokenizer((request.teacher or request.start).directory)
@@ -75,7 +76,7 @@ def examples_of(request: Request) -> tuple[Any, Examples]:
 
 
 def questions_of(train: Train, *, offline: bool = False) -> QuestionSet:
-    """The questions that `train` names, held-out ones among them. Raises what `qabuild.qa.data.load` raises."""
+    """Load the questions that `train` names, including held-out ones. Raises what `qabuild.qa.data.load` raises."""
     return data.load(train.data, offline=offline)
 
 
@@ -86,7 +87,7 @@ def make(
     held_out: Sequence[Question] = (),
     misplaced: Sequence[str] = (),
 ) -> Examples:
-    """The examples of `questions`. A question with several answers is learnt by its first."""
+    """Cut `questions` into examples. Of several answers, the first is the label."""
     import numpy as np
 
     pairs = [(question.question, question.context) for question in questions]
@@ -96,7 +97,7 @@ def make(
         raise BadTarget(f"[train]: {error}", "lower train.doc_stride, or raise train.max_seq_len") from None
     if windows.layout.cls_place is None:
         raise UntrustedInput(
-            f"{type(tokenizer).__name__}: it puts no CLS token, at which windows without an answer point",
+            f"{type(tokenizer).__name__}: it adds no CLS token, which windows without an answer point to",
             "name a checkpoint whose tokenizer has one, such as a BERT or RoBERTa",
         )
     spans = [(q.answer_starts[0], q.answer_starts[0] + len(q.answers[0])) if q.answers else None for q in questions]
@@ -124,7 +125,7 @@ def make(
 
 
 def cut_of(train: Train, tokenizer: Any) -> Cut:
-    """How windows are cut, as the pipeline cuts them."""
+    """The parameters of cutting windows, as in the pipeline."""
     return Cut(
         max_seq_len=min(train.max_seq_len, tokenizer.model_max_length),
         doc_stride=train.doc_stride,
@@ -134,28 +135,28 @@ def cut_of(train: Train, tokenizer: Any) -> Cut:
 
 
 def hold_out(questions: Sequence[Question], count: int, seed: int) -> tuple[tuple[Question, ...], tuple[Question, ...]]:
-    """What is learnt from, and at least `count` questions that are not: those of contexts drawn by `seed`.
+    """Split into training questions and at least `count` held-out ones: all those of contexts drawn with `seed`.
 
-    Whole contexts, since a question is half answered by another on the same context. Raises BadTarget where nothing
-    would be left.
+    Whole contexts are held out, since questions on the same context leak answers (train/test leakage). Raises
+    BadTarget if no context would be left to train on.
     """
     sizes: dict[str, int] = {}
     for question in questions:
         sizes[question.context] = sizes.get(question.context, 0) + 1
     contexts = sorted(sizes)
     random.Random(seed).shuffle(contexts)
-    aside: set[str] = set()
-    held = 0
-    while held < count and contexts:
+    held_out: set[str] = set()
+    held_out_questions = 0
+    while held_out_questions < count and contexts:
         context = contexts.pop()
-        aside.add(context)
-        held += sizes[context]
+        held_out.add(context)
+        held_out_questions += sizes[context]
     if not contexts:
         raise BadTarget(
             f"train.held_out is {count}, and there are {len(questions)} questions on {len(sizes)} contexts",
-            "hold out fewer, or give more to learn from",
+            "hold out fewer, or train on more questions",
         )
     return (
-        tuple(question for question in questions if question.context not in aside),
-        tuple(question for question in questions if question.context in aside),
+        tuple(question for question in questions if question.context not in held_out),
+        tuple(question for question in questions if question.context in held_out),
     )

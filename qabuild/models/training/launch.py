@@ -1,4 +1,4 @@
-"""Have a step of a training carried out in a process of its own, and tell how it goes."""
+"""Runs a training step in a subprocess and reports its progress."""
 
 from __future__ import annotations
 
@@ -12,45 +12,45 @@ from qabuild.system.process import run_in_child
 from qabuild.system.reporter import Reporter
 
 PAUSE = 30.0
-"""Seconds between two lines that say how far a training is."""
+"""Minimum seconds between two progress lines."""
 
 
 def carry_out(request: Request, reporter: Reporter) -> Mapping[str, Any]:
-    """The step's record. Raises what the step raises."""
+    """Run the step in a subprocess and return its record. Raises what the step raises."""
     request.work.mkdir(parents=True, exist_ok=True)
-    telling, document = _Telling(request.step, reporter), request.to_dict()
-    # All but the training itself one process does alone.
+    progress, document = _Progress(request.step, reporter), request.to_dict()
+    # Only the step `train` is distributed; rank 0 runs the others alone.
     environment = distributed.current().announce(document) if request.step == "train" else {}
     try:
         return run_in_child(
-            "qabuild.models.training", document, request.directory, "the training", telling.hear, environment
+            "qabuild.models.training", document, request.directory, "the training", progress.hear, environment
         )
     finally:
-        telling.end()
+        progress.end()
 
 
-class _Telling:
-    """Turns messages of the process into a bar that moves, and now and then a line."""
+class _Progress:
+    """Turns the subprocess's messages into a progress bar and log lines."""
 
     def __init__(self, step: str, reporter: Reporter) -> None:
         self._step, self._reporter = step, reporter
         self._bar: Any = None
         self._done = 0
-        self._said = time.monotonic()
+        self._last_line = time.monotonic()
 
-    def hear(self, told: Mapping[str, Any]) -> None:
-        if "steps" in told:
-            self._advance(told["step"], told["steps"])
-        if "resumed" in told:
-            self._reporter.say(f"{self._step}: goes on after step {told['resumed']}")
-        if "f1" in told:
-            scores = f"EM {told['exact_match']:.2f}, F1 {told['f1']:.2f}"
-            self._reporter.say(f"{self._step}: epoch {told['epoch']}, held-out questions: {scores}")
-        if "loss" in told and time.monotonic() - self._said > PAUSE:
-            self._said = time.monotonic()
+    def hear(self, message: Mapping[str, Any]) -> None:
+        if "steps" in message:
+            self._advance(message["step"], message["steps"])
+        if "resumed" in message:
+            self._reporter.say(f"{self._step}: resumes after step {message['resumed']}")
+        if "f1" in message:
+            scores = f"EM {message['exact_match']:.2f}, F1 {message['f1']:.2f}"
+            self._reporter.say(f"{self._step}: epoch {message['epoch']}, held-out questions: {scores}")
+        if "loss" in message and time.monotonic() - self._last_line > PAUSE:
+            self._last_line = time.monotonic()
             self._reporter.say(
-                f"{self._step}: step {self._done}, loss {told['loss']:.3f}, {told['steps_per_second']:.2f} steps/s, "
-                f"{_minutes(told['seconds_left'])} left"
+                f"{self._step}: step {self._done}, loss {message['loss']:.3f}, "
+                f"{message['steps_per_second']:.2f} steps/s, {_minutes(message['seconds_left'])} left"
             )
 
     def _advance(self, step: int, steps: int) -> None:

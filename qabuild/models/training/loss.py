@@ -1,4 +1,4 @@
-"""What a student is trained on: the right answers, and what the teacher makes of the question."""
+"""Training losses: cross entropy of the answer positions, and KL divergence from the teacher."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def distillation_loss(student: Tensor, teacher: Tensor, mask: Tensor, temperatur
 
 
 def _unpadded(logits: Tensor, mask: Tensor) -> Tensor:
-    """Logits in fp32, those of padding so low that no probability is left to them.
+    """Logits in fp32, with those of padding set to the lowest finite value: their softmax is 0.
 
-    Lowest, not infinite: what the softmax makes of both is 0, and infinities would be subtracted from each other.
+    Not -inf: the KL divergence subtracts them from each other, which would give NaN.
     """
     import torch
 

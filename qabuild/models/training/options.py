@@ -1,4 +1,4 @@
-"""The tables of a target that say how a checkpoint is trained."""
+"""The tables `[train]` and `[distill]` of a target, and the steps of a training."""
 
 from __future__ import annotations
 
@@ -56,28 +56,28 @@ class Train(DatasetTable):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        wrong = []
+        problems = []
         if self.layers is not None and list(self.layers) != sorted(set(self.layers)):
-            wrong.append(f"`layers` are named once each, in their order, and not as {list(self.layers)}")
+            problems.append(f"`layers` are named once each, in their order, and not as {list(self.layers)}")
         if self.layers is not None and self.from_config:
-            wrong.append("name one of `layers` and `from_config`")
+            problems.append("name one of `layers` and `from_config`")
         if self.doc_stride >= self.max_seq_len:
-            wrong.append(
+            problems.append(
                 f"`doc_stride` must be less than `max_seq_len`, and is {self.doc_stride} to {self.max_seq_len}: "
                 "windows that share all would never end"
             )
         if self.batch_size % self.gradient_accumulation_steps:
-            wrong.append(
+            problems.append(
                 f"`gradient_accumulation_steps` must divide `batch_size`, and {self.gradient_accumulation_steps} does "
                 f"not divide {self.batch_size}"
             )
-        if wrong:
-            raise ValueError("; ".join(wrong))
+        if problems:
+            raise ValueError("; ".join(problems))
         return self
 
 
 class Search(Frozen):
-    """Hyper-parameters of distillation, looked for with Optuna."""
+    """Hyper-parameter search of distillation with Optuna."""
 
     trials: int = Field(20, ge=1, description="trainings to try")
     samples: int | None = Field(None, ge=1, description="questions of each trial; those of `train` where absent")
@@ -119,4 +119,4 @@ MODULES: dict[StepName, str] = {
     "search": "qabuild.models.training.search",
     "train": "qabuild.models.training.fit",
 }
-"""What carries out each step: a module with a function `run`. None imports another's but where it uses it."""
+"""The module that runs each step, in its function `run`. A module imports another step's only if it uses it."""

@@ -1,4 +1,4 @@
-"""What the process that trains is asked for, as JSON on its stdin."""
+"""The request to the training subprocess, sent as JSON on its stdin."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from qabuild.models.training.options import Distill, StepName, Train
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """One step of a training."""
+    """One step of a training, with all its inputs."""
 
     step: StepName
     start: Checkpoint
@@ -22,13 +22,13 @@ class Request:
     distill: Distill | None
     device: Literal["cpu", "cuda"]
     dtype: Literal["fp32", "bf16", "fp16"]
-    """Of autocast."""
+    """The dtype of autocast."""
     logits: Path | None
     """The folder with the teacher's logits."""
     work: Path
-    """A folder that outlives an interruption."""
+    """The folder for saved states, which survives an interruption."""
     directory: Path
-    """Where the result goes; empty."""
+    """The empty folder for the result."""
     offline: bool
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The order of the windows: batches of about one length, and as good as shuffled."""
+"""The order of the windows: shuffled batches of windows of similar length."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MEGABATCH = 64
-"""Batches whose windows are sorted by length together: the more, the less padding, and the less chance."""
+"""Batches whose windows are sorted by length together: more mean less padding and less randomness."""
 
 
 class LengthGroupedSampler:
-    """Indices of windows, so that each `batch_size` of them, one after another, are of about one length.
+    """Window indices in batches of `batch_size` consecutive ones, each batch of similar length.
 
-    The windows are shuffled, cut into megabatches, sorted by length within each, and the batches of all megabatches
-    shuffled. Some come twice, to fill the last batch: so each weighs the same, however many processes share it. All
-    is drawn from (seed, epoch) alone: a training that is taken up again needs no random state for it, and every
-    process draws the same.
+    The windows are shuffled, cut into megabatches and sorted by length within each; then the batches of all megabatches
+    are shuffled. Some windows come twice, to fill the last batch, so that all batches weigh the same for any number of
+    processes. The order depends on (seed, epoch) alone: resuming needs no saved random state, and every process draws
+    the same order.
     """
 
     def __init__(self, lengths: NDArray[np.int64], batch_size: int, seed: int) -> None:
@@ -36,13 +36,14 @@ class LengthGroupedSampler:
     def __iter__(self) -> Iterator[int]:
         import numpy as np
 
-        draw = np.random.default_rng([self._seed, self._epoch])
-        order = np.resize(draw.permutation(len(self._lengths)), len(self))
+        generator = np.random.default_rng([self._seed, self._epoch])
+        order = np.resize(generator.permutation(len(self._lengths)), len(self))
         size = self._batch_size * MEGABATCH
         batches: list[NDArray[np.int64]] = []
         for begin in range(0, len(order), size):
-            mega = order[begin : begin + size]
-            mega = mega[np.argsort(-self._lengths[mega], kind="stable")]
-            batches += [mega[at : at + self._batch_size] for at in range(0, len(mega), self._batch_size)]
-        for index in draw.permutation(len(batches)):
+            megabatch = order[begin : begin + size]
+            megabatch = megabatch[np.argsort(-self._lengths[megabatch], kind="stable")]
+            starts = range(0, len(megabatch), self._batch_size)
+            batches += [megabatch[start : start + self._batch_size] for start in starts]
+        for index in generator.permutation(len(batches)):
             yield from batches[index].tolist()

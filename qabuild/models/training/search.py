@@ -1,4 +1,4 @@
-"""The search for alpha and temperature, with Optuna: each trial a training, scored on the held-out questions."""
+"""Hyper-parameter search for alpha and temperature with Optuna: each trial is a training, scored by held-out F1."""
 
 from __future__ import annotations
 
@@ -31,43 +31,42 @@ Fit = Callable[[Request, Examples], object]
 
 
 def run(request: Request, tell: Tell) -> Mapping[str, Any]:
-    """The step `search`: look for the alpha and the temperature of the best student."""
+    """The step `search`: find the alpha and temperature of the best student."""
     tokenizer, examples = examples_of(request)
-    return search(request, examples, lambda trial, part: fit(trial, part, tokenizer, tell))
+    return search(request, examples, lambda trial, subset: fit(trial, subset, tokenizer, tell))
 
 
-def search(request: Request, found: Examples, train: Fit) -> dict[str, Any]:
-    """Try as many pairs as `distill.search` says, and return the best with the table of all.
+def search(request: Request, examples: Examples, train: Fit) -> dict[str, Any]:
+    """Run the trials of `distill.search`; return the best parameters and the table of all trials.
 
-    What `request.work` holds of an interrupted search is gone on from, in the middle of a trial too. Raises
-    QABuildError where no trial came to an end.
+    Resumes an interrupted search from `request.work`, even within a trial. Raises QABuildError if no trial finished.
     """
     assert request.distill
     assert request.distill.search
-    asked = request.distill.search
-    learnt = _part(found, asked)
+    options = request.distill.search
+    subset = _subset(examples, options)
     with _study(request.work / JOURNAL) as study:
-        while len(study.trials) < asked.trials or study.get_trials(states=(TrialState.RUNNING,)):
-            trial = _unfinished(study) or _next(study, asked)
-            study.tell(trial.number, *_try(request, trial, learnt, asked, train))
+        while len(study.trials) < options.trials or study.get_trials(states=(TrialState.RUNNING,)):
+            trial = _interrupted(study) or _next(study, options)
+            study.tell(trial.number, *_run_trial(request, trial, subset, options, train))
         table = [_row(trial) for trial in study.trials]
     finished = [row for row in table if row["f1"] is not None]
     if not finished:
         raise QABuildError(
-            f"none of the {len(table)} trials of the search came to an end",
-            "train once without [distill.search], to see what goes wrong",
+            f"none of the {len(table)} trials of the search finished",
+            "train once without [distill.search] to see the error",
         )
     best = max(finished, key=lambda row: row["f1"])
     (request.directory / TABLE).write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
     return {"best": {name: best[name] for name in ("alpha", "temperature")}, "trials": table}
 
 
-def _part(found: Examples, asked: Search) -> Examples:
-    """The windows of as many questions as a trial takes."""
-    if asked.samples is None or asked.samples >= len(found.questions):
-        return found
-    drawn = random.Random(asked.seed).sample(range(len(found.questions)), asked.samples)
-    return replace(found, rows=np.flatnonzero(np.isin(found.windows.pair, drawn)))
+def _subset(examples: Examples, options: Search) -> Examples:
+    """The windows of `options.samples` questions, drawn with its random seed."""
+    if options.samples is None or options.samples >= len(examples.questions):
+        return examples
+    questions = random.Random(options.seed).sample(range(len(examples.questions)), options.samples)
+    return replace(examples, rows=np.flatnonzero(np.isin(examples.windows.pair, questions)))
 
 
 @contextmanager
@@ -81,8 +80,8 @@ def _study(journal: Path) -> Iterator[optuna.Study]:
         optuna.logging.set_verbosity(verbosity)
 
 
-def _unfinished(study: optuna.Study) -> FrozenTrial | None:
-    """The trial that a kill has interrupted, if it had got as far as its parameters."""
+def _interrupted(study: optuna.Study) -> FrozenTrial | None:
+    """The trial that was interrupted by a kill; without parameters it is marked as failed instead."""
     for trial in study.get_trials(states=(TrialState.RUNNING,)):
         if {"alpha", "temperature"} <= trial.params.keys():
             return trial
@@ -90,35 +89,35 @@ def _unfinished(study: optuna.Study) -> FrozenTrial | None:
     return None
 
 
-def _next(study: optuna.Study, asked: Search) -> FrozenTrial:
-    # A sampler for each trial: one that was seeded once would begin its row of draws anew after an interruption.
-    study.sampler = optuna.samplers.TPESampler(seed=asked.seed + len(study.trials))
+def _next(study: optuna.Study, options: Search) -> FrozenTrial:
+    # A new sampler for each trial: one seeded at the start would repeat its draws after an interruption.
+    study.sampler = optuna.samplers.TPESampler(seed=options.seed + len(study.trials))
     trial = study.ask()
-    trial.suggest_float("alpha", *asked.alpha)
-    trial.suggest_float("temperature", *asked.temperature)
+    trial.suggest_float("alpha", *options.alpha)
+    trial.suggest_float("temperature", *options.temperature)
     return study.trials[trial.number]
 
 
-def _try(
-    request: Request, trial: FrozenTrial, learnt: Examples, asked: Search, fit: Fit
+def _run_trial(
+    request: Request, trial: FrozenTrial, examples: Examples, options: Search, fit: Fit
 ) -> tuple[float | None, TrialState]:
-    """F1 on the held-out questions after a training with the trial's parameters."""
+    """Train with the trial's parameters and return the F1 on the held-out questions."""
     assert request.distill
     work = request.work / f"trial-{trial.number}"
     result = work / "result"
     result.mkdir(parents=True, exist_ok=True)
-    tried = replace(
+    trial_request = replace(
         request,
         distill=request.distill.model_copy(update=trial.params),
-        train=request.train.model_copy(update={"epochs": asked.epochs}),
+        train=request.train.model_copy(update={"epochs": options.epochs}),
         work=work,
         directory=result,
     )
     try:
-        fit(tried, learnt)
+        fit(trial_request, examples)
         scores = [line["f1"] for line in curves.read(work / curves.FILE) if "f1" in line]
         return scores[-1], TrialState.COMPLETE
-    except QABuildError:  # as of a loss that is no number: other parameters may do better
+    except QABuildError:  # such as a NaN loss: other parameters may work
         return None, TrialState.FAIL
     finally:
         shutil.rmtree(work, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""The model that is trained: a checkpoint's, some of its layers, or one of the same shape with random weights."""
+"""The model to train: a checkpoint's, with all or some of its layers, or with random weights."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from qabuild.models.training.options import Train
 
 
 def make_student(start: Checkpoint, train: Train) -> Any:
-    """The model, in fp32 on the CPU. What is random in it follows from `train.seed`.
+    """Build the model, in fp32 on the CPU. `train.seed` determines random weights.
 
-    Its config has the dropout of the training, see `restore_dropout`. Raises BadTarget for layers that the checkpoint
+    Its config holds the dropout of the training, see `restore_dropout`. Raises BadTarget for layers that the checkpoint
     does not have, and what `load_model` raises.
     """
     import torch
@@ -22,7 +22,7 @@ def make_student(start: Checkpoint, train: Train) -> Any:
 
     torch.manual_seed(train.seed)
     config = _config(start)
-    if train.dropout is not None:  # before the model is made: some keep it as a number, some make layers when called
+    if train.dropout is not None:  # before the model is built: some store the value, some build dropout layers from it
         config.update(dict.fromkeys(_dropouts(config), train.dropout))
     if train.from_config:
         model = AutoModelForQuestionAnswering.from_config(config, dtype=torch.float32)
@@ -34,7 +34,7 @@ def make_student(start: Checkpoint, train: Train) -> Any:
 
 
 def restore_dropout(model: Any, start: Checkpoint) -> None:
-    """Let the model's config have the checkpoint's dropout again, as it is to be written."""
+    """Set the dropout in the model's config back to the checkpoint's, before it is saved."""
     model.config.update(_dropouts(_config(start)))
 
 
@@ -45,30 +45,31 @@ def _config(start: Checkpoint) -> Any:
 
 
 def _dropouts(config: Any) -> dict[str, float]:
-    """The shares that a config has dropped, by key."""
+    """The dropout probabilities of a config, by key."""
     return {key: value for key, value in config.to_dict().items() if "dropout" in key and type(value) in (int, float)}
 
 
 def keep_layers(model: Any, layers: tuple[int, ...], name: str) -> None:
-    """Drop all layers of the encoder but those; they keep their weights.
+    """Remove all encoder layers but `layers`, which keep their weights.
 
-    Raises BadTarget where there is no such layer, or no list of layers of its own weights (ALBERT shares one).
+    Raises BadTarget if a layer does not exist, or if the layers are not one list with weights of their own (ALBERT
+    shares the weights of one).
     """
     from torch.nn import ModuleList
 
     count = model.config.num_hidden_layers
-    found = [
+    candidates = [
         (parent, key)
         for parent in model.modules()
         for key, child in parent.named_children()
         if isinstance(child, ModuleList) and len(child) == count
     ]
-    if len(found) != 1:
+    if len(candidates) != 1:
         raise BadTarget(
             f"{name}: the layers of a {model.config.model_type!r} cannot be told apart",
             "leave out train.layers, and name a smaller checkpoint as the student",
         )
     refuse_layers_beyond(layers, count, name)
-    parent, key = found[0]
+    parent, key = candidates[0]
     setattr(parent, key, ModuleList([getattr(parent, key)[layer] for layer in layers]))
     model.config.num_hidden_layers = len(layers)

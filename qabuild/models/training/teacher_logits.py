@@ -1,7 +1,7 @@
-"""The teacher's logits on every window, computed once: they serve every epoch, every trial and every process.
+"""The teacher's logits on every window, computed once for all epochs, trials and processes.
 
-One file of fp32 numbers, [2, tokens of all windows end to end], the start logits first. It is mapped into memory, so
-that processes share it and only what is read is loaded.
+They are one fp32 file, [2, tokens of all windows, concatenated], start logits first. It is memory-mapped, so that
+processes share it and load only what they read.
 """
 
 from __future__ import annotations
@@ -22,15 +22,13 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    Numbers = NDArray[np.float32]
-
 FILE = "logits.f32"
 BATCH_TOKENS = 8192
-"""Tokens, padding included, that go through the teacher at once."""
+"""Maximum tokens of a teacher batch, padding included."""
 
 
 def run(request: Request, tell: Tell) -> Mapping[str, Any]:
-    """The step `logits`: let the teacher answer every window, once."""
+    """The step `logits`: compute the teacher's logits on every window."""
     from qabuild.models.checkpoint.load import load_model
 
     assert request.teacher
@@ -44,7 +42,7 @@ def run(request: Request, tell: Tell) -> Mapping[str, Any]:
         tell({"step": done, "steps": len(examples)})
 
     with sdpa_kernels.of_any_shape(request.device):
-        make(model, tokenizer.model_input_names, examples, request.directory, _autocast(request), advance)
+        compute(model, tokenizer.model_input_names, examples, request.directory, _autocast(request), advance)
     return {"examples": examples.counts}
 
 
@@ -57,7 +55,7 @@ def _autocast(request: Request) -> Any:
 
 
 def open_logits(directory: Path, examples: Examples) -> Logits:
-    """The logits in `directory`, which were made of the same windows. Raises UntrustedInput for others."""
+    """Open the logits in `directory`. Raises UntrustedInput if their number does not fit the windows of `examples`."""
     import numpy as np
 
     offsets = np.concatenate([[0], np.cumsum(examples.windows.length)])
@@ -65,12 +63,12 @@ def open_logits(directory: Path, examples: Examples) -> Logits:
     if path.stat().st_size != 8 * offsets[-1]:
         raise UntrustedInput(
             f"{path}: holds {path.stat().st_size // 8} logits, and the windows have {offsets[-1]} tokens",
-            "the data set changed while it was built: build again",
+            "the data set changed during the build: build again",
         )
-    return Logits(numbers=np.memmap(path, np.float32, "r", shape=(2, offsets[-1])), offsets=offsets)
+    return Logits(values=np.memmap(path, np.float32, "r", shape=(2, offsets[-1])), offsets=offsets)
 
 
-def make(
+def compute(
     model: Any,
     input_names: Sequence[str],
     examples: Examples,
@@ -78,16 +76,16 @@ def make(
     autocast: Any,
     advance: Callable[[int], None],
 ) -> None:
-    """Write what the teacher `model`, on its device, says of each window. `autocast` is a context manager.
+    """Compute the logits of the teacher `model`, on its device, and write them. `autocast` is a context manager.
 
-    Raises UntrustedInput for a teacher whose logits are not finite.
+    Raises UntrustedInput if the logits are not all finite.
     """
     import numpy as np
     import torch
 
     windows = examples.windows
     offsets = np.concatenate([[0], np.cumsum(windows.length)])
-    numbers = np.memmap(directory / FILE, np.float32, "w+", shape=(2, offsets[-1]))
+    values = np.memmap(directory / FILE, np.float32, "w+", shape=(2, offsets[-1]))
     collate = Collator(examples, input_names)
     for rows in _batches(windows.length):
         batch = {
@@ -96,19 +94,21 @@ def make(
         with torch.inference_mode(), autocast:
             output = model(**batch)
         shift = windows.place(rows, batch["input_ids"].shape[1])[0] - windows.first[rows]
-        both = torch.stack([output.start_logits, output.end_logits]).float().cpu().numpy()
-        for row, (window, by) in enumerate(zip(rows, shift, strict=True)):
-            numbers[:, offsets[window] : offsets[window + 1]] = both[:, row, by : by + windows.length[window]]
+        logits = torch.stack([output.start_logits, output.end_logits]).float().cpu().numpy()
+        for row, (window, offset) in enumerate(zip(rows, shift, strict=True)):
+            columns = slice(offset, offset + windows.length[window])
+            values[:, offsets[window] : offsets[window + 1]] = logits[:, row, columns]
         advance(len(rows))
-    if not np.isfinite(numbers).all():
+    if not np.isfinite(values).all():
         raise UntrustedInput(
-            "the teacher's logits are not all finite", 'let it compute in fp32 (train.dtype = "fp32"), or take another'
+            "the teacher's logits are not all finite",
+            'compute them in fp32 (train.dtype = "fp32"), or take another',
         )
-    numbers.flush()
+    values.flush()
 
 
 def _batches(lengths: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """Rows of about one length, the longest first, with up to BATCH_TOKENS tokens each."""
+    """Batches of windows of similar length, longest first, with up to BATCH_TOKENS tokens each."""
     import numpy as np
 
     order = np.argsort(-lengths, kind="stable")

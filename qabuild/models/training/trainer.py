@@ -1,4 +1,4 @@
-"""The training itself: transformers' Trainer, with our order of windows, our losses and an eye on the loss."""
+"""transformers' Trainer with length-grouped batches, the distillation loss and a check for a non-finite loss."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ if TYPE_CHECKING:
     from qabuild.models.training.request import Request
 
 TARGETS = ("start_positions", "end_positions", "teacher_start_logits", "teacher_end_logits")
-"""What a batch holds beside the model's inputs."""
+"""The tensors of a batch that are not inputs of the model."""
 STATES = 2
-"""Saved states that are kept: one may be half-written when the process is killed."""
+"""Number of saved states to keep: the newest may be partial if the process is killed."""
 
 
 class QuestionAnsweringTrainer(Trainer):  # type: ignore[misc]
-    """A Trainer of `examples`. With `alpha` below 1, batches hold a teacher's logits, see `Collator`."""
+    """A Trainer on `examples`. With `alpha` below 1, batches hold teacher logits, see `Collator`."""
 
     def __init__(self, *, examples: Examples, alpha: float, temperature: float, seed: int, **options: Any) -> None:
         super().__init__(train_dataset=examples, **options)
         self._alpha, self._temperature, self._seed = alpha, temperature, seed
 
     def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroupedSampler:
-        # Of all processes and parts together: each takes its part of every batch.
+        # The global batch: each process and accumulation part takes its share.
         size = self.args.per_device_train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
         examples = self.train_dataset
         return LengthGroupedSampler(examples.windows.length[examples.rows], size, self._seed)
@@ -81,15 +81,15 @@ def make_trainer(
     temperature: float,
     callbacks: Sequence[Any],
 ) -> QuestionAnsweringTrainer:
-    """The Trainer that `request` describes. Its states go to `request.work`."""
+    """Configure the Trainer for `request`; it saves its states to `request.work`."""
     train = request.train
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     parts = train.gradient_accumulation_steps * processes
     if train.batch_size % parts:
         raise QABuildError(
-            f"batches of {train.batch_size} windows cannot be shared by {processes} processes in "
+            f"batches of {train.batch_size} windows cannot be split among {processes} processes in "
             f"{train.gradient_accumulation_steps} parts each",
-            "let their product divide train.batch_size",
+            "choose numbers whose product divides train.batch_size",
         )
     arguments = TrainingArguments(
         output_dir=str(request.work),
@@ -103,7 +103,7 @@ def make_trainer(
         bf16=request.dtype == "bf16",
         fp16=request.dtype == "fp16",
         use_cpu=request.device == "cpu",
-        ddp_timeout=24 * 3600,  # the others wait while one asks the held-out questions
+        ddp_timeout=24 * 3600,  # other ranks wait while rank 0 evaluates the held-out questions
         ddp_backend=None if processes == 1 else "gloo" if request.device == "cpu" else "nccl",
         deepspeed=train.deepspeed,
         seed=train.seed,
@@ -117,7 +117,7 @@ def make_trainer(
         remove_unused_columns=False,
         dataloader_pin_memory=request.device == "cuda",
     )
-    arguments._n_gpu = min(1, arguments.n_gpu)  # several GPUs in one process would each get a whole batch
+    arguments._n_gpu = min(1, arguments.n_gpu)  # with several GPUs in one process, each would get a full batch
     return QuestionAnsweringTrainer(
         model=model,
         args=arguments,
@@ -131,16 +131,16 @@ def make_trainer(
 
 
 def last_state(work: Path) -> Path | None:
-    """The newest state in `work` that is whole; None where there is none."""
+    """The newest intact state in `work`; None if there is none."""
     states = {int(path.name.rpartition("-")[2]): path for path in work.glob("checkpoint-*")}
-    return next((path for step, path in sorted(states.items(), reverse=True) if _is_whole(path, step)), None)
+    return next((path for step, path in sorted(states.items(), reverse=True) if _is_intact(path, step)), None)
 
 
-def _is_whole(state: Path, step: int) -> bool:
-    """Whether nothing of a saved state was cut off, by a kill or by a power cut.
+def _is_intact(state: Path, step: int) -> bool:
+    """Whether a saved state is complete, with no file truncated by a kill or a power cut.
 
-    The Trainer writes trainer_state.json last. What torch wrote is a zip archive, whose directory stands at its end;
-    a safetensors file says at its beginning how long it is.
+    The Trainer writes trainer_state.json last. torch's files are zip archives, with the directory at the end; a
+    safetensors file has its size in the header.
     """
     try:
         if json.loads((state / "trainer_state.json").read_text(encoding="utf-8"))["global_step"] != step:
@@ -153,10 +153,10 @@ def _is_whole(state: Path, step: int) -> bool:
         return False
 
 
-def drop_torn_states(work: Path) -> None:
-    """Remove states that a kill has cut off: the Trainer would count them among those it keeps."""
-    whole = last_state(work)
-    newest = int(whole.name.rpartition("-")[2]) if whole else -1
+def remove_partial_states(work: Path) -> None:
+    """Remove states newer than the last intact one: the Trainer would count them among those it keeps."""
+    intact = last_state(work)
+    newest = int(intact.name.rpartition("-")[2]) if intact else -1
     for path in work.glob("checkpoint-*"):
         if int(path.name.rpartition("-")[2]) > newest:
             shutil.rmtree(path)

@@ -1,4 +1,4 @@
-"""Whether a teacher and a student read texts as the same tokens: else their logits speak of different things."""
+"""Checks that teacher and student tokenize texts alike: otherwise their logits are on different tokens."""
 
 from __future__ import annotations
 
@@ -9,16 +9,19 @@ from qabuild.errors import BadTarget
 from qabuild.qa.data import Question
 from qabuild.qa.pipeline.windows import Cut, WindowMaker
 
-TRIED = 64
-"""Questions that both tokenizers are tried on."""
+CHECKED = 64
+"""Number of questions that both tokenizers are compared on."""
 
 
 def require_same_tokens(
     teacher: tuple[str, Any], student: tuple[str, Any], questions: Sequence[Question], cut: Cut
 ) -> None:
-    """Raise BadTarget unless the tokenizers of both, each with a name, make the same windows of `questions`."""
+    """Raise BadTarget unless both tokenizers produce the same windows of `questions`.
+
+    `teacher` and `student`: the name of the checkpoint and its tokenizer.
+    """
     (teacher_name, one), (student_name, other) = teacher, student
-    if problem := _difference(one, other, questions[:TRIED], cut):
+    if problem := _difference(one, other, questions[:CHECKED], cut):
         raise BadTarget(
             f"the teacher {teacher_name} and the student {student_name} read texts as different tokens: {problem}",
             "name a student of the teacher's vocabulary, or leave [checkpoint] out and set train.layers",
@@ -29,7 +32,7 @@ def _difference(one: Any, other: Any, questions: Sequence[Question], cut: Cut) -
     vocabularies = one.get_vocab(), other.get_vocab()
     if vocabularies[0] != vocabularies[1]:
         differing = dict(vocabularies[0].items() ^ vocabularies[1].items())
-        sizes = " and ".join(str(len(each)) for each in vocabularies)
+        sizes = " and ".join(str(len(vocabulary)) for vocabulary in vocabularies)
         return f"vocabularies of {sizes} tokens, {len(differing)} of which differ, such as {min(differing)!r}"
     if other.model_max_length < cut.max_seq_len:
         return f"the student reads {other.model_max_length} tokens at once, and windows have {cut.max_seq_len}"

@@ -1,4 +1,4 @@
-"""Every backend, on every architecture: what it compiles answers like the eager model, or it is refused beforehand."""
+"""Every backend on every architecture: its logits match the eager model's, or the target is refused beforehand."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Compiled = Callable[..., tuple[Path, dict[str, Any]]]
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Tiny matrices are quicker in one thread than in two that wait for one another."""
+    """Tiny matrices are faster on one thread than on two that wait for each other."""
     import torch
 
     before = torch.get_num_threads()
@@ -48,7 +48,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def checkpoint(tiny_checkpoint: Callable[..., Path]) -> Callable[..., Checkpoint]:
-    """`checkpoint("bert", num_hidden_layers=3)`: a tiny one, resolved."""
+    """`checkpoint("bert", num_hidden_layers=3)`: a tiny checkpoint, resolved."""
     return lambda model_type="bert", **overrides: resolve(tiny_checkpoint(model_type, **overrides))
 
 
@@ -79,7 +79,7 @@ def load(name: str, directory: Path, runtime: Runtime = FP32, **options: Any) ->
 
 
 def batches(tokenizer: Any) -> Iterator[dict[str, Any]]:
-    """Text in other batch sizes and lengths than the tracer saw, shorter, longer, with padding and without."""
+    """Inputs in batch sizes and lengths other than the traced ones: shorter, longer, with and without padding."""
     for texts, length in (([0], 64), ([0, 3, 5], 40), ([3, 5], 24), ([1, 0, 2, 4], 200)):
         contexts = [tiny.CORPUS[text] * (3 if text < 3 else 1) for text in texts]
         yield dict(
@@ -95,15 +95,15 @@ def batches(tokenizer: Any) -> Iterator[dict[str, Any]]:
 
 
 def largest_difference(source: Checkpoint, model: Any, dtype: str = "fp32") -> float:
-    """Hold the model against the checkpoint's eager one, with what the tokenizer gives."""
+    """Compare the model with the checkpoint's eager model, on the tokenizer's inputs."""
     reference = load_model(source)
-    takes = inspect.signature(reference.forward).parameters
+    parameters = inspect.signature(reference.forward).parameters
 
     def eager(**inputs: Any) -> Any:
-        return reference(**{name: inputs[name] for name in inputs if name in takes})
+        return reference(**{name: inputs[name] for name in inputs if name in parameters})
 
     inputs = list(batches(load_tokenizer(source.directory)))
-    expected = logit_check.answers(eager, inputs)
+    expected = logit_check.outputs_of(eager, inputs)
     return logit_check.require_same(expected, model, inputs, logit_check.TOLERANCES[dtype], type(model).__name__)
 
 
@@ -111,14 +111,14 @@ EXPORTED, OPTIMISED = "onnxruntime", "onnxruntime with level > 0"
 
 
 def supports(way: str, model_type: str) -> bool:
-    """Whether the backend states that this way of its runs models of the type."""
-    return any(each.name == way and model_type in each.supported for each in support.all_ways())
+    """Whether the support matrix has a yes for this way and model type."""
+    return any(column.name == way and model_type in column.supported for column in support.all_ways())
 
 
-# --- the matrix -------------------------------------------------------------------------------------------------
+# --- the support matrix -------------------------------------------------------------------------------------------
 
 
-# Level 0 is a stage of level 2, and compared there.
+# Level 0 is a stage of level 2, where its logits are compared too.
 MATRIX = [
     (model_type, way, {"level": level} if level is not None else {})
     for way, level in (
@@ -131,7 +131,7 @@ MATRIX = [
 
 
 @pytest.mark.parametrize(("model_type", "way", "options"), MATRIX, ids=[f"{way}-{name}" for name, way, _ in MATRIX])
-def test_an_architecture_answers_like_the_eager_model_or_is_refused(
+def test_an_architecture_matches_the_eager_model_or_is_refused(
     model_type: str, way: str, options: dict[str, Any], checkpoint: Callable[..., Checkpoint], compiled: Compiled
 ) -> None:
     name = way.split()[0]
@@ -146,17 +146,17 @@ def test_an_architecture_answers_like_the_eager_model_or_is_refused(
 
 
 @pytest.mark.parametrize("model_type", ["bert", "roberta", "mpnet", "deberta-v2", "distilbert", "mobilebert"])
-def test_fp16_graphs_answer_like_the_eager_model(model_type: str, checkpoint: Any, compiled: Compiled) -> None:
+def test_fp16_graphs_match_the_eager_model(model_type: str, checkpoint: Any, compiled: Compiled) -> None:
     runtime = Runtime(device="cpu", dtype="fp16")
     options = {"level": 2 if supports(OPTIMISED, model_type) else 0, "allow_fp16_on_cpu": True}
     directory, record = compiled("onnxruntime", model_type, runtime, **options)
-    # Position buckets counted in half precision put mpnet 0.12 off.
+    # With position buckets computed in half precision, mpnet is off by 0.12.
     assert record["largest_differences"]["fp16"] < 0.03
     assert largest_difference(checkpoint(model_type), load("onnxruntime", directory, runtime, **options), "fp16") < 0.03
 
 
 @pytest.mark.parametrize("model_type", ["bert", "albert", "convbert"])
-def test_int8_graphs_still_make_sense(model_type: str, checkpoint: Any, compiled: Compiled) -> None:
+def test_int8_graphs_are_quantised_and_within_tolerance(model_type: str, checkpoint: Any, compiled: Compiled) -> None:
     import onnx
 
     runtime = Runtime(device="cpu", dtype="int8")
@@ -171,18 +171,20 @@ def test_int8_graphs_still_make_sense(model_type: str, checkpoint: Any, compiled
     ("name", "dtype"),
     [("eager", "bf16"), ("eager", "fp16"), ("torchscript", "bf16"), ("torchscript", "fp16"), ("deepspeed", "bf16")],
 )
-def test_half_precision_in_torch(name: str, dtype: Any, checkpoint: Any, compiled: Compiled) -> None:
+def test_half_precision_in_torch_matches_the_eager_model(
+    name: str, dtype: Any, checkpoint: Any, compiled: Compiled
+) -> None:
     runtime = Runtime(device="cpu", dtype=dtype)
     directory, _ = compiled(name, "bert", runtime)
     model = load(name, directory, runtime)
     assert 0 < largest_difference(checkpoint("bert"), model, dtype) < 0.1
 
 
-def test_every_architecture_that_tiny_makes_is_in_the_table() -> None:
-    assert set(tiny.PARTICULAR) == set(support.model_types())
+def test_the_support_matrix_has_every_tiny_architecture() -> None:
+    assert set(tiny.ARCHITECTURES) == set(support.model_types())
 
 
-def test_the_table_is_readable() -> None:
+def test_the_support_matrix_is_a_markdown_table() -> None:
     lines = support.markdown().splitlines()
     assert len(lines) == len(support.model_types()) + 2
     assert "| mobilebert | yes | yes | yes | no | yes | yes | yes |" in lines
@@ -190,22 +192,24 @@ def test_the_table_is_readable() -> None:
 
 @pytest.mark.parametrize("name", BACKENDS)
 @pytest.mark.parametrize("model_type", ["gpt2", "t5", "fnet", None])
-def test_other_architectures_are_refused_with_a_list_of_those_that_work(name: str, model_type: str | None) -> None:
+def test_an_unsupported_architecture_is_refused_with_a_list_of_supported_ones(
+    name: str, model_type: str | None
+) -> None:
     module = backend(name)
     with pytest.raises(BadTarget, match="roberta") as refusal:
         support.check({"model_type": model_type}, module.Options(), FP32)
     assert repr(model_type) in refusal.value.message
 
 
-# --- the seam -----------------------------------------------------------------------------------------------------
+# --- the backend protocol -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", BACKENDS)
-def test_a_backend_offers_what_the_protocol_says(name: str) -> None:
+def test_a_backend_has_options_packages_and_a_check(name: str) -> None:
     module = backend(name)
     assert module.Options().model_dump()["name"] == name
     assert module.PACKAGES
-    module.check({}, module.Options(), FP32)  # a target is checked before its checkpoint is known
+    module.check({}, module.Options(), FP32)  # a target is checked before its checkpoint is resolved
 
 
 def test_importing_a_backend_imports_no_runtime() -> None:
@@ -235,7 +239,7 @@ def test_importing_a_backend_imports_no_runtime() -> None:
         ("onnxruntime", {"provider": "CPUExecutionProvider"}, {"device": "cuda"}, "backend.provider"),
     ],
 )
-def test_what_cannot_be_combined_is_refused_by_the_name_of_its_key(
+def test_keys_that_cannot_be_combined_are_refused_by_name(
     name: str, options: dict[str, Any], runtime: dict[str, Any], named: str
 ) -> None:
     module = backend(name)
@@ -261,7 +265,7 @@ def test_big_bird_is_refused_in_fp16_graphs() -> None:
 
 
 @pytest.mark.parametrize("name", BACKENDS)
-def test_a_compiled_model_serves_the_stock_pipeline_and_nothing_else_is_printed(
+def test_a_compiled_model_works_in_the_stock_pipeline_and_prints_nothing(
     name: str, compiled: Compiled, caplog: Any, capsys: Any
 ) -> None:
     from transformers import pipeline
@@ -277,7 +281,7 @@ def test_a_compiled_model_serves_the_stock_pipeline_and_nothing_else_is_printed(
 
 
 @pytest.mark.parametrize("name", BACKENDS)
-def test_an_artifact_needs_nothing_but_its_own_files(
+def test_an_artifact_loads_without_its_checkpoint(
     name: str, checkpoint: Any, tmp_path: Path, compiled: Compiled
 ) -> None:
     shutil.copytree(checkpoint("roberta").directory, tmp_path / "source")
@@ -304,7 +308,7 @@ def test_an_artifact_needs_nothing_but_its_own_files(
     ],
     ids=["eager", "deepspeed", "openvino", "torchscript", "onnxruntime", "int8", "fp16"],
 )
-def test_the_same_input_gives_the_same_bytes_and_no_paths(
+def test_compilation_is_reproducible_and_writes_no_paths(
     name: str, runtime: Runtime, options: dict[str, Any], compiled: Compiled, checkpoint: Any, tmp_path: Path
 ) -> None:
     elsewhere = shutil.copytree(checkpoint("bert").directory, tmp_path / "elsewhere")
@@ -313,13 +317,13 @@ def test_the_same_input_gives_the_same_bytes_and_no_paths(
         {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()} for folder in folders
     )
     assert first == second
-    here = (str(tmp_path), str(Path(backends.__file__).parents[3]), "site-packages", str(elsewhere))
+    paths = (str(tmp_path), str(Path(backends.__file__).parents[3]), "site-packages", str(elsewhere))
     for path in folders[0].iterdir():
-        assert not [text for text in here if text.encode() in path.read_bytes()], path.name
+        assert not [text for text in paths if text.encode() in path.read_bytes()], path.name
 
 
 @pytest.mark.parametrize("name", ["eager", "torchscript", "deepspeed"])
-def test_a_model_stays_where_it_was_built_for(name: str, compiled: Compiled) -> None:
+def test_a_model_refuses_another_device_or_dtype(name: str, compiled: Compiled) -> None:
     import torch
 
     directory, _ = compiled(name)
@@ -331,13 +335,13 @@ def test_a_model_stays_where_it_was_built_for(name: str, compiled: Compiled) -> 
         model.to(torch.float16)
 
 
-def test_the_same_inputs_without_mask_and_token_types(checkpoint: Any, compiled: Compiled) -> None:
+def test_mask_and_token_types_are_optional(checkpoint: Any, compiled: Compiled) -> None:
     import torch
 
     ids = torch.arange(5, 25).reshape(2, 10)
     expected = load_model(checkpoint("bert"))(ids).start_logits
     for name in BACKENDS:
-        if name != "onnxruntime":  # ORTModel wants the mask, as every pipeline gives it
+        if name != "onnxruntime":  # ORTModel requires the mask, which every pipeline passes
             directory, _ = compiled(name)
             assert torch.allclose(load(name, directory)(ids).start_logits, expected, atol=1e-5), name
 
@@ -345,7 +349,7 @@ def test_the_same_inputs_without_mask_and_token_types(checkpoint: Any, compiled:
 # --- eager ----------------------------------------------------------------------------------------------------------
 
 
-def test_an_eager_artifact_is_a_checkpoint_byte_for_byte(checkpoint: Any, compiled: Compiled) -> None:
+def test_an_eager_artifact_is_the_checkpoint_byte_for_byte(checkpoint: Any, compiled: Compiled) -> None:
     source = checkpoint("albert")
     directory, _ = compiled("eager", source)
     assert resolve(directory).digest == source.digest
@@ -374,7 +378,7 @@ def test_token_types_are_part_of_the_trace(compiled: Compiled) -> None:
     assert (with_types - model(ids, mask, torch.zeros_like(ids)).start_logits).abs().max() > 0.01
 
 
-def test_token_types_that_were_not_traced_are_not_dropped_in_silence(compiled: Compiled) -> None:
+def test_token_types_that_were_not_traced_are_refused(compiled: Compiled) -> None:
     import torch
 
     directory, _ = compiled("torchscript", "roberta")
@@ -392,7 +396,7 @@ def test_a_trace_is_bound_to_its_device(compiled: Compiled) -> None:
         load("torchscript", directory, Runtime(device="cuda"))
 
 
-def test_torchscript_warns_the_user_of_nothing(compiled: Compiled, capsys: Any) -> None:
+def test_torchscript_shows_no_warnings(compiled: Compiled, capsys: Any) -> None:
     import torch
 
     with warnings.catch_warnings(record=True) as caught:
@@ -403,19 +407,19 @@ def test_torchscript_warns_the_user_of_nothing(compiled: Compiled, capsys: Any) 
     assert capsys.readouterr().err == ""
 
 
-def test_a_trace_that_only_fits_its_own_shape_is_not_kept(compiled: Compiled, monkeypatch: Any) -> None:
+def test_a_trace_with_a_fixed_shape_is_refused(compiled: Compiled, monkeypatch: Any) -> None:
     import torch
 
-    from qabuild.models.backends.torchscript import trace as _tracing
+    from qabuild.models.backends.torchscript import trace
 
     class Fixed(torch.nn.Module):
         def forward(self, ids: Any, mask: Any, types: Any) -> Any:
             return ids.reshape(2, 48).float(), ids.float()
 
-    def trace(eager: Any, example: dict[str, Any]) -> Any:
+    def trace_fixed(eager: Any, example: dict[str, Any]) -> Any:
         return torch.jit.trace(Fixed(), tuple(example[name] for name in eager.inputs))
 
-    monkeypatch.setattr(_tracing, "trace", trace)
+    monkeypatch.setattr(trace, "trace", trace_fixed)
     with pytest.raises(VerificationFailed, match="traced module"):
         compiled("torchscript")
 
@@ -434,11 +438,11 @@ def test_fused_nodes_are_counted(
     assert record["fusions"] == "as expected"
 
 
-def test_every_optimised_architecture_has_its_fusions_in_the_table() -> None:
+def test_every_optimised_architecture_has_expected_fusions() -> None:
     assert set(fusions.FUSIONS) == {name for name in support.model_types() if supports(OPTIMISED, name)}
 
 
-def test_a_missing_fusion_is_an_error_that_the_target_can_waive(compiled: Compiled, monkeypatch: Any) -> None:
+def test_a_missing_fusion_is_an_error_unless_waived(compiled: Compiled, monkeypatch: Any) -> None:
     monkeypatch.setitem(fusions.FUSIONS, "bert", lambda layers: {"Attention": layers + 1})
     with pytest.raises(VerificationFailed, match="Attention 2 of 3") as failure:
         compiled("onnxruntime")
@@ -462,7 +466,7 @@ def test_an_onnx_artifact_loads_with_optimum_alone(checkpoint: Any, compiled: Co
     assert largest_difference(checkpoint("bert"), model) < 1e-4
 
 
-def test_padding_on_the_left_is_masked_too(checkpoint: Any, compiled: Compiled, tmp_path: Path) -> None:
+def test_padding_on_the_left_is_masked(checkpoint: Any, compiled: Compiled, tmp_path: Path) -> None:
     source = shutil.copytree(checkpoint("roberta").directory, tmp_path / "left")
     settings = json.loads((source / "tokenizer_config.json").read_text())
     (source / "tokenizer_config.json").write_text(json.dumps({**settings, "padding_side": "left"}))
@@ -473,15 +477,15 @@ def test_padding_on_the_left_is_masked_too(checkpoint: Any, compiled: Compiled, 
 
 
 def test_large_weights_go_into_a_file_of_their_own(checkpoint: Any, compiled: Compiled, monkeypatch: Any) -> None:
-    from qabuild.models.backends.onnxruntime import graphs as _graphs
+    from qabuild.models.backends.onnxruntime import graphs
 
-    monkeypatch.setattr(_graphs, "EXTERNAL_FROM", 0)
+    monkeypatch.setattr(graphs, "EXTERNAL_FROM", 0)
     directory, _ = compiled("onnxruntime")
     assert (directory / "model.onnx_data").stat().st_size > (directory / "model.onnx").stat().st_size
     assert largest_difference(checkpoint("bert"), load("onnxruntime", directory)) < 1e-4
 
 
-def test_a_provider_that_is_not_installed_is_not_replaced_by_another(compiled: Compiled, monkeypatch: Any) -> None:
+def test_a_provider_that_is_not_installed_is_an_error(compiled: Compiled, monkeypatch: Any) -> None:
     import onnxruntime
 
     directory, _ = compiled("onnxruntime", level=0)
@@ -495,7 +499,7 @@ def test_a_provider_that_does_not_start_is_an_error(compiled: Compiled, monkeypa
     from optimum.onnxruntime import ORTModelForQuestionAnswering
 
     directory, _ = compiled("onnxruntime", level=0)
-    # What ONNX Runtime does where cuDNN is missing: it logs an error and takes the CPU.
+    # Without cuDNN, ONNX Runtime logs an error and falls back to the CPU.
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
     on_cpu = SimpleNamespace(provider="CPUExecutionProvider")
     monkeypatch.setattr(ORTModelForQuestionAnswering, "from_pretrained", lambda *_, **__: on_cpu)
@@ -503,7 +507,7 @@ def test_a_provider_that_does_not_start_is_an_error(compiled: Compiled, monkeypa
         load("onnxruntime", directory, Runtime(device="cuda"))
 
 
-def test_a_folder_without_a_graph_is_not_exported_anew(checkpoint: Any) -> None:
+def test_a_folder_without_a_graph_is_refused(checkpoint: Any) -> None:
     with pytest.raises(UntrustedInput, match=r"model\.onnx"):
         load("onnxruntime", checkpoint("bert").directory)
 
@@ -518,7 +522,7 @@ def test_a_deepspeed_artifact_is_a_checkpoint_and_a_config(checkpoint: Any, comp
     assert resolve(directory).digest == checkpoint("bert").digest
 
 
-def test_deepspeed_leaves_stdout_and_environment_alone(compiled: Compiled) -> None:
+def test_deepspeed_leaves_stdout_and_the_environment_unchanged(compiled: Compiled) -> None:
     directory, _ = compiled("deepspeed")
     code = (
         "import sys, os, torch; from pathlib import Path; from qabuild.models.backends import backend, Runtime\n"
@@ -534,81 +538,81 @@ def test_deepspeed_leaves_stdout_and_environment_alone(compiled: Compiled) -> No
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_what_deepspeed_changes_in_the_environment_is_changed_back(monkeypatch: Any) -> None:
+def test_environment_variables_that_deepspeed_sets_are_restored(monkeypatch: Any) -> None:
     from qabuild.models.backends import deepspeed
 
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "7.5 9.0a")
     with deepspeed._quiet():
-        os.environ |= {"TORCH_CUDA_ARCH_LIST": "9.0", "DEEPSPEED_SAYS": "hello"}
+        os.environ |= {"TORCH_CUDA_ARCH_LIST": "9.0", "DEEPSPEED_NEW": "1"}
     assert os.environ["TORCH_CUDA_ARCH_LIST"] == "7.5 9.0a"
-    assert "DEEPSPEED_SAYS" not in os.environ
+    assert "DEEPSPEED_NEW" not in os.environ
 
 
-def test_what_native_code_and_programs_print_is_kept_from_stdout(capfd: Any) -> None:
-    """As DeepSpeed's kernels do, and the compilers that build them."""
-    with captured(1) as said:
+def test_output_of_native_code_and_subprocesses_is_captured(capfd: Any) -> None:
+    """DeepSpeed's kernels print to stdout, as do the compilers that build them."""
+    with captured(1) as output:
         ctypes.CDLL(None).puts(b"free memory")
         subprocess.run(["echo", "ninja"], check=True)
-        said.seek(0)
-        assert b"ninja" in said.read()
+        output.seek(0)
+        assert b"ninja" in output.read()
     print("the answer", flush=True)
     assert capfd.readouterr().out == "the answer\n"
 
 
-def test_the_snippet_of_injected_kernels_begins_with_their_largest_batch() -> None:
+def test_the_snippet_of_injected_kernels_first_runs_the_largest_batch() -> None:
     module, runtime = backend("deepspeed"), Runtime(device="cuda", dtype="fp16")
     text = module.snippet(module.Options(replace_with_kernel_inject=True), runtime)
     compile(text, "snippet", "exec")
-    made, first = text.index("deepspeed.init_inference("), text.index(f"self(input_ids=torch.ones({module.ROWS}, 2)")
-    assert made < first < text.index("def forward")
+    init, first = text.index("deepspeed.init_inference("), text.index(f"self(input_ids=torch.ones({module.ROWS}, 2)")
+    assert init < first < text.index("def forward")
     assert "torch.ones" not in module.snippet(module.Options(), runtime)
 
 
-def test_tensor_parallelism_needs_its_processes(compiled: Compiled, monkeypatch: Any) -> None:
+def test_tensor_parallelism_without_its_processes_is_an_error(compiled: Compiled, monkeypatch: Any) -> None:
     directory, _ = compiled("deepspeed")
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(MissingEnvironment, match="tensor_parallel = 2 needs 2 processes"):
         load("deepspeed", directory, tensor_parallel=2)
 
 
-def test_injected_kernels_get_no_more_rows_than_their_workspace_has(monkeypatch: Any) -> None:
-    """It is sized by the first batch after the first layer was told to, for all models of the process."""
+def test_injected_kernels_never_exceed_their_workspace(monkeypatch: Any) -> None:
+    """All models of a process share it; the batch after `_should_allocate_workspace` is set sizes it."""
     import torch
 
     require("deepspeed")
-    from qabuild.models.backends.deepspeed import kernels as _deepspeed
+    from qabuild.models.backends.deepspeed import kernels
 
-    monkeypatch.setattr(_deepspeed, "WorkspaceOp", lambda config: None)
+    monkeypatch.setattr(kernels, "WorkspaceOp", lambda config: None)
     sized: list[tuple[str, int]] = []
 
-    def kernels(name: str) -> Any:
+    def injected(name: str) -> Any:
         first = SimpleNamespace(config=None)
 
-        def engine(**given: Any) -> tuple[Any, Any]:
-            rows = len(given["input_ids"])
+        def engine(**tensors: Any) -> tuple[Any, Any]:
+            rows = len(tensors["input_ids"])
             if first._should_allocate_workspace:
                 sized.append((name, rows))
                 first._should_allocate_workspace = False
             assert sized[-1][0] == name
             assert rows <= sized[-1][1]
-            return given["input_ids"].float(), -given["input_ids"].float()
+            return tensors["input_ids"].float(), -tensors["input_ids"].float()
 
-        return _deepspeed.Kernels(engine, [first], ("input_ids",), torch.device("cpu"))
+        return kernels.Kernels(engine, [first], ("input_ids",), torch.device("cpu"))
 
-    one, other = kernels("one"), kernels("other")
-    for model, rows in ((one, 1), (one, 1000), (other, _deepspeed.ROWS + 1), (one, 3)):
+    one, other = injected("one"), injected("other")
+    for model, rows in ((one, 1), (one, 1000), (other, kernels.ROWS + 1), (one, 3)):
         ids = torch.arange(rows * 4).view(rows, 4)
         start, end = model(input_ids=ids)
         assert torch.equal(start, ids.float())
         assert torch.equal(end, -ids.float())
-    assert sized == [(name, _deepspeed.ROWS) for name in ("one", "other", "one", "other", "one")]
+    assert sized == [(name, kernels.ROWS) for name in ("one", "other", "one", "other", "one")]
 
 
-# --- comparing ------------------------------------------------------------------------------------------------------
+# --- comparing logits -----------------------------------------------------------------------------------------------
 
 
 def _model(change: Callable[[Any, Any], Any]) -> Callable[..., Any]:
-    """A stand-in whose logits are the ids, changed."""
+    """A fake model whose logits are the input ids, passed through `change`."""
     from transformers.modeling_outputs import QuestionAnsweringModelOutput
 
     def run(input_ids: Any, attention_mask: Any) -> Any:
@@ -622,26 +626,26 @@ def _compare(change: Callable[[Any, Any], Any]) -> float:
     import torch
 
     batch = {"input_ids": torch.tensor([[3, 4, 5], [6, 0, 0]]), "attention_mask": torch.tensor([[1, 1, 1], [1, 0, 0]])}
-    expected = logit_check.answers(_model(lambda ids, mask: ids), [batch])
+    expected = logit_check.outputs_of(_model(lambda ids, mask: ids), [batch])
     return logit_check.require_same(expected, _model(change), [batch], logit_check.TOLERANCES["fp32"], "the graph")
 
 
-def test_what_padding_holds_does_not_count() -> None:
+def test_logits_on_padding_are_ignored() -> None:
     assert _compare(lambda ids, mask: ids.masked_fill(mask == 0, float("nan"))) == 0
 
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf"), 6.1])
-def test_one_wrong_logit_in_a_padded_row_is_found(wrong: float) -> None:
+def test_one_wrong_logit_in_a_padded_row_is_an_error(wrong: float) -> None:
     with pytest.raises(VerificationFailed, match=r"shape \[2, 3\]"):
         _compare(lambda ids, mask: ids.masked_fill(ids == 6, wrong))
 
 
-def test_a_model_that_cannot_run_is_an_error_with_its_message() -> None:
+def test_an_exception_of_the_model_is_in_the_error() -> None:
     with pytest.raises(VerificationFailed, match="invalid for input of size"):
         _compare(lambda ids, mask: ids.reshape(7))
 
 
-def test_probes_are_the_same_every_time_padded_and_within_the_positions(checkpoint: Any) -> None:
+def test_probes_are_reproducible_padded_and_within_the_positions(checkpoint: Any) -> None:
     source = checkpoint("roberta", max_position_embeddings=66)
     tokenizer, config = load_tokenizer(source.directory), load_model(source).config
     names = ("input_ids", "attention_mask")
@@ -659,7 +663,7 @@ def _gpu() -> bool:
     return bool(machine.gpus())
 
 
-def test_on_a_gpu_attention_is_not_left_to_cudnn() -> None:
+def test_on_a_gpu_attention_does_not_use_cudnn() -> None:
     import torch
 
     before = torch.backends.cuda.cudnn_sdp_enabled()
@@ -674,22 +678,24 @@ def test_on_a_gpu_attention_is_not_left_to_cudnn() -> None:
 
 
 @pytest.mark.parametrize("name", ["eager", "torchscript", "deepspeed"])
-def test_a_model_of_torch_chooses_its_attention_by_its_device(name: str, compiled: Compiled, monkeypatch: Any) -> None:
+def test_a_torch_model_selects_attention_kernels_by_its_device(name: str, compiled: Compiled, monkeypatch: Any) -> None:
     import torch
 
     directory, _ = compiled(name)
     model = load(name, directory)
-    chosen: list[str] = []
-    monkeypatch.setattr(sdpa_kernels, "of_any_shape", lambda device: nullcontext(chosen.append(device)))
+    devices: list[str] = []
+    monkeypatch.setattr(sdpa_kernels, "of_any_shape", lambda device: nullcontext(devices.append(device)))
     model(torch.ones(1, 4, dtype=torch.long))
-    assert chosen == ["cpu"]
+    assert devices == ["cpu"]
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not _gpu(), reason="no CUDA device")
 @pytest.mark.parametrize("model_type", ["bert", "roberta", "deberta-v2"])
 @pytest.mark.parametrize("name", [name for name in BACKENDS if name != "openvino"])
-def test_fp16_on_the_gpu(name: str, model_type: str, checkpoint: Any, compiled: Compiled) -> None:
+def test_fp16_on_the_gpu_matches_the_eager_model(
+    name: str, model_type: str, checkpoint: Any, compiled: Compiled
+) -> None:
     runtime = Runtime(device="cuda", dtype="fp16")
     directory, _ = compiled(name, model_type, runtime)
     model = load(name, directory, runtime)
@@ -698,13 +704,15 @@ def test_fp16_on_the_gpu(name: str, model_type: str, checkpoint: Any, compiled: 
 
 
 INJECTED: Any = {"num_attention_heads": 2, "hidden_size": 64, "intermediate_size": 256}
-"""Of a size that DeepSpeed's kernels take: heads of 32 numbers, and an intermediate layer of four times the width."""
+"""Sizes that DeepSpeed's kernels support: heads of size 32, and an intermediate size of four times the hidden size."""
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not _gpu(), reason="no CUDA device")
 @pytest.mark.parametrize("model_type", deepspeed.KERNEL_INJECTION)
-def test_deepspeed_kernels(model_type: str, checkpoint: Any, compiled: Compiled, capfd: Any) -> None:
+def test_injected_kernels_match_the_eager_model(
+    model_type: str, checkpoint: Any, compiled: Compiled, capfd: Any
+) -> None:
     runtime = Runtime(device="cuda", dtype="fp16")
     source = checkpoint(model_type, **INJECTED)
     directory, _ = compiled("deepspeed", source, runtime, replace_with_kernel_inject=True)
@@ -715,10 +723,8 @@ def test_deepspeed_kernels(model_type: str, checkpoint: Any, compiled: Compiled,
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not _gpu(), reason="no CUDA device")
-def test_deepspeed_kernels_take_larger_batches_than_the_first_and_other_models_beside_them(
-    checkpoint: Any, compiled: Compiled
-) -> None:
-    """All models of a process share the memory that the kernels compute in."""
+def test_injected_kernels_run_growing_batches_of_several_models(checkpoint: Any, compiled: Compiled) -> None:
+    """All models of a process share the kernels' workspace."""
     import torch
 
     runtime = Runtime(device="cuda", dtype="fp16")
@@ -732,25 +738,25 @@ def test_deepspeed_kernels_take_larger_batches_than_the_first_and_other_models_b
         for eager, model in models:
             ids = torch.randint(5, 100, (rows, length), generator=torch.Generator().manual_seed(rows))
             batch = [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}]
-            expected = logit_check.answers(eager, batch)
+            expected = logit_check.outputs_of(eager, batch)
             assert 0 < logit_check.require_same(expected, model, batch, 0.1, "the injected kernels") < 0.1
 
 
 @pytest.mark.skipif(_gpu(), reason="there is a GPU")
 @pytest.mark.parametrize("name", ["eager", "deepspeed", "torchscript"])
-def test_a_gpu_that_is_not_here(name: str, compiled: Compiled) -> None:
+def test_a_missing_gpu_is_an_error(name: str, compiled: Compiled) -> None:
     runtime = Runtime(device="cuda", dtype="fp16")
     with pytest.raises(MissingEnvironment, match="no CUDA device"):
         load(name, compiled(name, "bert", runtime)[0], runtime)
 
 
 @pytest.mark.skipif(_gpu(), reason="there is a GPU")
-def test_the_gpus_fp16_graph_can_be_compiled_without_one(compiled: Compiled, monkeypatch: Any) -> None:
-    """With onnxruntime-gpu as well, which offers the provider that it has no device for."""
+def test_the_fp16_graph_for_a_gpu_compiles_without_one(compiled: Compiled, monkeypatch: Any) -> None:
+    """Also with onnxruntime-gpu, which lists the CUDA provider without a device."""
     onnxruntime = pytest.importorskip("onnxruntime")
     graphs = set()
-    for offered in (["CPUExecutionProvider"], ["CUDAExecutionProvider", "CPUExecutionProvider"]):
-        monkeypatch.setattr(onnxruntime, "get_available_providers", lambda offered=offered: offered)
+    for available in (["CPUExecutionProvider"], ["CUDAExecutionProvider", "CPUExecutionProvider"]):
+        monkeypatch.setattr(onnxruntime, "get_available_providers", lambda available=available: available)
         directory, record = compiled("onnxruntime", "bert", Runtime(device="cuda", dtype="fp16"))
         assert record["compared_on"] == "CPUExecutionProvider"
         graphs.add((directory / "model.onnx").read_bytes())

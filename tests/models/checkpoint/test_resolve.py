@@ -1,4 +1,4 @@
-"""Checkpoints found, examined, hashed and loaded; and every kind that must not be."""
+"""Checkpoints are resolved, inspected, hashed and loaded; damaged and unsafe ones are refused."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def checkpoint(tiny_checkpoint: Make, tmp_path: Path) -> Make:
 
 
 def edit(path: Path, **changes: Any) -> None:
-    """Change members of the JSON object in a file; None takes a member out."""
+    """Change members of the JSON object in a file; None removes a member."""
     content = json.loads(path.read_text())
     content.update(changes)
     path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
@@ -61,60 +61,60 @@ def shard(directory: Path) -> list[str]:
     (directory / "model.safetensors").unlink()
     names = sorted(weights)
     parts = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
-    for file, held in parts.items():
-        save(directory, {name: weights[name] for name in held}, file)
-    index = {"metadata": {}, "weight_map": {name: file for file, held in parts.items() for name in held}}
+    for file, members in parts.items():
+        save(directory, {name: weights[name] for name in members}, file)
+    index = {"metadata": {}, "weight_map": {name: file for file, members in parts.items() for name in members}}
     (directory / "model.safetensors.index.json").write_text(json.dumps(index))
     return list(parts)
 
 
 def logits(directory: Path, **options: Any) -> Any:
-    found = resolve(directory)
+    source = resolve(directory)
     encoded = load_tokenizer(directory)(tiny.QUESTION, tiny.CONTEXT, return_tensors="pt")
-    return load_model(found, **options)(**encoded).start_logits
+    return load_model(source, **options)(**encoded).start_logits
 
 
-# --- what is sound -----------------------------------------------------------------------------------------------
+# --- valid checkpoints -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("model_type", list(tiny.PARTICULAR))
-def test_every_encoder_is_resolved_and_loaded(tiny_checkpoint: Make, model_type: str) -> None:
+@pytest.mark.parametrize("model_type", list(tiny.ARCHITECTURES))
+def test_every_architecture_is_resolved_and_loaded(tiny_checkpoint: Make, model_type: str) -> None:
     import torch
 
-    found = resolve(tiny_checkpoint(model_type))
-    model = load_model(found)
+    source = resolve(tiny_checkpoint(model_type))
+    model = load_model(source)
     assert not model.training
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
-    assert model.config.model_type == found.config["model_type"] == model_type
-    tokenizer = load_tokenizer(found.directory)
+    assert model.config.model_type == source.config["model_type"] == model_type
+    tokenizer = load_tokenizer(source.directory)
     assert tokenizer.is_fast
     with torch.inference_mode():
         assert torch.isfinite(model(**tokenizer(tiny.QUESTION, tiny.CONTEXT, return_tensors="pt")).end_logits).all()
 
 
-def test_a_folder_goes_by_its_name(checkpoint: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_is_named_by_its_last_part(checkpoint: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     directory = checkpoint()
     monkeypatch.chdir(directory.parent)
     monkeypatch.setenv("HOME", str(directory.parent))
     for source in (directory, str(directory), "./my-bert", "./my-bert/.", "~/my-bert"):
-        found = resolve(source)
-        assert (found.name, found.revision) == ("my-bert", None)
-        assert found.directory.samefile(directory)
+        resolved = resolve(source)
+        assert (resolved.name, resolved.revision) == ("my-bert", None)
+        assert resolved.directory.samefile(directory)
     monkeypatch.chdir(directory)
     assert resolve(".").name == "my-bert"
 
 
 def test_the_sample_is_a_checkpoint() -> None:
-    found = resolve("sample")
-    assert (found.name, found.revision, found.config["model_type"]) == ("sample", None, "roberta")
+    sample = resolve("sample")
+    assert (sample.name, sample.revision, sample.config["model_type"]) == ("sample", None, "roberta")
 
 
-def test_the_real_checkpoint_is_sound(shared: Path) -> None:
-    found = resolve(shared / "checkpoints" / "minilm-l6-squad")
-    assert found.digest == "7153b1ed2c68a08baefe1bacae7643a3bd52929697bd258919b1ca0a37cd7d62"
+def test_the_real_checkpoint_has_the_known_digest(shared: Path) -> None:
+    real = resolve(shared / "checkpoints" / "minilm-l6-squad")
+    assert real.digest == "7153b1ed2c68a08baefe1bacae7643a3bd52929697bd258919b1ca0a37cd7d62"
 
 
-def test_resolving_imports_nothing_heavy(tiny_checkpoint: Make) -> None:
+def test_resolving_imports_no_heavy_package(tiny_checkpoint: Make) -> None:
     code = (
         "import sys; from qabuild.models.checkpoint import resolve; resolve.resolve(sys.argv[1])\n"
         "print(*{'torch', 'numpy', 'transformers', 'tokenizers', 'safetensors', 'huggingface_hub'} & set(sys.modules))"
@@ -123,7 +123,7 @@ def test_resolving_imports_nothing_heavy(tiny_checkpoint: Make) -> None:
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == ""
 
 
-def test_the_digest_is_what_the_docstring_says(checkpoint: Make) -> None:
+def test_the_digest_is_computed_as_documented(checkpoint: Make) -> None:
     directory = checkpoint("roberta")
     names = ["config.json", "merges.txt", "model.safetensors", "special_tokens_map.json", "tokenizer.json"]
     names += ["tokenizer_config.json", "vocab.json"]
@@ -133,7 +133,7 @@ def test_the_digest_is_what_the_docstring_says(checkpoint: Make) -> None:
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "vocab.txt"])
-def test_any_changed_byte_shows_in_the_digest(checkpoint: Make, name: str) -> None:
+def test_any_changed_byte_changes_the_digest(checkpoint: Make, name: str) -> None:
     directory = checkpoint()
     before = resolve(directory).digest
     content = (directory / name).read_bytes()
@@ -142,17 +142,17 @@ def test_any_changed_byte_shows_in_the_digest(checkpoint: Make, name: str) -> No
     assert resolve(directory).digest != before
 
 
-def test_shards_hold_the_same_model(checkpoint: Make) -> None:
+def test_sharded_weights_load_as_the_same_model(checkpoint: Make) -> None:
     import torch
 
     directory = checkpoint()
-    whole, digest = logits(directory), resolve(directory).digest
+    unsharded, digest = logits(directory), resolve(directory).digest
     shard(directory)
-    assert torch.equal(logits(directory), whole)
+    assert torch.equal(logits(directory), unsharded)
     assert resolve(directory).digest != digest
 
 
-def test_half_precision_weights_are_loaded_in_full(checkpoint: Make) -> None:
+def test_fp16_weights_are_loaded_in_fp32(checkpoint: Make) -> None:
     import torch
 
     directory = checkpoint()
@@ -161,7 +161,7 @@ def test_half_precision_weights_are_loaded_in_full(checkpoint: Make) -> None:
     assert load_model(resolve(directory)).dtype == torch.float32
 
 
-def test_the_attention_can_be_chosen(tiny_checkpoint: Make) -> None:
+def test_the_attention_implementation_can_be_chosen(tiny_checkpoint: Make) -> None:
     import torch
 
     directory = tiny_checkpoint()
@@ -170,15 +170,15 @@ def test_the_attention_can_be_chosen(tiny_checkpoint: Make) -> None:
     torch.testing.assert_close(logits(directory, attention="eager"), logits(directory), atol=1e-4, rtol=1e-4)
 
 
-def test_loading_says_nothing_and_changes_nothing(tiny_checkpoint: Make, capfd: pytest.CaptureFixture[str]) -> None:
+def test_loading_prints_nothing_and_restores_state(tiny_checkpoint: Make, capfd: pytest.CaptureFixture[str]) -> None:
     import torch
     from transformers.utils import logging
 
     capfd.readouterr()
     before = logging.get_verbosity(), logging.is_progress_bar_enabled(), torch.random.get_rng_state().tolist()
-    found = resolve(tiny_checkpoint("electra"))
-    load_model(found)
-    load_tokenizer(found.directory)
+    source = resolve(tiny_checkpoint("electra"))
+    load_model(source)
+    load_tokenizer(source.directory)
     assert capfd.readouterr() == ("", "")
     assert (
         logging.get_verbosity(),
@@ -188,31 +188,31 @@ def test_loading_says_nothing_and_changes_nothing(tiny_checkpoint: Make, capfd: 
 
 
 def test_a_tokenizer_is_copied_byte_for_byte(tiny_checkpoint: Make, tmp_path: Path) -> None:
-    found = resolve(tiny_checkpoint("roberta"))
-    copy_tokenizer(found, tmp_path)
+    source = resolve(tiny_checkpoint("roberta"))
+    copy_tokenizer(source, tmp_path)
     copied = sorted(path.name for path in tmp_path.iterdir())
     assert copied == [
         *("merges.txt", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json", "vocab.json")
     ]
-    assert all((tmp_path / name).read_bytes() == (found.directory / name).read_bytes() for name in copied)
-    assert load_tokenizer(tmp_path)(tiny.CONTEXT) == load_tokenizer(found.directory)(tiny.CONTEXT)
+    assert all((tmp_path / name).read_bytes() == (source.directory / name).read_bytes() for name in copied)
+    assert load_tokenizer(tmp_path)(tiny.CONTEXT) == load_tokenizer(source.directory)(tiny.CONTEXT)
 
 
 @pytest.mark.parametrize("model_type", ["bert", "roberta", "mpnet"])
-def test_a_tokenizer_without_tokenizer_json_is_made_from_its_vocabulary(checkpoint: Make, model_type: str) -> None:
+def test_a_tokenizer_without_tokenizer_json_is_converted_from_its_vocabulary(checkpoint: Make, model_type: str) -> None:
     directory = checkpoint(model_type)
     expected = load_tokenizer(directory)(tiny.QUESTION, tiny.CONTEXT, return_offsets_mapping=True)
     (directory / "tokenizer.json").unlink()
     assert resolve(directory).digest
-    found = load_tokenizer(directory)(tiny.QUESTION, tiny.CONTEXT, return_offsets_mapping=True)
-    assert found["input_ids"] == expected["input_ids"]
-    assert found["offset_mapping"] == expected["offset_mapping"]
+    encoded = load_tokenizer(directory)(tiny.QUESTION, tiny.CONTEXT, return_offsets_mapping=True)
+    assert encoded["input_ids"] == expected["input_ids"]
+    assert encoded["offset_mapping"] == expected["offset_mapping"]
 
 
-# --- what is not there -------------------------------------------------------------------------------------------
+# --- missing checkpoints -----------------------------------------------------------------------------------------
 
 
-def test_a_folder_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_folder_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "taken").mkdir()
     monkeypatch.chdir(tmp_path)
@@ -232,13 +232,13 @@ def test_a_folder_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         resolve("a/b/c")
 
 
-def test_a_revision_is_for_the_hub_only(tiny_checkpoint: Make) -> None:
+def test_a_revision_without_a_hub_id_is_refused(tiny_checkpoint: Make) -> None:
     for source in (tiny_checkpoint(), "sample"):
         with pytest.raises(BadTarget, match="revision 'main' is given"):
             resolve(source, "main")
 
 
-# --- configs that must not be loaded -----------------------------------------------------------------------------
+# --- unsafe and damaged configs ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -254,7 +254,7 @@ def test_a_revision_is_for_the_hub_only(tiny_checkpoint: Make) -> None:
         ("a.auto_map", {"a": {"auto_map": {}}}),
     ],
 )
-def test_a_config_that_leads_to_code_is_refused(checkpoint: Make, place: str, changes: dict[str, Any]) -> None:
+def test_a_config_that_can_run_code_is_refused(checkpoint: Make, place: str, changes: dict[str, Any]) -> None:
     directory = checkpoint()
     edit(directory / "config.json", **changes)
     with pytest.raises(UntrustedInput, match=r"config\.json: .* run code") as caught:
@@ -263,14 +263,14 @@ def test_a_config_that_leads_to_code_is_refused(checkpoint: Make, place: str, ch
 
 
 @pytest.mark.parametrize("value", ["eager", "sdpa"])
-def test_a_plain_attention_in_a_config_is_no_code(checkpoint: Make, value: str) -> None:
+def test_a_builtin_attention_in_a_config_is_accepted(checkpoint: Make, value: str) -> None:
     directory = checkpoint()
     edit(directory / "config.json", attn_implementation=value)
     load_model(resolve(directory))
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'"bert"', b"\xff", b"[" * 100_000, b"{}", b'{"model_type": 7}'])
-def test_a_config_that_is_none_is_refused(checkpoint: Make, content: bytes) -> None:
+def test_a_damaged_config_is_refused(checkpoint: Make, content: bytes) -> None:
     directory = checkpoint()
     (directory / "config.json").write_bytes(content)
     with pytest.raises(UntrustedInput, match=r"config\.json: (not JSON|holds no JSON object|names no model_type)"):
@@ -288,7 +288,7 @@ def test_a_config_that_is_none_is_refused(checkpoint: Make, content: bytes) -> N
         ({"quantization_config": {"quant_method": "bitsandbytes"}}, "is quantised"),
     ],
 )
-def test_an_architecture_that_cannot_serve_is_refused(checkpoint: Make, changes: dict[str, Any], problem: str) -> None:
+def test_a_model_that_is_no_text_encoder_is_refused(checkpoint: Make, changes: dict[str, Any], problem: str) -> None:
     directory = checkpoint()
     edit(directory / "config.json", **changes)
     with pytest.raises(BadTarget, match=problem) as caught:
@@ -296,24 +296,24 @@ def test_an_architecture_that_cannot_serve_is_refused(checkpoint: Make, changes:
     assert "encoder" in (caught.value.hint or "")
 
 
-def test_an_adapter_is_no_checkpoint(checkpoint: Make) -> None:
+def test_a_peft_adapter_is_refused(checkpoint: Make) -> None:
     directory = checkpoint()
     (directory / "adapter_config.json").write_text('{"base_model_name_or_path": "evil/model"}')
     with pytest.raises(BadTarget, match="is a PEFT adapter"):
         resolve(directory)
 
 
-def test_an_unknown_architecture_is_refused_when_transformers_is_asked(checkpoint: Make) -> None:
+def test_an_architecture_unknown_to_transformers_is_refused_on_loading(checkpoint: Make) -> None:
     directory = checkpoint()
     edit(directory / "config.json", model_type="brandnew")
     with pytest.raises(BadTarget, match="no question-answering model of type 'brandnew'"):
         load_model(resolve(directory))
 
 
-# --- weights that must not be loaded -----------------------------------------------------------------------------
+# --- unsafe and damaged weights ----------------------------------------------------------------------------------
 
 
-def test_pickle_is_never_opened(checkpoint: Make) -> None:
+def test_pickled_weights_are_refused(checkpoint: Make) -> None:
     directory = checkpoint()
     (directory / "model.safetensors").rename(directory / "pytorch_model.bin")
     with pytest.raises(UntrustedInput, match=r"not in safetensors, only in pytorch_model\.bin") as caught:
@@ -321,7 +321,7 @@ def test_pickle_is_never_opened(checkpoint: Make) -> None:
     assert "safe_serialization=True" in (caught.value.hint or "")
 
 
-def test_no_weights_at_all(checkpoint: Make) -> None:
+def test_missing_weights_are_refused(checkpoint: Make) -> None:
     directory = checkpoint()
     (directory / "model.safetensors").unlink()
     with pytest.raises(UntrustedInput, match="there are no weights in it"):
@@ -358,11 +358,11 @@ def test_damaged_weights_are_refused(checkpoint: Make, content: bytes, problem: 
         resolve(directory)
 
 
-@pytest.mark.parametrize("kept", [0.0, 0.01, 0.5, 0.999])
-def test_truncated_weights_are_refused(checkpoint: Make, kept: float) -> None:
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.999])
+def test_truncated_weights_are_refused(checkpoint: Make, share: float) -> None:
     directory = checkpoint()
     content = (directory / "model.safetensors").read_bytes()
-    (directory / "model.safetensors").write_bytes(content[: int(len(content) * kept)])
+    (directory / "model.safetensors").write_bytes(content[: int(len(content) * share)])
     with pytest.raises(UntrustedInput, match="cut off"):
         resolve(directory)
 
@@ -383,7 +383,7 @@ def test_truncated_weights_are_refused(checkpoint: Make, kept: float) -> None:
         ({"a": "model-00001-of-00002.safetensors"}, "names 1 tensors that are in no shard, 'a'"),
     ],
 )
-def test_an_index_that_does_not_fit_its_shards_is_refused(checkpoint: Make, weight_map: Any, problem: str) -> None:
+def test_an_index_that_contradicts_its_shards_is_refused(checkpoint: Make, weight_map: Any, problem: str) -> None:
     directory = checkpoint()
     shard(directory)
     edit(directory / "model.safetensors.index.json", weight_map=weight_map)
@@ -392,7 +392,7 @@ def test_an_index_that_does_not_fit_its_shards_is_refused(checkpoint: Make, weig
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "vocab.txt"])
-def test_a_link_out_of_the_folder_is_not_followed(checkpoint: Make, tmp_path: Path, name: str) -> None:
+def test_a_symlink_out_of_the_folder_is_refused(checkpoint: Make, tmp_path: Path, name: str) -> None:
     directory = checkpoint()
     (tmp_path / "secret").write_bytes((directory / name).read_bytes())
     (directory / name).unlink()
@@ -401,7 +401,7 @@ def test_a_link_out_of_the_folder_is_not_followed(checkpoint: Make, tmp_path: Pa
         resolve(directory)
 
 
-def test_a_named_pipe_is_no_file(checkpoint: Make) -> None:
+def test_a_named_pipe_is_not_opened(checkpoint: Make) -> None:
     directory = checkpoint()
     (directory / "model.safetensors").unlink()
     os.mkfifo(directory / "model.safetensors")
@@ -425,14 +425,14 @@ def test_a_checkpoint_without_a_head_is_refused(checkpoint: Make, model_type: st
         ("encoder.layer.1", r"16 weights .*: 'bert\.encoder\.layer\.1\.attention.*, \.\.\."),
     ],
 )
-def test_fresh_weights_are_an_error(checkpoint: Make, lost: str, problem: str) -> None:
+def test_missing_tensors_are_refused(checkpoint: Make, lost: str, problem: str) -> None:
     directory = checkpoint()
     save(directory, {name: tensor for name, tensor in tensors(directory).items() if lost not in name})
     with pytest.raises(UntrustedInput, match=problem):
         load_model(resolve(directory))
 
 
-def test_weights_of_another_shape_are_an_error(checkpoint: Make) -> None:
+def test_weights_of_another_shape_are_refused(checkpoint: Make) -> None:
     directory = checkpoint()
     edit(directory / "config.json", intermediate_size=128)
     with pytest.raises(UntrustedInput, match=r"6 weights .* of another shape .*'bert\.encoder\.layer\.0\.inter"):
@@ -440,7 +440,7 @@ def test_weights_of_another_shape_are_an_error(checkpoint: Make) -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_values_that_are_no_numbers_are_an_error(checkpoint: Make, value: float) -> None:
+def test_nan_and_infinite_weights_are_refused(checkpoint: Make, value: float) -> None:
     directory = checkpoint()
     weights = tensors(directory)
     weights["bert.encoder.layer.0.output.dense.weight"][3, 5] = value
@@ -449,10 +449,10 @@ def test_values_that_are_no_numbers_are_an_error(checkpoint: Make, value: float)
         load_model(resolve(directory))
 
 
-# --- tokenizers that must not be loaded --------------------------------------------------------------------------
+# --- unsafe and damaged tokenizers -------------------------------------------------------------------------------
 
 
-def test_no_tokenizer(checkpoint: Make) -> None:
+def test_a_missing_tokenizer_is_refused(checkpoint: Make) -> None:
     directory = checkpoint("roberta")
     for name in ("tokenizer.json", "merges.txt"):
         (directory / name).unlink()
@@ -470,7 +470,7 @@ def test_a_damaged_tokenizer_is_refused(checkpoint: Make, content: bytes) -> Non
         resolve(directory)
 
 
-def test_a_tokenizer_that_only_its_library_finds_damaged_is_refused(checkpoint: Make) -> None:
+def test_a_tokenizer_that_its_library_cannot_load_is_refused(checkpoint: Make) -> None:
     directory = checkpoint()
     edit(directory / "tokenizer.json", model={"type": "Unheard", "vocab": {}})
     resolve(directory)
@@ -478,7 +478,7 @@ def test_a_tokenizer_that_only_its_library_finds_damaged_is_refused(checkpoint: 
         load_tokenizer(directory)
 
 
-def test_a_tokenizer_config_that_leads_to_code_is_refused(checkpoint: Make) -> None:
+def test_a_tokenizer_config_that_can_run_code_is_refused(checkpoint: Make) -> None:
     directory = checkpoint()
     edit(directory / "tokenizer_config.json", auto_map={"AutoTokenizer": ["evil.Tokenizer", None]})
     for attempt in (lambda: resolve(directory), lambda: load_tokenizer(directory)):
@@ -486,7 +486,7 @@ def test_a_tokenizer_config_that_leads_to_code_is_refused(checkpoint: Make) -> N
             attempt()
 
 
-def test_a_tokenizer_config_that_leads_to_other_files_is_refused(checkpoint: Make, tmp_path: Path) -> None:
+def test_a_tokenizer_config_that_names_other_files_is_refused(checkpoint: Make, tmp_path: Path) -> None:
     directory = checkpoint()
     (tmp_path / "secret.txt").write_text("secret")
     edit(directory / "tokenizer_config.json", vocab_file="/no/such/file/of/its/author")
@@ -499,8 +499,8 @@ def test_a_tokenizer_config_that_leads_to_other_files_is_refused(checkpoint: Mak
         resolve(directory)
 
 
-@pytest.mark.parametrize("model_type", ["bert", "roberta", "albert"])  # the three layouts of a vocabulary
-def test_a_tokenizer_of_another_checkpoint_is_refused(checkpoint: Make, model_type: str) -> None:
+@pytest.mark.parametrize("model_type", ["bert", "roberta", "albert"])  # the three vocabulary formats
+def test_a_tokenizer_with_more_tokens_than_embeddings_is_refused(checkpoint: Make, model_type: str) -> None:
     directory = checkpoint(model_type)
     rows = json.loads((directory / "config.json").read_text())["vocab_size"]
     weights = tensors(directory)
@@ -515,7 +515,7 @@ def test_a_tokenizer_of_another_checkpoint_is_refused(checkpoint: Make, model_ty
 
 
 @pytest.mark.parametrize("model_type", ["bert", "roberta"])
-def test_added_tokens_need_an_embedding_too(checkpoint: Make, model_type: str) -> None:
+def test_an_added_token_without_an_embedding_is_refused(checkpoint: Make, model_type: str) -> None:
     directory = checkpoint(model_type)
     content = json.loads((directory / "tokenizer.json").read_text())
     content["added_tokens"].append({**content["added_tokens"][0], "id": 9999, "content": "<extra>"})
@@ -537,7 +537,7 @@ def test_a_tokenizer_without_a_fast_version_is_refused(checkpoint: Make, class_n
         load_tokenizer(directory)
 
 
-def test_a_tokenizer_that_cannot_pad_is_refused(checkpoint: Make) -> None:
+def test_a_tokenizer_without_a_padding_token_is_refused(checkpoint: Make) -> None:
     directory = checkpoint()
     edit(directory / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast", pad_token=None)
     (directory / "special_tokens_map.json").unlink()
@@ -545,7 +545,7 @@ def test_a_tokenizer_that_cannot_pad_is_refused(checkpoint: Make) -> None:
         load_tokenizer(directory)
 
 
-# --- any damage --------------------------------------------------------------------------------------------------
+# --- arbitrary damage --------------------------------------------------------------------------------------------
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-3, 70_000) | st.floats() | st.text(max_size=5),
@@ -561,7 +561,7 @@ KEYS += ["weight_map", "tokenizer_class", "vocab_file", "tokenizer_file", "fast_
     st.sampled_from(KEYS),
     VALUES,
 )
-def test_a_changed_value_is_sound_or_refused(
+def test_a_changed_value_is_accepted_or_refused(
     tiny_checkpoint: Make, tmp_path_factory: pytest.TempPathFactory, name: str, key: str, value: Any
 ) -> None:
     directory = tmp_path_factory.getbasetemp() / "changed"
@@ -577,7 +577,7 @@ def test_a_changed_value_is_sound_or_refused(
     st.binary(max_size=20),
     st.booleans(),
 )
-def test_damaged_bytes_are_sound_or_refused(
+def test_damaged_bytes_are_accepted_or_refused(
     tiny_checkpoint: Make, tmp_path_factory: pytest.TempPathFactory, name: str, at: int, noise: bytes, cut: bool
 ) -> None:
     directory = tmp_path_factory.getbasetemp() / "damaged"
@@ -604,7 +604,7 @@ def test_damaged_bytes_are_sound_or_refused(
         {"architectures": "nonsense"},
     ],
 )
-def test_a_config_that_does_not_fit_the_weights_is_refused_or_without_effect(
+def test_a_config_that_contradicts_the_weights_is_accepted_or_refused(
     checkpoint: Make, changes: dict[str, Any]
 ) -> None:
     directory = checkpoint()
@@ -622,17 +622,17 @@ from qabuild.errors import QABuildError
 results = []
 for arguments in json.loads(sys.argv[1]):
     try:
-        found = resolve(**arguments)
-        files = sorted(path.name for path in found.directory.iterdir())
-        results.append([found.name, found.revision, found.digest, files])
+        source = resolve(**arguments)
+        files = sorted(path.name for path in source.directory.iterdir())
+        results.append([source.name, source.revision, source.digest, files])
     except QABuildError as error:
         results.append([type(error).__name__, str(error)])
 print(json.dumps(results))
 """
 
 
-def resolve_apart(hub: Hub, home: Path, *arguments: dict[str, Any], **environment: str) -> list[list[Any]]:
-    """What `resolve` returns for each set of arguments, in a process that talks to this Hub."""
+def resolve_in_subprocess(hub: Hub, home: Path, *arguments: dict[str, Any], **environment: str) -> list[list[Any]]:
+    """What `resolve` returns for each set of arguments, in a process that uses this Hub."""
     done = subprocess.run(
         [sys.executable, "-c", RESOLVER, json.dumps(arguments)],
         env={**os.environ, **hub.environment(home), **environment},
@@ -642,14 +642,14 @@ def resolve_apart(hub: Hub, home: Path, *arguments: dict[str, Any], **environmen
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stderr == ""  # no bars and no warnings where stderr is no terminal
+    assert done.stderr == ""  # no progress bars or warnings unless stderr is a terminal
     results: list[list[Any]] = json.loads(done.stdout)
     return results
 
 
 @pytest.fixture
 def hub(tiny_checkpoint: Make) -> Iterator[Hub]:
-    """A Hub with a checkpoint on two branches, among files that nobody asked for, and one that is gated."""
+    """A Hub with a checkpoint on two branches, beside files that are not part of it, a gated one and a pickled one."""
     files = {path.name: path.read_bytes() for path in tiny_checkpoint().iterdir()}
     with Hub() as hub:
         extra = {"README.md": b"#", "pytorch_model.bin": b"pickle", "onnx/model.onnx": b"onnx", "evil.py": b"raise"}
@@ -663,7 +663,7 @@ def hub(tiny_checkpoint: Make) -> Iterator[Hub]:
 @pytest.mark.hub
 def test_a_hub_id_is_resolved_to_its_commit(hub: Hub, tmp_path: Path, tiny_checkpoint: Make) -> None:
     shas = hub.repositories["model", "qa/tiny"].branches
-    main, branch, pinned = resolve_apart(
+    main, branch, pinned = resolve_in_subprocess(
         hub,
         tmp_path,
         {"source": "qa/tiny"},
@@ -680,20 +680,22 @@ def test_a_hub_id_is_resolved_to_its_commit(hub: Hub, tmp_path: Path, tiny_check
     hub.requests.clear()
     offline = {"source": "qa/tiny", "offline": True}
     other = {"source": "qa/tiny", "revision": "refs/pr/1", "offline": True}
-    assert resolve_apart(hub, tmp_path, offline, other) == [main, branch]
-    assert resolve_apart(hub, tmp_path, {"source": "qa/tiny"}, HF_HUB_OFFLINE="1") == [main]
+    assert resolve_in_subprocess(hub, tmp_path, offline, other) == [main, branch]
+    assert resolve_in_subprocess(hub, tmp_path, {"source": "qa/tiny"}, HF_HUB_OFFLINE="1") == [main]
     assert hub.requests == []
 
     hub.stop()
-    gone, still = resolve_apart(hub, tmp_path, {"source": "qa/tiny"}, {"source": "qa/tiny", "revision": shas["main"]})
-    assert still == main  # a commit never changes: what is in the cache will do
-    assert gone[0] == "QABuildError"
-    assert f"no answer from {hub.url} about the checkpoint 'qa/tiny'" in gone[1]
-    assert "HF_HUB_OFFLINE=1" in gone[1]
+    by_branch, by_sha = resolve_in_subprocess(
+        hub, tmp_path, {"source": "qa/tiny"}, {"source": "qa/tiny", "revision": shas["main"]}
+    )
+    assert by_sha == main  # a commit never changes, so the cache suffices
+    assert by_branch[0] == "QABuildError"
+    assert f"no answer from {hub.url} about the checkpoint 'qa/tiny'" in by_branch[1]
+    assert "HF_HUB_OFFLINE=1" in by_branch[1]
 
 
 @pytest.mark.hub
-def test_a_checkpoint_that_the_hub_does_not_have_or_give(hub: Hub, tmp_path: Path) -> None:
+def test_a_missing_or_gated_checkpoint_on_the_hub_is_reported(hub: Hub, tmp_path: Path) -> None:
     expected: dict[str, tuple[str, dict[str, Any]]] = {
         "no checkpoint 'qa/none' on the Hub": ("BadTarget", {"source": "qa/none"}),
         "has no revision 'v9'": ("BadTarget", {"source": "qa/tiny", "revision": "v9"}),
@@ -704,11 +706,11 @@ def test_a_checkpoint_that_the_hub_does_not_have_or_give(hub: Hub, tmp_path: Pat
         "'qa/late' (main) is not in the cache": ("QABuildError", {"source": "qa/late", "offline": True}),
         "'qa/late' (8888": ("QABuildError", {"source": "qa/late", "revision": "8" * 40, "offline": True}),
     }
-    found = resolve_apart(hub, tmp_path, *(arguments for _, arguments in expected.values()))
-    for (message, (kind, _)), result in zip(expected.items(), found, strict=True):
+    results = resolve_in_subprocess(hub, tmp_path, *(arguments for _, arguments in expected.values()))
+    for (message, (kind, _)), result in zip(expected.items(), results, strict=True):
         assert (result[0], message in result[1]) == (kind, True), result
 
 
-def test_a_checkpoint_is_a_value(tiny_checkpoint: Make) -> None:
+def test_checkpoints_compare_by_value(tiny_checkpoint: Make) -> None:
     assert resolve(tiny_checkpoint()) == resolve(tiny_checkpoint())
     assert isinstance(resolve(tiny_checkpoint()), Checkpoint)

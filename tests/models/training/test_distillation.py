@@ -1,4 +1,4 @@
-"""Training as steps of a plan: what decides each, what is shared, what the artifact says of it, and the search."""
+"""Training as steps of a plan: their keys, shared steps, the manifest's record, and the search."""
 
 from __future__ import annotations
 
@@ -58,38 +58,38 @@ def keys(plan: Plan) -> dict[str, Any]:
     return {step.name: step.key for step in plan.steps if step.inputs}
 
 
-FOLLOWING = {"train", "compile", "reference", "verify"}
+DOWNSTREAM = {"train", "compile", "reference", "verify"}
 
 
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("distill.alpha=0.5", FOLLOWING),
-        ("distill.temperature=2", FOLLOWING),
-        ("train.learning_rate=1e-4", FOLLOWING),
-        ("train.layers=[0]", FOLLOWING),
-        ("train.dropout=0.2", FOLLOWING),
-        ("train.samples=40", FOLLOWING | {"logits"}),
-        ("train.max_seq_len=200", FOLLOWING | {"logits"}),
-        ("train.seed=1", FOLLOWING | {"logits"}),  # it draws the samples
+        ("distill.alpha=0.5", DOWNSTREAM),
+        ("distill.temperature=2", DOWNSTREAM),
+        ("train.learning_rate=1e-4", DOWNSTREAM),
+        ("train.layers=[0]", DOWNSTREAM),
+        ("train.dropout=0.2", DOWNSTREAM),
+        ("train.samples=40", DOWNSTREAM | {"logits"}),
+        ("train.max_seq_len=200", DOWNSTREAM | {"logits"}),
+        ("train.seed=1", DOWNSTREAM | {"logits"}),  # the samples are drawn with it
         ("train.save_steps=7", set()),
         ("verify.gates.min_teacher_f1_retention=0.5", set()),
         ("verify.samples=5", {"reference", "teacher", "verify"}),
     ],
 )
-def test_each_key_of_a_target_decides_the_steps_that_it_should(folder, override, expected):
+def test_a_key_of_the_target_changes_the_keys_of_its_steps(folder, override, expected):
     before, after = keys(planned(folder / "taught.toml")), keys(planned(folder / "taught.toml", override))
     assert {name for name in before if before[name] != after[name]} == expected
 
 
-def test_the_teachers_answers_are_those_of_a_target_that_compiles_it(folder):
+def test_a_teachers_answers_are_shared_with_a_target_that_compiles_it(folder):
     (folder / "plain.toml").write_text(
         '[checkpoint]\nmodel = "sample"\n[backend]\nname = "eager"\n[verify]\ndataset = "sample"\nsamples = 12\n'
     )
     assert keys(planned(folder / "taught.toml"))["teacher"] == keys(planned(folder / "plain.toml"))["reference"]
 
 
-def test_a_target_built_on_another_means_its_trained_checkpoint(folder):
+def test_a_target_built_on_another_shares_its_training(folder):
     (folder / "fast.toml").write_text(
         '[checkpoint]\ntarget = "taught"\n[backend]\nname = "torchscript"\n[verify]\ndataset = "sample"\nsamples = 12\n'
     )
@@ -102,12 +102,12 @@ def test_a_teacher_may_be_trained_by_another_target(folder):
         TARGET.replace('teacher.model = "sample"', 'teacher.target = "taught"').replace("[0, 2]", "[0]")
     )
     target = load(folder / "student.toml")
-    assert [each.name for each in derivations(target.origin)] == ["taught", "student"]
+    assert [derived.name for derived in derivations(target.origin)] == ["taught", "student"]
     names = [step.name for step in planned(folder / "student.toml").steps]
     assert names[:5] == ["checkpoint", "taught logits", "taught train", "logits", "train"]
 
 
-def test_a_student_that_is_named_nowhere_is_made_of_its_teacher(folder):
+def test_a_student_without_a_checkpoint_starts_from_its_teacher(folder):
     (folder / "layers.toml").write_text(TARGET.replace('[checkpoint]\nmodel = "sample"\n', ""))
     assert load(folder / "layers.toml").origin == renamed(origin(folder / "taught.toml"), "layers")
     (folder / "none.toml").write_text(
@@ -122,9 +122,9 @@ def renamed(derived: Derived, name: str) -> Derived:
 
 
 def origin(path: Path) -> Derived:
-    found = load(path).origin
-    assert isinstance(found, Derived)
-    return found
+    derived = load(path).origin
+    assert isinstance(derived, Derived)
+    return derived
 
 
 @pytest.mark.parametrize(
@@ -137,17 +137,17 @@ def origin(path: Path) -> Derived:
         ("distill.alpha=1.5", "accepted: 1 or less"),
     ],
 )
-def test_what_cannot_be_trained_is_refused_when_it_is_read(folder, override, message):
+def test_an_invalid_training_is_refused_when_the_target_is_read(folder, override, message):
     with pytest.raises(BadTarget, match=message):
         load(folder / "taught.toml", [override])
 
 
-def test_all_that_does_not_fit_together_is_told_at_once(folder):
+def test_all_conflicts_are_reported_at_once(folder):
     with pytest.raises(BadTarget, match=r"`layers` are named once.*; .*`batch_size`, and 3 does not"):
         load(folder / "taught.toml", ["train.layers=[2, 0]", "train.gradient_accumulation_steps=3"])
 
 
-def test_a_gate_on_a_teacher_that_is_not_there_is_refused_when_it_is_read(folder):
+def test_a_gate_on_a_missing_teacher_is_refused_when_the_target_is_read(folder):
     (folder / "plain.toml").write_text('[checkpoint]\nmodel = "sample"\n[backend]\nname = "eager"\n')
     with pytest.raises(BadTarget, match="there is no teacher"):
         load(folder / "plain.toml", ["verify.gates.min_teacher_f1_retention=0.9"])
@@ -155,7 +155,7 @@ def test_a_gate_on_a_teacher_that_is_not_there_is_refused_when_it_is_read(folder
         train(folder / "plain.toml", results=Store(folder / "store"))
 
 
-def test_a_deepspeed_config_that_is_not_there_is_told_in_the_plan(folder):
+def test_a_missing_or_damaged_deepspeed_config_is_reported_by_the_plan(folder):
     with pytest.raises(BadTarget, match=r"train\.deepspeed: .*zero\.json: no such file or folder"):
         planned(folder / "taught.toml", f"train.deepspeed={folder}/zero.json")
     (folder / "zero.json").write_text("{bad", encoding="utf-8")
@@ -174,12 +174,12 @@ def test_a_deepspeed_config_that_is_not_there_is_told_in_the_plan(folder):
         ),
     ],
 )
-def test_what_this_checkpoint_or_machine_cannot_train_is_told_in_the_plan(folder, override, message):
+def test_a_training_that_the_checkpoint_or_machine_cannot_run_is_refused_by_the_plan(folder, override, message):
     with pytest.raises(BadTarget, match=message):
         planned(folder / "taught.toml", override)
 
 
-def test_what_the_verification_asks_is_not_learnt_from(folder):
+def test_training_on_verification_questions_is_refused(folder):
     with pytest.raises(
         BadTarget, match=r"^taught: train\.dataset: \d+ of its \d+ questions are asked by the verification"
     ):
@@ -187,17 +187,17 @@ def test_what_the_verification_asks_is_not_learnt_from(folder):
     assert not (folder / "artifacts").exists()
 
 
-def test_that_nothing_would_be_left_to_learn_from_is_told_in_the_plan(folder):
+def test_holding_out_every_question_is_refused_by_the_plan(folder):
     target = load(folder / "taught.toml", ["train.held_out=9999"])
     with pytest.raises(BadTarget, match=r"^taught: train\.dataset: train\.held_out is 9999"):
         previewing.previews([target], Store(folder / "store"), folder / "artifacts")
 
 
-def test_a_build_trains_once_and_says_how(folder):
-    """The student of some thirty questions is worse than its teacher, and the gate says so."""
-    store, said = Store(folder / "store"), Said()
+def test_a_build_trains_once_and_records_the_training(folder):
+    """The student of some thirty questions is worse than its teacher, so the gate fails."""
+    store, reporter = Store(folder / "store"), RecordingReporter()
     gate = "verify.gates.min_teacher_f1_retention=0.99"
-    built = build(load(folder / "taught.toml", [gate]), folder / "artifacts", results=store, reporter=said)
+    built = build(load(folder / "taught.toml", [gate]), folder / "artifacts", results=store, reporter=reporter)
     assert built.directory.name == "taught.failed"
     assert [failed.name for failed in built.verification.failed_gates] == ["min_teacher_f1_retention"]
     assert "it is the training that falls short" in explain_failure(built.verification, built.directory)[1]
@@ -210,11 +210,11 @@ def test_a_build_trains_once_and_says_how(folder):
     assert len(manifest["training"]["examples"]["fingerprint"]) == 64
     assert not store.work(str(built.plan.step("train").key)).exists()
 
-    said.lines.clear()
+    reporter.lines.clear()
     (folder / "again.toml").write_text('extends = "taught.toml"\n')
-    again = build(load(folder / "again.toml"), folder / "artifacts", results=store, reporter=said)
+    again = build(load(folder / "again.toml"), folder / "artifacts", results=store, reporter=reporter)
     assert again.verification.passed
-    assert all(": kept" in line for line in said.lines), said.lines
+    assert all(": kept" in line for line in reporter.lines), reporter.lines
     assert build(load(folder / "again.toml"), folder / "artifacts", results=store).kept
 
     plan = planning.make(again.plan.target, planning.gather(again.plan.target, store, "x", fetch=False))
@@ -225,11 +225,11 @@ def test_a_build_trains_once_and_says_how(folder):
         file.write(b"\x01")
     preview = previewing.preview(again.plan.target, store, "x")
     assert (preview.step("train").kept, preview.step("train").reason) == (False, planning.DAMAGED)
-    assert preview.step("logits").reason == "another build made it", "and they are needed again"
+    assert preview.step("logits").reason == "another build made it", "the logits are needed again"
 
 
-class Said:
-    """A reporter that remembers."""
+class RecordingReporter:
+    """A reporter that records its messages."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -247,16 +247,16 @@ class Said:
 
 
 @pytest.fixture
-def asked(folder: Path) -> Any:
-    """`asked(name)`: a request for a search of five trials, with folders of its own."""
+def search_request(folder: Path) -> Any:
+    """`search_request(name)`: a request for a search of five trials, with its own folders."""
     pytest.importorskip("optuna")
     from qabuild.models.training.request import Request
 
     target = load(folder / "taught.toml", ["train.held_out=10", "distill.search.trials=5", "distill.search.samples=20"])
 
     def make(name: str) -> Request:
-        for each in ("work", "result"):
-            (folder / name / each).mkdir(parents=True)
+        for part in ("work", "result"):
+            (folder / name / part).mkdir(parents=True)
         return Request(
             step="search",
             start=resolve("sample"),
@@ -274,38 +274,37 @@ def asked(folder: Path) -> Any:
     return make
 
 
-def test_an_interrupted_search_goes_on_and_finds_the_same(asked):
+def test_an_interrupted_search_resumes_to_the_same_result(search_request):
     from qabuild.models.checkpoint.load import load_tokenizer
     from qabuild.models.training import curves, examples
     from qabuild.models.training.search import TABLE, search
 
-    found = examples.load(asked("data").train, load_tokenizer(resolve("sample").directory))
-    tried: list[tuple[float, float]] = []
+    windows = examples.load(search_request("data").train, load_tokenizer(resolve("sample").directory))
+    trials: list[tuple[float, float]] = []
 
-    def fit(request: Any, part: Any) -> None:
-        """Scores as if 0.3 and 4 were best; the fourth training is interrupted once."""
-        assert len(set(part.windows.pair[part.rows])) == 20
+    def fit(request: Any, subset: Any) -> None:
+        """Fake scores with the optimum at 0.3 and 4; the fourth training is interrupted once."""
+        assert len(set(subset.windows.pair[subset.rows])) == 20
         assert request.train.epochs == 1
-        tried.append((request.distill.alpha, request.distill.temperature))
-        if len(tried) == 4:
+        trials.append((request.distill.alpha, request.distill.temperature))
+        if len(trials) == 4:
             raise KeyboardInterrupt
         f1 = 90 - 50 * abs(request.distill.alpha - 0.3) - abs(request.distill.temperature - 4)
         (request.work / curves.FILE).write_text(json.dumps({"step": 1, "f1": f1}) + "\n")
 
-    broken = asked("broken")
+    interrupted = search_request("interrupted")
     with pytest.raises(KeyboardInterrupt):
-        search(broken, found, fit)
-    result = search(broken, found, fit)
-    assert tried[4] == tried[3]  # the trial itself is taken up again
-    assert len(tried) == 6
-    whole = search(asked("whole"), found, fit)
-    assert whole == result
+        search(interrupted, windows, fit)
+    result = search(interrupted, windows, fit)
+    assert trials[4] == trials[3]  # the interrupted trial is resumed
+    assert len(trials) == 6
+    assert search(search_request("uninterrupted"), windows, fit) == result
     best = max(result["trials"], key=lambda row: row["f1"])
     assert result["best"] == {name: best[name] for name in ("alpha", "temperature")}
-    assert json.loads((broken.directory / TABLE).read_text()) == result["trials"]
+    assert json.loads((interrupted.directory / TABLE).read_text()) == result["trials"]
 
 
-def test_the_best_trial_is_built(folder):
+def test_the_build_uses_the_best_trial(folder):
     pytest.importorskip("optuna")
     overrides = ["train.held_out=10", "distill.search.trials=2", "train.samples=32", "verify.samples=4"]
     target, store = load(folder / "taught.toml", overrides), Store(folder / "store")

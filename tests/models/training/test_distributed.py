@@ -1,4 +1,4 @@
-"""Several processes train one checkpoint, and one of them builds."""
+"""Distributed training: several processes train one checkpoint, and rank 0 builds."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ NAMES = ("loss", "f1")
 
 
 def build(folder: Path, *launcher: str) -> tuple[Any, list[dict[str, Any]]]:
-    """Build the target into `folder`; the artifact, and the lines that the training wrote."""
+    """Build the target into `folder`; return the artifact and the training curves."""
     folder.mkdir()
     (folder / "x.toml").write_text(TARGET)
     done = subprocess.run(
@@ -53,14 +53,14 @@ def build(folder: Path, *launcher: str) -> tuple[Any, list[dict[str, Any]]]:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert len(json.loads(done.stdout)) == 1  # the other process says nothing
+    assert len(json.loads(done.stdout)) == 1  # the other process prints nothing
     store = Store(folder / "cache")
     [trained] = [entry for entry in map(store.find, store.keys()) if entry and entry.step == "train"]
     return open_artifact(folder / "artifacts" / "x"), curves.read(trained.directory / curves.FILE)
 
 
 @pytest.mark.timeout(900)
-def test_two_processes_train_as_one_does(tmp_path):
+def test_two_processes_train_like_one(tmp_path):
     one, alone = build(tmp_path / "one", sys.executable)
     two, together = build(tmp_path / "two", sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2")
     assert [line["step"] for line in together] == [line["step"] for line in alone]
@@ -70,7 +70,7 @@ def test_two_processes_train_as_one_does(tmp_path):
     assert scores[1] == pytest.approx(scores[0], abs=6)  # points; one answer of some forty is 2.5
 
 
-def test_a_process_without_a_launcher_is_alone():
-    place = Ranks({})
-    assert (place.rank, place.count) == (0, 1)
-    assert place.announce({"step": "train"}) == {}
+def test_without_a_launcher_there_is_one_rank():
+    ranks = Ranks({})
+    assert (ranks.rank, ranks.count) == (0, 1)
+    assert ranks.announce({"step": "train"}) == {}

@@ -1,4 +1,4 @@
-"""DeepSpeed-Inference: the checkpoint, and how `deepspeed.init_inference` is to take it over."""
+"""DeepSpeed-Inference: the checkpoint, and the config of `deepspeed.init_inference`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from qabuild.models.backends.deepspeed.options import ROWS, Options
 from qabuild.models.dtype_speed import Rule
 from qabuild.models.runtime import Dtype, Runtime
 from qabuild.models.support import Way
-from qabuild.system.frozen import Frozen as Frozen
 from qabuild.system.quiet import captured, quiet_logging
 
 if TYPE_CHECKING:
@@ -84,12 +83,12 @@ INFERENCE = Way(
 WAYS = (INFERENCE,)
 
 KERNEL_INJECTION = ("bert", "roberta")
-"""Model types whose layers DeepSpeed replaces rightly. For distilbert it has kernels too, but takes the fourth
+"""Model types whose layers DeepSpeed replaces correctly. It has kernels for distilbert too, but takes the fourth
 positional argument, `output_attentions`, for the mask, so that padding is attended to."""
 
 
 def check(config: Mapping[str, Any], options: Options, runtime: Runtime) -> None:
-    """Raise BadTarget for kernel injection or tensor parallelism off the GPU, and int8."""
+    """Raise BadTarget for int8, and for fp16, kernel injection or tensor parallelism on the CPU."""
     if runtime.dtype == "int8":
         raise BadTarget(
             "runtime.dtype = 'int8': DeepSpeed quantises nothing here",
@@ -122,12 +121,12 @@ def check(config: Mapping[str, Any], options: Options, runtime: Runtime) -> None
 
 
 def ways(options: Options, runtime: Runtime) -> tuple[Way, ...]:
-    """The one there is."""
+    """The only way, whatever the options."""
     return WAYS
 
 
 def here() -> str:
-    """Whether its inference kernels can be built."""
+    """Whether DeepSpeed's inference kernels can be built."""
     with quiet_logging(logging.CRITICAL), redirect_stdout(io.StringIO()), captured(2):
         builders: Any = importlib.import_module("deepspeed.ops.op_builder.all_ops").ALL_OPS
         kernel = builders.get("transformer_inference")
@@ -138,12 +137,12 @@ def here() -> str:
 
 
 def lacks(options: Options, runtime: Runtime) -> list[str]:
-    """Nothing: torch runs all of it, however slowly."""
+    """Nothing: torch runs every dtype on any processor."""
     return []
 
 
 def compile(checkpoint: Checkpoint, options: Options, runtime: Runtime, directory: Path) -> dict[str, Any]:
-    """Copy config, weights and tokenizer byte for byte and write `deepspeed.json` beside them."""
+    """Copy config, weights and tokenizer byte for byte, and write `deepspeed.json`."""
     from qabuild.models.backends.torch_model import copy_checkpoint
     from qabuild.models.checkpoint.load import copy_tokenizer
 
@@ -155,8 +154,8 @@ def compile(checkpoint: Checkpoint, options: Options, runtime: Runtime, director
         "keep_module_on_host": runtime.device == "cpu",
     }
     if options.replace_with_kernel_inject:
-        # As many tokens as the model reads. Without a least number DeepSpeed makes do with fewer where memory is
-        # short, and its kernels write beyond them.
+        # All of the model's positions. Without a minimum, DeepSpeed sizes its workspace for fewer tokens if memory is
+        # short, and its kernels write beyond its end.
         tokens = checkpoint.config["max_position_embeddings"]
         settings |= {"max_out_tokens": tokens, "min_out_tokens": tokens}
     copy_checkpoint(checkpoint.directory, directory)
@@ -166,10 +165,10 @@ def compile(checkpoint: Checkpoint, options: Options, runtime: Runtime, director
 
 
 def load(directory: Path, options: Options, runtime: Runtime) -> Any:
-    """The model inside DeepSpeed's inference engine, its weights cast to the runtime's dtype.
+    """Load the model into DeepSpeed's inference engine, which casts its weights to the runtime's dtype.
 
-    Raises MissingEnvironment without the device, without one process for each part of the tensors, or without what
-    DeepSpeed needs to build its kernels.
+    Raises MissingEnvironment without the device, without one process for each tensor-parallel rank, or if DeepSpeed
+    cannot build its kernels.
     """
     import torch
 
@@ -179,7 +178,7 @@ def load(directory: Path, options: Options, runtime: Runtime) -> Any:
     _require_processes(options.tensor_parallel)
     settings = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
     settings["dtype"] = getattr(torch, settings["dtype"])
-    # The kernels take a mask of one row for each sequence, which is what eager attention is given.
+    # The kernels take a mask of one row for each sequence, as eager attention does.
     model = stored_model(directory, attention="eager" if options.replace_with_kernel_inject else None)
     inputs = inputs_of(model)
     injected = options.replace_with_kernel_inject
@@ -188,7 +187,7 @@ def load(directory: Path, options: Options, runtime: Runtime) -> Any:
 
 
 def snippet(options: Options, runtime: Runtime) -> str:
-    """Lines for DeepSpeed: its engine inside a module that is called as transformers' models are."""
+    """Source for DeepSpeed: its engine in a module that is called like a transformers model."""
     injected = options.replace_with_kernel_inject
     attention = ', attn_implementation="eager"' if injected else ""
     largest = (
@@ -205,12 +204,12 @@ def _engine(model: Any, settings: Mapping[str, Any]) -> Any:
 
 
 def _kernels(model: Any, settings: Mapping[str, Any], inputs: Sequence[str], device: Any) -> Any:
-    """The engine with its kernels, which DeepSpeed compiles where they were not yet."""
-    with _quiet(), captured(1) as said:
+    """The engine with injected kernels, which DeepSpeed compiles on first use."""
+    with _quiet(), captured(1) as output:
         try:
             from qabuild.models.backends.deepspeed import kernels
 
-            # For this GPU alone: DeepSpeed stumbles over names such as 9.0a in the list that an image may come with.
+            # This GPU only: DeepSpeed fails on names such as 9.0a, which the list in a container image may hold.
             os.environ["TORCH_CUDA_ARCH_LIST"] = kernels.architecture(device)
             kernels.restart_layers()
             engine = _engine(model, settings)
@@ -222,8 +221,8 @@ def _kernels(model: Any, settings: Mapping[str, Any], inputs: Sequence[str], dev
                 "install the CUDA toolkit that torch was built with (`ds_report` shows what is missing), "
                 "or set backend.replace_with_kernel_inject = false",
             )
-            said.seek(0)
-            failure.add_note("What it printed last:\n" + said.read().decode(errors="replace")[-20_000:])
+            output.seek(0)
+            failure.add_note("What it printed last:\n" + output.read().decode(errors="replace")[-20_000:])
             raise failure from error
     raise QABuildError("DeepSpeed replaced no layer by its kernels", "set backend.replace_with_kernel_inject = false")
 
@@ -238,7 +237,7 @@ def _require_processes(count: int) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep DeepSpeed from stdout and from the environment: it logs and prints there, and sets variables for itself."""
+    """Silence DeepSpeed's logs and prints, and restore the environment variables that it sets."""
     environment = dict(os.environ)
     try:
         with quiet_logging(), redirect_stdout(io.StringIO()), warnings.catch_warnings():
@@ -248,7 +247,7 @@ def _quiet() -> Iterator[None]:
         for name in set(os.environ) - set(environment):
             del os.environ[name]
         os.environ.update(environment)
-        # Its own handler writes to what stdout was when it was imported; errors shall go where others go.
+        # DeepSpeed's handler writes to the stdout of its import; its errors belong with those of other loggers.
         logger = logging.getLogger("DeepSpeed")
         logger.handlers.clear()
         logger.propagate = True

@@ -1,5 +1,7 @@
-"""Models whose layers are DeepSpeed's CUDA kernels. It imports torch and DeepSpeed at once: import it inside functions
-only, once DeepSpeed's output is dealt with."""
+"""Models with DeepSpeed's injected CUDA kernels.
+
+Imports torch and DeepSpeed on import: import it inside functions only, with DeepSpeed's output captured.
+"""
 
 from __future__ import annotations
 
@@ -16,29 +18,29 @@ from qabuild.system.quiet import captured
 
 
 def architecture(device: torch.device) -> str:
-    """The GPU's, as `TORCH_CUDA_ARCH_LIST` names it: 9.0."""
+    """The GPU's compute capability, as in `TORCH_CUDA_ARCH_LIST`: 9.0."""
     return ".".join(map(str, torch.cuda.get_device_capability(device)))
 
 
 def restart_layers() -> None:
-    """Let the layers of the model that is made next be counted from 0, whatever was made before it.
+    """Number the layers of the next model from 0.
 
-    DeepSpeed counts the layers of all models of a process, and the number decides where a layer writes.
+    DeepSpeed numbers the layers of all models of a process, and the number decides where a layer writes.
     """
     DeepSpeedTransformerInference.layer_id = DeepSpeedSelfAttention.num_layers = 0
 
 
 def layers_of(engine: Any) -> list[Any]:
-    """The layers that DeepSpeed put in the place of the model's own."""
+    """The injected layers, which replace the model's own."""
     return [module for module in engine.module.modules() if isinstance(module, DeepSpeedTransformerInference)]
 
 
 class Kernels:
     """An engine with DeepSpeed's kernels, for batches of any size.
 
-    The kernels of a process share one workspace. The first batch that a model gets sizes it, for its own rows and
-    `max_out_tokens` tokens of each; with a larger one they write beyond its end. So each model sizes it for `ROWS`
-    rows before its first batch, again where another model did so since, and gets no more than that at once.
+    The kernels of a process share one workspace. A model's first batch sizes it, for that batch's rows and
+    `max_out_tokens` tokens each; with a larger batch the kernels write beyond its end. So each model sizes it for
+    `ROWS` rows before its first batch, and again if another model has done so since; larger batches are split.
     """
 
     _sized_for: ClassVar[Kernels | None] = None
@@ -49,16 +51,16 @@ class Kernels:
         self._largest = {name: ones if name == "attention_mask" else torch.zeros_like(ones) for name in inputs}
         self._size_workspace()
 
-    def __call__(self, **given: torch.Tensor) -> list[torch.Tensor]:
+    def __call__(self, **tensors: torch.Tensor) -> list[torch.Tensor]:
         if Kernels._sized_for is not self:
             self._size_workspace()
-        parts = zip(*(tensor.split(ROWS) for tensor in given.values()), strict=True)
-        answered = [self._engine(**dict(zip(given, part, strict=True)))[:2] for part in parts]
-        return [torch.cat(logits) for logits in zip(*answered, strict=True)]
+        parts = zip(*(tensor.split(ROWS) for tensor in tensors.values()), strict=True)
+        outputs = [self._engine(**dict(zip(tensors, part, strict=True)))[:2] for part in parts]
+        return [torch.cat(logits) for logits in zip(*outputs, strict=True)]
 
     def _size_workspace(self) -> None:
-        """Let the first layer allocate the workspace, as it does at its first batch. Raises RuntimeError where the GPU
-        has no room for it."""
+        """Make the first layer allocate the workspace, as at its first batch. Raises RuntimeError if the GPU lacks the
+        memory."""
         first = self._layers[0]
         DeepSpeedTransformerInference.layer_id = DeepSpeedSelfAttention.num_layers = len(self._layers)
         DeepSpeedTransformerInference.workspace = WorkspaceOp(first.config)

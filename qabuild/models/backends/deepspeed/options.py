@@ -9,12 +9,12 @@ from pydantic import Field
 from qabuild.system.frozen import Frozen
 
 ROWS = 64
-"""Windows that the injected kernels are given at once: of RoBERTa-base in fp16, with 512 tokens each, their workspace
+"""The maximum batch of the injected kernels, in windows: for RoBERTa-base in fp16, at 512 tokens each, their workspace
 takes 2 GB."""
 
 
 class Options(Frozen):
-    """What `deepspeed.init_inference` is told."""
+    """Options of `deepspeed.init_inference`."""
 
     name: Literal["deepspeed"] = Field("deepspeed", description="DeepSpeed-Inference")
     replace_with_kernel_inject: bool = Field(

@@ -1,4 +1,4 @@
-"""ONNX Runtime: export, fuse, then half precision or 8-bit weights. The only module that imports optimum."""
+"""ONNX Runtime: exported by optimum, graph-optimised, then converted to fp16 or quantised to int8."""
 
 from __future__ import annotations
 
@@ -14,9 +14,7 @@ from qabuild.models.backends.onnxruntime.options import DEFAULT_PROVIDER, DEVICE
 from qabuild.models.dtype_speed import Rule
 from qabuild.models.runtime import Dtype, Runtime
 from qabuild.models.support import Way
-from qabuild.system import machine as machine
 from qabuild.system import packages
-from qabuild.system.frozen import Frozen as Frozen
 
 if TYPE_CHECKING:
     from qabuild.models.checkpoint.resolve import Checkpoint
@@ -76,7 +74,7 @@ WAYS = (EXPORTED, OPTIMISED, FP16)
 
 
 def check(config: Mapping[str, Any], options: Options, runtime: Runtime) -> None:
-    """Raise BadTarget for a dtype, provider or level that this backend cannot combine."""
+    """Raise BadTarget for a dtype that is not supported on the device, or a provider of another device."""
     if runtime.dtype == "bf16":
         raise BadTarget(
             "runtime.dtype = 'bf16' is not supported by ONNX Runtime's kernels",
@@ -104,7 +102,7 @@ def check(config: Mapping[str, Any], options: Options, runtime: Runtime) -> None
 
 
 def ways(options: Options, runtime: Runtime) -> tuple[Way, ...]:
-    """Export, and what is done to the graph after it."""
+    """Export, then graph optimisation if `level` is above 0, then fp16 conversion."""
     return (
         EXPORTED,
         *([OPTIMISED] if options.level > 0 else []),
@@ -120,9 +118,9 @@ def here() -> str:
 
 
 def lacks(options: Options, runtime: Runtime) -> list[str]:
-    """The provider, where the installed ONNX Runtime is built without it."""
+    """The execution provider, if the installed ONNX Runtime is built without it."""
     provider = options.provider or DEFAULT_PROVIDER[runtime.device]
-    if provider == "CPUExecutionProvider":  # every build has it
+    if provider == "CPUExecutionProvider":  # part of every build
         return []
     import onnxruntime
 
@@ -132,45 +130,44 @@ def lacks(options: Options, runtime: Runtime) -> list[str]:
 
 
 def compile(checkpoint: Checkpoint, options: Options, runtime: Runtime, directory: Path) -> dict[str, Any]:
-    """Write `model.onnx`, config and tokenizer; the folder also loads with ORTModelForQuestionAnswering itself.
+    """Write `model.onnx`, config and tokenizer; optimum's ORTModelForQuestionAnswering loads the folder as well.
 
-    Returns the counts of fused nodes and the largest logit difference of each stage to PyTorch. Raises
-    VerificationFailed where a graph computes something else, or was fused less than its type should be.
+    Returns the counts of fused nodes and each stage's largest logit difference from PyTorch. Raises
+    VerificationFailed if a graph's logits differ, or if fusions are missing that its model type should have.
     """
-    from qabuild.models.backends.onnxruntime import build as onnx_stages
-    from qabuild.models.backends.onnxruntime import session
+    from qabuild.models.backends.onnxruntime import build, session
     from qabuild.models.checkpoint.load import copy_tokenizer
 
     check(checkpoint.config, options, runtime)
     with TemporaryDirectory(dir=directory) as scratch, session.quiet():
-        record = onnx_stages.build(checkpoint, options, runtime, Path(scratch), directory)
+        record = build.build(checkpoint, options, runtime, Path(scratch), directory)
     shutil.copyfile(checkpoint.directory / "config.json", directory / "config.json")
     copy_tokenizer(checkpoint, directory)
     return record
 
 
 def load(directory: Path, options: Options, runtime: Runtime) -> Any:
-    """An ORTModelForQuestionAnswering on exactly the provider of the target.
+    """Load an ORTModelForQuestionAnswering on exactly the target's execution provider.
 
-    Raises MissingEnvironment where that provider is not available, or did not start.
+    Raises MissingEnvironment if the provider is not available or does not start.
     """
     packages.refuse(lacks(options, runtime))
     from qabuild.models.backends.onnxruntime.session import load_graph
 
     if not (directory / "model.onnx").is_file():
-        raise UntrustedInput(f"{directory}: there is no model.onnx in it", "build the artifact anew")
+        raise UntrustedInput(f"{directory}: there is no model.onnx in it", "rebuild the artifact")
     provider = options.provider or DEFAULT_PROVIDER[runtime.device]
     model = load_graph(directory, provider)
     if model.provider != provider:
         raise MissingEnvironment(
             f"ONNX Runtime could not start {provider} and fell back to {model.provider}",
-            "its message above says why; as a rule CUDA or cuDNN is missing or of another version",
+            "its message above says why; usually CUDA or cuDNN is missing or of another version",
         )
     return model
 
 
 def snippet(options: Options, runtime: Runtime) -> str:
-    """Lines for optimum, with the provider and its options as `load` has them."""
+    """Source for optimum, with the provider and provider options of `load`."""
     provider = options.provider or DEFAULT_PROVIDER[runtime.device]
     exact = ', provider_options={"use_tf32": "0"}' if provider == "CUDAExecutionProvider" else ""
     return SNIPPET.format(provider=provider, options=exact)

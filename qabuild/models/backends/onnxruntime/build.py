@@ -1,15 +1,15 @@
-"""From a checkpoint to an ONNX graph: exported, optimised, then in fewer bits. Each is held against PyTorch."""
+"""Builds an ONNX graph in stages: export, optimise, convert the dtype. Each stage is compared with PyTorch."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qabuild.models.backends.logit_check import TOLERANCES, answers, probes, require_same
+from qabuild.models.backends.logit_check import TOLERANCES, outputs_of, probes, require_same
 from qabuild.models.backends.onnxruntime.export_optimum import export
 from qabuild.models.backends.onnxruntime.fusions import check_fused, count_fused
 from qabuild.models.backends.onnxruntime.graphs import FILE, optimise, to_fp16, to_int8, write
-from qabuild.models.backends.onnxruntime.session import load_graph, provider_here
+from qabuild.models.backends.onnxruntime.session import comparison_provider, load_graph
 from qabuild.models.runtime import Runtime
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def build(checkpoint: Checkpoint, options: Options, runtime: Runtime, scratch: Path, directory: Path) -> dict[str, Any]:
-    """Write `model.onnx` into `directory`, with the stages in `scratch`; return what is to be recorded."""
+    """Write `model.onnx` into `directory`, with the stages in `scratch`; return the manifest's record."""
     comparison = Comparison(checkpoint, runtime)
     config = comparison.config
     record: dict[str, Any] = {}
@@ -43,7 +43,7 @@ def build(checkpoint: Checkpoint, options: Options, runtime: Runtime, scratch: P
 
 
 class Comparison:
-    """What the PyTorch model answers to the probes, to hold graphs against it."""
+    """The PyTorch model's outputs for the probes, which graphs are compared with."""
 
     def __init__(self, checkpoint: Checkpoint, runtime: Runtime) -> None:
         from qabuild.models.backends.torch_model import inputs_of
@@ -53,10 +53,10 @@ class Comparison:
         self.config = model.config
         self.tokenizer = load_tokenizer(checkpoint.directory)
         self.inputs = list(probes(self.tokenizer, inputs_of(model, self.tokenizer), model.config))
-        self.expected = answers(model, self.inputs)
-        self.provider = provider_here(runtime)
+        self.expected = outputs_of(model, self.inputs)
+        self.provider = comparison_provider(runtime)
 
     def compare(self, stage: Path, name: str, dtype: str) -> float:
-        """Largest logit difference of that stage's graph. Raises VerificationFailed where it is beyond tolerance."""
+        """The largest logit difference of the stage's graph. Raises VerificationFailed if it exceeds the tolerance."""
         graph = load_graph(stage, self.provider)
         return require_same(self.expected, graph, self.inputs, TOLERANCES[dtype], name)

@@ -1,4 +1,4 @@
-"""Export of a checkpoint to ONNX by optimum."""
+"""Exports a checkpoint to ONNX with optimum."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def export(checkpoint: Path, stage: Path) -> Path:
-    """The checkpoint as an ONNX graph in fp32. optimum's own validation only warns, so it is left out."""
+    """Export the checkpoint as an fp32 ONNX graph into `stage`. optimum's validation only warns, so it is off."""
     from optimum.exporters.onnx import main_export
 
     main_export(

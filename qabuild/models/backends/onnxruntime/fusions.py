@@ -1,4 +1,4 @@
-"""What the graph optimiser fuses, by model type: measured at level 2 with 2 and 3 layers."""
+"""The fusions expected of the graph optimiser, by model type: measured at level 2 with 2 and 3 layers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from qabuild.errors import VerificationFailed
 
 Expected = Callable[[int], dict[str, int]]
-"""From the number of layers to the least counts of fused operators."""
+"""From the number of layers to the minimum counts of fused operators."""
 
 
 def _attention(layers: int) -> dict[str, int]:
@@ -18,17 +18,17 @@ def _attention(layers: int) -> dict[str, int]:
 
 
 def _albert(layers: int) -> dict[str, int]:
-    """The first layer reads a projection of the embeddings, where the fusion of attention looks for a norm."""
+    """One fewer: the first layer reads a projection of the embeddings, where the attention fusion expects a norm."""
     return {"Attention": layers - 1, "SkipLayerNormalization": 2 * layers}
 
 
 def _norms(layers: int) -> dict[str, int]:
-    """No kernel has this attention: it has relative positions, or landmarks."""
+    """There is no fused kernel for attention with relative positions or landmarks."""
     return {"SkipLayerNormalization": 2 * layers}
 
 
 def _deberta(layers: int) -> dict[str, int]:
-    """Its norm is written out in elementary operations, which no fusion recognises."""
+    """Its norm consists of elementary operations, which no fusion recognises."""
     return {"BiasGelu": layers}
 
 
@@ -49,7 +49,7 @@ FUSIONS: dict[str, Expected] = {
 
 
 def count_fused(model: Path) -> dict[str, int]:
-    """How many nodes of each kind the graph in that file has that only ONNX Runtime knows: those are fused ones."""
+    """Count the nodes of ONNX Runtime's own operators in the graph, by operator: those are the fused ones."""
     import onnx
 
     nodes = onnx.load(model, load_external_data=False).graph.node
@@ -58,9 +58,9 @@ def count_fused(model: Path) -> dict[str, int]:
 
 
 def check_fused(model_type: str, layers: int, fused: Mapping[str, int], waived: bool) -> dict[str, Any]:
-    """What is to be recorded: the counts, and how they compare with the table.
+    """Compare the counts with `FUSIONS`, and return both for the manifest.
 
-    Raises VerificationFailed where a fusion is missing and that is not waived.
+    Raises VerificationFailed if a fusion is missing and that is not waived.
     """
     if model_type not in FUSIONS:
         return {"fused": dict(fused), "fusions": "unknown model type: not checked"}
@@ -73,6 +73,6 @@ def check_fused(model_type: str, layers: int, fused: Mapping[str, int], waived: 
         counts = ", ".join(f"{kind} {count}" for kind, count in missing.items())
         raise VerificationFailed(
             f"the optimiser left out fusions that a {model_type} with {layers} layers should have: {counts}",
-            "compare the versions of torch, optimum and onnxruntime; backend.allow_missing_fusions = true goes on",
+            "compare the versions of torch, optimum and onnxruntime; backend.allow_missing_fusions = true accepts this",
         )
     return {"fused": dict(fused), "fusions": {"missing": missing} if missing else "as expected"}

@@ -1,4 +1,4 @@
-"""What is done to an ONNX graph, each step from the file of one folder, a stage, to that of the next."""
+"""Transformations of an ONNX graph. Each reads the graph of one stage's folder and writes that of the next."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from qabuild.models.runtime import Runtime
 FILE = "model.onnx"
 
 EXTERNAL_FROM = 2**31 - 2**20
-"""Bytes of weights from which they go into a file of their own, `model.onnx_data`: protobuf ends at 2 GiB."""
+"""Size in bytes beyond which weights go into `model.onnx_data`: protobuf's limit is 2 GiB."""
 
 INTEGERS = (6, 7)  # INT32 and INT64 of onnx.TensorProto
 
@@ -22,13 +22,14 @@ ARITHMETIC = (
 
 
 def optimise(exported: Path, stage: Path, level: int, runtime: Runtime, padding_side: str) -> Path:
-    """Fuse what ONNX Runtime has fused kernels for.
+    """Fuse the operators that ONNX Runtime has fused kernels for.
 
-    Attention's default mask is a count of tokens from the left, which only fits padding on the right.
+    The default mask of fused attention is a count of tokens from the left, which only fits padding on the right; for
+    padding on the left, the raw mask is used.
 
-    For a GPU the fusions come from ONNX Runtime's scripts alone, so that the graph is the same wherever it is made:
-    the higher levels begin with a session on the GPU, where there is one, and after that the scripts found no attention
-    any more (ONNX Runtime 1.31). What such a session does, it does when the graph is loaded.
+    For a GPU, only ONNX Runtime's scripts fuse (level 0), so that the graph does not depend on the machine: higher
+    levels first run a session on the GPU, if there is one, after which the scripts find no attention (ONNX Runtime
+    1.31). The session applies its own optimisations anyway when the graph is loaded.
     """
     from optimum.onnxruntime import OptimizationConfig, ORTOptimizer
 
@@ -43,7 +44,7 @@ def optimise(exported: Path, stage: Path, level: int, runtime: Runtime, padding_
 
 
 def to_fp16(before: Path, stage: Path) -> Path:
-    """Weights and computation in half precision; inputs stay int64, logits float32."""
+    """Convert weights and computation to half precision; inputs stay int64, logits float32."""
     import onnx
     from onnxruntime.transformers.onnx_model import OnnxModel
 
@@ -55,29 +56,29 @@ def to_fp16(before: Path, stage: Path) -> Path:
 
 
 def _index_arithmetic(graph: Any) -> list[str]:
-    """Names of the nodes whose floating-point result becomes an integer.
+    """Names of the nodes whose floating-point result is cast to an integer, which stay in fp32.
 
-    Relative positions are sorted into buckets by a logarithm; rounded to half precision, some fall into the next one.
+    A logarithm sorts relative positions into buckets; rounded to half precision, some fall into the next bucket.
     """
-    maker = graph.output_name_to_node()
-    waiting = [node for node in graph.nodes() if _makes_integers(node)]
-    found: set[str] = set()
-    while waiting:
-        makers = [maker[name] for name in waiting.pop().input if name in maker]
-        fresh = [node for node in makers if node.name not in found and node.op_type in (*ARITHMETIC, "Cast")]
-        found |= {node.name for node in fresh}
-        waiting += [node for node in fresh if node.op_type != "Cast"]
-    return sorted(found)
+    producer = graph.output_name_to_node()
+    stack = [node for node in graph.nodes() if _casts_to_integer(node)]
+    names: set[str] = set()
+    while stack:
+        producers = [producer[name] for name in stack.pop().input if name in producer]
+        added = [node for node in producers if node.name not in names and node.op_type in (*ARITHMETIC, "Cast")]
+        names |= {node.name for node in added}
+        stack += [node for node in added if node.op_type != "Cast"]
+    return sorted(names)
 
 
-def _makes_integers(node: Any) -> bool:
+def _casts_to_integer(node: Any) -> bool:
     return node.op_type == "Cast" and any(attribute.i in INTEGERS for attribute in node.attribute)
 
 
 def to_int8(before: Path, stage: Path) -> Path:
-    """Weights in 8 bits, a scale for each channel; activations are quantised as they come.
+    """Quantise weights to 8 bits with a scale for each channel; activations are quantised dynamically.
 
-    Fused operators are not in ONNX's own shape inference, so the quantiser is told that unknown tensors are float.
+    ONNX's shape inference does not know fused operators, so `DefaultTensorType` declares unknown tensors float.
     """
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -94,24 +95,24 @@ def to_int8(before: Path, stage: Path) -> Path:
 
 
 def _stage(model: Any, before: Path, stage: Path) -> Path:
-    """Write the graph into the next stage's folder, with the config that ORTModel wants beside it."""
+    """Write the graph into the next stage's folder, with the config that ORTModel reads."""
     stage.mkdir(exist_ok=True)
     _save(model, stage / FILE)
     shutil.copyfile(before / "config.json", stage / "config.json")
     return stage
 
 
-def write(source: Path, goal: Path) -> None:
-    """The graph without traces of the machine that made it: stack traces, paths, dates."""
+def write(source: Path, path: Path) -> None:
+    """Write the graph to `path` without stack traces, paths and dates, so that its bytes are reproducible."""
     import onnx
 
     model = onnx.load(source)
     _strip(model)
-    _save(model, goal)
+    _save(model, path)
 
 
 def _strip(message: Any) -> None:
-    """Clear documentation and metadata everywhere in a protobuf message of ONNX."""
+    """Clear documentation and metadata everywhere in an ONNX protobuf message."""
     for field in ("doc_string", "metadata_props"):
         if any(descriptor.name == field for descriptor in message.DESCRIPTOR.fields):
             message.ClearField(field)

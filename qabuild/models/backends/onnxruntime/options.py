@@ -22,7 +22,7 @@ DEVICE: dict[Provider, str] = {
 
 
 class Options(Frozen):
-    """How the graph is optimised, and what runs it."""
+    """How the graph is optimised, and the execution provider that runs it."""
 
     name: Literal["onnxruntime"] = Field("onnxruntime", description="an optimised ONNX graph, run by ONNX Runtime")
     level: Literal[0, 1, 2, 99] = Field(

@@ -1,4 +1,4 @@
-"""Sessions of ONNX Runtime."""
+"""ONNX Runtime sessions."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from qabuild.system.quiet import quiet_logging
 
 
 def load_graph(directory: Path, provider: str) -> Any:
-    """The ORTModelForQuestionAnswering in `directory`, with errors as the only thing that its session logs."""
+    """Load the ORTModelForQuestionAnswering in `directory`; its session logs only errors."""
     from onnxruntime import SessionOptions
     from optimum.onnxruntime import ORTModelForQuestionAnswering
 
     settings = SessionOptions()
     settings.log_severity_level = 3  # with CUDA, every session would warn of nodes that stay on the CPU
-    # ONNX Runtime multiplies fp32 in TF32 unless told not to; PyTorch, that it is held against, does not.
+    # ONNX Runtime multiplies fp32 in TF32 by default; PyTorch, which it is compared with, does not.
     provider_options = {"use_tf32": "0"} if provider == "CUDAExecutionProvider" else None
     return ORTModelForQuestionAnswering.from_pretrained(
         directory,
@@ -32,10 +32,10 @@ def load_graph(directory: Path, provider: str) -> Any:
     )
 
 
-def provider_here(runtime: Runtime) -> str:
-    """The provider of the runtime's device where this machine has it, else the CPU's, which runs every graph.
+def comparison_provider(runtime: Runtime) -> str:
+    """CUDA's execution provider if the runtime and this machine have a GPU, else the CPU's, which runs every graph.
 
-    ONNX Runtime calls a provider available that it was built with, whether or not there is a device for it.
+    ONNX Runtime lists every provider that it is built with as available, whether or not there is a device for it.
     """
     import onnxruntime
 
@@ -46,7 +46,7 @@ def provider_here(runtime: Runtime) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence what exporter, optimiser and quantiser say on their way; errors are raised, not logged."""
+    """Silence exporter, optimiser and quantiser; their errors are raised, not logged."""
     import onnxruntime
 
     onnxruntime.set_default_logger_severity(3)

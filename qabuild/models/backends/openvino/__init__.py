@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU: converted from PyTorch itself, in fp32, bf16 or calibrated int8."""
+"""OpenVINO on the CPU: converted from PyTorch, in fp32, bf16 or calibrated int8."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from qabuild.errors import BadTarget, UntrustedInput
 from qabuild.models.backends.openvino.core import core
 from qabuild.models.backends.openvino.options import FILE, Options, needs, precision
-from qabuild.models.calibration import Calibrated as Calibrated
 from qabuild.models.dtype_speed import Rule
 from qabuild.models.runtime import Dtype, Runtime
 from qabuild.models.support import Way
@@ -99,7 +98,7 @@ WAYS = (CONVERTED,)
 
 
 def check(config: Mapping[str, Any], options: Options, runtime: Runtime) -> None:
-    """Raise BadTarget for a device or a dtype that is not supported."""
+    """Raise BadTarget for a device or dtype that is not supported, and for `rest` without int8."""
     if runtime.device != "cpu":
         raise BadTarget(
             f"runtime.device = {runtime.device!r}: the backend openvino is for the CPU",
@@ -121,12 +120,12 @@ def check(config: Mapping[str, Any], options: Options, runtime: Runtime) -> None
 
 
 def ways(options: Options, runtime: Runtime) -> tuple[Way, ...]:
-    """The one there is."""
+    """The only way, whatever the options."""
     return WAYS
 
 
 def here() -> str:
-    """The devices that OpenVINO finds."""
+    """The devices that OpenVINO finds, or the preloaded library that makes it crash."""
     if machine.preloaded("tcmalloc"):
         return "does not survive the preloaded tcmalloc: unset LD_PRELOAD"
     with quiet_logging(logging.CRITICAL), contextlib.redirect_stdout(io.StringIO()), captured(2):
@@ -135,7 +134,7 @@ def here() -> str:
 
 
 def lacks(options: Options, runtime: Runtime) -> list[str]:
-    """Instructions without which int8 is wrong and bf16 is not what is computed; and peace from a preload."""
+    """Instructions without which int8 overflows and bf16 runs as fp32, and a preload that crashes OpenVINO."""
     return [*_instructions(options, runtime), *_preloads()]
 
 
@@ -146,31 +145,31 @@ def _preloads() -> list[str]:
 
 
 def _instructions(options: Options, runtime: Runtime) -> list[str]:
-    wanted = {
+    consequences = {
         "int8": "sums would overflow and answers be wrong: build it with backend.overflow_fix = true",
         "bf16": "it would be computed in fp32: set runtime.dtype (of int8, backend.rest) to fp32",
     }
     return [
         f"this {dtype} needs a processor with one of {', '.join(machine.FAST[dtype])}, and this one has none, so that "
-        f"{wanted[dtype]}"
+        f"{consequences[dtype]}"
         for dtype in needs(options, runtime)
         if machine.lacks_instructions(dtype)
     ]
 
 
 def compile(checkpoint: Checkpoint, options: Options, runtime: Runtime, directory: Path) -> dict[str, Any]:
-    """Write graph, weights, config and tokenizer, which optimum-intel's OVModelForQuestionAnswering opens as well.
+    """Write graph, weights, config and tokenizer; optimum-intel's OVModelForQuestionAnswering loads the folder as well.
 
-    Returns the graph's inputs and its largest logit difference to PyTorch. Raises VerificationFailed where it
-    computes something else.
+    Returns the graph's inputs, the instructions it needs and its largest logit difference from PyTorch. Raises
+    VerificationFailed if the logits differ.
     """
     packages.refuse(_preloads())
-    from qabuild.models.backends.openvino import build as _openvino_build
+    from qabuild.models.backends.openvino import build
     from qabuild.models.checkpoint.load import copy_tokenizer
 
     check(checkpoint.config, options, runtime)
     with quiet_tracing():
-        record = _openvino_build.build(checkpoint, options, runtime, directory / FILE, _instructions(options, runtime))
+        record = build.build(checkpoint, options, runtime, directory / FILE, _instructions(options, runtime))
     record["needs"] = {dtype: list(machine.FAST[dtype]) for dtype in needs(options, runtime)}
     shutil.copyfile(checkpoint.directory / "config.json", directory / "config.json")
     copy_tokenizer(checkpoint, directory)
@@ -178,23 +177,22 @@ def compile(checkpoint: Checkpoint, options: Options, runtime: Runtime, director
 
 
 def load(directory: Path, options: Options, runtime: Runtime) -> Any:
-    """The graph on the cores that this process may use, as a model that gives a QuestionAnsweringModelOutput.
+    """Load the graph on the cores that this process may use; the model also has `submit`.
 
-    It has `submit` as well, which takes what a call takes and returns at once; see `qabuild.qa.pipeline`. Raises
-    MissingEnvironment where this processor lacks what the numbers need.
+    Raises MissingEnvironment if this processor lacks the instructions that the dtype needs.
     """
     from transformers import AutoConfig
 
     packages.refuse(lacks(options, runtime))
-    from qabuild.models.backends.openvino import model as _openvino
+    from qabuild.models.backends.openvino import model
 
     if not (directory / FILE).is_file():
-        raise UntrustedInput(f"{directory}: there is no {FILE} in it", "build the artifact anew")
+        raise UntrustedInput(f"{directory}: there is no {FILE} in it", "rebuild the artifact")
     config = AutoConfig.from_pretrained(directory, local_files_only=True)
-    return _openvino.load(directory / FILE, config, options, runtime)
+    return model.load(directory / FILE, config, options, runtime)
 
 
 def snippet(options: Options, runtime: Runtime) -> str:
-    """Lines for OpenVINO itself, in the precision that `load` sets, and on no processor that `load` refuses."""
+    """Source for OpenVINO, with the precision of `load`; it refuses the same processors for int8."""
     guard = GUARD if "int8" in needs(options, runtime) else ""
     return SNIPPET.substitute(guard=guard, precision=precision(options, runtime))

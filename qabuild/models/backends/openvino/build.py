@@ -1,4 +1,4 @@
-"""Making an OpenVINO graph: converted from PyTorch, then in int8 where that is asked for. Imports torch at once."""
+"""Builds an OpenVINO graph: converts from PyTorch, then quantises to int8 if asked to. Imports torch on import."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from qabuild.errors import VerificationFailed
 from qabuild.models import calibration
-from qabuild.models.backends.logit_check import TOLERANCES, answers, probes, require_same
+from qabuild.models.backends.logit_check import TOLERANCES, outputs_of, probes, require_same
 from qabuild.models.backends.openvino.core import core, package
 from qabuild.models.backends.openvino.model import OUTPUTS, OpenVinoModel, load
 from qabuild.models.backends.openvino.options import precision
@@ -29,15 +29,15 @@ _COUNTED = re.compile(r"[A-Za-z]+_\d+")
 INT8 = Runtime(dtype="int8")
 
 HELD_BACK = 300
-"""Training questions by which accuracy control judges, beside those that it calibrates on."""
+"""Training questions, none of them used for calibration, that accuracy control measures F1 on."""
 
 
 def build(
     checkpoint: Checkpoint, options: Options, runtime: Runtime, path: Path, lacks: Sequence[str]
 ) -> dict[str, Any]:
-    """Write the checkpoint's model as a graph to `path`; return what is to be recorded.
+    """Write the checkpoint's model as a graph to `path`; return the manifest's record.
 
-    The graph is held against the checkpoint, unless `lacks` says why this machine cannot run it.
+    The graph is compared with the checkpoint, unless `lacks` says why this machine cannot run it.
     """
     from qabuild.models.checkpoint.load import load_model, load_tokenizer
 
@@ -54,16 +54,16 @@ def build(
     if lacks:
         return {**record, "largest_difference": None, "not_compared": list(lacks)}
     compiled = load(path, model.config, options, runtime)
-    expected = answers(model, batches)
+    expected = outputs_of(model, batches)
     difference = require_same(expected, compiled, batches, TOLERANCES[runtime.dtype], "the graph")
     return {**record, "largest_difference": difference}
 
 
 def convert(model: Any, inputs: Sequence[str], example: Mapping[str, Any]) -> Any:
-    """The model as an `openvino.Model`: int64 [batch, sequence] inputs, outputs `start_logits` and `end_logits`."""
+    """Convert to an `openvino.Model`: int64 [batch, sequence] inputs, outputs `start_logits` and `end_logits`."""
     ov = package()
     arguments = tuple(example[name] for name in inputs)
-    with torch.no_grad():  # traced here, since OpenVINO would trace twice and refuse what differs in numbering only
+    with torch.no_grad():  # OpenVINO would trace twice and reject traces that differ only in numbering
         traced = torch.jit.trace(Positional(model, inputs).eval(), arguments, strict=False, check_trace=False)
     graph = ov.convert_model(torch.jit.freeze(traced))
     for port, name in zip((*graph.inputs, *graph.outputs), (*inputs, *OUTPUTS), strict=True):
@@ -78,90 +78,90 @@ def convert(model: Any, inputs: Sequence[str], example: Mapping[str, Any]) -> An
 def save(graph: Any, path: Path) -> None:
     """Write graph and weights, so that the same model gives the same bytes.
 
-    OpenVINO's own names count what was made before in the process. Here they count from the start of the graph.
+    OpenVINO numbers its generated names across the process; here they are numbered from the start of the graph.
     """
     graph.set_friendly_name("question-answering")
     for number, node in enumerate(graph.get_ordered_ops()):
         if _COUNTED.fullmatch(node.get_friendly_name()):
             node.set_friendly_name(f"{node.get_type_name()}_{number}")
-    package().save_model(graph, path, compress_to_fp16=False)  # by default, weights are rounded to half precision
+    package().save_model(graph, path, compress_to_fp16=False)  # the default rounds weights to half precision
 
 
 def quantise(
     graph: Any, inputs: Sequence[str], tokenizer: Any, config: Any, options: Options
 ) -> tuple[Any, dict[str, Any]]:
-    """The graph with its matrix products in 8 bits, and what is to be recorded of that.
+    """Quantise the graph's matrix products to int8 with NNCF; return the graph and the manifest's record.
 
-    With `accuracy_drop`, layers go back to floating point until the F1 on held-back training questions is within it;
-    raises VerificationFailed where it never is.
+    With `accuracy_drop`, accuracy control reverts layers to floating point until the drop of F1 on held-back training
+    questions is within it; raises VerificationFailed if it stays above.
     """
     import nncf
 
     everything = calibration.questions(options)
-    drawn = calibration.draw(options, everything)
-    windows = calibration.windows(drawn, tokenizer, inputs)
+    sample = calibration.draw(options, everything)
+    windows = calibration.windows(sample, tokenizer, inputs)
     fix = nncf.OverflowFix.ENABLE if options.overflow_fix else nncf.OverflowFix.DISABLE
     smooth = nncf.AdvancedSmoothQuantParameters(matmul=options.smooth_quant_alpha)
     advanced = nncf.AdvancedQuantizationParameters(overflow_fix=fix, smooth_quant_alphas=smooth)
-    chosen = {
+    settings = {
         "model_type": nncf.ModelType.TRANSFORMER,
         "preset": nncf.QuantizationPreset(options.preset),
         "subset_size": len(windows),
         "ignored_scope": nncf.IgnoredScope(names=[head(graph)]),
     }
-    record: dict[str, Any] = {"calibration": {**calibration.described(drawn), "windows": len(windows)}}
+    record: dict[str, Any] = {"calibration": {**calibration.dataset_record(sample), "windows": len(windows)}}
     if options.accuracy_drop is None:
-        return nncf.quantize(graph, nncf.Dataset(windows), advanced_parameters=advanced, **chosen), record
-    judge = Judge(tokenizer, config, precision(options, INT8))
-    others = calibration.held_back(options, everything, HELD_BACK)
-    before = judge.f1(graph, others.questions)
+        return nncf.quantize(graph, nncf.Dataset(windows), advanced_parameters=advanced, **settings), record
+    validation = F1Validation(tokenizer, config, precision(options, INT8))
+    held_back = calibration.held_back(options, everything, HELD_BACK)
+    before = validation.f1(graph, held_back.questions)
     quantised = nncf.quantize_with_accuracy_control(
         graph,
         nncf.Dataset(windows),
-        nncf.Dataset(list(others.questions)),
-        judge,
+        nncf.Dataset(list(held_back.questions)),
+        validation,
         max_drop=options.accuracy_drop,
         advanced_quantization_parameters=advanced,
-        **chosen,
+        **settings,
     )
-    drop = before - judge.f1(quantised, others.questions)
+    drop = before - validation.f1(quantised, held_back.questions)
     if drop > options.accuracy_drop:
         raise VerificationFailed(
-            f"int8 loses {drop:.2f} F1 on {len(others)} held-back training questions, and backend.accuracy_drop is "
+            f"int8 loses {drop:.2f} F1 on {len(held_back)} held-back training questions, and backend.accuracy_drop is "
             f"{options.accuracy_drop}",
             "allow more, calibrate on more questions (backend.calibration_samples), or set runtime.dtype to fp32",
         )
-    return quantised, {**record, "held_back": {**calibration.described(others), "f1_drop": drop}}
+    return quantised, {**record, "held_back": {**calibration.dataset_record(held_back), "f1_drop": drop}}
 
 
 def head(graph: Any) -> str:
-    """The name of the matrix product that makes the logits: two columns, which cost nothing in floating point."""
+    """The name of the matrix product of the logits, which stays in floating point: its two columns cost nothing."""
     products = [node.get_friendly_name() for node in graph.get_ordered_ops() if node.get_type_name() == "MatMul"]
     return str(products[-1])
 
 
-class Judge:
-    """What the answers of a graph are worth, as NNCF's accuracy control asks for it."""
+class F1Validation:
+    """NNCF's validation function: the F1 of a compiled graph."""
 
     def __init__(self, tokenizer: Any, config: Any, precision: str) -> None:
         self._tokenizer, self._config, self._precision = tokenizer, config, precision
 
     def __call__(self, compiled: Any, questions: Iterable[Question]) -> tuple[float, list[float]]:
-        """F1 of the compiled graph on the questions, in points: their mean, and that of each."""
+        """F1 of the compiled graph in points (0 to 100): the mean, and that of each question."""
         from qabuild.qa.pipeline import QuestionAnsweringPipeline
 
-        asked = list(questions)
+        questions = list(questions)
         pipeline: Any = QuestionAnsweringPipeline(self._model(compiled), self._tokenizer)
-        found = pipeline({"question": each.question, "context": each.context} for each in asked)
-        given = {each.id: result["answer"] for each, result in zip(asked, found, strict=True)}
-        each = squad_metric.score_each(given, {question.id: question.answers for question in asked})
-        values = [each[question.id].f1 for question in asked]
+        results = pipeline({"question": question.question, "context": question.context} for question in questions)
+        answers = {question.id: result["answer"] for question, result in zip(questions, results, strict=True)}
+        scores = squad_metric.score_each(answers, {question.id: question.answers for question in questions})
+        values = [scores[question.id].f1 for question in questions]
         return sum(values) / len(values), values
 
     def _model(self, compiled: Any) -> OpenVinoModel:
         return OpenVinoModel(lambda streams: compiled, [port.any_name for port in compiled.inputs], self._config)
 
     def f1(self, graph: Any, questions: Iterable[Question]) -> float:
-        """F1 of a graph that is not compiled yet."""
+        """Compile the graph and measure its F1, in points."""
         settings = {"INFERENCE_PRECISION_HINT": self._precision}
         return self(core().compile_model(graph, "CPU", settings), questions)[0]

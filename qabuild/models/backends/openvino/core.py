@@ -1,4 +1,4 @@
-"""OpenVINO itself: one Core for each process."""
+"""Imports OpenVINO, with one Core for each process."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def package() -> Any:
-    """OpenVINO itself, kept from sending usage statistics: without `openvino_telemetry` it has nothing to do so by."""
+    """Import OpenVINO without its telemetry: with `openvino_telemetry` blocked, it sends no usage statistics."""
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     import openvino
 
@@ -17,9 +17,9 @@ def package() -> Any:
 
 @functools.cache
 def core() -> Any:
-    """OpenVINO's Core, the only one of this process.
+    """The process's only OpenVINO Core.
 
-    Each brings a stack for signal handlers and, when it goes, puts back what it found. That is gone too where the lives
-    of two overlapped, and the next signal, such as Ctrl-C, then ends in a segmentation fault.
+    Each Core installs a stack for signal handlers and, when destroyed, restores the previous one. If the lifetimes of
+    two overlap, that one may be freed already, and the next signal, such as Ctrl-C, ends in a segmentation fault.
     """
     return package().Core()

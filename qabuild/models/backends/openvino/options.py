@@ -1,4 +1,4 @@
-"""Options of the OpenVINO backend, and what follows from them."""
+"""Options of the OpenVINO backend, and the precision and instructions that they imply."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from qabuild.models.calibration import Calibrated
 from qabuild.models.runtime import Runtime
 
 FILE = "openvino_model.xml"
-"""The graph, under the name that optimum-intel looks for; its weights lie beside it, in openvino_model.bin."""
+"""The graph, under the name that optimum-intel expects; the weights are in openvino_model.bin."""
 
 
 class Options(Calibrated):
-    """How the graph is quantised; in fp32 and bf16 there is nothing to choose."""
+    """How the graph is quantised to int8; fp32 and bf16 have no options."""
 
     name: Literal["openvino"] = Field("openvino", description="an OpenVINO graph, converted from PyTorch")
     preset: Literal["mixed", "performance"] = Field(
@@ -33,15 +33,15 @@ class Options(Calibrated):
 
 
 def needs(options: Options, runtime: Runtime) -> list[str]:
-    """The dtypes of `qabuild.system.machine.FAST` whose instructions an x86 processor must have."""
-    found = []
+    """The keys of `qabuild.system.machine.FAST` whose instructions an x86 processor must have."""
+    dtypes = []
     if runtime.dtype == "int8" and not options.overflow_fix:
-        found.append("int8")
+        dtypes.append("int8")
     if "bf16" in (runtime.dtype, options.rest):
-        found.append("bf16")
-    return found
+        dtypes.append("bf16")
+    return dtypes
 
 
 def precision(options: Options, runtime: Runtime) -> str:
-    """OpenVINO's name for the numbers of what is not quantised."""
+    """OpenVINO's name for the dtype of unquantised operations."""
     return "bf16" if "bf16" in (runtime.dtype, options.rest) else "f32"

@@ -1,4 +1,4 @@
-"""TorchScript: the model traced under the autocast it will run in, then frozen."""
+"""TorchScript: the model traced under the autocast of its dtype, then frozen."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ model = Traced(directory).eval()
 
 
 class Options(Frozen):
-    """A trace has nothing to choose; runtime.dtype decides on autocast."""
+    """TorchScript has no options; runtime.dtype decides on autocast."""
 
     name: Literal["torchscript"] = Field("torchscript", description="traced and frozen TorchScript")
 
@@ -97,32 +97,32 @@ def check(config: Mapping[str, Any], options: Options, runtime: Runtime) -> None
 
 
 def ways(options: Options, runtime: Runtime) -> tuple[Way, ...]:
-    """The one there is."""
+    """The only way, whatever the options."""
     return WAYS
 
 
 def here() -> str:
-    """Nothing that doctor does not say of torch itself."""
+    """Nothing: `doctor` reports torch itself."""
     return ""
 
 
 def lacks(options: Options, runtime: Runtime) -> list[str]:
-    """Nothing: torch runs all of it, however slowly."""
+    """Nothing: torch runs every dtype on any processor."""
     return []
 
 
 def compile(checkpoint: Checkpoint, options: Options, runtime: Runtime, directory: Path) -> dict[str, Any]:
-    """Write `model.pt`, config and tokenizer.
+    """Write `model.pt`, `trace.json`, config and tokenizer.
 
-    Returns inputs, shape and device of the trace, and its largest logit difference to PyTorch in other shapes.
-    Raises MissingEnvironment where the runtime's device is not here: a trace is made where it will run.
+    Returns inputs, shape and device of the trace, and its largest logit difference from PyTorch, in other shapes too.
+    Raises MissingEnvironment if the runtime's device is missing on this machine: a trace is bound to its device.
     """
-    from qabuild.models.backends.torchscript import trace as _tracing
+    from qabuild.models.backends.torchscript import trace
     from qabuild.models.checkpoint.load import copy_tokenizer
 
     check(checkpoint.config, options, runtime)
     with quiet_tracing():
-        record = _tracing.build(checkpoint, runtime, directory / MODULE)
+        record = trace.build(checkpoint, runtime, directory / MODULE)
     (directory / TRACE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     shutil.copyfile(checkpoint.directory / "config.json", directory / "config.json")
     copy_tokenizer(checkpoint, directory)
@@ -130,27 +130,27 @@ def compile(checkpoint: Checkpoint, options: Options, runtime: Runtime, director
 
 
 def load(directory: Path, options: Options, runtime: Runtime) -> Any:
-    """The traced module on the device it was traced on, as a model that gives a QuestionAnsweringModelOutput.
+    """Load the traced module on the device it was traced on.
 
-    Raises BadTarget where the runtime names another device, and MissingEnvironment where that is not here.
+    Raises BadTarget if the runtime names another device, MissingEnvironment if the device is missing on this machine.
     """
-    from qabuild.models.backends.torchscript import trace as _tracing
+    from qabuild.models.backends.torchscript import trace
 
-    trace = json.loads((directory / TRACE).read_text(encoding="utf-8"))
-    if trace["device"] != runtime.device:
+    record = json.loads((directory / TRACE).read_text(encoding="utf-8"))
+    if record["device"] != runtime.device:
         raise BadTarget(
-            f"this module was traced on {trace['device']}, which is now part of it; it cannot run on {runtime.device}",
-            f"build it anew with runtime.device = {runtime.device!r}",
+            f"this module was traced on {record['device']} and is bound to it; it cannot run on {runtime.device}",
+            f"rebuild it with runtime.device = {runtime.device!r}",
         )
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(directory, local_files_only=True)
     with quiet_tracing():
-        return _tracing.load(directory / MODULE, trace["inputs"], trace["refused"], config, runtime)
+        return trace.load(directory / MODULE, record["inputs"], record["refused"], config, runtime)
 
 
 def snippet(options: Options, runtime: Runtime) -> str:
-    """Lines for torch: the trace inside a module that is called as transformers' models are."""
+    """Source for torch: the trace in a module that is called like a transformers model."""
     from qabuild.models.backends.snippets import filled
 
     return filled(SNIPPET, runtime)

@@ -1,4 +1,4 @@
-"""Writing a TorchScript archive so that the same model gives the same bytes, wherever and whenever it is traced."""
+"""Writes reproducible TorchScript archives: the same model gives the same bytes on any machine, in any process."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
 def save(module: Any, path: Path) -> None:
-    """`torch.jit.save`, less what tells of the machine and the process.
+    """`torch.jit.save` without traces of the machine and the process.
 
-    Left out are the debug records, which hold the absolute paths of sources. The class name of a traced module
-    counts the modules traced before it in the process; the count is set to 0. In a frozen module, that is one class.
+    Debug records are left out: they hold absolute paths of source files. The class name of a traced module ends in a
+    count of the modules traced before it in the process, which is set to 0. A frozen module has only one such class.
     """
     import torch
 
     raw = path.with_suffix(".raw")
     torch.jit.save(module, raw)
-    with zipfile.ZipFile(raw) as source, zipfile.ZipFile(path, "w") as goal:
+    with zipfile.ZipFile(raw) as source, zipfile.ZipFile(path, "w") as archive:
         digest = hashlib.sha256()
         for entry in source.infolist():
             name = entry.filename.split("/", 1)[1]
@@ -34,12 +34,12 @@ def save(module: Any, path: Path) -> None:
                 name = _COUNTED.sub(_ORDINAL, name.encode()).decode()
                 content = _COUNTED.sub(_ORDINAL, content)
             digest.update(content)
-            _add(goal, name, content, entry.compress_type)
-        _add(goal, ".data/serialization_id", digest.hexdigest().encode(), zipfile.ZIP_STORED)
+            _add(archive, name, content, entry.compress_type)
+        _add(archive, ".data/serialization_id", digest.hexdigest().encode(), zipfile.ZIP_STORED)
     raw.unlink()
 
 
-def _add(goal: zipfile.ZipFile, name: str, content: bytes, compression: int) -> None:
+def _add(archive: zipfile.ZipFile, name: str, content: bytes, compression: int) -> None:
     entry = zipfile.ZipInfo(f"model/{name}", _EPOCH)
     entry.compress_type = compression
-    goal.writestr(entry, content)
+    archive.writestr(entry, content)

@@ -1,4 +1,4 @@
-"""OpenVINO: calibrated int8, which processors may run it, several batches at once, and what others can open."""
+"""OpenVINO: calibrated int8, required instructions, concurrent batches, and loading without qabuild."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ needs_bf16 = pytest.mark.skipif(machine.lacks_instructions("bf16"), reason="this
 
 @pytest.fixture
 def processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """`processor(text)`: the machine whose /proc/cpuinfo is `text`."""
+    """`processor(text)`: pretend that /proc/cpuinfo is `text`."""
 
-    def become(text: str) -> None:
+    def pretend(text: str) -> None:
         path = tmp_path / f"cpuinfo-{len(list(tmp_path.iterdir()))}"
         path.write_text(text, encoding="utf-8")
         monkeypatch.setattr(machine, "CPUINFO", path)
 
-    return become
+    return pretend
 
 
 @pytest.fixture(scope="module")
@@ -61,15 +61,15 @@ Compiled = Callable[..., tuple[Path, dict[str, Any]]]
 
 @pytest.fixture(scope="module")
 def compiled(source: Any, tmp_path_factory: pytest.TempPathFactory) -> Compiled:
-    """`compiled(runtime, **options)`: the folder and the record, made once; not to be changed."""
-    made: dict[str, Any] = {}
+    """`compiled(runtime, **options)`: folder and record of a compilation, cached; do not change the folder."""
+    cache: dict[str, Any] = {}
 
     def run(runtime: Runtime = FP32, **options: Any) -> Any:
         key = json.dumps([runtime.model_dump(), options], sort_keys=True)
-        if key not in made:
+        if key not in cache:
             directory = tmp_path_factory.mktemp("openvino")
-            made[key] = directory, ov.compile(source, ov.Options(**options), runtime, directory)
-        return made[key]
+            cache[key] = directory, ov.compile(source, ov.Options(**options), runtime, directory)
+        return cache[key]
 
     return run
 
@@ -80,9 +80,9 @@ def inputs(source: Any) -> list[dict[str, Any]]:
 
 
 def difference(source: Any, model: Any, dtype: str) -> float:
-    """The largest of a logit to the eager model's."""
+    """The largest logit difference from the eager model."""
     batches = inputs(source)
-    expected = logit_check.answers(load_model(source), batches)
+    expected = logit_check.outputs_of(load_model(source), batches)
     return logit_check.require_same(expected, model, batches, logit_check.TOLERANCES[dtype], dtype)
 
 
@@ -90,12 +90,12 @@ def difference(source: Any, model: Any, dtype: str) -> float:
 
 
 @needs_vnni
-def test_int8_is_calibrated_on_training_questions_and_says_on_which(source: Any, compiled: Compiled) -> None:
+def test_int8_is_calibrated_on_training_questions_and_records_them(source: Any, compiled: Compiled) -> None:
     directory, record = compiled(INT8, **FEW)
     graph = ov.core().read_model(directory / ov.FILE)
     assert sum(node.get_type_name() == "FakeQuantize" for node in graph.get_ops()) > 10
-    drawn = data.load(data.DatasetRef("sample", split="train", samples=12, seed=0))
-    assert record["calibration"]["fingerprint"] == drawn.fingerprint
+    sample = data.load(data.DatasetRef("sample", split="train", samples=12, seed=0))
+    assert record["calibration"]["fingerprint"] == sample.fingerprint
     assert record["calibration"]["questions"] == 12
     assert record["needs"] == {"int8": ["AVX512-VNNI", "AVX-VNNI", "AMX-INT8"]}
     model = ov.load(directory, ov.Options(**FEW), INT8)
@@ -110,7 +110,7 @@ def test_int8_without_the_overflow_fix_is_refused_on_a_processor_without_vnni(
 ) -> None:
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     processor(ZEN_3)
-    # It can be made there, if not be run.
+    # It can be compiled there, but not run.
     directory, record = compiled(INT8, calibration="sample", calibration_samples=2, calibration_seed=1)
     assert record["largest_difference"] is None
     assert "AVX512-VNNI" in record["not_compared"][0]
@@ -120,7 +120,7 @@ def test_int8_without_the_overflow_fix_is_refused_on_a_processor_without_vnni(
     assert ov.lacks(ov.Options(**FEW), INT8) == []
 
 
-def test_with_the_overflow_fix_int8_runs_everywhere(
+def test_int8_with_the_overflow_fix_runs_on_any_processor(
     source: Any, compiled: Compiled, processor: Callable[[str], None]
 ) -> None:
     options = {**FEW, "overflow_fix": True}
@@ -131,7 +131,7 @@ def test_with_the_overflow_fix_int8_runs_everywhere(
     assert difference(source, model, "int8") < 2
 
 
-def test_bf16_is_refused_where_it_would_be_fp32(compiled: Compiled, processor: Callable[[str], None]) -> None:
+def test_bf16_is_refused_without_bf16_instructions(compiled: Compiled, processor: Callable[[str], None]) -> None:
     directory, _ = compiled()
     processor(ZEN_3)
     for options, runtime in ((ov.Options(), Runtime(dtype="bf16")), (ov.Options(rest="bf16"), INT8)):
@@ -148,10 +148,10 @@ def test_bf16_is_computed_in_bf16(source: Any, compiled: Compiled) -> None:
 
 
 @needs_vnni
-def test_accuracy_control_gives_back_layers_until_f1_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from qabuild.models.backends.openvino import build as _openvino_build
+def test_accuracy_control_keeps_the_f1_drop_within_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from qabuild.models.backends.openvino import build
 
-    monkeypatch.setattr(_openvino_build, "HELD_BACK", 40)
+    monkeypatch.setattr(build, "HELD_BACK", 40)
     sample = resolve("sample")
     options = ov.Options(**FEW, accuracy_drop=0.5)
     record = ov.compile(sample, options, INT8, tmp_path)
@@ -159,31 +159,31 @@ def test_accuracy_control_gives_back_layers_until_f1_holds(tmp_path: Path, monke
     assert record["held_back"]["fingerprint"] != record["calibration"]["fingerprint"]
 
 
-# --- which questions ------------------------------------------------------------------------------------------------
+# --- calibration data -----------------------------------------------------------------------------------------------
 
 
-def test_held_back_questions_are_no_calibration_questions() -> None:
+def test_held_back_questions_are_not_calibrated_on() -> None:
     options = ov.Options(**FEW)
     everything = calibration.questions(options)
-    drawn, others = calibration.draw(options, everything), calibration.held_back(options, everything, 30)
-    assert len(others) == 30
-    assert not {each.id for each in drawn.questions} & {each.id for each in others.questions}
+    sample, held_back = calibration.draw(options, everything), calibration.held_back(options, everything, 30)
+    assert len(held_back) == 30
+    assert not {question.id for question in sample.questions} & {question.id for question in held_back.questions}
 
 
 @pytest.mark.parametrize("renamed", [False, True], ids=["same id", "same texts"])
-def test_what_the_verification_asks_is_not_calibrated_on(renamed: bool) -> None:
+def test_calibrating_on_verification_questions_is_refused(renamed: bool) -> None:
     from dataclasses import replace
 
     options = ov.Options(**FEW)
-    drawn = calibration.draw(options, calibration.questions(options))
-    first = drawn.questions[0]
-    data.refuse_asked(drawn.questions, [])
+    sample = calibration.draw(options, calibration.questions(options))
+    first = sample.questions[0]
+    data.refuse_asked(sample.questions, [])
     other = {"id": "another"} if renamed else {"question": "Another?"}
     with pytest.raises(BadTarget, match=r"^1 of its 12 questions"):
-        data.refuse_asked(drawn.questions, [replace(first, **other)])
+        data.refuse_asked(sample.questions, [replace(first, **other)])
 
 
-def test_a_build_that_would_calibrate_on_what_it_asks_makes_nothing(working_directory: Path) -> None:
+def test_a_build_that_would_calibrate_on_verification_questions_is_refused(working_directory: Path) -> None:
     import qabuild
 
     Path("x.toml").write_text(
@@ -195,7 +195,7 @@ def test_a_build_that_would_calibrate_on_what_it_asks_makes_nothing(working_dire
     assert not [path for path in Path("artifacts").glob("*") if path.name != ".gitignore"]
 
 
-def test_a_calibration_file_is_found_from_the_targets_own_folder(tmp_path: Path) -> None:
+def test_a_calibration_file_is_relative_to_the_target(tmp_path: Path) -> None:
     from qabuild.target.read import load
 
     (tmp_path / "x.toml").write_text(
@@ -206,7 +206,7 @@ def test_a_calibration_file_is_found_from_the_targets_own_folder(tmp_path: Path)
     assert calibration.sealed(options)["calibration"] == "train.json"
 
 
-def test_the_revision_of_one_calibration_set_is_not_that_of_another(tmp_path: Path) -> None:
+def test_a_calibration_revision_is_not_inherited_by_another_data_set(tmp_path: Path) -> None:
     from qabuild.target.read import load
 
     (tmp_path / "base.toml").write_text(
@@ -220,41 +220,41 @@ def test_the_revision_of_one_calibration_set_is_not_that_of_another(tmp_path: Pa
 # --- running --------------------------------------------------------------------------------------------------------
 
 
-def test_batches_in_flight_come_back_as_they_were_sent(source: Any, compiled: Compiled) -> None:
+def test_submitted_batches_return_their_own_outputs(source: Any, compiled: Compiled) -> None:
     import torch
 
     directory, _ = compiled()
     model = ov.load(directory, ov.Options(), FP32)
     batches = inputs(source) * 5
-    running = [model.submit(**batch) for batch in batches]
-    for batch, promise in zip(batches, running, strict=True):
-        output, alone = promise.result(), model(**batch)
+    futures = [model.submit(**batch) for batch in batches]
+    for batch, future in zip(batches, futures, strict=True):
+        output, alone = future.result(), model(**batch)
         assert torch.equal(output.start_logits, alone.start_logits)
         assert torch.equal(output.end_logits, alone.end_logits)
 
 
-def test_the_graph_meets_few_lengths_and_none_beyond_its_positions(source: Any, compiled: Compiled) -> None:
+def test_batches_are_padded_to_few_lengths_within_the_positions(source: Any, compiled: Compiled) -> None:
     import torch
 
     directory, _ = compiled()
     model, plain = ov.load(directory, ov.Options(), FP32), load_model(source)
     longest = model.config.max_position_embeddings
-    met = set()
+    lengths = set()
     for length in (1, 15, 16, 17, 40, longest - 1, longest):
         ids = torch.arange(length).remainder(20).add(5).expand(2, -1)
-        met.add(model._arrays({"input_ids": ids})["input_ids"].shape[1])
+        lengths.add(model._arrays({"input_ids": ids})["input_ids"].shape[1])
         with torch.inference_mode():
             expected = plain(ids).start_logits
         for logits in (model(ids).start_logits, model.submit(input_ids=ids).result().start_logits):
             assert logits.shape == (2, length)
             assert torch.allclose(logits, expected, atol=1e-4)
-    assert all(length % 16 == 0 or length == longest for length in met)
+    assert all(length % 16 == 0 or length == longest for length in lengths)
 
 
-def test_the_pipeline_answers_as_with_one_batch_at_a_time(source: Any, compiled: Compiled) -> None:
+def test_concurrent_batches_do_not_change_the_pipelines_answers(source: Any, compiled: Compiled) -> None:
     directory, _ = compiled()
     model, tokenizer = ov.load(directory, ov.Options(), FP32), load_tokenizer(source.directory)
-    asked = [{"question": tiny.QUESTION, "context": " ".join(tiny.CORPUS[: 1 + n % 7])} for n in range(40)]
+    questions = [{"question": tiny.QUESTION, "context": " ".join(tiny.CORPUS[: 1 + n % 7])} for n in range(40)]
 
     class OneByOne:
         config, device = model.config, model.device
@@ -262,11 +262,11 @@ def test_the_pipeline_answers_as_with_one_batch_at_a_time(source: Any, compiled:
         def __call__(self, **tensors: Any) -> Any:
             return model(**tensors)
 
-    expected = QuestionAnsweringPipeline(OneByOne(), tokenizer, batch_tokens=128, top_k=3)(asked)
-    assert QuestionAnsweringPipeline(model, tokenizer, batch_tokens=128, top_k=3)(asked) == expected
+    expected = QuestionAnsweringPipeline(OneByOne(), tokenizer, batch_tokens=128, top_k=3)(questions)
+    assert QuestionAnsweringPipeline(model, tokenizer, batch_tokens=128, top_k=3)(questions) == expected
 
 
-def test_it_takes_the_cores_that_the_process_may_use(compiled: Compiled, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_graph_uses_the_cores_that_the_process_may_use(compiled: Compiled, monkeypatch: pytest.MonkeyPatch) -> None:
     directory, _ = compiled()
     monkeypatch.setattr(machine, "cores", lambda: 1)
     model = ov.load(directory, ov.Options(), FP32)
@@ -274,24 +274,24 @@ def test_it_takes_the_cores_that_the_process_may_use(compiled: Compiled, monkeyp
     assert model.together.get_property("NUM_STREAMS") == 1
 
 
-def test_what_openvino_compiled_is_kept_outside_the_artifact_and_damage_does_no_harm(
+def test_the_compiled_model_is_cached_outside_the_artifact_and_a_damaged_entry_rebuilt(
     source: Any, compiled: Compiled, isolated_cache: Path
 ) -> None:
     directory, _ = compiled()
     before = sorted(path.name for path in directory.iterdir())
     expected = difference(source, ov.load(directory, ov.Options(), FP32), "fp32")
-    (kept,) = isolated_cache.rglob("*.blob")
+    (entry,) = isolated_cache.rglob("*.blob")
     again = ov.load(directory, ov.Options(), FP32)
     assert difference(source, again, "fp32") == expected
     assert again.alone.get_property("LOADED_FROM_CACHE")
-    kept.write_bytes(kept.read_bytes()[:1000])
+    entry.write_bytes(entry.read_bytes()[:1000])
     assert difference(source, ov.load(directory, ov.Options(), FP32), "fp32") == expected
     assert sorted(path.name for path in directory.iterdir()) == before
     prune(Store())
     assert not [*isolated_cache.rglob("*.blob")]
 
 
-def test_a_cache_that_cannot_be_written_is_done_without(
+def test_a_cache_that_cannot_be_written_is_skipped(
     source: Any, compiled: Compiled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory, _ = compiled()
@@ -300,14 +300,14 @@ def test_a_cache_that_cannot_be_written_is_done_without(
     assert difference(source, ov.load(directory, ov.Options(), FP32), "fp32") < 1e-4
 
 
-def test_a_preloaded_tcmalloc_is_named_before_it_does_harm(compiled: Compiled, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_preloaded_tcmalloc_is_refused(compiled: Compiled, monkeypatch: pytest.MonkeyPatch) -> None:
     directory, _ = compiled()
     monkeypatch.setenv("LD_PRELOAD", "/usr/lib/libtcmalloc_minimal.so.4")
     with pytest.raises(MissingEnvironment, match="tcmalloc: unset LD_PRELOAD"):
         ov.load(directory, ov.Options(), FP32)
 
 
-def test_nothing_is_sent_to_anyone_and_nothing_printed(compiled: Compiled, tmp_path: Path) -> None:
+def test_loading_sends_no_telemetry_and_prints_nothing(compiled: Compiled, tmp_path: Path) -> None:
     directory, _ = compiled()
     code = (
         "import socket, sys; from pathlib import Path; from qabuild.models.backends import Runtime, backend\n"
@@ -325,8 +325,8 @@ def test_nothing_is_sent_to_anyone_and_nothing_printed(compiled: Compiled, tmp_p
     assert not [*tmp_path.glob("intel*")]
 
 
-def test_an_interruption_is_one_after_models_that_came_and_went(compiled: Compiled) -> None:
-    """A signal is handled on a stack that OpenVINO brings, and takes away."""
+def test_an_interrupt_after_models_were_freed_is_handled(compiled: Compiled) -> None:
+    """Signals are handled on a stack that OpenVINO installs and frees."""
     directory, _ = compiled()
     load = f"ov.load(Path({str(directory)!r}), ov.Options(), Runtime())"
     code = (
@@ -341,23 +341,23 @@ def test_an_interruption_is_one_after_models_that_came_and_went(compiled: Compil
     assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr
 
 
-# --- what others can open -------------------------------------------------------------------------------------------
+# --- without qabuild ------------------------------------------------------------------------------------------------
 
 
 def test_the_snippet_runs_without_qabuild(source: Any, compiled: Compiled) -> None:
     directory, _ = compiled()
-    space: dict[str, Any] = {"directory": str(directory)}
+    namespace: dict[str, Any] = {"directory": str(directory)}
     text = ov.snippet(ov.Options(), FP32)
     assert "qabuild" not in text
-    exec(text, space)
-    assert difference(source, space["model"], "fp32") < 1e-4
-    assert space["tokenizer"].is_fast
+    exec(text, namespace)
+    assert difference(source, namespace["model"], "fp32") < 1e-4
+    assert namespace["tokenizer"].is_fast
     assert "avx512_vnni" in ov.snippet(ov.Options(), INT8)
 
 
 @pytest.mark.parametrize("dtype", ["fp32", pytest.param("int8", marks=needs_vnni)])
-def test_optimum_intel_opens_it_untouched(dtype: Any, source: Any, compiled: Compiled) -> None:
-    """In an environment of its own: its optimum is not the one that exports to ONNX."""
+def test_optimum_intel_loads_the_unchanged_artifact(dtype: Any, source: Any, compiled: Compiled) -> None:
+    """Needs a separate environment: its optimum is not the version that exports to ONNX."""
     pytest.importorskip("optimum.intel")
     from optimum.intel import OVModelForQuestionAnswering
 
