@@ -133,7 +133,7 @@ def _figure(value: float | bool | None) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Verification:
-    """The evidence: what was found of which artifact, and whether that is enough."""
+    """The evidence: the measurement of an artifact, and whether it passed its gates."""
 
     artifact: str
     manifest: str
@@ -153,7 +153,7 @@ class Verification:
         return [gate for gate in self.gates if not gate.passed]
 
     def to_dict(self) -> dict[str, Any]:
-        """The evidence as JSON values, as it stands in verification.json."""
+        """The evidence as the JSON values of verification.json."""
         return {**asdict(self), "measurement": self.measurement.to_dict()}
 
     @classmethod

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 def load(artifact: str | Path, *, revision: str | None = None, digest: str | None = None) -> QuestionAnsweringPipeline:
     """A question-answering pipeline over an artifact: a path, or a repository on the Hub (owner/name).
 
-    Every file is held against the manifest, and the manifest against `digest` where one is given, before anything is
-    deserialised. `revision` is for the Hub: a branch, tag or commit; the main branch where it is absent.
+    Every file is checked against the manifest, and the manifest against `digest` where one is given, before anything
+    is deserialised. `revision` is a branch, tag or commit on the Hub; the default is the main branch.
     Raises BadTarget, UntrustedInput or MissingEnvironment; QABuildError where the Hub fails.
     """
     from qabuild.qa.pipeline import QuestionAnsweringPipeline

@@ -27,7 +27,7 @@ LARGEST_FILE = 50 * 10**9
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """What publishing did, or with `dry_run` would do."""
+    """The result of publishing, or of a dry run."""
 
     repo: str
     revision: str
@@ -62,15 +62,15 @@ def publish(
     dataset: str | None = None,
     reporter: Reporter = SILENT,
 ) -> Published:
-    """Push the artifact at `path` to `repo`, or to where its target says, as one commit; then fetch it back.
+    """Push the artifact at `path` to `repo`, or to where its target says, as one commit; then download and check it.
 
-    `revision` is the branch that it goes to; with `create_pr` it is proposed there instead. `tag` names the commit.
-    `dry_run` only lists what would change. `verify_remote` puts the questions through what was downloaded again;
-    `dataset` is where they are, as for `qabuild.verify`.
+    `revision` is the branch to commit to; `create_pr` opens a pull request against it instead. `tag` tags the commit.
+    `dry_run` only lists the changes. `verify_remote` runs the questions on the download again; `dataset` is where they
+    are, as for `qabuild.verify`.
 
     Raises BadTarget, VerificationFailed or UntrustedInput for an artifact that must not be published or a repository
     that holds something else, MissingEnvironment without a token that may write, QABuildError where the Hub fails.
-    Each of the latter says what is on the Hub now; another run goes on from there.
+    The message of each of the latter states what is on the Hub now; another run resumes from there.
     """
     artifact = open_artifact(Path(path))
     evidence = preconditions.require(artifact)

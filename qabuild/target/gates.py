@@ -9,7 +9,7 @@ from qabuild.system.frozen import Frozen
 
 
 class Gates(Frozen):
-    """What the artifact must keep of the checkpoint's answers; a gate that fails fails the build."""
+    """How closely the artifact must match the checkpoint; a failed gate fails the build."""
 
     min_f1_retention: float = Field(
         0.99, ge=0, le=1, description="least F1 of the artifact over F1 of the checkpoint, 0 to 1"

@@ -29,13 +29,13 @@ else:
 
 
 class Verify(DatasetTable):
-    """Which questions prove the artifact, and how."""
+    """Which questions verify the artifact, and how."""
 
     split: str = Field("validation", min_length=1, description="split of the data set; of 'sample': train, validation")
     stock: Annotated[float, Field(ge=0, le=1)] | Literal["all"] = Field(
         0.1, description='share of the questions that transformers\' own pipeline answers as well, 0 to 1 or "all"'
     )
-    batch_size: int = Field(8, ge=1, description="windows that the stock pipeline puts through the model at once")
+    batch_size: int = Field(8, ge=1, description="windows per batch of the stock pipeline")
     gates: Gates = Field(Gates(), description="what must hold")
 
 
@@ -48,7 +48,7 @@ class Publish(Frozen):
 
     repo: str | None = Field(None, pattern=r"^[\w.-]+/[\w.-]+$", description="a Hub repository, owner/name")
     license: str | None = Field(
-        None, description="an id such as apache-2.0; what the card says, or that of the checkpoint, where it is absent"
+        None, description="an id such as apache-2.0; the default is that of the card, or of the checkpoint"
     )
 
 
@@ -61,7 +61,7 @@ class NamedPath(NamedTuple):
 
 
 class Target(Frozen):
-    """One artifact to be built. Fields are the tables of the TOML file; `name` is the file's own."""
+    """One artifact to build. Its fields are the tables of the TOML file; `name` is the file's name."""
 
     name: str
     description: str = Field("", description="one line for tables")
@@ -70,19 +70,19 @@ class Target(Frozen):
     distill: Distill | None = Field(None, description="let a teacher take part in the training")
     backend: BackendOptions
     runtime: Runtime = Field(Runtime(), description="device and dtype")
-    verify: Verify = Field(Verify(), description="the round trip that proves the artifact")
+    verify: Verify = Field(Verify(), description="the round trip that verifies the artifact")
     publish: Publish = Field(Publish(), description="where to publish")
     _origin: Origin | None = PrivateAttr(None)
     _paths: tuple[NamedPath, ...] = PrivateAttr(())
 
     @property
     def origin(self) -> Origin:
-        """How the checkpoint that is compiled comes about, other targets included."""
+        """The lineage of the checkpoint that is compiled, across targets."""
         return self._origin or self._own_origin({})
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """Names of the tables that make a checkpoint from another one, in order."""
+        """Names of the tables that derive a checkpoint from another one, in order."""
         return tuple(stage for stage in STAGES if getattr(self, stage) or (stage == "train" and self.distill))
 
     def stage_table(self, stage: str) -> Frozen:
@@ -92,12 +92,12 @@ class Target(Frozen):
 
     @property
     def training(self) -> Train:
-        """How the checkpoint is trained: by [train], or as that is where only [distill] is there."""
+        """How the checkpoint is trained: [train], or its defaults where only [distill] is given."""
         return self.train or Train()
 
     @property
     def calibrated(self) -> Calibrated | None:
-        """The backend's options, where compiling reads questions that they name."""
+        """The backend's options, if they name questions that compiling reads for calibration; else None."""
         options = self.backend
         return options if isinstance(options, Calibrated) and options.calibrates(self.runtime) else None
 
@@ -113,7 +113,7 @@ class Target(Frozen):
         return {f"{stage}.dataset": table.data} if isinstance(table, DatasetTable) else {}
 
     def with_datasets(self, pins: Mapping[DatasetRef, DatasetRef]) -> Target:
-        """This target, with pinned data sets in the place of those that it names."""
+        """This target, with the data sets that it names replaced by pinned ones."""
         tables: dict[str, Any] = {}
         for name in type(self).model_fields:
             table = getattr(self, name)
@@ -133,7 +133,7 @@ class Target(Frozen):
         return changed
 
     def built_on(self, bases: Mapping[str, Target]) -> Target:
-        """This target, once those that it names as `target` are known, by their paths."""
+        """This target, built on the targets in `bases`, which are keyed by path."""
         base = bases.get(self.checkpoint.target or "")
         built = self
         if base:
@@ -146,7 +146,7 @@ class Target(Frozen):
         return built
 
     def with_origin(self, origin: Origin) -> Target:
-        """This target, with another way to its checkpoint."""
+        """This target, with another origin of its checkpoint."""
         changed = self.model_copy()
         changed._origin = origin
         return changed
