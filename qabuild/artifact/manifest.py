@@ -28,11 +28,11 @@ from qabuild.models.runtime import Runtime
 from qabuild.system import files
 from qabuild.system.files import sha256
 from qabuild.system.frozen import Frozen
+from qabuild.system.sealed import MANIFEST
 from qabuild.target.gates import Gates
 
 Table = TypeVar("Table", bound=Frozen)
 
-MANIFEST = "manifest.json"
 EVIDENCE = "verification.json"
 FOLDER = "artifacts"
 """Default output folder; each artifact has the name of its target there."""
@@ -171,13 +171,6 @@ def write_unsealed(path: Path, content: bytes) -> None:
     finally:
         with suppress(OSError):  # the Hub client keeps files there too
             stage.rmdir()
-
-
-def require_outside(path: Path) -> None:
-    """Raise BadTarget for an output file inside an artifact, where it would break the seal."""
-    for folder in path.absolute().parents:
-        if (folder / MANIFEST).is_file():
-            raise BadTarget(f"{path}: lies in the artifact {folder}, which is sealed", "name a file elsewhere")
 
 
 def open_artifact(directory: Path, digest: str | None = None, *, linked: bool = False) -> Artifact:

@@ -14,9 +14,9 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 from qabuild.artifact import readme
-from qabuild.artifact.manifest import MANIFEST
 from qabuild.errors import BadTarget
 from qabuild.system.files import explained
+from qabuild.system.sealed import MANIFEST
 
 
 def require_ours(goal: Path) -> None:

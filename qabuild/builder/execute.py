@@ -17,6 +17,7 @@ from qabuild.builder.facts import Derivation
 from qabuild.builder.keys import key_of, package_versions
 from qabuild.builder.plan import Plan, PlanStep
 from qabuild.builder.steps import of_stage
+from qabuild.builder.steps.reference import score
 from qabuild.builder.steps.step import ARTIFACT, PROOF, Context, Facts, Step, known
 from qabuild.builder.steps.verify import MEASUREMENT
 from qabuild.builder.store.local import Entry, Store, place
@@ -143,7 +144,8 @@ class Execution:
             **self._record_of(derivation),
         }
         if "teacher" in results:
-            record["teacher"] = {**_described(known(plan.facts.teacher)), **results["teacher"].record}
+            scores = score(results["teacher"].directory, plan.target, offline=self.offline)
+            record["teacher"] = {**_described(known(plan.facts.teacher)), **scores}
         return record
 
     def _stage_records(self, plan: Plan) -> list[dict[str, Any]] | None:

@@ -169,7 +169,7 @@ def _require_writable(path: Path) -> None:
     """Refuse a `path` that cannot be written, before minutes are spent on measuring."""
     import tempfile
 
-    from qabuild.artifact.manifest import require_outside
+    from qabuild.system.sealed import require_outside
 
     if path.exists() and not path.is_file():  # replacing a device, say, would remove it for everyone
         raise BadTarget(f"{path}: is no file, and would be replaced by one", "name another file")

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 
 from qabuild.artifact import readme
 from qabuild.artifact.evidence import Verification
-from qabuild.artifact.manifest import EVIDENCE, MANIFEST, Artifact, read_manifest
+from qabuild.artifact.manifest import EVIDENCE, Artifact, read_manifest
 from qabuild.errors import BadTarget, QABuildError
 from qabuild.publishing import card, repository
 from qabuild.publishing.repository import Change, Snapshot
+from qabuild.system.sealed import MANIFEST
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

@@ -28,6 +28,7 @@ from typing import IO, Any, Literal
 from qabuild.errors import BadTarget, QABuildError
 from qabuild.qa.question_stream import PIPE, QuestionsFormat, Row, bad_row, is_pipe, opened, read_rows
 from qabuild.system.reporter import SILENT, Reporter
+from qabuild.system.sealed import require_outside
 
 AnswersFormat = Literal["jsonl", "predictions"]
 Record = dict[str, Any]
@@ -286,6 +287,7 @@ def require_place(source: str, target: str) -> None:
         if os.path.isdir(target):
             raise BadTarget(f"{target}: is a folder", "name a file in it for the answers")
         return
+    require_outside(Path(target))
     folder = Path(target).absolute().parent
     if not folder.is_dir():
         raise BadTarget(f"{target}: there is no folder {folder}", "create it, or name another file for the answers")

@@ -32,6 +32,7 @@ from qabuild.evaluation.verify import verify
 from qabuild.models.checkpoint.load import load_model, load_tokenizer
 from qabuild.models.checkpoint.resolve import resolve
 from qabuild.qa import ask, data
+from qabuild.system import sealed
 from qabuild.system.reporter import Silent
 from qabuild.target.gates import Gates
 
@@ -478,7 +479,7 @@ def test_what_cannot_be_written_to_is_verified_all_the_same(made, tmp_path, monk
 
 def test_a_backend_that_is_not_known_here_is_told(tampered):
     folder = tampered(lambda folder: None, "eager", "sample")
-    manifest = folder / artifacts.MANIFEST
+    manifest = folder / sealed.MANIFEST
     manifest.write_text(manifest.read_text().replace('"name": "eager"', '"name": "novel"'))
     with pytest.raises(UntrustedInput, match="no backend 'novel'"):
         verify(folder)

@@ -53,7 +53,7 @@ class _TrainingStep:
             directory=directory,
             offline=context.offline,
         )
-        trials = {"trials": searched["trials"]} if searched else {}
+        trials = {"search": searched["trials"]} if searched else {}
         return {**carry_out(request, context.reporter), **trials}
 
     def _shared(self, target: Target, facts: Facts) -> dict[str, Any]:

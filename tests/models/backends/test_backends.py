@@ -261,7 +261,7 @@ def test_kernel_injection_is_refused_for_a_type_without_kernels() -> None:
 def test_big_bird_is_refused_in_fp16_graphs() -> None:
     module = backend("onnxruntime")
     with pytest.raises(BadTarget, match="half precision"):
-        module.check({"model_type": "big_bird"}, module.Options(), Runtime(device="cuda", dtype="fp16"))
+        support.check({"model_type": "big_bird"}, module.Options(), Runtime(device="cuda", dtype="fp16"))
 
 
 @pytest.mark.parametrize("name", BACKENDS)
