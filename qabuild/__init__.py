@@ -1,4 +1,4 @@
-"""Compile question-answering checkpoints into deployable artifacts that carry their own proof.
+"""Compile question-answering checkpoints into deployable artifacts that carry the evidence that they answer alike.
 
     built = qabuild.build("targets/quickstart.toml")
     verification = qabuild.verify("artifacts/quickstart")

@@ -135,10 +135,12 @@ def _kept(goal: Path, plan: Plan, compile_only: bool) -> Built | None:
         evidence = evidence_of(artifact)
     except UntrustedInput:
         evidence = None
-    proof = evidence if evidence and evidence.passed and evidence.key == plan.step("verify").key else None
-    if proof is None and not compile_only:
+    current = evidence is not None and evidence.passed and evidence.key == plan.step("verify").key
+    if not current and not compile_only:
         return None
-    return Built(directory=goal, plan=plan, manifest=artifact.digest, verification=proof, kept=True)
+    return Built(
+        directory=goal, plan=plan, manifest=artifact.digest, verification=evidence if current else None, kept=True
+    )
 
 
 def _target_facts(plan: Plan) -> Mapping[str, Any]:

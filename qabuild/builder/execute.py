@@ -1,4 +1,4 @@
-"""Carries out the steps of a plan: what the store holds is taken from there, the rest is made now and kept."""
+"""Carries out the steps of a plan: cached results come from the store, the others are computed and cached."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from qabuild.builder.keys import key_of, package_versions
 from qabuild.builder.plan import Plan, PlanStep
 from qabuild.builder.steps import of_stage
 from qabuild.builder.steps.reference import score
-from qabuild.builder.steps.step import ARTIFACT, PROOF, Context, Facts, Step, known
+from qabuild.builder.steps.step import ARTIFACT, VERIFICATION, Context, Facts, Step, known
 from qabuild.builder.steps.verify import MEASUREMENT
 from qabuild.builder.store.local import Entry, Store, place
 from qabuild.evaluation.judge import judge
@@ -31,7 +31,7 @@ from qabuild.target.model import Target
 
 @dataclass(frozen=True, kw_only=True)
 class Execution:
-    """Carries out plans. Results go to `store`, which remembers under `name` what was built last."""
+    """Carries out plans. Results go to `store`, which records under `name` what was built last."""
 
     store: Store
     name: str
@@ -80,7 +80,7 @@ class Execution:
 
     def verify(self, artifact: Artifact, plan: Plan) -> Verification:
         """Measure what was staged, or take a measurement of the very same files from the store, and judge it."""
-        (step,) = of_stage(PROOF)
+        (step,) = of_stage(VERIFICATION)
         planned = plan.step(step.name)
         files = {name: file.sha256 for name, file in artifact.manifest.files.items()}
         # The key says how the files came about; whether they are the very bytes that were measured, only the bytes say.
@@ -130,7 +130,7 @@ class Execution:
         )
         return self.store.make(planned.name, planned.inputs, partial(step.run, context))
 
-    # --- what the manifest says of the stages -----------------------------------------------------------------------
+    # --- what the manifest records of the stages -----------------------------------------------------------------------
 
     def _training_record(self, plan: Plan, results: Mapping[str, Entry]) -> dict[str, Any] | None:
         """How the checkpoint was trained, and, where it had a teacher, how that answers the same questions."""

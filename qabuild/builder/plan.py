@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from qabuild.builder.facts import Derivation, TargetFacts, gather
 from qabuild.builder.keys import Inputs, is_known, key_of
 from qabuild.builder.steps import STEPS
-from qabuild.builder.steps.step import ARTIFACT, PROOF
+from qabuild.builder.steps.step import ARTIFACT, VERIFICATION
 from qabuild.builder.store.local import Store
 from qabuild.target.model import Target
 
@@ -92,7 +92,7 @@ def make(target: Target, facts: TargetFacts) -> Plan:
     for derivation in facts.derivations:
         steps.extend(_derivation_steps(derivation, facts, steps))
     for step in STEPS:
-        if step.stage in (ARTIFACT, PROOF) and (inputs := step.inputs(target, facts)) is not None:
+        if step.stage in (ARTIFACT, VERIFICATION) and (inputs := step.inputs(target, facts)) is not None:
             steps.append(_step(step.name, inputs, facts, steps))
     return Plan(target=target, facts=facts, steps=tuple(steps))
 
@@ -103,7 +103,7 @@ def current(target: Target, results: Store, name: str, *, offline: bool) -> Plan
 
 
 def history_name(target: Target, output: Path) -> str:
-    """Under which name the store remembers what `target` was last built from into `output`."""
+    """The name under which the store records what `target` was last built from into `output`."""
     return f"{target.name}-{hashlib.sha256(os.fsencode(output.resolve())).hexdigest()[:16]}"
 
 

@@ -1,4 +1,4 @@
-"""Plans of builds that may come: nothing is fetched, made or changed."""
+"""Dry runs: the plans of builds, without fetching, building or changing anything."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def plan(
 
 
 def previews(targets: Iterable[Target], results: Store, output: Path) -> list[Plan]:
-    """The plans of builds into `output`, one after another: what one makes is there for those behind it.
+    """The plans of builds into `output`, in order: what one builds is cached for those after it.
 
     Raises what `preview` raises.
     """
@@ -46,21 +46,21 @@ def previews(targets: Iterable[Target], results: Store, output: Path) -> list[Pl
 def preview(target: Target, results: Store, name: str) -> Plan:
     """The plan of one build, whose history the store has under `name`.
 
-    What the store holds is held against its sums, and questions that are here and would be read are checked, so that
-    the build finds what the plan says. Raises what `qabuild.builder.plan.gather` and, for those questions,
+    Cached results are checked against their digests, and the questions on this machine that the build would read are
+    checked for leakage, so that the build does what the plan says. Raises what `qabuild.builder.facts.gather` and, for those questions,
     `qabuild.builder.leakage.refuse_leakage` raise.
     """
-    made = make(target, gather(target, results, name, fetch=False))
-    made = replace(made, steps=tuple(_held(step, results) for step in made.steps))
-    if made.reads_data:
+    plan = make(target, gather(target, results, name, fetch=False))
+    plan = replace(plan, steps=tuple(_checked(step, results) for step in plan.steps))
+    if plan.reads_data:
         from qabuild.builder import leakage  # only now: a plan with nothing to do is over before it is imported
 
         leakage.refuse_leakage(target, offline=True, here_only=True)
-    return made
+    return plan
 
 
-def _held(step: PlanStep, results: Store) -> PlanStep:
-    """The step, to be made anew where its result is damaged."""
+def _checked(step: PlanStep, results: Store) -> PlanStep:
+    """The step, no longer cached where its result is damaged."""
     if not (step.kept and step.key and step.inputs) or step.reason == NOT_NEEDED:
         return step
     entry = results.find(step.key)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from qabuild.builder.closure import Source
 from qabuild.builder.facts import TargetFacts
 from qabuild.builder.steps import of_stage
-from qabuild.builder.steps.step import ARTIFACT, PROOF
+from qabuild.builder.steps.step import ARTIFACT, VERIFICATION
 from qabuild.target.model import Target
 
 Known = Mapping[str, tuple[Target, TargetFacts]]
@@ -25,7 +25,7 @@ class Recorder(Source):
 def code_inputs(facts: Known, source: Source) -> Iterator[tuple[str, str, str]]:
     """Target, step and digest of the step's code, read from `source`."""
     for name, (target, known) in facts.items():
-        views = [(step, target, known) for stage in (ARTIFACT, PROOF) for step in of_stage(stage)]
+        views = [(step, target, known) for stage in (ARTIFACT, VERIFICATION) for step in of_stage(stage)]
         views += [
             (step, derivation.derived.target, derivation.facts)
             for derivation in known.derivations

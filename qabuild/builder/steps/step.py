@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from qabuild.artifact.manifest import Artifact
     from qabuild.models.checkpoint.resolve import Checkpoint
 
-ARTIFACT, PROOF = "artifact", "proof"
+ARTIFACT, VERIFICATION = "artifact", "verification"
 """The stages that every target has; the others are tables of a target, each of which makes a checkpoint."""
 
 Requirements = Mapping[str, Sequence[str]]
@@ -71,7 +71,7 @@ class Context:
     results: Mapping[str, Entry] = field(default_factory=dict)
     """The results of earlier steps of the same stage, by name."""
     artifact: Artifact | None = None
-    """What is to be proved: for steps of the stage `PROOF`."""
+    """What is to be verified: for steps of the stage `VERIFICATION`."""
     work: Path
     """A folder that outlives an interruption, to go on from."""
     offline: bool
@@ -87,7 +87,7 @@ class Step(Protocol):
 
     name: ClassVar[str]
     stage: ClassVar[str]
-    """The table of a target that it belongs to, `ARTIFACT` or `PROOF`. The step that has the name of its stage makes
+    """The table of a target that it belongs to, `ARTIFACT` or `VERIFICATION`. The step that has the name of its stage makes
     the checkpoint of that stage."""
     folder: ClassVar[str | None]
     """Of `ARTIFACT`: the folder of the artifact that its files go to; None where they stay in the store."""

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from qabuild.builder.keys import Inputs, flat, key_or_unknown, package_inputs
 from qabuild.builder.steps.compile import Compile
 from qabuild.builder.steps.reference import Reference
-from qabuild.builder.steps.step import PROOF, Context, Facts, Requirements
+from qabuild.builder.steps.step import VERIFICATION, Context, Facts, Requirements
 from qabuild.evaluation import stock_pipeline
 from qabuild.models.backends import BACKENDS, backend
 from qabuild.target.model import Target
@@ -20,7 +20,7 @@ MEASUREMENT = "measurement.json"
 
 class Verify:
     name: ClassVar[str] = "verify"
-    stage: ClassVar[str] = PROOF
+    stage: ClassVar[str] = VERIFICATION
     folder: ClassVar[str | None] = None
 
     def requires(self, target: Target) -> Requirements:

@@ -43,7 +43,7 @@ def prune(
 ) -> list[Kept]:
     """Drop results not used for `older_than` seconds, then the longest unused until `max_size` bytes are left.
 
-    Damaged results go in any case, and so does what killed builds left half-made. Returns what went, or with
+    Damaged results and the partial results of killed builds go in any case. Returns what went, or with
     `dry_run` what would.
     """
     everything = contents(store)

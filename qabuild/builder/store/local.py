@@ -1,20 +1,19 @@
-"""Results of steps, kept by the key of all that decided them.
+"""The cache of step results, on this machine: each under the key of everything that decided it.
 
     <store>/v1/
-        results/<key>/entry.json    what the step was, what decided it, the files with size and SHA-256
-        results/<key>/files/        what it made
-        staging/<key>/              what is being made; what a killed build left is removed by the next
-        work/<key>/                 what a long step goes on from after an interruption; gone when it is done
+        results/<key>/entry.json    the step, its inputs, and its files with size and SHA-256
+        results/<key>/files/        the files
+        staging/<key>/              a result in the making; the next build removes what a killed one left
+        work/<key>/                 from where a long step resumes after an interruption; removed when it is done
         locks/                      one per key and per artifact
-        history/                    which keys a target was last built from, to tell what changed
+        history/                    the keys that a target was last built from, to say what changed
 
 A result is staged, hashed and renamed, so a key either has all of its files or does not exist. Files leave the store
-as hard links, or copies where the file system has none; `find_whole` holds them against their sums before.
+as hard links, or copies where the file system has none; `find_whole` checks them against their digests first.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -26,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from qabuild.artifact.manifest import SealedFile, measure_files
+from qabuild.builder.keys import Inputs, key_of
 from qabuild.errors import QABuildError, UntrustedInput
 from qabuild.system.cache import LAYOUT, default_root
 from qabuild.system.files import explained
@@ -35,19 +35,9 @@ FILES = "files"
 SUM = "sha256"
 
 
-Inputs = Mapping[str, Any]
-"""Everything that decides a step's result, as flat `name: JSON value` pairs."""
-
-
-def key_of(inputs: Inputs) -> str:
-    """The key of a step: SHA-256, in hex, of its inputs in canonical JSON."""
-    text = json.dumps(dict(inputs), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """A result that is whole."""
+    """A cached result."""
 
     directory: Path
     """Folder with the files."""
