@@ -1,4 +1,4 @@
-"""What the checkpoint itself answers: the standard that every artifact made from it is held against.
+"""Reference answers: what the checkpoint itself answers, with which every artifact built from it is compared.
 
 The reference is the eager fp32 model in a question-answering pipeline. Its answers, and its logits on a few probe
 inputs, are sealed into the artifact, so that the artifact can be verified where the checkpoint is not.

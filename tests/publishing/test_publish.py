@@ -462,7 +462,7 @@ def test_the_card_reports_the_measurements(workspace):
     }
     assert {m["type"]: m["value"] for m in result["metrics"]} == {"exact_match": 50.0, "f1": 50.0}
     assert "| this model | 50.00 | 50.00 |" in text
-    assert "F1 kept: 50.00 %, 95 % interval 0.00 to 100.00 %" in text
+    assert "F1 retention: 50.00 %, 95 % interval 0.00 to 100.00 %" in text
     assert "2.00 times as fast, 95 % interval\n1.90 to 2.10" in text
     assert r"| Who \| built \*it\*? | Ann | \<b\>Ben\</b\> | Ann |" in text
 

@@ -30,7 +30,7 @@ def compare(
 ) -> Comparison:
     """Measure artifacts in one run; each is a folder, or a target (a .toml file) whose artifact is in `output`.
 
-    `baseline` is the name of the one that the others are held against; without it the first that is eager fp32, or
+    `baseline` is the name of the one that the others are compared with; without it the first that is eager fp32, or
     else the first. All questions are asked in batches of the first artifact's `verify.batch_size`; `batch_sizes` are
     further ones. `latency` asks single questions as well. `dataset` is where the questions are, where not where the
     artifacts say.

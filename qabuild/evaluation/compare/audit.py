@@ -14,7 +14,7 @@ from qabuild.system import machine, packages
 
 
 def judge(run: Run, own: Answered, gold: Gold) -> list[Gate]:
-    """The gates on answers, held against what one contestant answered.
+    """Judge what one contestant answered against its gates.
 
     The first questions were asked in the batches of the verification, and must be answered as then, on the same
     machine and packages all of them. The answers that were timed come from other batches, so that ties may fall

@@ -1,4 +1,4 @@
-"""What is to be compared: found, held against its manifest, and verified on the same questions as the others."""
+"""What is to be compared: found, checked against its manifest, and verified on the same questions as the others."""
 
 from __future__ import annotations
 

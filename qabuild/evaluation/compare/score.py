@@ -1,4 +1,4 @@
-"""From turns to a comparison: what the runs show, held against the run of the baseline."""
+"""From turns to a comparison: what the runs show, beside the run of the baseline."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ def columns(found: Comparison) -> list[str]:
         "approach",
         "EM",
         "F1",
-        "F1 kept",
+        "F1 retention",
         f"samples/s, batch {first.throughput[0].batch_size}",
         "speedup",
         "model only",
