@@ -130,7 +130,7 @@ class Execution:
         )
         return self.store.make(planned.name, planned.inputs, partial(step.run, context))
 
-    # --- what the manifest records of the stages -----------------------------------------------------------------------
+    # --- what the manifest records of the stages --------------------------------------------------------------------
 
     def _training_record(self, plan: Plan, results: Mapping[str, Entry]) -> dict[str, Any] | None:
         """How the checkpoint was trained, and, where it had a teacher, how that answers the same questions."""

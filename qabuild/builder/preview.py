@@ -47,8 +47,8 @@ def preview(target: Target, results: Store, name: str) -> Plan:
     """The plan of one build, whose history the store has under `name`.
 
     Cached results are checked against their digests, and the questions on this machine that the build would read are
-    checked for leakage, so that the build does what the plan says. Raises what `qabuild.builder.facts.gather` and, for those questions,
-    `qabuild.builder.leakage.refuse_leakage` raise.
+    checked for leakage, so that the build does what the plan says. Raises what `qabuild.builder.facts.gather` and, for
+    those questions, `qabuild.builder.leakage.refuse_leakage` raise.
     """
     plan = make(target, gather(target, results, name, fetch=False))
     plan = replace(plan, steps=tuple(_checked(step, results) for step in plan.steps))

@@ -11,38 +11,9 @@ were measured:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from qabuild.models.backends import BACKENDS, backend
+from qabuild.models.capabilities import Rule
 from qabuild.models.runtime import Dtype
-from qabuild.system import machine
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rule:
-    """The expected speed of one dtype on processors with the given instructions."""
-
-    dtype: Dtype
-    instructions: str | None
-    """The required instruction set, one of `qabuild.system.machine.INSTRUCTION_SETS`; None: any processor."""
-    vendor: str | None = None
-    """The required vendor, as in /proc/cpuinfo; None: any."""
-    backend: str | None = None
-    """The backend that the rule applies to; None: any."""
-    rate: float
-    """Peak throughput relative to fp32: multiplications per second, or questions per second where measured."""
-    why: str
-
-    @property
-    def numbers(self) -> str:
-        """The label of the dtype, with the backend if the rule is for one alone."""
-        return f"{self.dtype} with {self.backend}" if self.backend else self.dtype
-
-    def fits(self) -> bool:
-        """Whether the rule applies to this processor."""
-        has = self.instructions is None or self.instructions in machine.instruction_sets()
-        return has and self.vendor in (None, machine.vendor())
-
 
 RULES = (
     Rule(dtype="int8", instructions="AMX-INT8", rate=15, why="AMX-INT8 does too, and then backend.rest = 'bf16' pays"),

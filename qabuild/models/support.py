@@ -6,24 +6,12 @@ logits with the eager model's.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any
 
 from qabuild.errors import BadTarget
+from qabuild.models.capabilities import Way
 from qabuild.models.runtime import Runtime
-
-
-@dataclass(frozen=True, kw_only=True)
-class Way:
-    """One mode in which a backend runs models, such as a graph in fp16: a column of the support matrix."""
-
-    name: str
-    """Its name in messages and tables, such as `onnxruntime in fp16`."""
-    supported: Sequence[str]
-    """Model types (`model_type` in config.json) that were tested with it."""
-    refused: Mapping[str, str] = field(default_factory=dict)
-    """Model types that do not work, each with the reason."""
 
 
 def check(config: Mapping[str, Any], options: Any, runtime: Runtime) -> None:

@@ -150,7 +150,7 @@ class Comparison:
     """Artifacts side by side."""
 
     baseline: str | None
-    """Name of the one that the others are compared with; None where the one that was asked for could not be measured."""
+    """Name of the one that the others are compared with; None where the requested one could not be measured."""
     data: Mapping[str, Any]
     measured: Sequence[Measured]
     failures: Sequence[Failure]

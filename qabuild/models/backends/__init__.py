@@ -16,9 +16,8 @@ from qabuild.models.runtime import Dtype, Runtime
 from qabuild.system.frozen import Frozen
 
 if TYPE_CHECKING:
+    from qabuild.models.capabilities import Rule, Way
     from qabuild.models.checkpoint.resolve import Checkpoint
-    from qabuild.models.dtype_speed import Rule
-    from qabuild.models.support import Way
 
 
 class Backend(Protocol):

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from qabuild.errors import BadTarget
-from qabuild.models.dtype_speed import Rule
+from qabuild.models.capabilities import Rule, Way
 from qabuild.models.runtime import Dtype, Runtime
-from qabuild.models.support import Way
 from qabuild.system.frozen import Frozen
 
 if TYPE_CHECKING:

@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from qabuild.errors import BadTarget, MissingEnvironment, QABuildError
 from qabuild.models.backends.deepspeed.options import ROWS, Options
-from qabuild.models.dtype_speed import Rule
+from qabuild.models.capabilities import Rule, Way
 from qabuild.models.runtime import Dtype, Runtime
-from qabuild.models.support import Way
 from qabuild.system.quiet import captured, quiet_logging
 
 if TYPE_CHECKING:

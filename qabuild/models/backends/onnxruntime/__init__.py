@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 from qabuild.errors import BadTarget, MissingEnvironment, UntrustedInput
 from qabuild.models.backends.onnxruntime.fusions import FUSIONS
 from qabuild.models.backends.onnxruntime.options import DEFAULT_PROVIDER, DEVICE, Options
-from qabuild.models.dtype_speed import Rule
+from qabuild.models.capabilities import Rule, Way
 from qabuild.models.runtime import Dtype, Runtime
-from qabuild.models.support import Way
 from qabuild.system import packages
 
 if TYPE_CHECKING:

@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 from qabuild.errors import BadTarget, UntrustedInput
 from qabuild.models.backends.openvino.core import core
 from qabuild.models.backends.openvino.options import FILE, Options, needs, precision
-from qabuild.models.dtype_speed import Rule
+from qabuild.models.capabilities import Rule, Way
 from qabuild.models.runtime import Dtype, Runtime
-from qabuild.models.support import Way
 from qabuild.system import machine, packages
 from qabuild.system.quiet import captured, quiet_logging, quiet_tracing
 

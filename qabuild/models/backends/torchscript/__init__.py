@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from qabuild.errors import BadTarget
-from qabuild.models.dtype_speed import Rule
+from qabuild.models.capabilities import Rule, Way
 from qabuild.models.runtime import Dtype, Runtime
-from qabuild.models.support import Way
 from qabuild.system.frozen import Frozen
 from qabuild.system.quiet import quiet_tracing
 
