@@ -87,7 +87,7 @@ class Step(Protocol):
 
     name: ClassVar[str]
     stage: ClassVar[str]
-    """The table of a target that it belongs to, or `ARTIFACT`, `VERIFICATION`. The step with the name of its stage makes
+    """The table of a target that it belongs to, or `ARTIFACT`, `VERIFICATION`. The step named as its stage makes
     the checkpoint of that stage."""
     folder: ClassVar[str | None]
     """Of `ARTIFACT`: the folder of the artifact that its files go to; None where they stay in the store."""
