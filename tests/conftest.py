@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,10 @@ import pytest
 import tiny
 from hypothesis import HealthCheck, settings
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
+
+sys.path.append(str(ROOT))  # for tools/, and last: qabuild is tested as it was installed
 
 settings.register_profile(
     "qabuild", deadline=None, database=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow]

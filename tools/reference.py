@@ -310,7 +310,7 @@ def page_of_api() -> str:
     classes = [name for name in public if name not in {*functions, *exceptions}]
     exceptions.sort(key=lambda name: (len(public[name].__mro__), public[name].exit_status))
     groups = [("Functions", functions), ("Classes", classes), ("Exceptions", exceptions)]
-    contents = [(title, ", ".join(f"[`{name}`](#{name.lower()})" for name in names)) for title, names in groups]
+    contents = [(title, ", ".join(link(name, public[name]) for name in names)) for title, names in groups]
     sections = [
         f"## {title}\n\n" + "\n\n".join(section_of_name(name, public[name]) for name in names)
         for title, names in groups
@@ -327,8 +327,17 @@ called.
 """
 
 
+def heading(name: str, value: Any) -> str:
+    """`class Plan` and `plan`: a class and a function of one name need headings, and so anchors, of their own."""
+    return f"class {name}" if inspect.isclass(value) and not issubclass(value, Exception) else name
+
+
+def link(name: str, value: Any) -> str:
+    return f"[`{name}`](#{heading(name, value).lower().replace(' ', '-')})"
+
+
 def section_of_name(name: str, value: Any) -> str:
-    parts = [f"### {name}"]
+    parts = [f"### {heading(name, value)}"]
     if inspect.isroutine(value):
         parts += [code(signature(name, value)), doc(value)]
     elif issubclass(value, Exception):

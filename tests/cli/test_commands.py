@@ -240,7 +240,7 @@ def test_a_bad_target_is_status_2_before_any_work(empty, qabuild, isolated_cache
         (["."], ". is a folder name a .toml file in it"),
         (["targets", "gone"], "gone: no targets here"),
         (["verify"], "Missing argument 'ARTIFACT...'"),
-        (["verify", "gone"], "gone: no such folder name a folder that `qabuild build` made"),
+        (["verify", "gone"], "gone: no such folder name a folder that `qabuild build` wrote"),
         (["verify", "sub"], "sub: not an artifact: it holds no manifest.json"),
         (["verify", "tiny.toml"], "tiny.toml: not an artifact: a folder is wanted, this is a file"),
     ],
