@@ -43,7 +43,7 @@ def test_all_names_are_there_and_listed():
 def test_a_plan_says_what_a_build_would_do(target, tmp_path):
     plan = qabuild.plan(target, tmp_path / "artifacts")
     assert isinstance(plan, qabuild.Plan)
-    assert {step.name: step.kept for step in plan.steps if step.name != "checkpoint"} == {
+    assert {step.name: step.cached for step in plan.steps if step.name != "checkpoint"} == {
         "compile": False,
         "reference": False,
         "verify": False,
@@ -56,7 +56,7 @@ def test_a_target_is_locked_built_and_asked(target, tmp_path):
     assert isinstance(lock, qabuild.Lock)
     assert lock.checkpoint.digest in target.with_suffix(".lock").read_text()
     built = qabuild.build(target, tmp_path / "artifacts", locked=True)
-    assert qabuild.plan(target, tmp_path / "artifacts", locked=True).step("verify").kept
+    assert qabuild.plan(target, tmp_path / "artifacts", locked=True).step("verify").cached
     questions = tmp_path / "asked.jsonl"
     asked = {"id": "1", "question": "Who built it?", "context": "Ann Vole built the mill in 1871."}
     questions.write_text(json.dumps(asked) + "\n")

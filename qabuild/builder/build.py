@@ -38,7 +38,7 @@ class Built:
     """Digest of the manifest."""
     verification: Verification | None
     """None where the artifact was compiled only."""
-    kept: bool
+    cached: bool
     """Whether everything was there already."""
 
 
@@ -69,9 +69,9 @@ def build(
     with store.lock(name, wait=False, what=str(goal)), staging.disk_explained(goal.parent):
         staging.clean_up(goal)
         plan = plans.current(target, store, name, offline=offline)
-        if kept := _kept(goal, plan, compile_only):
+        if built := _already_built(goal, plan, compile_only):
             reporter.say(f"{goal}: nothing to do")
-            return kept
+            return built
         # Only now: a build with nothing to do is over before they are imported.
         from qabuild.builder import leakage
         from qabuild.builder.execute import Execution
@@ -85,7 +85,7 @@ def build(
             verification = None if compile_only else execution.verify(artifact, plan)
             store.remember(name, {step.name: step.key for step in plan.steps if step.key and step.inputs})
             directory = staging.promote(stage, goal, passed=verification is None or verification.passed)
-    return Built(directory=directory, plan=plan, manifest=artifact.digest, verification=verification, kept=False)
+    return Built(directory=directory, plan=plan, manifest=artifact.digest, verification=verification, cached=False)
 
 
 def train(
@@ -120,7 +120,7 @@ def _require_machine(target: Target, compile_only: bool) -> None:
         packages.refuse(missing(target))
 
 
-def _kept(goal: Path, plan: Plan, compile_only: bool) -> Built | None:
+def _already_built(goal: Path, plan: Plan, compile_only: bool) -> Built | None:
     """The artifact under its final name, if it is whole, is what the plan would make, and has passed."""
     try:
         artifact = artifacts.open_artifact(goal)
@@ -139,7 +139,7 @@ def _kept(goal: Path, plan: Plan, compile_only: bool) -> Built | None:
     if not current and not compile_only:
         return None
     return Built(
-        directory=goal, plan=plan, manifest=artifact.digest, verification=evidence if current else None, kept=True
+        directory=goal, plan=plan, manifest=artifact.digest, verification=evidence if current else None, cached=True
     )
 
 

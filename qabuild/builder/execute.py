@@ -46,8 +46,8 @@ class Execution:
         for number in range(len(plan.facts.derivations)):
             derivation = plan.facts.derivations[number]
             last = plan.step(f"{derivation.label}{derivation.derived.stage}")
-            if last.kept and self.store.find_whole(last.key or ""):
-                self.reporter.say(f"{last.name}: kept ({last.reason})")
+            if last.cached and self.store.find_intact(last.key or ""):
+                self.reporter.say(f"{last.name}: cached ({last.reason})")
             else:
                 self._carry_out_stage(derivation, plan)
                 plan = plans.current(plan.target, self.store, self.name, offline=self.offline)
@@ -111,9 +111,9 @@ class Execution:
         artifact: Artifact | None = None,
     ) -> Entry:
         reason = planned.reason
-        if planned.kept and planned.key:
-            if entry := self.store.find_whole(planned.key):
-                self.reporter.say(f"{planned.name}: kept ({reason})")
+        if planned.cached and planned.key:
+            if entry := self.store.find_intact(planned.key):
+                self.reporter.say(f"{planned.name}: cached ({reason})")
                 return entry
             reason = plans.DAMAGED
         expected = f", took {planned.seconds:.0f} s last time" if planned.seconds else ""

@@ -13,7 +13,7 @@ from qabuild.builder.keys import Inputs, is_known, key_of
 from qabuild.builder.requirements import requirements
 from qabuild.builder.steps import of_stage
 from qabuild.builder.steps.step import Facts
-from qabuild.builder.store.local import Entry, Store, is_whole
+from qabuild.builder.store.local import Entry, Store, is_intact
 from qabuild.errors import BadTarget, QABuildError, UntrustedInput
 from qabuild.models.support import check
 from qabuild.qa.sample import HELDOUT, TRAIN
@@ -57,7 +57,7 @@ class TargetFacts(Facts):
     """The stages that lead to the checkpoint."""
     missing: tuple[str, ...]
     """What this machine lacks for the target."""
-    kept: frozenset[str]
+    cached: frozenset[str]
     """Keys of the results in the store."""
     previous: Mapping[str, Entry | None]
     """The results of the last build under the same name, by step; None for one that is no longer in the store."""
@@ -89,7 +89,7 @@ def gather(target: Target, results: Store, name: str, *, fetch: bool, offline: b
         **look.facts(target.origin, teacher, target.datasets).__dict__,
         derivations=stages,
         missing=tuple(packages.missing(required, target.runtime.device)),
-        kept=results.keys(),
+        cached=results.keys(),
         previous=results.recall(name),
     )
 
@@ -195,7 +195,7 @@ class Look:
         from qabuild.models.checkpoint.resolve import resolve
 
         entry = self._results.find(key_of(inputs)) if is_known(inputs) else None
-        if entry is None or not is_whole(entry):
+        if entry is None or not is_intact(entry):
             return None
         return replace(resolve(entry.directory), name=derived.name)
 

@@ -30,7 +30,7 @@ def refuse_leakage(target: Target, *, offline: bool, here_only: bool = False) ->
     What is wrong with any of these questions is reported here too, and all that compiling reads is fetched: it has no
     network. With `here_only`, what is on the Hub is passed over.
 
-    Raises what `qabuild.qa.data.load` and `qabuild.qa.data.refuse_asked` raise.
+    Raises what `qabuild.qa.data.load` and `qabuild.qa.data.refuse_leakage` raise.
     """
 
     def passed_over(source: DatasetRef) -> bool:
@@ -41,7 +41,7 @@ def refuse_leakage(target: Target, *, offline: bool, here_only: bool = False) ->
     for key, source, read in _training_questions(target, offline):
         if not passed_over(source):
             with _named(target, key):
-                data.refuse_asked(read().questions, asked or ())
+                data.refuse_leakage(read().questions, asked or ())
 
 
 @contextmanager

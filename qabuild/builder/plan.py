@@ -44,7 +44,7 @@ class PlanStep:
     name: str
     key: str | None
     """None where something that decides the result is not known yet."""
-    kept: bool
+    cached: bool
     reason: str
     inputs: Inputs = field(repr=False)
     seconds: float | None
@@ -62,7 +62,7 @@ class Plan:
     @property
     def reads_data(self) -> bool:
         """Whether questions are read before the verification: to learn from them, or for the checkpoint's answers."""
-        return not all(step.kept for step in self.steps if step.name != "verify")
+        return not all(step.cached for step in self.steps if step.name != "verify")
 
     @property
     def checkpoint(self) -> Checkpoint | None:
@@ -80,7 +80,7 @@ class Plan:
             "target": self.target.name,
             "missing": list(self.facts.missing),
             "steps": [
-                {"name": s.name, "key": s.key, "kept": s.kept, "reason": s.reason, "seconds": s.seconds}
+                {"name": s.name, "key": s.key, "cached": s.cached, "reason": s.reason, "seconds": s.seconds}
                 for s in self.steps
             ],
         }
@@ -111,7 +111,7 @@ def history_name(target: Target, output: Path) -> str:
 
 
 def _checkpoint_step(facts: TargetFacts) -> PlanStep:
-    """What all others follow. Its key is the digest of its bytes, and nothing of it is kept in the store."""
+    """What all others follow. Its key is the digest of its bytes, and nothing of it is cached in the store."""
     first = facts.derivations[0] if facts.derivations else None
     checkpoint = first.facts.checkpoint if first else facts.checkpoint
     if checkpoint is None:
@@ -120,15 +120,15 @@ def _checkpoint_step(facts: TargetFacts) -> PlanStep:
         key, previous = checkpoint.digest, facts.previous.get(first.derived.stage if first else "compile")
         changed = previous is not None and previous.inputs.get("checkpoint") != key
         reason = "its bytes changed" if changed else "its bytes are here"
-    return PlanStep(name="checkpoint", key=key, kept=key is not None, reason=reason, inputs={}, seconds=None)
+    return PlanStep(name="checkpoint", key=key, cached=key is not None, reason=reason, inputs={}, seconds=None)
 
 
 def _derivation_steps(derivation: Derivation, facts: TargetFacts, before: list[PlanStep]) -> Iterator[PlanStep]:
-    """The steps of one stage; those that only lead to its result are not needed where that is kept."""
+    """The steps of one stage; those that only lead to its result are not needed where that is cached."""
     for name, inputs in derivation.inputs.items():
         step = _step(f"{derivation.label}{name}", inputs, facts, before)
         needless = derivation.result is not None and name != derivation.derived.stage
-        yield replace(step, kept=True, reason=NOT_NEEDED) if needless else step
+        yield replace(step, cached=True, reason=NOT_NEEDED) if needless else step
 
 
 def _step(name: str, inputs: Inputs, facts: TargetFacts, before: list[PlanStep]) -> PlanStep:
@@ -139,7 +139,7 @@ def _step(name: str, inputs: Inputs, facts: TargetFacts, before: list[PlanStep])
     return PlanStep(
         name=name,
         key=key,
-        kept=key in facts.kept,
+        cached=key in facts.cached,
         reason=_reason(name, inputs, facts, key, before, maker),
         inputs=inputs,
         seconds=previous.seconds if previous else None,
@@ -151,14 +151,14 @@ def _reason(
 ) -> str:
     if key is None:
         return UNRESOLVED
-    kept, previous = key in facts.kept, facts.previous.get(name)
-    if previous is None and kept:
+    cached, previous = key in facts.cached, facts.previous.get(name)
+    if previous is None and cached:
         return "another build made it"
     if previous is None:
         return GONE if name in facts.previous else "not built before"
     if changes := describe_changes(previous.inputs, inputs, {step.name for step in before[1:]}, maker):
-        return "; ".join(changes) + (", and that was built before" if kept else "")
-    return "nothing changed" if kept else GONE
+        return "; ".join(changes) + (", and that was built before" if cached else "")
+    return "nothing changed" if cached else GONE
 
 
 def describe_changes(old: Inputs, new: Inputs, steps: set[str], maker: str | None = None) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from qabuild.artifact.manifest import FOLDER
 from qabuild.builder.facts import gather
 from qabuild.builder.plan import DAMAGED, NOT_NEEDED, Plan, PlanStep, history_name, make
-from qabuild.builder.store.local import Store, is_whole
+from qabuild.builder.store.local import Store, is_intact
 from qabuild.target import lock
 from qabuild.target.model import Target
 
@@ -35,10 +35,10 @@ def previews(targets: Iterable[Target], results: Store, output: Path) -> list[Pl
     for target in targets:
         plan = preview(target, results, history_name(target, output))
         steps = [
-            replace(step, kept=True, reason=f"{makers[step.key]} makes it") if step.key in makers else step
+            replace(step, cached=True, reason=f"{makers[step.key]} makes it") if step.key in makers else step
             for step in plan.steps
         ]
-        makers |= {step.key: target.name for step in steps if step.key and not step.kept}
+        makers |= {step.key: target.name for step in steps if step.key and not step.cached}
         plans.append(replace(plan, steps=tuple(steps)))
     return plans
 
@@ -61,7 +61,7 @@ def preview(target: Target, results: Store, name: str) -> Plan:
 
 def _checked(step: PlanStep, results: Store) -> PlanStep:
     """The step, no longer cached where its result is damaged."""
-    if not (step.kept and step.key and step.inputs) or step.reason == NOT_NEEDED:
+    if not (step.cached and step.key and step.inputs) or step.reason == NOT_NEEDED:
         return step
     entry = results.find(step.key)
-    return step if entry and is_whole(entry) else replace(step, kept=False, reason=DAMAGED)
+    return step if entry and is_intact(entry) else replace(step, cached=False, reason=DAMAGED)

@@ -19,10 +19,10 @@ def requirements(target: Target) -> Requirements:
 def missing(target: Target) -> list[str]:
     """What this machine lacks for `target`; empty where nothing is missing."""
     module = backend(target.backend.name)
-    lacks = packages.missing(requirements(target), target.runtime.device)
-    if lacks:
-        return lacks
-    return [*_cuda_runtime(target.runtime.device), *module.lacks(target.backend, target.runtime)]
+    missing = packages.missing(requirements(target), target.runtime.device)
+    if missing:
+        return missing
+    return [*_cuda_runtime(target.runtime.device), *module.missing(target.backend, target.runtime)]
 
 
 def _cuda_runtime(device: str) -> list[str]:

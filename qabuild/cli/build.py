@@ -210,14 +210,14 @@ def _build_document(built: Built) -> dict[str, Any]:
         "target": built.plan.target.name,
         "artifact": str(built.directory),
         "manifest": built.manifest,
-        "kept": built.kept,
+        "cached": built.cached,
         "plan": built.plan.to_dict()["steps"],
         "verification": built.verification.to_dict() if built.verification else None,
     }
 
 
 def _state(step: PlanStep) -> str:
-    return "kept" if step.kept else "to do" if step.key else "unknown"
+    return "cached" if step.cached else "to do" if step.key else "unknown"
 
 
 def _require_distinct(targets: Sequence[Target]) -> None:

@@ -18,7 +18,7 @@ from qabuild.cli.units import size_of
 from qabuild.errors import BadTarget, UntrustedInput
 
 if TYPE_CHECKING:
-    from qabuild.builder.store.gc import Kept
+    from qabuild.builder.store.gc import CachedResult
 
 COLUMNS = ["key", "step", "what", "size", "unused for"]
 
@@ -70,7 +70,7 @@ def cache_verify(console: Console) -> None:
     from qabuild.builder.store.local import Store
 
     intact, damaged = gc.verify(Store())
-    document = {"whole": len(intact), "damaged": [_document(result) for result in damaged]}
+    document = {"intact": len(intact), "damaged": [_document(result) for result in damaged]}
     console.result(document, lambda: emit(f"{len(intact)} results are intact, {len(damaged)} were damaged"))
     if damaged:
         click.echo("the next build that needs them rebuilds them; if this happens again, check the disk", err=True)
@@ -140,11 +140,11 @@ def schema(console: Console) -> None:
     console.result(document, lambda: emit(json.dumps(document, indent=2)))
 
 
-def _document(result: Kept) -> dict[str, Any]:
+def _document(result: CachedResult) -> dict[str, Any]:
     return {**asdict(result), "age": round(result.age)}
 
 
-def _rows(results: Sequence[Kept]) -> list[list[str]]:
+def _rows(results: Sequence[CachedResult]) -> list[list[str]]:
     """One row per result, and a last row with the totals."""
     rows = [[r.key[:12], r.step, r.what, size_of(r.size), _duration(r.age)] for r in results]
     return [*rows, [f"{len(rows)} results", "", "", size_of(sum(r.size for r in results)), ""]]

@@ -188,5 +188,5 @@ def _files(artifact: Artifact) -> dict[str, Path | bytes]:
 def _message(artifact: Artifact, evidence: Verification) -> tuple[str, str]:
     """The commit's title and description."""
     m, key = evidence.measurement, str(artifact.manifest.steps.get("compile"))[:12]
-    result = f"EM {m.exact_match:.2f}, F1 {m.f1:.2f} ({100 * m.f1_retention:.2f} % kept)"
+    result = f"EM {m.exact_match:.2f}, F1 {m.f1:.2f} ({100 * m.f1_retention:.2f} % of the reference)"
     return f"{artifact.manifest.name} {key}: {result}", f"Manifest SHA-256: {artifact.digest}"

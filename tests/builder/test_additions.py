@@ -144,7 +144,7 @@ def staged(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def steps(folder: Path, *arguments: str) -> dict[str, bool]:
     """The steps of a plan, and whether each is there already."""
     (plan,) = package_copy.document(folder, "plan", *arguments)
-    return {step["name"]: step["kept"] for step in plan["steps"]}
+    return {step["name"]: step["cached"] for step in plan["steps"]}
 
 
 def test_a_stage_is_a_step_its_work_and_a_table(staged):

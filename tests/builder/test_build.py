@@ -154,7 +154,7 @@ def test_a_second_build_does_nothing(workshop):
     first = snapshot(workshop.artifact)
     built = workshop.build()
     # Built in another folder, so the store's history knows it not, and still all is there.
-    assert built.kept
+    assert built.cached
     assert built.verification is not None
     assert built.verification.passed
     assert workshop.said == [f"{workshop.artifact}: nothing to do"]
@@ -166,8 +166,8 @@ def test_a_changed_gate_judges_again_what_was_measured(workshop):
     measured = before.evidence["measurement"]
     built = workshop.build("verify.gates.min_f1_retention=0.5", "publish.repo=me/there")
     after = open_artifact(workshop.artifact)
-    assert not built.kept
-    assert [line.split(" ")[1] for line in workshop.said] == ["kept", "kept", "kept"]
+    assert not built.cached
+    assert [line.split(" ")[1] for line in workshop.said] == ["cached", "cached", "cached"]
     assert workshop.store.keys() == keys
     assert after.evidence["measurement"] == measured
     assert after.manifest.verify["gates"]["min_f1_retention"] == 0.5
@@ -192,14 +192,14 @@ def test_a_failed_gate_keeps_the_evidence_aside_and_the_artifact_in_place(worksh
 def test_another_target_with_the_same_steps_takes_all_from_the_store(workshop):
     (workshop.folder / "other.toml").write_text(TARGET)
     workshop.build(target="other.toml")
-    assert [line.partition(": ")[2] for line in workshop.said] == ["kept (another build made it)"] * 3
+    assert [line.partition(": ")[2] for line in workshop.said] == ["cached (another build made it)"] * 3
     assert open_artifact(workshop.output / "other").manifest.name == "other"
 
 
 def test_an_artifact_under_a_name_that_is_not_its_own_is_not_taken_for_the_target(workshop):
     (workshop.folder / "other.toml").write_text(TARGET)
     os.rename(workshop.artifact, workshop.output / "other")
-    assert not workshop.build(target="other.toml").kept
+    assert not workshop.build(target="other.toml").cached
     assert open_artifact(workshop.output / "other").manifest.name == "other"
 
 
@@ -207,8 +207,8 @@ def test_evidence_that_makes_no_sense_is_replaced(workshop):
     evidence = json.loads((workshop.artifact / "verification.json").read_text())
     del evidence["measurement"]["machine"]
     (workshop.artifact / "verification.json").write_text(json.dumps(evidence))
-    assert not workshop.build().kept
-    assert workshop.build().kept
+    assert not workshop.build().cached
+    assert workshop.build().cached
 
 
 def test_artifacts_are_hard_links_to_the_store(workshop):
@@ -248,13 +248,13 @@ def test_a_flipped_byte_in_the_store_is_noticed_and_made_good(workshop, step, fi
     built = workshop.build()
     told = {line.partition(":")[0]: line for line in workshop.said}
     assert "its result in the store is damaged" in told[step]
-    assert all("kept" in line for name, line in told.items() if name not in (step, "verify"))
+    assert all("cached" in line for name, line in told.items() if name not in (step, "verify"))
     assert built.verification.passed
     made = open_artifact(workshop.artifact).manifest.files
     assert {name: made[name] for name in made if "probes" not in name} == {
         name: good.manifest.files[name] for name in made if "probes" not in name
     }
-    assert workshop.store.find_whole(workshop.stored(step).name) is not None, "and the store is whole again"
+    assert workshop.store.find_intact(workshop.stored(step).name) is not None, "and the store is whole again"
 
 
 def test_a_plan_tells_what_was_edited_in_place_from_what_is_kept_and_changes_nothing(workshop):
@@ -263,9 +263,9 @@ def test_a_plan_tells_what_was_edited_in_place_from_what_is_kept_and_changes_not
     with open(workshop.stored("compile") / "files" / "config.json", "ab") as file:
         file.write(b" ")
     before = snapshot(workshop.folder)
-    steps = {step.name: (step.kept, step.reason) for step in preview.preview(target, workshop.store, name).steps}
+    steps = {step.name: (step.cached, step.reason) for step in preview.preview(target, workshop.store, name).steps}
     assert steps.pop("compile") == (False, "its result in the store is damaged")
-    assert all(kept for kept, _ in steps.values())
+    assert all(cached for cached, _ in steps.values())
     assert snapshot(workshop.folder) == before
 
 
@@ -289,13 +289,13 @@ def test_files_lost_from_the_store_or_added_to_it_are_noticed(workshop, damage):
         (files / "answers.json").symlink_to(workshop.folder / "elsewhere")
     key = workshop.stored("reference").name
     assert workshop.store.find(key) is not None
-    assert workshop.store.find_whole(key) is None
+    assert workshop.store.find_intact(key) is None
     assert not (workshop.store.keys() & {key})
 
 
 def test_an_artifact_with_a_flipped_byte_is_replaced(workshop):
     flip_a_byte(workshop.artifact / "model.safetensors")
-    assert not workshop.build().kept
+    assert not workshop.build().cached
     open_artifact(workshop.artifact)
 
 
@@ -327,7 +327,7 @@ def test_what_a_killed_build_left_is_removed(workshop, again):
 
 def test_an_artifact_that_a_killed_build_had_put_aside_gets_its_name_back(workshop):
     os.rename(workshop.artifact, workshop.output / ".tiny.old")
-    assert workshop.build().kept
+    assert workshop.build().cached
     assert entries(workshop.output) == {"tiny"}
 
 
@@ -367,7 +367,7 @@ def test_two_builds_of_one_artifact_do_not_meet(workshop):
     name = planning.history_name(load(workshop.folder / "tiny.toml"), workshop.output)
     with workshop.store.lock(name), pytest.raises(QABuildError, match=f"another build of {workshop.artifact} is"):
         workshop.build()
-    assert workshop.build().kept
+    assert workshop.build().cached
 
 
 # --- compile only -----------------------------------------------------------------------------------------------------
@@ -377,14 +377,14 @@ def test_compiling_only_keeps_an_artifact_that_is_proved_and_one_that_is_not(wor
     assert workshop.build(compile_only=True).verification.passed, "what was proved stays proved"
     verify(workshop.artifact)  # now the evidence is not that of a build
     evidence = (workshop.artifact / "verification.json").read_bytes()
-    assert workshop.build(compile_only=True).kept
+    assert workshop.build(compile_only=True).cached
     assert (workshop.artifact / "verification.json").read_bytes() == evidence
 
     shutil.rmtree(workshop.artifact)
     built = workshop.build(compile_only=True)
-    assert (built.kept, built.verification) == (False, None)
+    assert (built.cached, built.verification) == (False, None)
     assert not (workshop.artifact / "verification.json").exists()
-    assert workshop.build(compile_only=True).kept
+    assert workshop.build(compile_only=True).cached
     assert workshop.build().verification.passed, "a whole build proves it"
 
 

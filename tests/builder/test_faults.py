@@ -54,7 +54,7 @@ def test_two_builds_that_share_a_step_at_once_make_it_once_and_both_end_well(tmp
     compiled = {step["key"] for d in documents for step in d["plan"] if step["name"] == "compile"}
     assert len(compiled) == 1
     for target in targets:
-        assert qabuild.build(target, tmp_path / "artifacts").kept
+        assert qabuild.build(target, tmp_path / "artifacts").cached
 
 
 def test_a_store_that_vanishes_is_made_anew(tmp_path):
@@ -63,7 +63,7 @@ def test_a_store_that_vanishes_is_made_anew(tmp_path):
     shutil.rmtree(store)
     again = qabuild.build(target, tmp_path / "artifacts", results=Store(store))
     assert again.manifest == first.manifest
-    assert again.kept, "the artifact holds all it needs"
+    assert again.cached, "the artifact holds all it needs"
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

@@ -1,4 +1,4 @@
-"""Wrong results that keys kept by hand have let through, each as someone would meet it."""
+"""Wrong results that hand-written lists of modules have let through, each as someone would meet it."""
 
 from __future__ import annotations
 
@@ -93,6 +93,6 @@ def test_a_change_of_code_is_the_reason_that_a_plan_gives(tmp_path):
     assert package_copy.run(folder, "build", *target).returncode == 0
     comment("evaluation/measure.py")(folder / "qabuild")
     (plan,) = package_copy.document(folder, "plan", *target)
-    reasons = {step["name"]: (step["kept"], step["reason"]) for step in plan["steps"]}
+    reasons = {step["name"]: (step["cached"], step["reason"]) for step in plan["steps"]}
     assert reasons["verify"] == (False, "qabuild's own code for this step changed")
     assert reasons["compile"] == reasons["reference"] == (True, "nothing changed")

@@ -56,7 +56,7 @@ FACTS = TargetFacts(
         "python": "3.11.9",
     },
     missing=(),
-    kept=frozenset(),
+    cached=frozenset(),
     previous={},
 )
 
@@ -78,10 +78,10 @@ def facts(**changed: Any) -> TargetFacts:
 
 
 def keys(plan: Plan) -> dict[str, str | None]:
-    return {step.name: step.key for step in kept_steps(plan)}
+    return {step.name: step.key for step in cached_steps(plan)}
 
 
-def kept_steps(plan: Plan) -> tuple[PlanStep, ...]:
+def cached_steps(plan: Plan) -> tuple[PlanStep, ...]:
     """The steps whose results the store keeps: all but the first, the checkpoint."""
     first, *others = plan.steps
     assert first.name == "checkpoint"
@@ -310,7 +310,7 @@ def test_making_a_plan_changes_nothing_and_is_the_same_every_time():
     assert keys(make(target(), shuffled)) == keys(first)
 
 
-# --- what is kept, and why ------------------------------------------------------------------------------------------
+# --- what is cached, and why ------------------------------------------------------------------------------------------
 
 
 def built(plan: Plan) -> dict[str, Entry]:
@@ -325,21 +325,23 @@ def built(plan: Plan) -> dict[str, Entry]:
             seconds=3.5,
             record={},
         )
-        for step in kept_steps(plan)
+        for step in cached_steps(plan)
     }
 
 
 def replanned(old: Target, new: Target, **new_facts: Any) -> dict[str, tuple[bool, str]]:
-    """Whether each step is kept, and why, after `old` was built and `new` is asked for."""
+    """Whether each step is cached, and why, after `old` was built and `new` is asked for."""
     before = make(old, FACTS)
-    kept = frozenset(key for key in keys(before).values() if key)
-    plan = make(new, replace(facts(**new_facts), kept=kept, previous=built(before)))
-    return {step.name: (step.kept, step.reason) for step in kept_steps(plan)}
+    cached = frozenset(key for key in keys(before).values() if key)
+    plan = make(new, replace(facts(**new_facts), cached=cached, previous=built(before)))
+    return {step.name: (step.cached, step.reason) for step in cached_steps(plan)}
 
 
 def test_what_was_never_built_says_so():
     plan = make(target(), FACTS)
-    assert {(step.kept, step.reason, step.seconds) for step in kept_steps(plan)} == {(False, "not built before", None)}
+    assert {(step.cached, step.reason, step.seconds) for step in cached_steps(plan)} == {
+        (False, "not built before", None)
+    }
 
 
 def test_what_is_unchanged_is_kept():
@@ -348,19 +350,19 @@ def test_what_is_unchanged_is_kept():
 
 def test_steps_say_how_long_they_took():
     plan = make(target(), replace(FACTS, previous=built(make(target(), FACTS))))
-    assert [step.seconds for step in kept_steps(plan)] == [3.5, 3.5, 3.5]
+    assert [step.seconds for step in cached_steps(plan)] == [3.5, 3.5, 3.5]
 
 
 def test_what_left_the_store_says_so():
     plan = make(target(), replace(FACTS, previous=dict.fromkeys(("compile", "reference", "verify"))))
     expected = (False, "its last result is no longer in the store", None)
-    assert {(step.kept, step.reason, step.seconds) for step in kept_steps(plan)} == {expected}
+    assert {(step.cached, step.reason, step.seconds) for step in cached_steps(plan)} == {expected}
 
 
 def test_what_another_target_made_says_so():
-    kept = frozenset(key for key in keys(make(target(name="other"), FACTS)).values() if key)
-    plan = make(target(), replace(FACTS, kept=kept))
-    assert {(step.kept, step.reason) for step in kept_steps(plan)} == {(True, "another build made it")}
+    cached = frozenset(key for key in keys(make(target(name="other"), FACTS)).values() if key)
+    plan = make(target(), replace(FACTS, cached=cached))
+    assert {(step.cached, step.reason) for step in cached_steps(plan)} == {(True, "another build made it")}
 
 
 def test_a_package_that_moved_is_named_with_both_versions():
@@ -409,8 +411,8 @@ def test_packages_that_come_and_go_are_told():
 def test_a_change_back_to_what_was_built_before_is_kept_and_says_both():
     first, second = make(target(), FACTS), make(target(runtime={"dtype": "bf16"}), FACTS)
     everything = frozenset(key for plan in (first, second) for key in keys(plan).values() if key)
-    again = make(target(), replace(FACTS, kept=everything, previous=built(second)))
-    assert again.step("compile").kept
+    again = make(target(), replace(FACTS, cached=everything, previous=built(second)))
+    assert again.step("compile").cached
     assert again.step("compile").reason == "runtime.dtype: bf16 became fp32, and that was built before"
 
 
@@ -421,7 +423,7 @@ def test_what_a_hub_id_stands_for_is_unknown_until_it_is_resolved():
     no_data = make(target(), facts(data={"verify.dataset": None}))
     assert no_data.step("compile").key == make(target(), FACTS).step("compile").key
     assert (no_data.step("reference").key, no_data.step("verify").key) == (None, None)
-    assert not any(step.kept for step in kept_steps(no_checkpoint))
+    assert not any(step.cached for step in cached_steps(no_checkpoint))
 
 
 # --- facts ----------------------------------------------------------------------------------------------------------
@@ -433,7 +435,7 @@ def test_looking_finds_all_that_the_sample_needs(tmp_path):
     assert found.checkpoint is not None
     assert found.checkpoint.name == "sample"
     assert {"torch", "transformers", "tokenizers", "evaluate"} <= set(found.versions)
-    assert (found.missing, found.kept, found.previous) == ((), frozenset(), {})
+    assert (found.missing, found.cached, found.previous) == ((), frozenset(), {})
     assert None not in keys(make(asked, found)).values()
     assert list(tmp_path.iterdir()) == []
 
@@ -454,8 +456,8 @@ def test_what_an_earlier_target_makes_is_there_for_those_behind_it(tmp_path):
     first, *others = previews(targets, Store(tmp_path), tmp_path)
     assert first.steps == preview(targets[0], Store(tmp_path), "x").steps
     for other in others:
-        kept = {step.name: step.kept for step in kept_steps(other)}
-        assert kept == {"compile": False, "reference": True, "verify": False}
+        cached = {step.name: step.cached for step in cached_steps(other)}
+        assert cached == {"compile": False, "reference": True, "verify": False}
         assert other.step("reference").reason == "eager makes it"
 
 
@@ -515,5 +517,5 @@ def test_builds_into_one_folder_share_a_history_however_the_folder_is_written(tm
 
 def test_the_first_step_is_the_checkpoint_whose_digest_the_others_follow():
     first = make(target(), FACTS).steps[0]
-    assert (first.name, first.key, first.kept) == ("checkpoint", FACTS.checkpoint.digest, True)
+    assert (first.name, first.key, first.cached) == ("checkpoint", FACTS.checkpoint.digest, True)
     assert make(target(), facts(checkpoint=None)).steps[0].reason == "unknown until its Hub id is resolved"

@@ -161,8 +161,8 @@ def module_of(file: str) -> str:
 def test_what_runs_in_a_step_lies_in_its_closure(name, tmp_path):
     (tmp_path / "traced.toml").write_text(TARGETS[name])
     target = load(tmp_path / "traced.toml")
-    if lacks := packages.missing(requirements(target), "cpu"):
-        pytest.skip("; ".join(lacks))
+    if missing := packages.missing(requirements(target), "cpu"):
+        pytest.skip("; ".join(missing))
     facts = gather(target, Store(tmp_path / "empty"), "x", fetch=False)
     roots = step_code.roots({name: (target, facts)})
     ran = executed(tmp_path)

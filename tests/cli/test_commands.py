@@ -306,7 +306,7 @@ def test_compile_only_builds_for_another_machine_and_marks_the_artifact_unverifi
     assert result.out.splitlines()[-1].split() == ["artifacts/tiny", *"------", "compiled,", "unverified"]
     assert open_artifact(Path("artifacts/tiny")).evidence is None
     (document,) = qabuild("tiny.toml", "--set", "runtime.device=cuda", "--compile-only", "--json").document
-    assert (document["kept"], document["verification"], document["status"]) == (True, None, 0)
+    assert (document["cached"], document["verification"], document["status"]) == (True, None, 0)
     assert_one_error(qabuild("verify", "artifacts/tiny"), 3, "no CUDA device here")
 
 
@@ -818,11 +818,11 @@ def test_a_plan_shows_cached_and_pending_steps_with_reasons_and_writes_nothing(b
     assert (result.status, result.err) == (0, "")
     steps = {line.split()[1]: line.split(maxsplit=2)[2] for line in result.out.splitlines()[2:]}
     assert steps["compile"].startswith("to do   not built before")
-    assert steps["reference"].startswith("kept    another build made it")
+    assert steps["reference"].startswith("cached    another build made it")
     assert steps["verify"].startswith("to do   not built before")
     result = ended(process("plan", "tiny.toml", "--set", "verify.dataset=me/questions", env=environment))
     steps = {line.split()[1]: line.split(maxsplit=2)[2] for line in result.out.splitlines()[2:]}
-    assert steps["compile"].startswith("kept ")
+    assert steps["compile"].startswith("cached ")
     assert steps["reference"].startswith("unknown   unknown until its Hub id is resolved")
     assert snapshot(built, isolated_cache) == before
 
@@ -830,7 +830,7 @@ def test_a_plan_shows_cached_and_pending_steps_with_reasons_and_writes_nothing(b
 def test_a_plan_names_what_changed_since_the_last_build(built, qabuild):
     assert qabuild("tiny.toml", "-q", "--set", "verify.gates.min_speedup=0.01").status == 0
     (plan,) = qabuild("plan", "tiny.toml", "--set", "verify.samples=3", "--json").document
-    reasons = {step["name"]: (step["kept"], step["reason"]) for step in plan["steps"]}
+    reasons = {step["name"]: (step["cached"], step["reason"]) for step in plan["steps"]}
     assert reasons == {
         "checkpoint": (True, "its bytes are here"),
         "compile": (True, "nothing changed"),
@@ -1094,7 +1094,7 @@ def test_the_cache_is_listed_pruned_and_verified(built, qabuild, isolated_cache)
     weights.unlink()
     weights.write_bytes(content)
     result = qabuild("cache", "verify", "--json")
-    assert (result.status, result.document["whole"]) == (4, 2)
+    assert (result.status, result.document["intact"]) == (4, 2)
     assert [entry["key"] for entry in result.document["damaged"]] == [compiled]
 
     assert len(qabuild("cache", "prune", "--max-size", "0MB", "--dry-run", "--json").document) == 2

@@ -100,7 +100,7 @@ def test_every_file_is_uploaded_in_one_commit_unchanged(workspace, tmp_path):
         (tmp_path / "fetched" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "fetched" / name).write_bytes(files[name])
     open_artifact(tmp_path / "fetched", open_artifact(artifact).digest)
-    assert workspace.commits() == ["tiny cccccccccccc: EM 50.00, F1 50.00 (50.00 % kept)"]
+    assert workspace.commits() == ["tiny cccccccccccc: EM 50.00, F1 50.00 (50.00 % of the reference)"]
     assert workspace.repository().branches["v1"] == workspace.repository().branches["main"]
     assert f"published: commit {workspace.repository().branches['main']}, tag v1" in output
     assert not any("xet" in request for request in workspace.hub.requests)

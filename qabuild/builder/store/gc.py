@@ -1,4 +1,4 @@
-"""Housekeeping of the store: what is in it, what may go, whether it is whole."""
+"""Housekeeping of the store: what is in it, what may go, whether it is intact."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DAMAGED = "damaged"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kept:
+class CachedResult:
     """One result of a step, or what is left of one."""
 
     key: str
@@ -32,47 +32,47 @@ class Kept:
     """Seconds since it was last made or taken; 0 where the clock was set back since."""
 
 
-def contents(store: Store) -> list[Kept]:
+def contents(store: Store) -> list[CachedResult]:
     """Every result in the store, the longest unused first."""
-    found = (_kept(store, key) for key in store.keys())  # noqa: SIM118 - a Store is no mapping
-    return sorted(filter(None, found), key=lambda kept: -kept.age)
+    found = (_cached_result(store, key) for key in store.keys())  # noqa: SIM118 - a Store is no mapping
+    return sorted(filter(None, found), key=lambda result: -result.age)
 
 
 def prune(
     store: Store, *, older_than: float | None = None, max_size: int | None = None, dry_run: bool = False
-) -> list[Kept]:
+) -> list[CachedResult]:
     """Drop results not used for `older_than` seconds, then the longest unused until `max_size` bytes are left.
 
     Damaged results and the partial results of killed builds go in any case. Returns what went, or with
     `dry_run` what would.
     """
     everything = contents(store)
-    left = sum(kept.size for kept in everything)
-    going: list[Kept] = []
-    for kept in everything:
-        too_old = older_than is not None and kept.age > older_than
+    left = sum(result.size for result in everything)
+    going: list[CachedResult] = []
+    for result in everything:
+        too_old = older_than is not None and result.age > older_than
         too_much = max_size is not None and left > max_size
-        if too_old or too_much or kept.step == DAMAGED:
-            going.append(kept)
-            left -= kept.size
+        if too_old or too_much or result.step == DAMAGED:
+            going.append(result)
+            left -= result.size
     if not dry_run:
-        for kept in going:
-            store.drop(kept.key)
+        for result in going:
+            store.drop(result.key)
         _clear_unfinished(store)
         shutil.rmtree(compiled_for_this_machine("", store.root), ignore_errors=True)
     return going
 
 
-def verify(store: Store) -> tuple[list[Kept], list[Kept]]:
-    """Hash every file of every result. Returns those that are whole, and those that were not and were dropped."""
-    whole: list[Kept] = []
-    damaged: list[Kept] = []
-    for kept in contents(store):
-        (whole if store.find_whole(kept.key) else damaged).append(kept)
-    return whole, damaged
+def verify(store: Store) -> tuple[list[CachedResult], list[CachedResult]]:
+    """Hash every file of every result. Returns those that are intact, and those that were not and were dropped."""
+    intact: list[CachedResult] = []
+    damaged: list[CachedResult] = []
+    for result in contents(store):
+        (intact if store.find_intact(result.key) else damaged).append(result)
+    return intact, damaged
 
 
-def _kept(store: Store, key: str) -> Kept | None:
+def _cached_result(store: Store, key: str) -> CachedResult | None:
     """None where the result went in the meantime."""
     folder = store.folder(key)
     try:
@@ -81,7 +81,7 @@ def _kept(store: Store, key: str) -> Kept | None:
     except (OSError, ValueError):
         return None
     entry = store.find(key)
-    return Kept(
+    return CachedResult(
         key=key,
         step=entry.step if entry else DAMAGED,
         what=_what(entry.inputs) if entry else "",

@@ -9,7 +9,7 @@
         history/                    the keys that a target was last built from, to say what changed
 
 A result is staged, hashed and renamed, so a key either has all of its files or does not exist. Files leave the store
-as hard links, or copies where the file system has none; `find_whole` checks them against their digests first.
+as hard links, or copies where the file system has none; `find_intact` checks them against their digests first.
 """
 
 from __future__ import annotations
@@ -88,10 +88,10 @@ class Store:
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             return None
 
-    def find_whole(self, key: str) -> Entry | None:
+    def find_intact(self, key: str) -> Entry | None:
         """The result with that key, every file hashed; it counts as used. A damaged one is dropped: None."""
         entry = self.find(key)
-        if entry and is_whole(entry):
+        if entry and is_intact(entry):
             with suppress(OSError):  # of another user, or on a disk that is read-only: its age is of little matter
                 os.utime(self.folder(key) / ENTRY)
             return entry
@@ -99,10 +99,10 @@ class Store:
         return None
 
     def make(self, step: str, inputs: Inputs, produce: Callable[[Path], Mapping[str, Any]]) -> Entry:
-        """The result of `inputs`: the kept one, or what `produce` writes into the empty folder it is given.
+        """The result of `inputs`: the cached one, or what `produce` writes into the empty folder it is given.
 
         Two processes that want the same result make it once: the second waits. Where `produce` raises, or the
-        process is killed, nothing is kept.
+        process is killed, nothing is stored.
         """
         key = key_of(inputs)
         with self.lock(key), self._explained():
@@ -202,8 +202,8 @@ def _document(entry: Entry) -> str:
     return json.dumps({**document, SUM: key_of(document)}, indent=1, ensure_ascii=False)
 
 
-def is_whole(entry: Entry) -> bool:
-    """Whether the files of a result are the very ones that were kept: each is hashed."""
+def is_intact(entry: Entry) -> bool:
+    """Whether the files of a result are the very ones that were stored: each is hashed."""
     try:
         return measure_files(entry.directory) == entry.files
     except (OSError, UntrustedInput):  # unreadable, or no longer plain files

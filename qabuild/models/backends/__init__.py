@@ -50,7 +50,7 @@ class Backend(Protocol):
     def check(self, config: Mapping[str, Any], options: Any, runtime: Runtime) -> None:
         """Raise BadTarget, before any work, for keys of the target that cannot be combined.
 
-        This covers what `DTYPES` and `WAYS` cannot express; what is missing on this machine is for `lacks`. `config`
+        This covers what `DTYPES` and `WAYS` cannot express; what is missing on this machine is for `missing`. `config`
         is the checkpoint's config.json, or empty if the checkpoint is not resolved yet. Imports no runtime.
         """
 
@@ -63,7 +63,7 @@ class Backend(Protocol):
         May import the runtime, and may raise whatever that import raises.
         """
 
-    def lacks(self, options: Any, runtime: Runtime) -> list[str]:
+    def missing(self, options: Any, runtime: Runtime) -> list[str]:
         """Whatever is missing on this machine to run such a model, each with its remedy; empty if nothing is.
 
         `PACKAGES` and the device are checked elsewhere; this is for processor instructions, providers and the like.
@@ -89,7 +89,7 @@ class Backend(Protocol):
         `submit`, which takes the arguments of a call and returns a future at once. The future's `result()` waits for
         the output; after that, its `seconds` is the latency, from start to end.
 
-        Raises MissingEnvironment if the device, or an entry of `lacks`, is missing.
+        Raises MissingEnvironment if the device, or an entry of `missing`, is missing.
         """
 
     def snippet(self, options: Any, runtime: Runtime) -> str:

@@ -94,7 +94,7 @@ def here() -> str:
     return "without CUDA" + (", though a GPU is here: install torch's CUDA build" if machine.gpus() else "")
 
 
-def lacks(options: Options, runtime: Runtime) -> list[str]:
+def missing(options: Options, runtime: Runtime) -> list[str]:
     """Nothing: torch runs every dtype on any processor."""
     return []
 

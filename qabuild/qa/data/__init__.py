@@ -17,7 +17,7 @@ from qabuild.qa.data.questions import (
     check,
     fingerprint,
     question_set,
-    refuse_asked,
+    refuse_leakage,
     select,
     subset,
     without_misplaced,
@@ -33,7 +33,7 @@ __all__ = [
     "fingerprint",
     "load",
     "read_squad",
-    "refuse_asked",
+    "refuse_leakage",
     "select",
     "subset",
 ]

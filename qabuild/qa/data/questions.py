@@ -190,7 +190,7 @@ def _part_of(questions: QuestionSet, chosen: tuple[Question, ...]) -> QuestionSe
     return replace(part, misplaced=questions.misplaced)
 
 
-def refuse_asked(training: Sequence[Question], verification: Sequence[Question]) -> None:
+def refuse_leakage(training: Sequence[Question], verification: Sequence[Question]) -> None:
     """Raise BadTarget for train/test leakage: a training question in the verification, by its id or by its texts.
 
     Texts are compared up to whitespace. Scores on questions that were trained on verify nothing.

@@ -48,9 +48,9 @@ def entry_size(store: Store, number: int) -> int:
 
 def test_the_longest_unused_comes_first_with_its_size_and_what_it_is(store):
     found = gc.contents(store)
-    assert [kept.what for kept in found] == ["b3", "b2", "b1"]
-    assert [kept.size for kept in found] == [10 * n + entry_size(store, n) for n in (3, 2, 1)]
-    assert [round(kept.age / HOUR, 1) for kept in found] == [3.0, 2.0, 1.0]
+    assert [result.what for result in found] == ["b3", "b2", "b1"]
+    assert [result.size for result in found] == [10 * n + entry_size(store, n) for n in (3, 2, 1)]
+    assert [round(result.age / HOUR, 1) for result in found] == [3.0, 2.0, 1.0]
 
 
 def test_an_empty_store_holds_nothing(tmp_path):
@@ -61,14 +61,14 @@ def test_an_empty_store_holds_nothing(tmp_path):
 
 
 def test_pruning_by_age_leaves_what_was_used_since(store):
-    assert [kept.what for kept in gc.prune(store, older_than=1.5 * HOUR)] == ["b3", "b2"]
-    assert [kept.what for kept in gc.contents(store)] == ["b1"]
+    assert [result.what for result in gc.prune(store, older_than=1.5 * HOUR)] == ["b3", "b2"]
+    assert [result.what for result in gc.contents(store)] == ["b1"]
 
 
 def test_pruning_by_size_lets_the_longest_unused_go_first(store):
     newest = gc.contents(store)[-1].size
-    assert [kept.what for kept in gc.prune(store, max_size=newest)] == ["b3", "b2"]
-    assert sum(kept.size for kept in gc.contents(store)) <= newest
+    assert [result.what for result in gc.prune(store, max_size=newest)] == ["b3", "b2"]
+    assert sum(result.size for result in gc.contents(store)) <= newest
 
 
 def test_a_dry_run_drops_nothing(store):
@@ -77,23 +77,23 @@ def test_a_dry_run_drops_nothing(store):
 
 
 def test_taking_a_result_makes_it_young(store):
-    assert store.find_whole(key(3))
-    assert [kept.what for kept in gc.contents(store)] == ["b2", "b1", "b3"]
+    assert store.find_intact(key(3))
+    assert [result.what for result in gc.contents(store)] == ["b2", "b1", "b3"]
 
 
 def test_a_clock_that_jumped_back_makes_nothing_old(store):
     age(store, 1, -5 * HOUR)
     assert gc.contents(store)[-1].age == 0
     assert gc.prune(store, older_than=0.5 * HOUR)[-1].what == "b2"
-    assert [kept.what for kept in gc.contents(store)] == ["b1"]
+    assert [result.what for result in gc.contents(store)] == ["b1"]
 
 
 def test_verifying_finds_a_flipped_byte_and_drops_the_result(store):
     path = store.folder(key(2)) / "files" / "file"
     path.write_bytes(b"y" + path.read_bytes()[1:])
-    whole, damaged = gc.verify(store)
-    assert [kept.what for kept in damaged] == ["b2"]
-    assert [kept.what for kept in whole] == ["b3", "b1"]
+    intact, damaged = gc.verify(store)
+    assert [result.what for result in damaged] == ["b2"]
+    assert [result.what for result in intact] == ["b3", "b1"]
     assert store.find(key(2)) is None
 
 
@@ -101,7 +101,7 @@ def test_pruning_clears_away_damaged_entries_and_what_killed_builds_left(store):
     (store.folder(key(1)) / "entry.json").write_text("{")
     left = store.root / "v1" / "staging" / "left"
     (left / "files").mkdir(parents=True)
-    assert [kept.step for kept in gc.prune(store)] == ["damaged"]
+    assert [result.step for result in gc.prune(store)] == ["damaged"]
     assert not left.exists()
     assert len(gc.contents(store)) == 2
 

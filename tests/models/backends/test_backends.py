@@ -69,8 +69,8 @@ def compiled(checkpoint: Callable[..., Checkpoint], tmp_path: Path) -> Compiled:
 
 def require(name: str) -> None:
     """Skip the test where a package of the backend is not installed: it comes with an extra."""
-    if lacks := packages.missing(dict.fromkeys(backend(name).PACKAGES, ()), "cpu"):
-        pytest.skip("; ".join(lacks))
+    if missing := packages.missing(dict.fromkeys(backend(name).PACKAGES, ()), "cpu"):
+        pytest.skip("; ".join(missing))
 
 
 def load(name: str, directory: Path, runtime: Runtime = FP32, **options: Any) -> Any:

@@ -214,8 +214,8 @@ def test_a_build_trains_once_and_records_the_training(folder):
     (folder / "again.toml").write_text('extends = "taught.toml"\n')
     again = build(load(folder / "again.toml"), folder / "artifacts", results=store, reporter=reporter)
     assert again.verification.passed
-    assert all(": kept" in line for line in reporter.lines), reporter.lines
-    assert build(load(folder / "again.toml"), folder / "artifacts", results=store).kept
+    assert all(": cached" in line for line in reporter.lines), reporter.lines
+    assert build(load(folder / "again.toml"), folder / "artifacts", results=store).cached
 
     plan = planning.make(again.plan.target, planning.gather(again.plan.target, store, "x", fetch=False))
     assert [step.reason for step in plan.steps if step.name == "logits"] == ["not needed"]
@@ -224,7 +224,7 @@ def test_a_build_trains_once_and_records_the_training(folder):
         file.seek(-1, os.SEEK_END)
         file.write(b"\x01")
     preview = previewing.preview(again.plan.target, store, "x")
-    assert (preview.step("train").kept, preview.step("train").reason) == (False, planning.DAMAGED)
+    assert (preview.step("train").cached, preview.step("train").reason) == (False, planning.DAMAGED)
     assert preview.step("logits").reason == "another build made it", "the logits are needed again"
 
 

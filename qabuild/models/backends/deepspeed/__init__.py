@@ -135,7 +135,7 @@ def here() -> str:
     )
 
 
-def lacks(options: Options, runtime: Runtime) -> list[str]:
+def missing(options: Options, runtime: Runtime) -> list[str]:
     """Nothing: torch runs every dtype on any processor."""
     return []
 

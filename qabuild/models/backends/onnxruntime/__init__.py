@@ -116,7 +116,7 @@ def here() -> str:
     return ", ".join(onnxruntime.get_available_providers())
 
 
-def lacks(options: Options, runtime: Runtime) -> list[str]:
+def missing(options: Options, runtime: Runtime) -> list[str]:
     """The execution provider, if the installed ONNX Runtime is built without it."""
     provider = options.provider or DEFAULT_PROVIDER[runtime.device]
     if provider == "CPUExecutionProvider":  # part of every build
@@ -150,7 +150,7 @@ def load(directory: Path, options: Options, runtime: Runtime) -> Any:
 
     Raises MissingEnvironment if the provider is not available or does not start.
     """
-    packages.refuse(lacks(options, runtime))
+    packages.refuse(missing(options, runtime))
     from qabuild.models.backends.onnxruntime.session import load_graph
 
     if not (directory / "model.onnx").is_file():

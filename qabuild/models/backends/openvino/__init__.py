@@ -132,7 +132,7 @@ def here() -> str:
     return ", ".join(devices)
 
 
-def lacks(options: Options, runtime: Runtime) -> list[str]:
+def missing(options: Options, runtime: Runtime) -> list[str]:
     """Instructions without which int8 overflows and bf16 runs as fp32, and a preload that crashes OpenVINO."""
     return [*_instructions(options, runtime), *_preloads()]
 
@@ -182,7 +182,7 @@ def load(directory: Path, options: Options, runtime: Runtime) -> Any:
     """
     from transformers import AutoConfig
 
-    packages.refuse(lacks(options, runtime))
+    packages.refuse(missing(options, runtime))
     from qabuild.models.backends.openvino import model
 
     if not (directory / FILE).is_file():

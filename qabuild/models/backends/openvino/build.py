@@ -33,11 +33,11 @@ HELD_BACK = 300
 
 
 def build(
-    checkpoint: Checkpoint, options: Options, runtime: Runtime, path: Path, lacks: Sequence[str]
+    checkpoint: Checkpoint, options: Options, runtime: Runtime, path: Path, missing: Sequence[str]
 ) -> dict[str, Any]:
     """Write the checkpoint's model as a graph to `path`; return the manifest's record.
 
-    The graph is compared with the checkpoint, unless `lacks` says why this machine cannot run it.
+    The graph is compared with the checkpoint, unless `missing` says why this machine cannot run it.
     """
     from qabuild.models.checkpoint.load import load_model, load_tokenizer
 
@@ -51,8 +51,8 @@ def build(
         graph, quantised = quantise(graph, inputs, tokenizer, model.config, options)
         record |= quantised
     save(graph, path)
-    if lacks:
-        return {**record, "largest_difference": None, "not_compared": list(lacks)}
+    if missing:
+        return {**record, "largest_difference": None, "not_compared": list(missing)}
     compiled = load(path, model.config, options, runtime)
     expected = outputs_of(model, batches)
     difference = require_same(expected, compiled, batches, TOLERANCES[runtime.dtype], "the graph")

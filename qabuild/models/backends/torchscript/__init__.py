@@ -105,7 +105,7 @@ def here() -> str:
     return ""
 
 
-def lacks(options: Options, runtime: Runtime) -> list[str]:
+def missing(options: Options, runtime: Runtime) -> list[str]:
     """Nothing: torch runs every dtype on any processor."""
     return []
 

@@ -117,7 +117,7 @@ def test_int8_without_the_overflow_fix_is_refused_on_a_processor_without_vnni(
     with pytest.raises(MissingEnvironment, match=r"AVX512-VNNI(.|\n)*answers be wrong(.|\n)*overflow_fix = true"):
         ov.load(directory, ov.Options(**FEW), INT8)
     processor(ZEN_5)
-    assert ov.lacks(ov.Options(**FEW), INT8) == []
+    assert ov.missing(ov.Options(**FEW), INT8) == []
 
 
 def test_int8_with_the_overflow_fix_runs_on_any_processor(
@@ -177,10 +177,10 @@ def test_calibrating_on_verification_questions_is_refused(renamed: bool) -> None
     options = ov.Options(**FEW)
     sample = calibration.draw(options, calibration.questions(options))
     first = sample.questions[0]
-    data.refuse_asked(sample.questions, [])
+    data.refuse_leakage(sample.questions, [])
     other = {"id": "another"} if renamed else {"question": "Another?"}
     with pytest.raises(BadTarget, match=r"^1 of its 12 questions"):
-        data.refuse_asked(sample.questions, [replace(first, **other)])
+        data.refuse_leakage(sample.questions, [replace(first, **other)])
 
 
 def test_a_build_that_would_calibrate_on_verification_questions_is_refused(working_directory: Path) -> None:
