@@ -84,17 +84,30 @@ def bars_on_terminals_only() -> Iterator[None]:
         enable_progress_bars()
 
 
+def network_errors() -> tuple[type[Exception], ...]:
+    """The exceptions of a request without a response.
+
+    huggingface_hub sends its requests with requests (before 1.0), httpx (1.x) or httpx2 (2.x). Its own HTTP error
+    derives from that library's.
+    """
+    from huggingface_hub.errors import HfHubHTTPError
+
+    base = HfHubHTTPError.__bases__[0]
+    library = base.__module__.partition(".")[0]
+    *_, root = (error for error in base.__mro__ if error.__module__.partition(".")[0] == library)
+    return root, ConnectionError, TimeoutError
+
+
 @contextmanager
 def explained(repo_id: str, revision: str | None, repo_type: RepoType) -> Iterator[None]:
     """Convert huggingface_hub's exceptions inside the block into QABuildErrors with hints."""
     from huggingface_hub import errors
-    from requests import RequestException
 
     try:
         yield
     except errors.HfHubHTTPError as error:
         _raise_explained(error, repo_id, revision, repo_type)
-    except (RequestException, ConnectionError, TimeoutError) as error:
+    except network_errors() as error:
         raise unreachable(repo_id, repo_type, error) from error
     except OSError as error:
         # An errno means a system error, such as a full disk; the caller handles missing files. huggingface_hub raises

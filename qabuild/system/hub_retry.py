@@ -93,7 +93,6 @@ class _Refusal:
 def _refusal(error: Exception) -> _Refusal | None:
     """The Hub's response or the network error behind `error`; None where there is neither."""
     from huggingface_hub.errors import OfflineModeIsEnabled
-    from requests import RequestException
 
     chain = [cause for cause in _chain(error) if isinstance(cause, Exception)]
     if http_error := next((cause for cause in chain if _response(cause) is not None), None):
@@ -101,7 +100,7 @@ def _refusal(error: Exception) -> _Refusal | None:
     for cause in chain:
         # Skip the system's errors, which have an errno, except those of connections.
         incomplete = isinstance(cause, OSError) and cause.errno is None and not isinstance(cause, FileNotFoundError)
-        if incomplete or isinstance(cause, (RequestException, ConnectionError, TimeoutError)):
+        if incomplete or isinstance(cause, hub.network_errors()):
             retryable = not isinstance(cause, OfflineModeIsEnabled)
             return _Refusal(error=cause, name=f"no answer ({type(cause).__name__})", retryable=retryable)
     if _is_from_huggingface_hub(error):  # ValueError: bad metadata, a file too large; RuntimeError: a transfer by Xet

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import shutil
 import zipfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +32,16 @@ TARGETS = ("start_positions", "end_positions", "teacher_start_logits", "teacher_
 """The tensors of a batch that are not inputs of the model."""
 STATES = 2
 """Number of saved states to keep: the newest may be partial if the process is killed."""
+
+
+@dataclass
+class Arguments(TrainingArguments):  # type: ignore[misc]
+    """Arguments whose warm-up is a share of the steps; transformers 4 and 5 have different fields for that."""
+
+    warmup_share: float = 0.0
+
+    def get_warmup_steps(self, num_training_steps: int) -> int:
+        return math.ceil(num_training_steps * self.warmup_share)
 
 
 class QuestionAnsweringTrainer(Trainer):  # type: ignore[misc]
@@ -91,13 +103,13 @@ def make_trainer(
             f"{train.gradient_accumulation_steps} parts each",
             "choose numbers whose product divides train.batch_size",
         )
-    arguments = TrainingArguments(
+    arguments = Arguments(
         output_dir=str(request.work),
         per_device_train_batch_size=train.batch_size // parts,
         gradient_accumulation_steps=train.gradient_accumulation_steps,
         num_train_epochs=train.epochs,
         learning_rate=train.learning_rate,
-        warmup_ratio=train.warmup_ratio,
+        warmup_share=train.warmup_ratio,
         weight_decay=train.weight_decay,
         optim="adamw_torch_fused",
         bf16=request.dtype == "bf16",

@@ -342,6 +342,20 @@ def test_a_training_lowers_the_loss_and_writes_curves_and_a_checkpoint(request_o
     assert all(0 <= score <= 100 for score in scores)
 
 
+@pytest.mark.parametrize(("share", "warmed_up_at"), [(0.0, 0), (0.25, 6), (1.0, 21)])
+def test_the_learning_rate_rises_in_its_share_of_the_steps(share, warmed_up_at, request_of):
+    """The recorded rates of the schedule: 21 steps, linear up in the first `share`, linear down after it."""
+    request = request_of(train=TRAIN.model_copy(update={"warmup_ratio": share}))
+    fit.run(request, silent)
+    state = json.loads((last_state(request.work) / "trainer_state.json").read_text())
+    rates = {entry["step"]: entry["learning_rate"] for entry in state["log_history"] if "learning_rate" in entry}
+    assert rates
+    for step, rate in rates.items():
+        done = step - 1  # what is logged at a step is the rate that it used
+        up, down = done / max(1, warmed_up_at), (21 - done) / max(1, 21 - warmed_up_at)
+        assert rate == pytest.approx(TRAIN.learning_rate * (up if done < warmed_up_at else down), rel=1e-6)
+
+
 def test_a_checkpoint_without_a_head_can_be_trained(request_of, tiny_checkpoint, tmp_path):
     from transformers import AutoModelForMaskedLM
 

@@ -65,12 +65,10 @@ def convert(model: Any, inputs: Sequence[str], example: Mapping[str, Any]) -> An
     arguments = tuple(example[name] for name in inputs)
     with torch.no_grad():  # OpenVINO would trace twice and reject traces that differ only in numbering
         traced = torch.jit.trace(Positional(model, inputs).eval(), arguments, strict=False, check_trace=False)
-    graph = ov.convert_model(torch.jit.freeze(traced))
+    shape = ov.PartialShape([-1, -1])
+    graph = ov.convert_model(torch.jit.freeze(traced), input=[(shape, ov.Type.i64)] * len(inputs))
     for port, name in zip((*graph.inputs, *graph.outputs), (*inputs, *OUTPUTS), strict=True):
         port.get_tensor().set_names({name})
-    for port in graph.inputs:
-        port.get_node().set_partial_shape(ov.PartialShape([-1, -1]))
-        port.get_node().set_element_type(ov.Type.i64)
     graph.validate_nodes_and_infer_types()
     return graph
 
