@@ -1,0 +1,130 @@
+"""Answers one question at a time: each window through the model, then every span scored.
+
+Slow and short, so that it can be checked by reading. It has the parameters and answers of transformers 4's
+question-answering pipeline and shares no code with `qabuild.qa.pipeline`, which it checks. Sealed handlers contain this
+file. Imports torch on import: import it inside functions only.
+"""
+
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def answer(
+    model: Any,
+    tokenizer: Any,
+    question: str,
+    context: str,
+    *,
+    top_k: int = 1,
+    doc_stride: int | None = None,
+    max_answer_len: int = 15,
+    max_question_len: int = 64,
+    max_seq_len: int | None = None,
+    handle_impossible_answer: bool = False,
+    align_to_words: bool = True,
+) -> Any:
+    """The best answer as a dictionary of `score`, `start`, `end` and `answer`; with `top_k` above 1, a list of them.
+
+    `start` and `end` are character offsets in the context. Equal texts, up to case, are one answer: their scores add
+    up. Raises ValueError for a `top_k`, `max_answer_len` or `doc_stride` that is out of range.
+    """
+    limit = max_seq_len or min(tokenizer.model_max_length, 384)
+    stride = min(limit // 2, 128) if doc_stride is None else doc_stride
+    if top_k < 1 or max_answer_len < 1:
+        raise ValueError(f"top_k ({top_k}) and max_answer_len ({max_answer_len}) must be at least 1")
+    if stride > limit:
+        raise ValueError(f"doc_stride ({stride}) must be at most max_seq_len ({limit})")
+    answers: list[dict[str, Any]] = []
+    no_answer = 1.0
+    # Spans of different tokens may be the same words: search for more than are returned.
+    count = 2 * top_k + 10 if align_to_words else top_k
+    question = _cut(tokenizer, question, max_question_len)
+    for inputs, encoding, allowed in _windows(tokenizer, question, context, limit, stride):
+        start, end = (_probabilities(logits, allowed) for logits in _logits(model, inputs))
+        no_answer = min(no_answer, float(start[0] * end[0]))
+        start[0] = end[0] = 0
+        for score, first, last in _spans(start, end, count, max_answer_len):
+            if not (allowed[first] and allowed[last]):
+                continue
+            begin, stop = _characters(encoding, first, last, tokenizer, align_to_words)
+            text = context[begin:stop]
+            known = next((entry for entry in answers if entry["answer"].lower() == text.lower()), None)
+            if known:
+                known["score"] += score
+            else:
+                answers.append({"score": score, "start": begin, "end": stop, "answer": text})
+    if handle_impossible_answer:
+        answers.append({"score": no_answer, "start": 0, "end": 0, "answer": ""})
+    answers = sorted(answers, key=lambda entry: -entry["score"])[:top_k]
+    return answers[0] if len(answers) == 1 else answers
+
+
+def _cut(tokenizer: Any, question: str, limit: int) -> str:
+    """The question's first `limit` tokens, as text."""
+    offsets = tokenizer(question, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    return question[: offsets[limit - 1][1]] if len(offsets) > limit else question
+
+
+def _windows(tokenizer: Any, question: str, context: str, limit: int, stride: int) -> Iterator[tuple[Any, Any, Any]]:
+    """For each window its input ids and masks, its encoding, and which tokens [tokens] an answer may have.
+
+    Those are the context's tokens and CLS, at which models that know unanswerable questions point. A tokenizer that
+    pads on the left, as XLNet's, puts the context first.
+    """
+    context_first = tokenizer.padding_side == "left"
+    encoded = tokenizer(
+        *((context, question) if context_first else (question, context)),
+        truncation="only_first" if context_first else "only_second",
+        max_length=limit,
+        stride=stride,
+        return_overflowing_tokens=True,
+        return_token_type_ids=True,
+        return_attention_mask=True,
+    )
+    for row, encoding in enumerate(encoded.encodings):
+        inputs = {name: encoded[name][row] for name in tokenizer.model_input_names if name in encoded}
+        part = 0 if context_first else 1
+        allowed = np.array([sequence == part for sequence in encoding.sequence_ids])
+        allowed |= np.array(encoding.ids) == tokenizer.cls_token_id
+        yield inputs, encoding, allowed & (np.array(encoding.attention_mask) == 1)
+
+
+def _logits(model: Any, inputs: dict[str, list[int]]) -> tuple[Any, Any]:
+    """Start and end logits, float32 [tokens]. The model gets what its forward takes."""
+    taken = inspect.signature(model.forward).parameters
+    batch = {name: torch.tensor([ids], device=model.device) for name, ids in inputs.items() if name in taken}
+    with torch.inference_mode():
+        output = model(**batch)
+    start, end = output.start_logits, output.end_logits
+    return start[0].float().cpu().numpy(), end[0].float().cpu().numpy()
+
+
+def _probabilities(logits: Any, allowed: Any) -> Any:
+    """The softmax over the allowed tokens; 0 for the others."""
+    masked = np.where(allowed, logits, -10000.0)
+    exponents = np.exp(masked - masked.max())
+    return exponents / exponents.sum()
+
+
+def _spans(start: Any, end: Any, count: int, longest: int) -> Iterator[tuple[float, int, int]]:
+    """The `count` best spans of up to `longest` tokens: score, first and last token (inclusive), best first."""
+    scores = np.tril(np.triu(np.outer(start, end)), longest - 1)
+    for place in np.argsort(-scores, axis=None, kind="stable")[:count]:
+        first, last = divmod(int(place), len(end))
+        yield float(scores[first, last]), first, last
+
+
+def _characters(encoding: Any, first: int, last: int, tokenizer: Any, align_to_words: bool) -> tuple[int, int]:
+    """Where the span begins and stops in the context; with `align_to_words`, at the borders of its outer words."""
+    if align_to_words:
+        part = 0 if tokenizer.padding_side == "left" else 1
+        words = encoding.token_to_word(first), encoding.token_to_word(last)
+        if None not in words:
+            borders = [encoding.word_to_chars(word, part) for word in words]
+            if None not in borders:
+                return borders[0][0], borders[1][1]
+    return encoding.offsets[first][0], encoding.offsets[last][1]
