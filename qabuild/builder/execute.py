@@ -22,7 +22,7 @@ from qabuild.builder.steps.step import ARTIFACT, VERIFICATION, Context, Facts, S
 from qabuild.builder.steps.verify import MEASUREMENT
 from qabuild.builder.store.local import Entry, Store, place
 from qabuild.evaluation.judge import judge
-from qabuild.evaluation.verify import write
+from qabuild.evaluation.verify import write_evidence
 from qabuild.models import calibration
 from qabuild.models.checkpoint.resolve import Checkpoint
 from qabuild.system.reporter import Reporter
@@ -90,7 +90,7 @@ class Execution:
         document = json.loads((measured.directory / MEASUREMENT).read_text(encoding="utf-8"))
         measurement = Measurement.from_dict(document)
         verification = judge(artifact, measurement, plan.target.verify.gates, planned.key)
-        write(verification, artifact.directory)
+        write_evidence(verification, artifact.directory)
         return verification
 
     def _carry_out_stage(self, derivation: Derivation, plan: Plan) -> None:

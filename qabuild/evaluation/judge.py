@@ -1,4 +1,4 @@
-"""Measurements judged against gates. Pure."""
+"""Judge measurements against gates; measures nothing."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ from qabuild.target.gates import Gates
 
 
 def judge(artifact: Artifact, measurement: Measurement, gates: Gates, key: str | None = None) -> Verification:
-    """Judge a measurement against the gates. Pure but for the time of day."""
+    """Apply every gate for the artifact's dtype to the measurement; the result records the present time.
+
+    `key` is the key of the build step that measured. A gate whose limit is None is not applied.
+    """
     limits = gates.by_dtype(artifact.manifest.runtime.dtype)
     stock, speed = measurement.stock, measurement.speed
-    judged = [
+    results = [
         *must_be("same_tokens", True, measurement.same_tokens),
         *must_be("finite_logits", True, measurement.finite_logits),
         *at_least("min_f1_retention", limits.min_f1_retention, measurement.f1_retention),
@@ -31,8 +34,8 @@ def judge(artifact: Artifact, measurement: Measurement, gates: Gates, key: str |
     return Verification(
         artifact=artifact.manifest.name,
         manifest=artifact.digest,
-        passed=all(gate.passed for gate in judged),
-        gates=judged,
+        passed=all(gate.passed for gate in results),
+        gates=results,
         measurement=measurement,
         verified_at=datetime.now(UTC).isoformat(timespec="seconds"),
         key=key,
@@ -43,49 +46,52 @@ def judge(artifact: Artifact, measurement: Measurement, gates: Gates, key: str |
 
 
 def _stock_limit(artifact: Artifact, measurement: Measurement, limits: Gates) -> float | None:
-    """In fp32 our pipeline and the stock one differ in ties only; in fewer bits logits depend on the whole batch."""
+    """Minimum agreement with the stock pipeline; None if it was not measured.
+
+    In fp32 the two pipelines differ in ties only; at lower precision logits depend on the batch as well.
+    """
     if measurement.stock is None:
         return None
     return 1.0 if artifact.manifest.runtime.dtype == "fp32" else limits.min_agreement
 
 
 def _teacher_f1_retention(artifact: Artifact, measurement: Measurement) -> float | None:
-    """F1 of the distilled checkpoint over that of its teacher, on the same questions."""
+    """F1 of the distilled checkpoint over F1 of its teacher, on the same questions; None without a teacher."""
     teacher = (artifact.manifest.training or {}).get("teacher")
     return measurement.checkpoint_f1 / teacher["f1"] if teacher and teacher["f1"] else None
 
 
 def explain_failure(verification: Verification, directory: Path) -> tuple[str, str]:
-    """Message and hint for an artifact that did not pass: which gates, and which questions to look at."""
+    """Error message and hint for an artifact that failed: the failed gates and up to three questions that lost F1."""
     lines = [f"{directory}: verification failed"]
     for gate in verification.failed_gates:
         lines.append(f"  {describe(gate)}")
     if not verification.measurement.checkpoint_f1:
-        lines.append("  the checkpoint itself answers none of the questions right: a share of nothing proves nothing")
-    lost = [flip for flip in verification.measurement.flips if flip.f1_difference < 0]
-    for flip in lost[:3]:
+        lines.append("  the checkpoint itself has an F1 of 0 on these questions, so its F1 retention counts as 0")
+    losses = [flip for flip in verification.measurement.flips if flip.f1_difference < 0]
+    for flip in losses[:3]:
         lines.append(
             f"  {flip.id}: {flip.checkpoint!r} became {flip.artifact!r}, gold {flip.gold[0] if flip.gold else ''!r}"
         )
-    flipped = len(verification.measurement.flips)
-    hint = f"{flipped} answers changed, {len(lost)} for the worse: see `flips` in {directory / artifacts.EVIDENCE}"
+    changed = len(verification.measurement.flips)
+    hint = f"{changed} answers changed, {len(losses)} for the worse: see `flips` in {directory / artifacts.EVIDENCE}"
     if [gate.name for gate in verification.failed_gates] == ["min_teacher_f1_retention"]:
-        hint = "the artifact answers as its checkpoint; it is the training that falls short: teach more questions, for "
-        hint += "more epochs, or a larger student"
+        hint = "the artifact reproduces its checkpoint, but the student falls short of its teacher: distil on more "
+        hint += "questions, for more epochs, or into a larger student"
     return "\n".join(lines), hint
 
 
 def must_be(name: str, limit: bool, value: bool) -> list[Gate]:
-    """A gate on something that holds or does not."""
+    """A gate on a boolean: passes if `value` equals `limit`."""
     return [Gate(name=name, limit=limit, value=value, passed=value == limit)]
 
 
 def at_least(name: str, limit: float | None, value: float | None) -> list[Gate]:
-    """A gate with a lower limit; none without one. What was not measured does not pass."""
+    """A gate with a lower limit; empty if `limit` is None. A value that was not measured (None) fails."""
     passed = limit is not None and value is not None and value >= limit
     return [] if limit is None else [Gate(name=name, limit=limit, value=value, passed=passed)]
 
 
 def at_most(name: str, limit: float | None, value: float) -> list[Gate]:
-    """A gate with an upper limit; none without one."""
+    """A gate with an upper limit; empty if `limit` is None."""
     return [] if limit is None else [Gate(name=name, limit=limit, value=value, passed=value <= limit)]

@@ -1,4 +1,4 @@
-"""What an artifact answers beside its checkpoint: measured, not judged."""
+"""Measure an artifact: accuracy, agreement and logits against its checkpoint, and speed. `judge` applies the gates."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from qabuild.system import machine, packages
 from qabuild.system.reporter import SILENT, Reporter
 
 ARTIFACT, CHECKPOINT, STOCK = "artifact", "checkpoint", "stock"
-"""Who answers: the artifact and the checkpoint in our pipeline, the artifact in the stock one."""
+"""The contestants: artifact and checkpoint in qabuild's pipeline, and the artifact in the stock pipeline."""
 
 
-SPEED_QUESTIONS = 512  # how many of the questions artifact and checkpoint answer by turns
+SPEED_QUESTIONS = 512  # that the checkpoint answers too, in alternating rounds with the artifact
 
 
-WARM_UP = 8  # questions that each answers before the first round
+WARM_UP = 8  # questions that each contestant answers before the first round
 
 
-TIE = 1e-4  # two answers whose scores are this close may change places with the order of sums
+TIE = 1e-4  # score difference within which floating-point summation order may swap two answers
 
 
 def measure(
@@ -40,11 +40,11 @@ def measure(
     baseline: Any | None = None,
     reporter: Reporter = SILENT,
 ) -> Measurement:
-    """Reload the artifact and put every question through it.
+    """Reload the artifact from disk, run every question, and compare the answers with the sealed reference.
 
-    `baseline` is the checkpoint's own eager fp32 model on the artifact's device, or None: then no speedup is
-    measured. Raises MissingEnvironment where the artifact cannot be loaded on this machine, UntrustedInput where
-    `questions` are not those of the sealed reference.
+    `baseline` is the checkpoint's eager fp32 model on the artifact's device; without it, no speedup is measured.
+    Raises MissingEnvironment if the artifact cannot be loaded on this machine, UntrustedInput if `questions` are not
+    those of the sealed reference.
     """
     sealed = artifact.reference
     require_same_questions(questions, sealed)
@@ -54,18 +54,18 @@ def measure(
     contestants = {ARTIFACT: asking(model, tokenizer, squad_v2=squad_v2)}
     if baseline is not None:
         contestants[CHECKPOINT] = asking(baseline, tokenizer, squad_v2=squad_v2)
-    share, batch_size = _stock_share(manifest.verify["stock"]), int(manifest.verify["batch_size"])
-    if share and stock_pipeline.is_available():
-        contestants[STOCK] = stock_pipeline.RoundTrip(model, tokenizer, batch_size=batch_size, squad_v2=squad_v2)
-    rounds = _take_turns(contestants, questions.questions, share, reporter)
-    answers = _answers_of(ARTIFACT, rounds)
+    stock_share, batch_size = _stock_share(manifest.verify["stock"]), int(manifest.verify["batch_size"])
+    if stock_share and stock_pipeline.is_available():
+        contestants[STOCK] = stock_pipeline.StockPipeline(model, tokenizer, batch_size=batch_size, squad_v2=squad_v2)
+    rounds = _run_rounds(contestants, questions.questions, stock_share, reporter)
+    answers = _answers_by(ARTIFACT, rounds)
     return Measurement(
         data=sealed.data,
         questions=len(questions),
         **_compare_answers(questions.questions, answers, sealed.answers),
-        samples_per_second=len(questions) / sum(each[ARTIFACT].seconds for each in rounds),
-        speed=_speed([each for each in rounds if CHECKPOINT in each]),
-        stock=_stock([each for each in rounds if STOCK in each], batch_size, questions, model, tokenizer),
+        samples_per_second=len(questions) / sum(turns[ARTIFACT].seconds for turns in rounds),
+        speed=_speed([turns for turns in rounds if CHECKPOINT in turns]),
+        stock=_stock([turns for turns in rounds if STOCK in turns], batch_size, questions, model, tokenizer),
         **_compare_logits(artifact.directory, model, tokenizer, questions, sealed),
         versions=packages.versions({*stock_pipeline.PACKAGES, *backend(manifest.backend["name"]).PACKAGES}),
         machine=machine.describe(),
@@ -73,7 +73,7 @@ def measure(
 
 
 def require_same_questions(questions: QuestionSet, sealed: sealed_reference.Reference) -> None:
-    """Raise UntrustedInput unless these are the questions that the sealed reference answers."""
+    """Raise UntrustedInput unless `questions` have the fingerprint of the sealed reference."""
     if questions.fingerprint != sealed.data["fingerprint"]:
         raise UntrustedInput(
             f"{questions.name}: these are not the questions that the artifact was built with "
@@ -83,50 +83,50 @@ def require_same_questions(questions: QuestionSet, sealed: sealed_reference.Refe
 
 
 Round = Mapping[str, Answered]
-"""What the contestants of one round made of the same questions, by name."""
+"""Answers of each contestant to the same questions, by the contestant's name."""
 
 
-def _take_turns(
-    contestants: Mapping[str, Ask], questions: Sequence[Question], share: float, reporter: Reporter
+def _run_rounds(
+    contestants: Mapping[str, Ask], questions: Sequence[Question], stock_share: float, reporter: Reporter
 ) -> list[Round]:
-    """Every question to the artifact; round by round, some of them to the others as well.
+    """Run every question on the artifact, and in some rounds on the other contestants, too.
 
-    Who goes first changes, so that a machine that slows down or speeds up does so for all alike.
+    The order rotates, so that a change in the machine's speed affects all alike.
     """
-    in_chunks = chunks(questions)
+    batches = chunks(questions)
     for ask in contestants.values():
-        ask(in_chunks[0][:WARM_UP])
+        ask(batches[0][:WARM_UP])
     rounds: list[Round] = []
-    asked = 0
+    done = 0
     with reporter.progress("artifact answers", len(questions)) as advance:
-        for number, chunk in enumerate(in_chunks):
-            due = {
+        for number, batch in enumerate(batches):
+            takes_part = {
                 ARTIFACT: True,
-                CHECKPOINT: asked < SPEED_QUESTIONS,
-                STOCK: ceil((number + 1) * share) > ceil(number * share),
+                CHECKPOINT: done < SPEED_QUESTIONS,
+                STOCK: ceil((number + 1) * stock_share) > ceil(number * stock_share),
             }
-            names = [name for name in contestants if due[name]]
-            turn = number % len(names)
-            rounds.append({name: contestants[name](chunk) for name in names[turn:] + names[:turn]})
-            asked += len(chunk)
-            advance(len(chunk))
+            names = [name for name in contestants if takes_part[name]]
+            first = number % len(names)
+            rounds.append({name: contestants[name](batch) for name in names[first:] + names[:first]})
+            done += len(batch)
+            advance(len(batch))
     return rounds
 
 
-def _answers_of(name: str, rounds: Sequence[Round]) -> dict[str, str]:
-    return {question: answer for each in rounds for question, answer in each[name].answers.items()}
+def _answers_by(name: str, rounds: Sequence[Round]) -> dict[str, str]:
+    return {question: answer for turns in rounds for question, answer in turns[name].answers.items()}
 
 
 def _speed(rounds: Sequence[Round]) -> Speed | None:
     if not rounds:
         return None
-    count = sum(len(each[ARTIFACT].answers) for each in rounds)
-    own, other = ([each[name].seconds for each in rounds] for name in (ARTIFACT, CHECKPOINT))
+    count = sum(len(turns[ARTIFACT].answers) for turns in rounds)
+    artifact, checkpoint = ([turns[name].seconds for turns in rounds] for name in (ARTIFACT, CHECKPOINT))
     return Speed(
-        artifact=count / sum(own),
-        checkpoint=count / sum(other),
-        speedup=sum(other) / sum(own),
-        speedup_interval=ratio_interval(other, own),
+        artifact=count / sum(artifact),
+        checkpoint=count / sum(checkpoint),
+        speedup=sum(checkpoint) / sum(artifact),
+        speedup_interval=ratio_interval(checkpoint, artifact),
         questions=count,
         rounds=len(rounds),
     )
@@ -141,31 +141,30 @@ def _stock(
 ) -> Stock | None:
     if not rounds:
         return None
-    own, stock = _answers_of(ARTIFACT, rounds), _answers_of(STOCK, rounds)
-    differing = [question for question in questions.questions if own.get(question.id) != stock.get(question.id)]
-    seconds = {name: sum(each[name].seconds for each in rounds) for name in (ARTIFACT, STOCK)}
+    answers, stock = _answers_by(ARTIFACT, rounds), _answers_by(STOCK, rounds)
+    differing = [question for question in questions.questions if answers.get(question.id) != stock.get(question.id)]
+    seconds = {name: sum(turns[name].seconds for turns in rounds) for name in (ARTIFACT, STOCK)}
     return Stock(
-        questions=len(own),
+        questions=len(answers),
         batch_size=batch_size,
         differences=len(differing),
         ties=_ties(differing, stock, questions.has_unanswerable, model, tokenizer),
-        samples_per_second=len(own) / seconds[STOCK],
+        samples_per_second=len(answers) / seconds[STOCK],
         times_stock=seconds[STOCK] / seconds[ARTIFACT],
     )
 
 
 def _ties(differing: Sequence[Question], stock: Mapping[str, str], squad_v2: bool, model: Any, tokenizer: Any) -> int:
-    """How many of the questions have the stock pipeline's answer within `TIE` of the best, by our scores."""
+    """Number of questions where the stock pipeline's answer scores within `TIE` of the best in qabuild's pipeline."""
     from qabuild.qa.pipeline import QuestionAnsweringPipeline
 
     pipeline = QuestionAnsweringPipeline(model, tokenizer, top_k=5, handle_impossible_answer=squad_v2)
     ties = 0
     for question in differing:
-        found: Any = pipeline(question=question.question, context=question.context)
-        ranked = found if isinstance(found, list) else [found]
-        ties += any(
-            each["answer"] == stock[question.id] and ranked[0]["score"] - each["score"] <= TIE for each in ranked
-        )
+        result: Any = pipeline(question=question.question, context=question.context)
+        ranked = result if isinstance(result, list) else [result]  # a single answer is not in a list
+        best = ranked[0]["score"]
+        ties += any(answer["answer"] == stock[question.id] and best - answer["score"] <= TIE for answer in ranked)
     return ties
 
 
@@ -173,9 +172,9 @@ def _compare_answers(
     questions: Sequence[Question], answers: Mapping[str, str], expected: Mapping[str, str]
 ) -> dict[str, Any]:
     gold = {question.id: question.answers for question in questions}
-    own, base = squad_metric.score(answers, gold), squad_metric.score(expected, gold)
-    own_each, base_each = squad_metric.score_each(answers, gold), squad_metric.score_each(expected, gold)
-    differences = [own_each[i].f1 - base_each[i].f1 for i in gold]
+    artifact, checkpoint = squad_metric.score(answers, gold), squad_metric.score(expected, gold)
+    artifact_scores, checkpoint_scores = (squad_metric.score_each(texts, gold) for texts in (answers, expected))
+    differences = [artifact_scores[name].f1 - checkpoint_scores[name].f1 for name in gold]
     flips = [
         Flip(
             id=question.id,
@@ -189,11 +188,11 @@ def _compare_answers(
         if answers[question.id] != expected[question.id]
     ]
     return {
-        "checkpoint_exact_match": base.exact_match,
-        "checkpoint_f1": base.f1,
-        "exact_match": own.exact_match,
-        "f1": own.f1,
-        "f1_difference": own.f1 - base.f1,
+        "checkpoint_exact_match": checkpoint.exact_match,
+        "checkpoint_f1": checkpoint.f1,
+        "exact_match": artifact.exact_match,
+        "f1": artifact.f1,
+        "f1_difference": artifact.f1 - checkpoint.f1,
         "f1_difference_interval": mean_interval(differences),
         "agreement": 1 - len(flips) / len(questions),
         "flips": sorted(flips, key=lambda flip: flip.f1_difference),
@@ -210,14 +209,14 @@ def _compare_logits(
     stored = sealed_reference.read_probes(directory / sealed_reference.FOLDER)
     for ids, shape, probe in zip(sealed.probes, sealed_reference.PROBE_SHAPES, stored, strict=True):
         expected = probe.pop("start_logits"), probe.pop("end_logits")
-        own_inputs = reference.encode_probe(tokenizer, [by_id[i] for i in ids], shape)
-        same_tokens &= own_inputs.keys() == probe.keys() and all(torch.equal(own_inputs[n], probe[n]) for n in probe)
-        real = probe["attention_mask"] == 1
-        found = reference.logits(model, probe)
-        finite &= all(bool(f[real].isfinite().all()) for f in found)
+        inputs = reference.encode_probe(tokenizer, [by_id[i] for i in ids], shape)
+        same_tokens &= inputs.keys() == probe.keys() and all(torch.equal(inputs[n], probe[n]) for n in probe)
+        unpadded = probe["attention_mask"] == 1
+        actual = reference.logits(model, probe)
+        finite &= all(bool(logits[unpadded].isfinite().all()) for logits in actual)
         difference = max(
-            float((f - e)[real].abs().nan_to_num(nan=3e38, posinf=3e38).max())
-            for f, e in zip(found, expected, strict=True)
+            float((logits - reference_logits)[unpadded].abs().nan_to_num(nan=3e38, posinf=3e38).max())
+            for logits, reference_logits in zip(actual, expected, strict=True)
         )
         largest = max(largest, difference)
         batch, sequence = probe["input_ids"].shape
@@ -225,21 +224,25 @@ def _compare_logits(
     return {"same_tokens": same_tokens, "finite_logits": finite, "logit_difference": largest, "probes": probes}
 
 
-def find_questions(artifact: Artifact, source: str | None = None, *, offline: bool = False) -> QuestionSet:
-    """The questions that the sealed reference answers, from `source` or from where the artifact says they are."""
+def load_questions(artifact: Artifact, source: str | None = None, *, offline: bool = False) -> QuestionSet:
+    """Load the questions of the sealed reference, from `source` or else from the data set that the artifact names.
+
+    `source` is a SQuAD-layout file, a Hub id or 'sample'. Raises BadTarget if `source` is needed or does not
+    exist, UntrustedInput if it is damaged or lacks some of the questions.
+    """
     sealed = artifact.reference
     if source is None and sealed.data["file"]:
         raise BadTarget(
-            f"{artifact.directory}: its questions come from a file, {sealed.data['dataset']}, which it does not hold",
+            f"{artifact.directory}: its questions come from a file, {sealed.data['dataset']}, which is not part of it",
             "give the file with --data",
         )
-    own = sealed.data["dataset"]
-    everything = data.load(
+    dataset = sealed.data["dataset"]
+    loaded = data.load(
         DatasetRef(
-            source or own,
-            revision=sealed.data["revision"] if source in (None, own) else None,
+            source or dataset,
+            revision=sealed.data["revision"] if source in (None, dataset) else None,
             split=sealed.data["split"] or "validation",
         ),
         offline=offline,
     )
-    return data.select(everything, list(sealed.answers))
+    return data.select(loaded, list(sealed.answers))

@@ -1,7 +1,7 @@
-"""Reference answers: what the checkpoint itself answers, with which every artifact built from it is compared.
+"""Reference answers: the checkpoint's own, with which every artifact built from it is compared.
 
 The reference is the eager fp32 model in a question-answering pipeline. Its answers, and its logits on a few probe
-inputs, are sealed into the artifact, so that the artifact can be verified where the checkpoint is not.
+inputs, are sealed into the artifact, so that the artifact can be verified without the checkpoint.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from qabuild.qa.data import Question, QuestionSet
 
 
-def make(
+def write_reference(
     model: Any,
     tokenizer: Any,
     questions: QuestionSet,
@@ -27,7 +27,10 @@ def make(
     directory: Path,
     reporter: Reporter = SILENT,
 ) -> None:
-    """Ask the checkpoint's `model` every question, and write answers and probes into `directory`."""
+    """Run every question on the checkpoint's `model`, and write answers and probes into `directory`.
+
+    `data` describes the questions' source and is written along with the answers.
+    """
     from safetensors.torch import save
 
     ask = asking(model, tokenizer, squad_v2=questions.has_unanswerable)
@@ -41,15 +44,15 @@ def make(
     for number, (ids, shape) in enumerate(zip(probes, PROBE_SHAPES, strict=True)):
         inputs = encode_probe(tokenizer, [q for i in ids for q in questions.questions if q.id == i], shape)
         start, end = logits(model, inputs)
-        named = {**inputs, "start_logits": start, "end_logits": end}
-        tensors |= {f"{number}.{name}": tensor.contiguous().cpu() for name, tensor in named.items()}
-    (directory / PROBES).write_bytes(save(tensors))  # `save_file` lets only the owner read it
+        probe = {**inputs, "start_logits": start, "end_logits": end}
+        tensors |= {f"{number}.{name}": tensor.contiguous().cpu() for name, tensor in probe.items()}
+    (directory / PROBES).write_bytes(save(tensors))  # not `save_file`, which makes the file readable by its owner only
     document = {"data": dict(data), "probes": probes, "answers": answers}
     (directory / ANSWERS).write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def encode_probe(tokenizer: Any, questions: Sequence[Question], shape: tuple[int, int, bool]) -> dict[str, Any]:
-    """The model's inputs for a probe: int64 tensors, [questions, tokens]."""
+    """The model's inputs for a probe of the given `shape` (see PROBE_SHAPES): int64 tensors, [questions, tokens]."""
     _, length, padded = shape
     encoded = tokenizer(
         [q.question for q in questions],
@@ -63,7 +66,7 @@ def encode_probe(tokenizer: Any, questions: Sequence[Question], shape: tuple[int
 
 
 def logits(model: Any, inputs: Mapping[str, Any]) -> tuple[Any, Any]:
-    """Start and end logits of one probe, fp32 on the CPU, [questions, tokens]."""
+    """Start and end logits of one probe: fp32 on the CPU, [questions, tokens]."""
     import torch
 
     with torch.inference_mode():
@@ -72,7 +75,7 @@ def logits(model: Any, inputs: Mapping[str, Any]) -> tuple[Any, Any]:
 
 
 def _choose_probes(questions: Sequence[Question]) -> list[list[str]]:
-    """Ids for each probe: successive questions, from the start again where there are too few."""
+    """Question ids of each probe: consecutive questions, wrapping around if there are too few."""
     probes, position = [], 0
     for count, _, _ in PROBE_SHAPES:
         probes.append([questions[(position + i) % len(questions)].id for i in range(count)])

@@ -1,6 +1,6 @@
-"""The stock round trip: transformers' question-answering pipeline through evaluate's evaluator.
+"""The stock pipeline: transformers' own for question answering, run by evaluate's evaluator.
 
-The only room that imports either, since later releases of transformers have no such pipeline.
+No other module imports either, since later releases of transformers have no such pipeline.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 PACKAGES = ("evaluate", *ask.PACKAGES)
 
 MAX_QUESTION_LEN = 64
-"""Tokens of a question that are read, by default."""
+"""Tokens to which qabuild's pipeline truncates a question by default."""
 
 
 def is_available() -> bool:
@@ -33,27 +33,27 @@ def is_available() -> bool:
     return hasattr(transformers, "QuestionAnsweringPipeline")
 
 
-class RoundTrip:
-    """A loaded model in the stock pipeline, asked through the evaluator.
+class StockPipeline:
+    """The stock pipeline over a loaded model; a call answers questions through the evaluator.
 
-    `squad_v2` lets the pipeline say that a question has no answer; set it where the data hold such questions.
+    `squad_v2` lets the pipeline answer that a question has no answer; set it if the data has unanswerable questions.
     """
 
     def __init__(self, model: Any, tokenizer: Any, *, batch_size: int, squad_v2: bool) -> None:
         self._squad_v2 = squad_v2
         self._tokenizer = tokenizer
         with _quiet():
-            self._pipeline = _stock_pipeline()(
+            self._pipeline = _pipeline_class()(
                 model=model, tokenizer=tokenizer, device=model.device, batch_size=batch_size, task="question-answering"
             )
 
     def __call__(self, questions: Sequence[Question]) -> Answered:
-        """Put the questions through the pipeline, in order."""
+        """Answer the questions in order, timed by the evaluator."""
         import datasets
         from evaluate.evaluator import QuestionAnsweringEvaluator
 
         class Evaluator(QuestionAnsweringEvaluator):  # type: ignore[misc]
-            PIPELINE_KWARGS: dict[str, Any] = {}  # noqa: RUF012 - compute() writes into the class's own dictionary
+            PIPELINE_KWARGS: dict[str, Any] = {}  # noqa: RUF012 - own copy, since compute() modifies it
 
         with _quiet(), tempfile.TemporaryDirectory() as folder:
             metric = _metric(folder)
@@ -67,36 +67,36 @@ class RoundTrip:
 
     def _row(self, question: Question) -> dict[str, Any]:
         answers = {"text": list(question.answers), "answer_start": list(question.answer_starts)}
-        asked = self._cut(question.question)
-        return {"id": question.id, "question": asked, "context": question.context, "answers": answers}
+        text = self._truncate(question.question)
+        return {"id": question.id, "question": text, "context": question.context, "answers": answers}
 
-    def _cut(self, question: str) -> str:
-        """What the stock pipeline says that it reads of a question; with a fast tokenizer it reads all."""
+    def _truncate(self, question: str) -> str:
+        """Apply `max_question_len`, which the stock pipeline documents but heeds with slow tokenizers only."""
         offsets = self._tokenizer(question, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
         return question[: offsets[MAX_QUESTION_LEN - 1][1]] if len(offsets) > MAX_QUESTION_LEN else question
 
 
-def _stock_pipeline() -> Any:
-    """transformers' pipeline, with results that the evaluator can read."""
+def _pipeline_class() -> Any:
+    """A subclass of transformers' pipeline whose results the evaluator can read."""
     from transformers import QuestionAnsweringPipeline
 
-    class Stock(QuestionAnsweringPipeline):  # type: ignore[misc]
+    class EvaluatorPipeline(QuestionAnsweringPipeline):  # type: ignore[misc]
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
-            """The stock result to a list of one question is no list."""
-            found = super().__call__(*args, **kwargs)
-            return found if isinstance(found, list) else [found]
+            """Always a list: for a list of one question, the stock pipeline returns the bare result."""
+            result = super().__call__(*args, **kwargs)
+            return result if isinstance(result, list) else [result]
 
         def postprocess(self, *args: Any, **kwargs: Any) -> Any:
-            """Where no span is left, as with logits that are not numbers, the stock result is an empty list."""
+            """Where no span is left, as with NaN logits, the stock pipeline returns an empty list."""
             return super().postprocess(*args, **kwargs) or {"score": 0.0, "start": 0, "end": 0, "answer": ""}
 
-    return Stock
+    return EvaluatorPipeline
 
 
 def _metric(folder: str) -> Any:
-    """A metric module that scores as `squad_metric` does and keeps the predictions, which the evaluator drops.
+    """A metric that scores with `squad_metric` and stores the predictions, which the evaluator discards.
 
-    It wants a `folder`, and would make one in the user's home, which a service may lack.
+    `folder` is its cache: the default is in the user's home, which a service may not have.
     """
     import datasets
     import evaluate
@@ -121,7 +121,7 @@ def _metric(folder: str) -> Any:
             )
 
         def compute(self, *, predictions: Iterable[Any], references: Iterable[Any]) -> dict[str, float]:
-            """Score at once: the base class would first write every row to a file in the user's cache."""
+            """Score in memory: the base class would first write every row to a file in the cache."""
             self.answers = {row["id"]: row["prediction_text"] for row in predictions}
             scores = squad_metric.score(self.answers, {row["id"]: row["answers"]["text"] for row in references})
             return {"exact_match": scores.exact_match, "f1": scores.f1}
@@ -131,11 +131,11 @@ def _metric(folder: str) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what the libraries say of wrapped models, deprecations, devices and metrics: no user can mend those."""
-    from transformers.utils import logging as of_transformers
+    """Silence the libraries' warnings on wrapped models, deprecations, devices and metrics, which users cannot fix."""
+    from transformers.utils import logging as transformers_logging
 
-    verbosity = of_transformers.get_verbosity()
-    of_transformers.set_verbosity(of_transformers.CRITICAL)
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity(transformers_logging.CRITICAL)
     evaluator = logging.getLogger("evaluate.evaluator.question_answering")
     evaluator.disabled = True
     try:
@@ -143,5 +143,5 @@ def _quiet() -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     finally:
-        of_transformers.set_verbosity(verbosity)
+        transformers_logging.set_verbosity(verbosity)
         evaluator.disabled = False

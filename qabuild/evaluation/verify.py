@@ -1,7 +1,7 @@
-"""Does the artifact on disk answer like the checkpoint it came from?
+"""Verify that an artifact on disk answers like the checkpoint it was built from.
 
-`measure` finds out and judges nothing; `judge` holds what was found against the gates and is pure. Both together are
-a Verification, the evidence that lies beside the manifest.
+`measure` compares the two, and `judge` checks the measurement against the gates. The result is a Verification, the
+evidence written beside the manifest.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from qabuild.artifact.evidence import Verification
 from qabuild.artifact.manifest import Artifact
 from qabuild.errors import BadTarget, UntrustedInput
 from qabuild.evaluation.judge import judge
-from qabuild.evaluation.measure import find_questions, measure
+from qabuild.evaluation.measure import load_questions, measure
 from qabuild.system.reporter import SILENT, Reporter
 
 
@@ -29,34 +29,34 @@ def verify(
     offline: bool = False,
     reporter: Reporter = SILENT,
 ) -> Verification:
-    """Verify the artifact at `path` again, and put the evidence beside its manifest.
+    """Verify the artifact at `path` again, and write the evidence beside its manifest.
 
-    `dataset` is where the questions are, where not where the artifact says: a SQuAD-layout file, a Hub id or
-    'sample'. `checkpoint`, a path or Hub id of the very checkpoint it was built from, lets a speedup be measured.
-    `digest` pins the manifest. Raises BadTarget, UntrustedInput or MissingEnvironment; an artifact that fails its
-    gates is a Verification whose `passed` is false.
+    `dataset` names the source of the questions if it is not the one that the artifact names: a SQuAD-layout file, a
+    Hub id or 'sample'. `checkpoint`, a path or Hub id of the checkpoint it was built from, adds the speedup. `digest`
+    pins the manifest. Raises BadTarget, UntrustedInput or MissingEnvironment. An artifact that fails its gates raises
+    nothing: `passed` of the Verification is false.
     """
     artifact = artifacts.open_artifact(Path(path), digest)
     gates = artifact.manifest.gates
     if gates.min_speedup is not None and checkpoint is None:
         raise BadTarget(
-            f"{path}: its gate min_speedup needs the checkpoint to measure against",
+            f"{path}: its gate min_speedup needs the checkpoint",
             f"give it with --checkpoint ({artifact.manifest.checkpoint['name']})",
         )
-    questions = find_questions(artifact, dataset, offline=offline)
+    questions = load_questions(artifact, dataset, offline=offline)
     baseline = _load_baseline(artifact, checkpoint, offline) if checkpoint else None
-    found = judge(artifact, measure(artifact, questions, baseline, reporter), gates)
+    verification = judge(artifact, measure(artifact, questions, baseline, reporter), gates)
     try:
-        write(found, artifact.directory)
+        write_evidence(verification, artifact.directory)
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise
-        reporter.say(f"{path}: not writable, so the evidence of this verification is not kept beside the manifest")
-    return found
+        reporter.say(f"{path}: not writable, so the evidence of this verification was not written")
+    return verification
 
 
-def write(verification: Verification, directory: Path) -> None:
-    """Put the evidence beside the manifest, whole or not at all."""
+def write_evidence(verification: Verification, directory: Path) -> None:
+    """Write the evidence beside the manifest, atomically."""
     text = json.dumps(verification.to_dict(), indent=1, ensure_ascii=False, allow_nan=False, default=str)
     artifacts.write_unsealed(directory / artifacts.EVIDENCE, f"{text}\n".encode())
 
@@ -65,11 +65,11 @@ def _load_baseline(artifact: Artifact, source: str, offline: bool) -> Any:
     from qabuild.models.checkpoint.load import load_model as load_checkpoint
     from qabuild.models.checkpoint.resolve import resolve
 
-    found = resolve(source, artifact.manifest.checkpoint["revision"], offline=offline)
-    if found.digest != artifact.manifest.checkpoint["digest"]:
+    resolved = resolve(source, artifact.manifest.checkpoint["revision"], offline=offline)
+    if resolved.digest != artifact.manifest.checkpoint["digest"]:
         raise UntrustedInput(
             f"{source}: not the checkpoint that the artifact was built from "
-            f"(digest {found.digest[:16]}, built from {artifact.manifest.checkpoint['digest'][:16]})",
-            f"give {artifact.manifest.checkpoint['name']} as it was then, or leave --checkpoint out",
+            f"(digest {resolved.digest[:16]}, built from {artifact.manifest.checkpoint['digest'][:16]})",
+            f"give {artifact.manifest.checkpoint['name']} at the revision of the build, or omit --checkpoint",
         )
-    return load_checkpoint(found).to(artifact.manifest.runtime.device)
+    return load_checkpoint(resolved).to(artifact.manifest.runtime.device)

@@ -40,7 +40,7 @@ def require(artifact: Artifact) -> Verification:
 
 def remeasure(artifact: Artifact, dataset: str | None, reporter: Reporter) -> Verification:
     """Run the questions on the artifact and judge it, without the speed gate, which depends on more than its bytes."""
-    questions = measure.find_questions(artifact, dataset)
+    questions = measure.load_questions(artifact, dataset)
     gates = artifact.manifest.gates.model_copy(update={"min_speedup": None})
     return judge.judge(artifact, measure.measure(artifact, questions, reporter=reporter), gates)
 

@@ -415,7 +415,7 @@ def test_the_round_trip_answers_as_the_stock_pipeline_asked_one_by_one(made):
     from transformers import pipeline
 
     artifact = open_artifact(made("eager", "sample"))
-    questions = measure.find_questions(artifact)
+    questions = measure.load_questions(artifact)
     stock = pipeline("question-answering", model=str(artifact.directory), device="cpu")
     expected = {q.id: stock(question=q.question, context=q.context)["answer"] for q in questions.questions}
     assert dict(sealed_reference.read(artifact.directory / sealed_reference.FOLDER).answers) == expected
@@ -450,13 +450,13 @@ def test_as_few_or_as_many_questions_as_there_are(tmp_path, count):
 
 def test_a_question_longer_than_is_read_is_cut_for_the_stock_pipeline_too(made):
     """It documents `max_question_len`, and heeds it with slow tokenizers only."""
-    from qabuild.evaluation.stock_pipeline import RoundTrip
+    from qabuild.evaluation.stock_pipeline import StockPipeline
 
     folder = made("eager", "sample")
     model, tokenizer = load_model(resolve(str(folder), None)), load_tokenizer(folder)
     some = data.load(data.DatasetRef("sample")).questions[0]
     long = [replace(some, question=" ".join([some.question] * times)) for times in (9, 300)]
-    stock = RoundTrip(model, tokenizer, batch_size=2, squad_v2=False)
+    stock = StockPipeline(model, tokenizer, batch_size=2, squad_v2=False)
     ours = ask.asking(model, tokenizer, squad_v2=False)
     for question in long:
         assert stock([question]).answers == ours([question]).answers
@@ -469,12 +469,12 @@ def test_what_cannot_be_written_to_is_verified_all_the_same(made, tmp_path, monk
     def refuse(*_: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(verification, "write", refuse)
+    monkeypatch.setattr(verification, "write_evidence", refuse)
     said: list[str] = []
     monkeypatch.setattr(Silent, "say", lambda _, message: said.append(message))
     assert verify(folder).passed
     assert (folder / artifacts.EVIDENCE).read_bytes() == before
-    assert any("not kept" in message for message in said)
+    assert any("not written" in message for message in said)
 
 
 def test_a_backend_that_is_not_known_here_is_told(tampered):

@@ -11,7 +11,7 @@ from qabuild.artifact import manifest as artifacts
 from qabuild.artifact.evidence import Flip, Measurement, Speed
 from qabuild.artifact.manifest import Artifact
 from qabuild.evaluation import judge, stock_pipeline
-from qabuild.evaluation.verify import write as write_evidence
+from qabuild.evaluation.verify import write_evidence
 from qabuild.models.backends import eager
 from qabuild.models.runtime import Runtime
 from qabuild.qa import ask

@@ -91,7 +91,7 @@ def _answer(context: Context, checkpoint: Checkpoint, directory: Path) -> Questi
     }
     model = load_model(checkpoint).to(context.inputs["reference.device"])
     tokenizer = load_tokenizer(checkpoint.directory)
-    reference.make(model, tokenizer, questions, described, directory, context.reporter)
+    reference.write_reference(model, tokenizer, questions, described, directory, context.reporter)
     return questions
 
 

@@ -49,7 +49,7 @@ class Verify:
         from qabuild.models.checkpoint.load import load_model
 
         assert context.artifact is not None
-        questions = measure.find_questions(context.artifact, context.target.verify.dataset, offline=context.offline)
+        questions = measure.load_questions(context.artifact, context.target.verify.dataset, offline=context.offline)
         baseline = load_model(context.checkpoint).to(context.target.runtime.device)
         measurement = measure.measure(context.artifact, questions, baseline, context.reporter)
         document = json.dumps(measurement.to_dict(), ensure_ascii=False)

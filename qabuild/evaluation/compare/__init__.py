@@ -45,6 +45,6 @@ def compare(
     contestants.require_baseline(found, failures, baseline)
     for failure in failures:  # measuring the others takes minutes
         reporter.say(f"{failure.name} is left out: {failure.error.splitlines()[0]}")
-    questions = contestants.find_questions(found, dataset, offline=offline)
+    questions = contestants.load_questions(found, dataset, offline=offline)
     runs = rounds.measure(found, failures, questions, batch_sizes, latency=latency, reporter=reporter)
     return score.score(runs, questions, baseline)

@@ -80,14 +80,14 @@ def require_baseline(found: Sequence[Contestant], failures: Sequence[Failure], n
         raise BadTarget(f"--baseline {name}: not among what is compared", f"name one of {', '.join(names)}")
 
 
-def find_questions(contestants: Sequence[Contestant], source: str | None, *, offline: bool) -> QuestionSet:
+def load_questions(contestants: Sequence[Contestant], source: str | None, *, offline: bool) -> QuestionSet:
     """The questions that all of them were verified on, from `source` or from where a target or an artifact says.
 
     Raises BadTarget where nothing says where they are, UntrustedInput where others are there.
     """
     first = contestants[0]
     told = source or next((each.dataset for each in contestants if each.dataset), None)
-    questions = measure.find_questions(first.artifact, told, offline=offline)
+    questions = measure.load_questions(first.artifact, told, offline=offline)
     measure.require_same_questions(questions, first.reference)
     return questions
 

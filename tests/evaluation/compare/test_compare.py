@@ -28,7 +28,7 @@ from qabuild.cli import main
 from qabuild.errors import BadTarget, MissingEnvironment, QABuildError, UntrustedInput
 from qabuild.evaluation import report
 from qabuild.evaluation.compare import compare, rounds, tables
-from qabuild.evaluation.compare.contestants import _differences, find, find_questions
+from qabuild.evaluation.compare.contestants import _differences, find, load_questions
 from qabuild.evaluation.compare.score import score
 from qabuild.evaluation.compare.worker import shares
 from qabuild.evaluation.compare.worker_pool import hired
@@ -296,7 +296,7 @@ def test_all_that_was_asked_for_is_measured(compared):
 
 def test_a_worker_that_waits_uses_no_processor_and_one_that_dies_drops_out(made):
     found, _ = find([made("eager"), made("torchscript")], Path("artifacts"))
-    asked = find_questions(found, None, offline=True)
+    asked = load_questions(found, None, offline=True)
     with hired(found) as workers:
         team = rounds._Team(workers, [], SILENT)
         team.load(asked)

@@ -200,7 +200,7 @@ def test_a_build_trains_once_and_records_the_training(folder):
     built = build(load(folder / "taught.toml", [gate]), folder / "artifacts", results=store, reporter=reporter)
     assert built.directory.name == "taught.failed"
     assert [failed.name for failed in built.verification.failed_gates] == ["min_teacher_f1_retention"]
-    assert "it is the training that falls short" in explain_failure(built.verification, built.directory)[1]
+    assert "the student falls short of its teacher" in explain_failure(built.verification, built.directory)[1]
     manifest = json.loads((built.directory / "manifest.json").read_text())
     assert manifest["checkpoint"]["name"] == "taught"
     assert manifest["training"]["teacher"]["digest"] == resolve("sample").digest
