@@ -43,6 +43,10 @@ class BadTarget(QABuildError):
         self.key = key
 
 
+class RenamedKey(FutureWarning):
+    """A target uses the old name of a key, which still works."""
+
+
 class MissingEnvironment(QABuildError):
     """The request is sound, but this machine lacks a device or a package for it."""
 

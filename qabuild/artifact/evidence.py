@@ -37,9 +37,11 @@ class Speed:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stock:
-    """The stock pipeline compared with ours: same artifact and questions, in alternating rounds."""
+class CrossCheck:
+    """A second pipeline compared with ours: same artifact and questions, in alternating rounds."""
 
+    pipeline: str = "stock"
+    """"stock", transformers' own, or "plain_decoder"."""
     questions: int
     batch_size: int
     differences: int
@@ -47,9 +49,9 @@ class Stock:
     ties: int
     """Those `differences` where our scores of the two answers differ by at most 1e-4."""
     samples_per_second: float
-    """Of the stock pipeline."""
-    times_stock: float
-    """Samples/s of our pipeline over those of the stock pipeline."""
+    """Of the second pipeline."""
+    speedup: float
+    """Samples/s of our pipeline over those of the second."""
 
     @property
     def agreement(self) -> float:
@@ -77,8 +79,8 @@ class Measurement:
     """The artifact alone, over all questions."""
     speed: Speed | None
     """None where the checkpoint was not available to be measured as well."""
-    stock: Stock | None
-    """None where the target disables it, or the installed transformers has no such pipeline."""
+    cross_check: CrossCheck | None
+    """None where the target disables it."""
     same_tokens: bool
     """Whether the artifact's tokenizer reproduces the sealed input ids of the probes."""
     finite_logits: bool
@@ -100,13 +102,16 @@ class Measurement:
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> Measurement:
         fields = {name: value for name, value in document.items() if name != "f1_retention"}
-        speed, stock = fields["speed"], fields["stock"]
+        if "stock" in fields:  # qabuild 0.1.0
+            stock = fields.pop("stock")
+            fields["cross_check"] = {**stock, "speedup": stock.pop("times_stock")} if stock else None
+        speed, cross_check = fields["speed"], fields["cross_check"]
         return cls(
             **{
                 **fields,
                 "flips": [Flip(**flip) for flip in fields["flips"]],
                 "speed": Speed(**{**speed, "speedup_interval": tuple(speed["speedup_interval"])}) if speed else None,
-                "stock": Stock(**stock) if stock else None,
+                "cross_check": CrossCheck(**cross_check) if cross_check else None,
                 "f1_difference_interval": tuple(fields["f1_difference_interval"]),
             }
         )

@@ -1,11 +1,13 @@
 """Writes handler.py and requirements.txt, with which Hugging Face Inference Endpoints can serve an artifact.
 
 Both are written when the artifact is compiled and are sealed with it, so the verified files are the served files. The
-handler contains the backend's loading snippet, which the model card shows as well.
+handler contains the backend's loading snippet and the plain decoder, so it needs neither qabuild nor a pipeline of
+transformers.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from string import Template
@@ -27,8 +29,7 @@ TEMPLATE = Template(
 Made by qabuild when the model was compiled. It needs the packages of requirements.txt, and no qabuild.
 """
 
-from transformers import pipeline
-
+$decoder
 PARAMETERS = {
     "align_to_words",
     "doc_stride",
@@ -50,8 +51,7 @@ class EndpointHandler:
     """Holds the model; called once for each request."""
 
     def __init__(self, path=""):
-        model, tokenizer = load(path or ".")
-        self.answer = pipeline("question-answering", model=model, tokenizer=tokenizer, device=model.device)
+        self.model, self.tokenizer = load(path or ".")
 
     def __call__(self, data):
         """Answer {"inputs": {"question": ..., "context": ...}, "parameters": {...}}, or a list of inputs.
@@ -63,7 +63,7 @@ class EndpointHandler:
         if unknown := sorted(set(parameters) - PARAMETERS):
             raise ValueError(f"unknown parameters: {', '.join(unknown)}; known: {', '.join(sorted(PARAMETERS))}")
         asked = inputs if isinstance(inputs, list) else [inputs]
-        answers = [self.answer(**_checked(each), **parameters) for each in asked]
+        answers = [answer(self.model, self.tokenizer, **_checked(each), **parameters) for each in asked]
         return answers if isinstance(inputs, list) else answers[0]
 
 
@@ -82,9 +82,17 @@ def write(options: Frozen, runtime: Runtime, versions: Mapping[str, str], direct
     """Write both files into `directory`. `versions` are those of the compiling packages, by distribution."""
     name = options.model_dump()["name"]
     snippet = backend(name).snippet(options, runtime)
-    (directory / HANDLER).write_text(TEMPLATE.substitute(snippet=indent(snippet.rstrip(), " " * 4)), encoding="utf-8")
+    text = TEMPLATE.substitute(snippet=indent(snippet.rstrip(), " " * 4), decoder=_decoder())
+    (directory / HANDLER).write_text(text, encoding="utf-8")
     lines = [f"{package}=={version}\n" for package, version in requirements(name, versions).items()]
     (directory / REQUIREMENTS).write_text("".join(lines), encoding="utf-8")
+
+
+def _decoder() -> str:
+    """The source of the plain decoder, without its docstring."""
+    from qabuild.qa import plain_decoder
+
+    return inspect.getsource(plain_decoder).split('"""', 2)[2].strip() + "\n\n"
 
 
 def requirements(name: str, versions: Mapping[str, str]) -> dict[str, str]:

@@ -88,6 +88,12 @@ class Manifest:
         """The gates of the target, with unset limits filled in from the defaults of its dtype."""
         return _parse_table(Gates, self.verify["gates"], "verify.gates").by_dtype(self.runtime.dtype)
 
+    @property
+    def cross_check(self) -> float:
+        """Share of the questions that a second pipeline answers, 0 to 1."""
+        share = self.verify["cross_check" if "cross_check" in self.verify else "stock"]  # so called by qabuild 0.1.0
+        return 1.0 if share == "all" else float(share)
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON values, as they stand in manifest.json."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}

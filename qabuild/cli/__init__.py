@@ -11,6 +11,7 @@ import os
 import re
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -29,7 +30,7 @@ from qabuild.cli.failures import (
     to_qabuild_error,
 )
 from qabuild.cli.options import FLAGS
-from qabuild.errors import INTERRUPTED, BadTarget, QABuildError
+from qabuild.errors import INTERRUPTED, BadTarget, QABuildError, RenamedKey
 
 EPILOG = """\b
 Exit status:
@@ -89,9 +90,18 @@ for command in (
     cli.add_command(command)
 
 
+def _format_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """Without a source line where the warning is about a target, not about code."""
+    place = "" if issubclass(category, RenamedKey) else f"{filename}:{lineno}: {category.__name__}: "
+    return f"warning: {place}{message}\n"
+
+
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit with its status."""
     handle_signals()
+    warnings.formatwarning = _format_warning
     if sys.stdout is None:  # closed, as by `>&-`
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process runs
     arguments = list(sys.argv[1:] if args is None else args)

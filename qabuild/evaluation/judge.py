@@ -7,9 +7,12 @@ from pathlib import Path
 
 from qabuild.artifact import handler
 from qabuild.artifact import manifest as artifacts
-from qabuild.artifact.evidence import Gate, Measurement, Verification, describe
+from qabuild.artifact.evidence import CrossCheck, Gate, Measurement, Verification, describe
 from qabuild.artifact.manifest import Artifact
 from qabuild.target.gates import Gates
+
+LOWEST_CROSS_CHECK = 0.9
+"""Minimum agreement of two pipelines for a dtype without a `min_agreement`: int8, whose scales depend on the batch."""
 
 
 def judge(artifact: Artifact, measurement: Measurement, gates: Gates, key: str | None = None) -> Verification:
@@ -18,14 +21,14 @@ def judge(artifact: Artifact, measurement: Measurement, gates: Gates, key: str |
     `key` is the key of the build step that measured. A gate whose limit is None is not applied.
     """
     limits = gates.by_dtype(artifact.manifest.runtime.dtype)
-    stock, speed = measurement.stock, measurement.speed
+    checked, speed = measurement.cross_check, measurement.speed
     results = [
         *must_be("same_tokens", True, measurement.same_tokens),
         *must_be("finite_logits", True, measurement.finite_logits),
         *at_least("min_f1_retention", limits.min_f1_retention, measurement.f1_retention),
         *at_least("min_agreement", limits.min_agreement, measurement.agreement),
         *at_most("max_logit_difference", limits.max_logit_difference, measurement.logit_difference),
-        *at_least("same_as_stock", _stock_limit(artifact, measurement, limits), stock.agreement if stock else None),
+        *_cross_check_gate(artifact, checked, limits),
         *at_least("min_speedup", limits.min_speedup, speed.speedup if speed else None),
         *at_least(
             "min_teacher_f1_retention", limits.min_teacher_f1_retention, _teacher_f1_retention(artifact, measurement)
@@ -45,14 +48,17 @@ def judge(artifact: Artifact, measurement: Measurement, gates: Gates, key: str |
     )
 
 
-def _stock_limit(artifact: Artifact, measurement: Measurement, limits: Gates) -> float | None:
-    """Minimum agreement with the stock pipeline; None if it was not measured.
+def _cross_check_gate(artifact: Artifact, checked: CrossCheck | None, limits: Gates) -> list[Gate]:
+    """The gate on the agreement with the second pipeline, named after it; none if the target disables the check.
 
     In fp32 the two pipelines differ in ties only; at lower precision logits depend on the batch as well.
     """
-    if measurement.stock is None:
-        return None
-    return 1.0 if artifact.manifest.runtime.dtype == "fp32" else limits.min_agreement
+    if checked is None:
+        return []
+    limit = LOWEST_CROSS_CHECK if limits.min_agreement is None else limits.min_agreement
+    return at_least(
+        f"same_as_{checked.pipeline}", 1.0 if artifact.manifest.runtime.dtype == "fp32" else limit, checked.agreement
+    )
 
 
 def _teacher_f1_retention(artifact: Artifact, measurement: Measurement) -> float | None:

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from qabuild.artifact import sealed_reference
-from qabuild.artifact.evidence import Flip, Measurement, Speed, Stock
+from qabuild.artifact.evidence import CrossCheck, Flip, Measurement, Speed
 from qabuild.artifact.load import load_model
 from qabuild.artifact.manifest import Artifact
 from qabuild.errors import BadTarget, UntrustedInput
-from qabuild.evaluation import reference, stock_pipeline
+from qabuild.evaluation import cross_check, reference
 from qabuild.evaluation.bootstrap import mean_interval, ratio_interval
 from qabuild.models.backends import backend
 from qabuild.qa import data, squad_metric
@@ -21,8 +21,8 @@ from qabuild.qa.data import DatasetRef, Question, QuestionSet
 from qabuild.system import machine, packages
 from qabuild.system.reporter import SILENT, Reporter
 
-ARTIFACT, CHECKPOINT, STOCK = "artifact", "checkpoint", "stock"
-"""The contestants: artifact and checkpoint in qabuild's pipeline, and the artifact in the stock pipeline."""
+ARTIFACT, CHECKPOINT, SECOND = "artifact", "checkpoint", "second pipeline"
+"""The contestants: artifact and checkpoint in qabuild's pipeline, and the artifact in the cross-check's."""
 
 
 SPEED_QUESTIONS = 512  # that the checkpoint answers too, in alternating rounds with the artifact
@@ -51,23 +51,28 @@ def measure(
     manifest = artifact.manifest
     model, tokenizer = load_model(artifact)
     squad_v2 = questions.has_unanswerable
-    contestants = {ARTIFACT: asking(model, tokenizer, squad_v2=squad_v2)}
+    contestants: dict[str, Ask] = {ARTIFACT: asking(model, tokenizer, squad_v2=squad_v2)}
     if baseline is not None:
         contestants[CHECKPOINT] = asking(baseline, tokenizer, squad_v2=squad_v2)
-    stock_share, batch_size = _stock_share(manifest.verify["stock"]), int(manifest.verify["batch_size"])
-    if stock_share and stock_pipeline.is_available():
-        contestants[STOCK] = stock_pipeline.StockPipeline(model, tokenizer, batch_size=batch_size, squad_v2=squad_v2)
-    rounds = _run_rounds(contestants, questions.questions, stock_share, reporter)
+    share = manifest.cross_check
+    second = cross_check.SecondPipeline(
+        model, tokenizer, batch_size=int(manifest.verify["batch_size"]), squad_v2=squad_v2
+    )
+    if share:
+        contestants[SECOND] = second
+    rounds = _run_rounds(contestants, questions.questions, share, reporter)
     answers = _answers_by(ARTIFACT, rounds)
+    checked = _cross_check([turns for turns in rounds if SECOND in turns], second, questions, model, tokenizer)
+    reporter.say(_describe(checked))
     return Measurement(
         data=sealed.data,
         questions=len(questions),
         **_compare_answers(questions.questions, answers, sealed.answers),
         samples_per_second=len(questions) / sum(turns[ARTIFACT].seconds for turns in rounds),
         speed=_speed([turns for turns in rounds if CHECKPOINT in turns]),
-        stock=_stock([turns for turns in rounds if STOCK in turns], batch_size, questions, model, tokenizer),
+        cross_check=checked,
         **_compare_logits(artifact.directory, model, tokenizer, questions, sealed),
-        versions=packages.versions({*stock_pipeline.PACKAGES, *backend(manifest.backend["name"]).PACKAGES}),
+        versions=packages.versions({*cross_check.PACKAGES, *backend(manifest.backend["name"]).PACKAGES}),
         machine=machine.describe(),
     )
 
@@ -87,7 +92,7 @@ Round = Mapping[str, Answered]
 
 
 def _run_rounds(
-    contestants: Mapping[str, Ask], questions: Sequence[Question], stock_share: float, reporter: Reporter
+    contestants: Mapping[str, Ask], questions: Sequence[Question], share: float, reporter: Reporter
 ) -> list[Round]:
     """Run every question on the artifact, and in some rounds on the other contestants, too.
 
@@ -103,7 +108,7 @@ def _run_rounds(
             takes_part = {
                 ARTIFACT: True,
                 CHECKPOINT: done < SPEED_QUESTIONS,
-                STOCK: ceil((number + 1) * stock_share) > ceil(number * stock_share),
+                SECOND: ceil((number + 1) * share) > ceil(number * share),
             }
             names = [name for name in contestants if takes_part[name]]
             first = number % len(names)
@@ -132,30 +137,46 @@ def _speed(rounds: Sequence[Round]) -> Speed | None:
     )
 
 
-def _stock_share(stock: Any) -> float:
-    return 1.0 if stock == "all" else float(stock)
-
-
-def _stock(
-    rounds: Sequence[Round], batch_size: int, questions: QuestionSet, model: Any, tokenizer: Any
-) -> Stock | None:
+def _cross_check(
+    rounds: Sequence[Round],
+    second: cross_check.SecondPipeline,
+    questions: QuestionSet,
+    model: Any,
+    tokenizer: Any,
+) -> CrossCheck | None:
     if not rounds:
         return None
-    answers, stock = _answers_by(ARTIFACT, rounds), _answers_by(STOCK, rounds)
-    differing = [question for question in questions.questions if answers.get(question.id) != stock.get(question.id)]
-    seconds = {name: sum(turns[name].seconds for turns in rounds) for name in (ARTIFACT, STOCK)}
-    return Stock(
+    answers, others = _answers_by(ARTIFACT, rounds), _answers_by(SECOND, rounds)
+    differing = [question for question in questions.questions if answers.get(question.id) != others.get(question.id)]
+    seconds = {name: sum(turns[name].seconds for turns in rounds) for name in (ARTIFACT, SECOND)}
+    return CrossCheck(
+        pipeline=second.name,
         questions=len(answers),
-        batch_size=batch_size,
+        batch_size=second.batch_size,
         differences=len(differing),
-        ties=_ties(differing, stock, questions.has_unanswerable, model, tokenizer),
-        samples_per_second=len(answers) / seconds[STOCK],
-        times_stock=seconds[STOCK] / seconds[ARTIFACT],
+        ties=_ties(differing, answers, others, questions.has_unanswerable, model, tokenizer),
+        samples_per_second=len(answers) / seconds[SECOND],
+        speedup=seconds[SECOND] / seconds[ARTIFACT],
     )
 
 
-def _ties(differing: Sequence[Question], stock: Mapping[str, str], squad_v2: bool, model: Any, tokenizer: Any) -> int:
-    """Number of questions where the stock pipeline's answer scores within `TIE` of the best in qabuild's pipeline."""
+def _describe(checked: CrossCheck | None) -> str:
+    if checked is None:
+        return "cross-check: disabled by the target (verify.cross_check = 0)"
+    same = checked.questions - checked.differences
+    ties = f", {checked.ties} tied" if checked.ties else ""
+    return f"cross-check: {cross_check.LABELS[checked.pipeline]} gave {same} of {checked.questions} answers alike{ties}"
+
+
+def _ties(
+    differing: Sequence[Question],
+    answers: Mapping[str, str],
+    others: Mapping[str, str],
+    squad_v2: bool,
+    model: Any,
+    tokenizer: Any,
+) -> int:
+    """Number of questions whose two answers have scores within `TIE` of each other, in qabuild's pipeline."""
     from qabuild.qa.pipeline import QuestionAnsweringPipeline
 
     pipeline = QuestionAnsweringPipeline(model, tokenizer, top_k=5, handle_impossible_answer=squad_v2)
@@ -163,8 +184,9 @@ def _ties(differing: Sequence[Question], stock: Mapping[str, str], squad_v2: boo
     for question in differing:
         result: Any = pipeline(question=question.question, context=question.context)
         ranked = result if isinstance(result, list) else [result]  # a single answer is not in a list
-        best = ranked[0]["score"]
-        ties += any(answer["answer"] == stock[question.id] and best - answer["score"] <= TIE for answer in ranked)
+        scores = {answer["answer"]: answer["score"] for answer in ranked}
+        own, other = scores.get(answers[question.id]), scores.get(others[question.id])
+        ties += own is not None and other is not None and abs(own - other) <= TIE
     return ties
 
 

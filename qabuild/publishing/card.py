@@ -11,6 +11,7 @@ from typing import Any
 from qabuild.artifact.evidence import Flip, Verification
 from qabuild.artifact.manifest import Artifact
 from qabuild.artifact.readme import BEGIN_MARKER, END_MARKER, UserContent, read
+from qabuild.evaluation import cross_check
 from qabuild.models.backends import backend
 from qabuild.publishing.repository import MAIN
 
@@ -110,6 +111,7 @@ def _facts(artifact: Artifact, verification: Verification) -> dict[str, Any]:
         "verified_at": verification.verified_at,
         "gates": verification.gates,
         "m": m,
+        "second_pipeline": cross_check.LABELS[m.cross_check.pipeline] if m.cross_check else None,
         "f1_retention": (100 * m.f1_retention, low, high),
         "machine": m.machine,
         "versions": {name: m.versions[name] for name in sorted(m.versions)},

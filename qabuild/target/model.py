@@ -32,12 +32,15 @@ class Verify(DatasetTable):
     """Which questions verify the artifact, and how."""
 
     split: str = Field("validation", min_length=1, description="split of the data set; of 'sample': train, validation")
-    stock: Annotated[float, Field(ge=0, le=1)] | Literal["all"] = Field(
-        0.1, description='share of the questions that transformers\' own pipeline answers as well, 0 to 1 or "all"'
+    cross_check: Annotated[float, Field(ge=0, le=1)] | Literal["all"] = Field(
+        0.1, description='share of the questions that a second pipeline answers as well, 0 to 1 or "all"'
     )
-    batch_size: int = Field(8, ge=1, description="windows per batch of the stock pipeline")
+    batch_size: int = Field(8, ge=1, description="windows per batch of transformers' own pipeline, in the cross-check")
     gates: Gates = Field(Gates(), description="what must hold")
 
+
+RENAMED: Mapping[tuple[str, str], str] = {("verify", "stock"): "cross_check"}
+"""New name of a key, by its table and its old name, which still works."""
 
 STAGES = ("train",)
 """Tables that derive a checkpoint from another one, in this order; `distill` configures the training further."""

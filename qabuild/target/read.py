@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import difflib
 import tomllib
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from qabuild.errors import BadTarget
+from qabuild.errors import BadTarget, RenamedKey
 from qabuild.models.support import check
 from qabuild.system.hub import is_path
 from qabuild.target import explain
-from qabuild.target.model import DATASET_TABLES, NamedPath, Target
+from qabuild.target.model import DATASET_TABLES, RENAMED, NamedPath, Target
 from qabuild.target.source_map import File, KeyPath, Places, Toml
 
 # Keys that may name a path. A relative path is relative to the file that states it, so it is made absolute before
@@ -136,7 +137,20 @@ def _read(path: Path, reason: str) -> File:
         twice = "overwrite" in str(error) or "twice" in str(error)
         hint = "a key or a table is defined twice" if twice else "write strings in quotes, table names in [brackets]"
         raise BadTarget(f"{path}: not TOML: {error}{suffix}", hint) from None
-    return File(path, text, _with_absolute_sources(content, path.parent))
+    return File(path, text, _with_absolute_sources(_with_new_names(content, str(path)), path.parent))
+
+
+def _with_new_names(content: Toml, place: str) -> Toml:
+    """Rename old keys, each with a warning. Raises BadTarget where a key is given under both names."""
+    for (table, old), new in RENAMED.items():
+        values = content.get(table)
+        if not isinstance(values, dict) or old not in values:
+            continue
+        if new in values:
+            raise BadTarget(f"{place}: {table}.{old} is the old name of {table}.{new}", f"remove {table}.{old}")
+        values[new] = values.pop(old)
+        warnings.warn(f"{place}: {table}.{old} is now called {table}.{new}", RenamedKey, stacklevel=2)
+    return content
 
 
 def _suggest_target(path: Path) -> str:
@@ -203,4 +217,4 @@ def _parse_override(override: str) -> Toml:
     nested: Toml = {path[-1]: value}
     for part in reversed(path[:-1]):
         nested = {part: nested}
-    return _with_absolute_sources(nested, Path.cwd())
+    return _with_absolute_sources(_with_new_names(nested, f"--set {override}"), Path.cwd())

@@ -120,7 +120,7 @@ NONE: set[str] = set()
         ({"verify": {"samples": 8}}, ANSWERED),
         ({"verify": {"split": "train"}}, ANSWERED),
         ({"verify": {"batch_size": 4}}, VERIFIED),  # of the stock pipeline, which looks on
-        ({"verify": {"stock": "all"}}, VERIFIED),
+        ({"verify": {"cross_check": "all"}}, VERIFIED),
         ({"verify": {"dataset": "me/questions"}}, ANSWERED),  # sealed with the answers
         ({"runtime": {"dtype": "bf16"}}, COMPILED),
         ({"runtime": {"device": "cuda"}}, COMPILED),

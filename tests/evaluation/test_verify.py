@@ -24,7 +24,7 @@ from qabuild.artifact.evidence import Verification
 from qabuild.artifact.manifest import Artifact, open_artifact, seal
 from qabuild.builder.store.local import Store
 from qabuild.errors import BadTarget, UntrustedInput
-from qabuild.evaluation import measure
+from qabuild.evaluation import cross_check, measure
 from qabuild.evaluation import verify as verification
 from qabuild.evaluation.bootstrap import mean_interval
 from qabuild.evaluation.judge import explain_failure, judge
@@ -408,10 +408,12 @@ def test_the_interval_is_the_textbooks():
     assert high == pytest.approx(values.mean() + 1.96 * error, abs=0.1 * error)
 
 
-# --- the round trip is the stock pipeline's --------------------------------------------------------------------------
+# --- the cross-check -------------------------------------------------------------------------------------------------
 
 
-def test_the_round_trip_answers_as_the_stock_pipeline_asked_one_by_one(made):
+@pytest.mark.line457
+@pytest.mark.skipif(cross_check.pipeline_name() != cross_check.STOCK, reason="transformers has no such pipeline")
+def test_the_sealed_answers_are_those_of_the_stock_pipeline_called_once_a_question(made):
     from transformers import pipeline
 
     artifact = open_artifact(made("eager", "sample"))
@@ -439,27 +441,85 @@ def test_scores_of_the_evidence_are_evaluates_own(made):
 
 @pytest.mark.parametrize("count", [1, 33])
 def test_as_few_or_as_many_questions_as_there_are(tmp_path, count):
-    """The stock pipeline, and ours, give no list for a list of one question."""
+    """Pipelines give no list for a list of one question."""
     name = tmp_path / "few.toml"
     text = TARGET.format(model="sample", backend="eager", options="").replace("samples = 16", f"samples = {count}")
-    name.write_text(text.replace("[verify]", '[verify]\nstock = "all"'), encoding="utf-8")
+    name.write_text(text.replace("[verify]", '[verify]\ncross_check = "all"'), encoding="utf-8")
     found = qabuild.build(name, tmp_path / "artifacts").verification
     assert found.passed
-    assert (found.measurement.questions, found.measurement.stock.questions) == (count, count)
+    assert (found.measurement.questions, found.measurement.cross_check.questions) == (count, count)
 
 
-def test_a_question_longer_than_is_read_is_cut_for_the_stock_pipeline_too(made):
-    """It documents `max_question_len`, and heeds it with slow tokenizers only."""
-    from qabuild.evaluation.stock_pipeline import StockPipeline
+PIPELINES = [
+    pytest.param(cross_check.STOCK, marks=pytest.mark.line457),
+    pytest.param(cross_check.PLAIN),
+]
+
+
+@pytest.fixture(params=PIPELINES)
+def second_pipeline(request, monkeypatch):
+    """The name of the second pipeline; each that the installed transformers allows."""
+    if request.param == cross_check.STOCK and cross_check.pipeline_name() != cross_check.STOCK:
+        pytest.skip("transformers has no such pipeline")
+    monkeypatch.setattr(cross_check, "pipeline_name", lambda: request.param)
+    return request.param
+
+
+def test_the_cross_check_is_a_gate_named_after_its_pipeline(made, second_pipeline):
+    said: list[str] = []
+    artifact = open_artifact(made("eager", "sample"))
+    reporter = type("Recorder", (Silent,), {"say": lambda _, message: said.append(message)})()
+    measurement = measure.measure(artifact, measure.load_questions(artifact), reporter=reporter)
+    checked = measurement.cross_check
+    assert (checked.pipeline, checked.differences) == (second_pipeline, 0)
+    assert checked.questions >= 1
+    assert any(message.startswith(f"cross-check: {cross_check.LABELS[second_pipeline]} gave") for message in said)
+    gates = judge(artifact, measurement, artifact.manifest.gates).gates
+    assert [gate for gate in gates if gate.name == f"same_as_{second_pipeline}" and gate.passed]
+
+
+def test_a_pipeline_that_differs_fails_the_cross_check(made, second_pipeline, monkeypatch):
+    """Ours, made to return the last word of each answer."""
+    artifact = open_artifact(made("eager", "sample"))
+    asking = measure.asking
+
+    def shortened(*arguments, **options):
+        ask_all = asking(*arguments, **options)
+
+        def answer(questions):
+            result = ask_all(questions)
+            return replace(result, answers={id: text.split()[-1] for id, text in result.answers.items()})
+
+        return answer
+
+    monkeypatch.setattr(measure, "asking", shortened)
+    measurement = measure.measure(artifact, measure.load_questions(artifact))
+    failed = [gate.name for gate in judge(artifact, measurement, artifact.manifest.gates).failed_gates]
+    assert f"same_as_{second_pipeline}" in failed
+
+
+def test_a_target_can_disable_the_cross_check_and_is_told_so(tmp_path):
+    name = tmp_path / "off.toml"
+    text = TARGET.format(model="sample", backend="eager", options="").replace("[verify]", "[verify]\ncross_check = 0")
+    name.write_text(text, encoding="utf-8")
+    said: list[str] = []
+    reporter = type("Recorder", (Silent,), {"say": lambda _, message: said.append(message)})()
+    found = qabuild.build(name, tmp_path / "artifacts", reporter=reporter).verification
+    assert found.measurement.cross_check is None
+    assert "cross-check: disabled by the target (verify.cross_check = 0)" in said
+
+
+def test_a_long_question_is_truncated_in_both_pipelines(made, second_pipeline):
+    """The stock pipeline documents `max_question_len`, and heeds it with slow tokenizers only."""
 
     folder = made("eager", "sample")
     model, tokenizer = load_model(resolve(str(folder), None)), load_tokenizer(folder)
     some = data.load(data.DatasetRef("sample")).questions[0]
     long = [replace(some, question=" ".join([some.question] * times)) for times in (9, 300)]
-    stock = StockPipeline(model, tokenizer, batch_size=2, squad_v2=False)
+    other = cross_check.SecondPipeline(model, tokenizer, batch_size=2, squad_v2=False)
     ours = ask.asking(model, tokenizer, squad_v2=False)
     for question in long:
-        assert stock([question]).answers == ours([question]).answers
+        assert other([question]).answers == ours([question]).answers
 
 
 def test_what_cannot_be_written_to_is_verified_all_the_same(made, tmp_path, monkeypatch):

@@ -363,9 +363,9 @@ def test_a_file_too_large_for_the_hub_is_reported(workspace, monkeypatch):
 
 
 def test_a_file_above_the_known_limit_is_refused_before_any_upload(tmp_path, no_hub, monkeypatch):
-    monkeypatch.setattr(publishing, "LARGEST_FILE", 6000)
+    monkeypatch.setattr(publishing, "LARGEST_FILE", 20_000)
     with pytest.raises(BadTarget, match=r"model\.safetensors: .* the Hub accepts no file above"):
-        publish(proven.make(tmp_path / "tiny"))
+        publish(proven.make(tmp_path / "tiny", weights=b"w" * 30_000))
 
 
 # --- retries --------------------------------------------------------------------------------------------------------

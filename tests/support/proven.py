@@ -10,7 +10,7 @@ from qabuild.artifact import handler, sealed_reference
 from qabuild.artifact import manifest as artifacts
 from qabuild.artifact.evidence import Flip, Measurement, Speed
 from qabuild.artifact.manifest import Artifact
-from qabuild.evaluation import judge, stock_pipeline
+from qabuild.evaluation import cross_check, judge
 from qabuild.evaluation.verify import write_evidence
 from qabuild.models.backends import eager
 from qabuild.models.runtime import Runtime
@@ -55,7 +55,7 @@ def make(directory: Path, *, weights: bytes = b"weights" * 999, **facts: Any) ->
                 "split": "validation",
                 "samples": None,
                 "seed": 0,
-                "stock": 0.1,
+                "cross_check": 0.1,
                 "batch_size": 8,
                 "gates": Gates(min_f1_retention=0.4, min_agreement=0.5).model_dump(),
             },
@@ -88,12 +88,12 @@ def verify(artifact: Artifact, **fields: Any) -> None:
             "speed": Speed(
                 artifact=20.0, checkpoint=10.0, speedup=2.0, speedup_interval=(1.9, 2.1), questions=2, rounds=1
             ),
-            "stock": None,
+            "cross_check": None,
             "same_tokens": True,
             "finite_logits": True,
             "logit_difference": 0.0001,
             "probes": [],
-            "versions": packages.versions({*stock_pipeline.PACKAGES, *eager.PACKAGES}),
+            "versions": packages.versions({*cross_check.PACKAGES, *eager.PACKAGES}),
             "machine": machine.describe(),
             **fields,
         }

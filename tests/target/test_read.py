@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qabuild.errors import BadTarget, QABuildError
+from qabuild.errors import BadTarget, QABuildError, RenamedKey
 from qabuild.models.backends import BACKENDS
 from qabuild.target.model import Target, Verify, json_schema
 from qabuild.target.paths import require_paths
@@ -46,6 +46,16 @@ def load_error(path: Path, *overrides: str) -> str:
     with pytest.raises(BadTarget) as caught:
         load(path, overrides)
     return str(caught.value)
+
+
+def test_the_old_name_of_a_key_works_and_prints_a_warning(write):
+    path = write(MINIMAL + "[verify]\nstock = 0.5\n")
+    with pytest.warns(RenamedKey, match=r"x\.toml: verify\.stock is now called verify\.cross_check"):
+        assert load(path).verify.cross_check == 0.5
+    with pytest.warns(RenamedKey, match=r"--set verify\.stock=0: verify\.stock is now called"):
+        assert load(write(MINIMAL), ["verify.stock=0"]).verify.cross_check == 0
+    both = load_error(write(MINIMAL + "[verify]\nstock = 0.5\ncross_check = 0.5\n"))
+    assert "verify.stock is the old name of verify.cross_check" in both
 
 
 def test_a_minimal_target_has_defaults(write):
@@ -103,8 +113,8 @@ def test_all_mistakes_of_a_file_are_reported_at_once_with_line_key_and_accepted_
         (MINIMAL + "[verify]\nsamples = true\n", "verify.samples: given True"),
         (MINIMAL + "[publish]\nrepo = 'no-owner'\n", "publish.repo: given 'no-owner'"),
         (MINIMAL + "[publsh]\nrepo = 'a/b'\n", "perhaps you meant 'publish'"),
-        (MINIMAL + "[verify]\nstock = 1.5\n", "one mistake"),
-        (MINIMAL + "[verify]\nstock = 1.5\n", "verify.stock: given 1.5"),
+        (MINIMAL + "[verify]\ncross_check = 1.5\n", "one mistake"),
+        (MINIMAL + "[verify]\ncross_check = 1.5\n", "verify.cross_check: given 1.5"),
         (MINIMAL + "[verify.gates]\nmax_logit_difference = inf\n", "verify.gates.max_logit_difference: given inf"),
         ("[checkpoint]\nmodel = 'sample'\n", "backend: is missing; accepted: a table with a name: eager"),
         (MINIMAL + "level = 2\n", "backend.level: unknown key of backend eager; it belongs to onnxruntime"),

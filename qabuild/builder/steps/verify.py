@@ -11,7 +11,7 @@ from qabuild.builder.keys import Inputs, flat, key_or_unknown, package_inputs
 from qabuild.builder.steps.compile import Compile
 from qabuild.builder.steps.reference import Reference
 from qabuild.builder.steps.step import VERIFICATION, Context, Facts, Requirements
-from qabuild.evaluation import stock_pipeline
+from qabuild.evaluation import cross_check
 from qabuild.models.backends import BACKENDS, backend
 from qabuild.target.model import Target
 
@@ -25,7 +25,7 @@ class Verify:
 
     def requires(self, target: Target) -> Requirements:
         module = backend(target.backend.name)
-        return {**dict.fromkeys(stock_pipeline.PACKAGES, ()), **dict.fromkeys(module.PACKAGES, module.EXTRAS)}
+        return {**dict.fromkeys(cross_check.PACKAGES, ()), **dict.fromkeys(module.PACKAGES, module.EXTRAS)}
 
     def inputs(self, target: Target, facts: Facts) -> Inputs | None:
         compiled, answered = Compile().inputs(target, facts), Reference().inputs(target, facts)
@@ -35,7 +35,7 @@ class Verify:
         return {
             "compile": key_or_unknown(compiled),
             "reference": key_or_unknown(answered),
-            "verify.stock": target.verify.stock,
+            "verify.cross_check": target.verify.cross_check,
             "verify.batch_size": target.verify.batch_size,
             **flat("machine", {name: value for name, value in facts.machine.items() if name in measured_on}),
             **package_inputs(facts.versions, self.requires(target)),

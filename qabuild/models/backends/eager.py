@@ -26,11 +26,14 @@ model = AutoModelForQuestionAnswering.from_pretrained(directory, dtype=torch.flo
 """
 
 SNIPPET_AUTOCAST = """
+from functools import wraps
+
 from transformers.modeling_outputs import QuestionAnsweringModelOutput
 
 forward = model.forward  # which answers in fp32
 
 
+@wraps(forward)
 def forward_under_autocast(**inputs):
     with $modes:
         found = forward(**inputs)

@@ -197,7 +197,7 @@ name = "{backend}"
 [verify]
 dataset = "sample"
 samples = {samples}
-stock = 0
+cross_check = 0
 batch_size = 4
 """
 

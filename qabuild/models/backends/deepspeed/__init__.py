@@ -30,6 +30,7 @@ TORCH_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 SNIPPET = """\
 import json
+from inspect import signature
 from pathlib import Path
 
 import deepspeed
@@ -46,12 +47,15 @@ class Inference(torch.nn.Module):
         settings["dtype"] = getattr(torch, settings["dtype"])
         plain = AutoModelForQuestionAnswering.from_pretrained(directory, dtype=torch.float32$attention).eval()
         self.config = plain.config
+        self.taken = signature(plain.forward).parameters
         self.engine = deepspeed.init_inference(plain, config=settings)$largest
         type(self).__name__ = self.config.architectures[0]  # the name that transformers' pipeline knows
 
-    def forward(self, **inputs):
+    def forward(self, input_ids, attention_mask=None, token_type_ids=None):
+        given = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
+        inputs = {name: given[name].to(self.device) for name in given if name in self.taken and given[name] is not None}
         with torch.inference_mode():
-            found = self.engine(**{name: tensor.to(self.device) for name, tensor in inputs.items()})
+            found = self.engine(**inputs)
         return QuestionAnsweringModelOutput(
             start_logits=found.start_logits.float(), end_logits=found.end_logits.float()
         )

@@ -1,6 +1,7 @@
-"""The stock pipeline: transformers' own for question answering, run by evaluate's evaluator.
+"""The cross-check: a second pipeline answers the artifact's questions too, run by evaluate's evaluator.
 
-No other module imports either, since later releases of transformers have no such pipeline.
+That is transformers' own ("stock") pipeline on transformers 4.57, and the plain decoder on transformers 5, which has no
+such pipeline. No other module depends on which it is.
 """
 
 from __future__ import annotations
@@ -26,26 +27,33 @@ MAX_QUESTION_LEN = 64
 """Tokens to which qabuild's pipeline truncates a question by default."""
 
 
-def is_available() -> bool:
-    """Whether the installed transformers has the stock pipeline."""
+STOCK, PLAIN = "stock", "plain_decoder"
+
+LABELS = {STOCK: "transformers' own pipeline", PLAIN: "the plain decoder"}
+
+
+def pipeline_name() -> str:
+    """The pipeline that checks here: `STOCK` if the installed transformers has it, else `PLAIN`."""
     import transformers
 
-    return hasattr(transformers, "QuestionAnsweringPipeline")
+    return STOCK if hasattr(transformers, "QuestionAnsweringPipeline") else PLAIN
 
 
-class StockPipeline:
-    """The stock pipeline over a loaded model; a call answers questions through the evaluator.
+class SecondPipeline:
+    """The second pipeline over a loaded model; a call answers questions through the evaluator.
 
-    `squad_v2` lets the pipeline answer that a question has no answer; set it if the data has unanswerable questions.
+    `batch_size` is that of the stock pipeline; the plain decoder answers one question at a time. `squad_v2` lets the
+    pipeline answer that a question has no answer; set it if the data has unanswerable questions.
     """
 
     def __init__(self, model: Any, tokenizer: Any, *, batch_size: int, squad_v2: bool) -> None:
+        self.name = pipeline_name()
+        self.batch_size = batch_size if self.name == STOCK else 1
         self._squad_v2 = squad_v2
         self._tokenizer = tokenizer
         with _quiet():
-            self._pipeline = _pipeline_class()(
-                model=model, tokenizer=tokenizer, device=model.device, batch_size=batch_size, task="question-answering"
-            )
+            make = _stock_pipeline if self.name == STOCK else _PlainPipeline
+            self._pipeline = make(model, tokenizer, self.batch_size)
 
     def __call__(self, questions: Sequence[Question]) -> Answered:
         """Answer the questions in order, timed by the evaluator."""
@@ -54,6 +62,9 @@ class StockPipeline:
 
         class Evaluator(QuestionAnsweringEvaluator):  # type: ignore[misc]
             PIPELINE_KWARGS: dict[str, Any] = {}  # noqa: RUF012 - own copy, since compute() modifies it
+
+            def prepare_pipeline(self, model_or_pipeline: Any, *_: Any, **__: Any) -> Any:
+                return model_or_pipeline  # the original looks for classes that transformers 5 has not
 
         with _quiet(), tempfile.TemporaryDirectory() as folder:
             metric = _metric(folder)
@@ -76,21 +87,41 @@ class StockPipeline:
         return question[: offsets[MAX_QUESTION_LEN - 1][1]] if len(offsets) > MAX_QUESTION_LEN else question
 
 
-def _pipeline_class() -> Any:
-    """A subclass of transformers' pipeline whose results the evaluator can read."""
+class _PlainPipeline:
+    """The plain decoder, with the interface that the evaluator calls."""
+
+    task = "question-answering"
+
+    def __init__(self, model: Any, tokenizer: Any, batch_size: int) -> None:
+        self._model, self._tokenizer = model, tokenizer
+
+    def __call__(self, *, question: Sequence[str], context: Sequence[str], **parameters: Any) -> list[Any]:
+        from qabuild.qa.plain_decoder import answer
+
+        pairs = zip(question, context, strict=True)
+        return [answer(self._model, self._tokenizer, *pair, **parameters) or NO_SPAN for pair in pairs]
+
+
+def _stock_pipeline(model: Any, tokenizer: Any, batch_size: int) -> Any:
+    """transformers' pipeline, with results in the form that the evaluator reads."""
     from transformers import QuestionAnsweringPipeline
 
-    class EvaluatorPipeline(QuestionAnsweringPipeline):  # type: ignore[misc]
+    class Pipeline(QuestionAnsweringPipeline):  # type: ignore[misc]
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
             """Always a list: for a list of one question, the stock pipeline returns the bare result."""
             result = super().__call__(*args, **kwargs)
             return result if isinstance(result, list) else [result]
 
         def postprocess(self, *args: Any, **kwargs: Any) -> Any:
-            """Where no span is left, as with NaN logits, the stock pipeline returns an empty list."""
-            return super().postprocess(*args, **kwargs) or {"score": 0.0, "start": 0, "end": 0, "answer": ""}
+            return super().postprocess(*args, **kwargs) or NO_SPAN
 
-    return EvaluatorPipeline
+    return Pipeline(
+        model=model, tokenizer=tokenizer, device=model.device, batch_size=batch_size, task="question-answering"
+    )
+
+
+NO_SPAN = {"score": 0.0, "start": 0, "end": 0, "answer": ""}
+"""For the empty list that both pipelines return where no span is left, as with NaN logits."""
 
 
 def _metric(folder: str) -> Any:
