@@ -105,7 +105,7 @@ def main() -> None:
     contestants = [CONTESTANTS[number] for number in arguments.only] if arguments.only else CONTESTANTS
     contestants = [one for one in contestants if getattr(arguments, one.of) and compiled(one, arguments, folder)]
     questions = data.load(data.DatasetRef(arguments.data)).questions
-    asks = {contestant.name: asking(contestant, arguments, folder) for contestant in contestants}
+    asks = {contestant.name: answerer(contestant, arguments, folder) for contestant in contestants}
     if arguments.questions:
         subset = data.subset(questions, arguments.questions)
         clock = time.process_time if arguments.cpu_time else time.perf_counter
@@ -158,7 +158,7 @@ def compiled(contestant: Contestant, arguments: argparse.Namespace, folder: Path
     return True
 
 
-def asking(contestant: Contestant, arguments: argparse.Namespace, folder: Path) -> Ask:
+def answerer(contestant: Contestant, arguments: argparse.Namespace, folder: Path) -> Ask:
     module, options, runtime = contestant.settings(arguments.train)
     directory = folder / contestant.name
     answer: Any = QuestionAnsweringPipeline(module.load(directory, options, runtime), load_tokenizer(directory))
@@ -291,7 +291,7 @@ def loading(contestant: Contestant, arguments: argparse.Namespace) -> dict[str, 
     question = data.load(data.DatasetRef(arguments.data, samples=1)).questions
     load_tokenizer(arguments.artifacts / contestant.name)
     before, begin = megabytes(), time.perf_counter()
-    asking(contestant, arguments, arguments.artifacts)(question)
+    answerer(contestant, arguments, arguments.artifacts)(question)
     return {"seconds": time.perf_counter() - begin, "megabytes": megabytes() - before}
 
 

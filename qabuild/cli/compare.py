@@ -93,8 +93,8 @@ def compare(
         reporter=console,
     )
     layouts = {
-        "csv": lambda: emit(tables.comma_separated(comparison)),
-        "markdown": lambda: emit(tables.markdown(comparison)),
+        "csv": lambda: emit(tables.to_csv(comparison)),
+        "markdown": lambda: emit(tables.to_markdown(comparison)),
         "table": lambda: table(tables.columns(comparison), tables.rows(comparison)),
     }
     console.say(tables.conditions(comparison))

@@ -1,4 +1,4 @@
-"""Judge measurements against gates; measures nothing."""
+"""Judge measurements against gates."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from qabuild.evaluation import cross_check, reference
 from qabuild.evaluation.bootstrap import mean_interval, ratio_interval
 from qabuild.models.backends import backend
 from qabuild.qa import data, squad_metric
-from qabuild.qa.ask import Answered, Ask, asking, chunks
+from qabuild.qa.ask import Answered, Ask, answerer, chunks
 from qabuild.qa.data import DatasetRef, Question, QuestionSet
 from qabuild.system import machine, packages
 from qabuild.system.reporter import SILENT, Reporter
@@ -51,9 +51,9 @@ def measure(
     manifest = artifact.manifest
     model, tokenizer = load_model(artifact)
     squad_v2 = questions.has_unanswerable
-    contestants: dict[str, Ask] = {ARTIFACT: asking(model, tokenizer, squad_v2=squad_v2)}
+    contestants: dict[str, Ask] = {ARTIFACT: answerer(model, tokenizer, squad_v2=squad_v2)}
     if baseline is not None:
-        contestants[CHECKPOINT] = asking(baseline, tokenizer, squad_v2=squad_v2)
+        contestants[CHECKPOINT] = answerer(baseline, tokenizer, squad_v2=squad_v2)
     share = manifest.cross_check
     second = cross_check.SecondPipeline(
         model, tokenizer, batch_size=int(manifest.verify["batch_size"]), squad_v2=squad_v2

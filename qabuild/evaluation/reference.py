@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qabuild.artifact.sealed_reference import ANSWERS, PROBE_SHAPES, PROBES
-from qabuild.qa.ask import asking, chunks
+from qabuild.qa.ask import answerer, chunks
 from qabuild.system.reporter import SILENT, Reporter
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def write_reference(
     """
     from safetensors.torch import save
 
-    ask = asking(model, tokenizer, squad_v2=questions.has_unanswerable)
+    ask = answerer(model, tokenizer, squad_v2=questions.has_unanswerable)
     answers: dict[str, str] = {}
     with reporter.progress("checkpoint answers", len(questions)) as advance:
         for chunk in chunks(questions.questions):

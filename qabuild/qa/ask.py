@@ -30,7 +30,7 @@ class Answered:
 Ask = Callable[["Sequence[Question]"], Answered]
 
 
-def asking(model: Any, tokenizer: Any, *, squad_v2: bool) -> Ask:
+def answerer(model: Any, tokenizer: Any, *, squad_v2: bool) -> Ask:
     """A function that answers questions with `qabuild.QuestionAnsweringPipeline` and its defaults.
 
     `squad_v2` lets the pipeline answer that a question has no answer; set it if the data has unanswerable questions.

@@ -1,4 +1,4 @@
-"""Intervals against known cases, textbooks and scipy's own bootstrap."""
+"""Intervals compared with known cases, with Student's t and with scipy's own bootstrap."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from qabuild.evaluation.bootstrap import mean_interval, ratio_interval
 ROUNDS = 16  # of 500 questions
 
 
-def times(draw: np.random.Generator, slower_by: float = 0.0) -> tuple[list[float], list[float]]:
-    """Seconds of two contestants, round by round: drift of the machine falls on both, noise on each."""
-    drift = np.exp(np.cumsum(draw.normal(0, 0.05, ROUNDS)))
-    one, other = (drift * draw.lognormal(0, 0.03, ROUNDS) for _ in range(2))
-    return list(one), list(other * (1 + slower_by))
+def times(generator: np.random.Generator, slowdown: float = 0.0) -> tuple[list[float], list[float]]:
+    """Seconds per round of two contestants: the machine's drift affects both alike, noise each by itself."""
+    drift = np.exp(np.cumsum(generator.normal(0, 0.05, ROUNDS)))
+    one, other = (drift * generator.lognormal(0, 0.03, ROUNDS) for _ in range(2))
+    return list(one), list(other * (1 + slowdown))
 
 
-def test_equal_contestants_get_an_interval_that_holds_1_in_about_95_of_100_runs():
-    draw = np.random.default_rng(7)
-    intervals = [ratio_interval(*times(draw)) for _ in range(400)]
-    held = sum(low <= 1 <= high for low, high in intervals) / len(intervals)
-    assert 0.925 <= held <= 0.975  # 0.95, and two standard errors of it
+def test_the_interval_of_equal_contestants_covers_1_in_95_of_100_runs():
+    generator = np.random.default_rng(7)
+    intervals = [ratio_interval(*times(generator)) for _ in range(400)]
+    coverage = sum(low <= 1 <= high for low, high in intervals) / len(intervals)
+    assert 0.925 <= coverage <= 0.975  # 0.95, give or take two standard errors
 
 
-def test_a_contestant_that_is_five_per_cent_slower_is_found():
-    draw = np.random.default_rng(7)
-    intervals = [ratio_interval(*times(draw, slower_by=0.05)) for _ in range(100)]
+def test_a_slowdown_of_5_percent_is_significant():
+    generator = np.random.default_rng(7)
+    intervals = [ratio_interval(*times(generator, slowdown=0.05)) for _ in range(100)]
     assert sum(high < 1 for _, high in intervals) >= 95
     assert sum(low <= 1 / 1.05 <= high for low, high in intervals) >= 88
 
 
-def test_many_pairs_get_what_scipy_finds():
-    draw = np.random.default_rng(3)
-    one, other = draw.lognormal(0, 0.4, 2000), draw.lognormal(0, 0.4, 2000)
-    theirs = stats.bootstrap(
+def test_many_pairs_have_the_interval_of_scipys_bootstrap():
+    generator = np.random.default_rng(3)
+    one, other = generator.lognormal(0, 0.4, 2000), generator.lognormal(0, 0.4, 2000)
+    expected = stats.bootstrap(
         (one, other),
         lambda a, b, axis: a.sum(axis) / b.sum(axis),
         paired=True,
@@ -45,15 +45,15 @@ def test_many_pairs_get_what_scipy_finds():
         n_resamples=4000,
         batch=100,
     ).confidence_interval
-    width = theirs.high - theirs.low
-    assert ratio_interval(one, other) == pytest.approx(tuple(theirs), abs=0.1 * width)
+    width = expected.high - expected.low
+    assert ratio_interval(one, other) == pytest.approx(tuple(expected), abs=0.1 * width)
 
 
-def test_few_pairs_get_the_width_of_students_t():
+def test_few_pairs_have_an_interval_as_wide_as_students_t():
     values = np.random.default_rng(5).normal(10, 2, 12)
     low, high = mean_interval(list(values))
-    theirs = stats.t.interval(0.95, len(values) - 1, loc=values.mean(), scale=stats.sem(values))
-    assert high - low == pytest.approx(theirs[1] - theirs[0], rel=0.12)
+    expected = stats.t.interval(0.95, len(values) - 1, loc=values.mean(), scale=stats.sem(values))
+    assert high - low == pytest.approx(expected[1] - expected[0], rel=0.12)
 
 
 @given(st.lists(st.tuples(st.floats(0.1, 100), st.floats(0.1, 100)), min_size=1, max_size=40))

@@ -1,4 +1,4 @@
-"""Artifacts that lie, and how verification finds them out: each is resealed, so that its sums hold."""
+"""Verification of tampered artifacts, which are sealed again so that their digests are right; gates; stock pipeline."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from qabuild.artifact.manifest import Artifact, open_artifact, seal
 from qabuild.builder.store.local import Store
 from qabuild.errors import BadTarget, UntrustedInput
 from qabuild.evaluation import cross_check, measure
-from qabuild.evaluation import verify as verification
+from qabuild.evaluation import verify as verify_module
 from qabuild.evaluation.bootstrap import mean_interval
 from qabuild.evaluation.judge import explain_failure, judge
 from qabuild.evaluation.verify import verify
@@ -36,7 +36,7 @@ from qabuild.system import sealed
 from qabuild.system.reporter import Silent
 from qabuild.target.gates import Gates
 
-# A random checkpoint answers at random, so its F1 says nothing; what it computes says all.
+# The F1 of a checkpoint with random weights says nothing; its logits and answers do.
 TARGET = """
 [checkpoint]
 model = "{model}"
@@ -54,8 +54,8 @@ Make = Callable[..., Path]
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Any) -> Make:
-    """`made("eager")`: the artifact of a tiny BERT, built once; `made("eager", "sample")`: of another checkpoint."""
+def build(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Any) -> Make:
+    """`build("eager")`: the artifact of a tiny BERT, built once; `build("eager", "sample")`: of another checkpoint."""
     folder = tmp_path_factory.mktemp("verification")
 
     def make(backend: str, model: str = "bert", options: str = "") -> Path:
@@ -72,11 +72,11 @@ def made(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Any) -> Make
 
 
 @pytest.fixture
-def tampered(made: Make, tmp_path: Path) -> Callable[..., Path]:
-    """`tampered(change, "eager")`: a copy of that artifact after `change(folder)`, sealed as if built so."""
+def tampered(build: Make, tmp_path: Path) -> Callable[..., Path]:
+    """`tampered(change, "eager")`: a copy of that artifact after `change(folder)`, sealed again."""
 
-    def tamper(change: Callable[[Path], object], *which: str) -> Path:
-        original = open_artifact(made(*which))
+    def tamper(change: Callable[[Path], object], *names: str) -> Path:
+        original = open_artifact(build(*names))
         copy = tmp_path / "tampered"
         shutil.copytree(original.directory, copy)
         change(copy)
@@ -88,34 +88,34 @@ def tampered(made: Make, tmp_path: Path) -> Callable[..., Path]:
 
 def reseal(folder: Path, original: Artifact, **changed: Any) -> None:
     facts = {name: value for name, value in original.manifest.__dict__.items() if name != "files"}
-    (folder / artifacts.EVIDENCE).unlink()  # as of one that was just built
+    (folder / artifacts.EVIDENCE).unlink()  # a newly built artifact has none
     seal(folder, **{**facts, **changed})
 
 
-def failed(found: Verification) -> set[str]:
-    assert found.passed is not bool(found.failed_gates)
-    return {gate.name for gate in found.failed_gates}
+def failed(verification: Verification) -> set[str]:
+    assert verification.passed is not bool(verification.failed_gates)
+    return {gate.name for gate in verification.failed_gates}
 
 
-# --- artifacts that lie ---------------------------------------------------------------------------------------------
+# --- tampered artifacts ---------------------------------------------------------------------------------------------
 
 
-def test_an_honest_copy_passes_anywhere(made, tmp_path):
-    copy = shutil.copytree(made("torchscript"), tmp_path / "elsewhere")
-    found = verify(copy)
-    assert found.passed
-    assert found.measurement.agreement == 1
-    assert found.measurement.flips == []
-    assert found.measurement.speed is None, "without the checkpoint there is nothing to take turns with"
-    assert open_artifact(copy).evidence == json.loads(json.dumps(found.to_dict()))
+def test_an_unchanged_copy_passes_in_another_folder(build, tmp_path):
+    copy = shutil.copytree(build("torchscript"), tmp_path / "elsewhere")
+    verification = verify(copy)
+    assert verification.passed
+    assert verification.measurement.agreement == 1
+    assert verification.measurement.flips == []
+    assert verification.measurement.speed is None, "a speedup needs the checkpoint"
+    assert open_artifact(copy).evidence == json.loads(json.dumps(verification.to_dict()))
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json", "reference/answers.json"])
-def test_a_flipped_byte_ends_it_before_anything_is_loaded(made, tmp_path, name):
-    copy = shutil.copytree(made("eager"), tmp_path / "flipped")
+def test_a_flipped_byte_is_refused_before_anything_is_loaded(build, tmp_path, name):
+    copy = shutil.copytree(build("eager"), tmp_path / "flipped")
     content = bytearray((copy / name).read_bytes())
     content[len(content) // 2] ^= 1
-    (copy / name).unlink()  # it may be a link to the store's file
+    (copy / name).unlink()  # it may be a hard link to the store's file
     (copy / name).write_bytes(content)
     before = (copy / artifacts.EVIDENCE).read_bytes()
     with pytest.raises(UntrustedInput, match=name):
@@ -123,9 +123,9 @@ def test_a_flipped_byte_ends_it_before_anything_is_loaded(made, tmp_path, name):
     assert (copy / artifacts.EVIDENCE).read_bytes() == before
 
 
-def test_the_tokenizer_of_another_checkpoint(tampered, made):
+def test_the_tokenizer_of_another_checkpoint_fails_same_tokens(tampered, build):
     def exchange(folder: Path) -> None:
-        for path in made("eager", "distilbert").glob("*token*"):
+        for path in build("eager", "distilbert").glob("*token*"):
             shutil.copyfile(path, replaced(folder / path.name))
         vocabulary = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
         entries = vocabulary["model"]["vocab"]
@@ -136,7 +136,7 @@ def test_the_tokenizer_of_another_checkpoint(tampered, made):
     assert "same_tokens" in failed(verify(tampered(exchange, "eager")))
 
 
-def test_token_types_that_the_trace_dropped(tampered, made, tiny_checkpoint):
+def test_a_trace_without_token_types_fails_on_logits(tampered, build, tiny_checkpoint):
     checkpoint = resolve(str(tiny_checkpoint("bert")), None)
     model = load_model(checkpoint)
 
@@ -156,7 +156,7 @@ def test_token_types_that_the_trace_dropped(tampered, made, tiny_checkpoint):
         traced = torch.jit.trace(WithoutTokenTypes().eval(), example, check_trace=False)
         torch.jit.save(torch.jit.freeze(traced), replaced(folder / "model.pt"))
 
-    assert json.loads((made("torchscript") / "trace.json").read_text())["inputs"] == [
+    assert json.loads((build("torchscript") / "trace.json").read_text())["inputs"] == [
         "input_ids",
         "attention_mask",
         "token_type_ids",
@@ -164,7 +164,7 @@ def test_token_types_that_the_trace_dropped(tampered, made, tiny_checkpoint):
     assert "max_logit_difference" in failed(verify(tampered(drop, "torchscript")))
 
 
-def test_two_layers_that_changed_places(tampered):
+def test_swapped_layers_fail_on_logits(tampered):
     def swap(folder: Path) -> None:
         weights = load_file(folder / "model.safetensors")
         first, second = ".layer.0.", ".layer.1."
@@ -178,25 +178,25 @@ def test_two_layers_that_changed_places(tampered):
     assert "max_logit_difference" in failed(verify(tampered(swap, "eager")))
 
 
-def test_two_layers_of_a_trained_checkpoint_that_changed_places_change_its_answers(tampered):
+def test_swapped_layers_of_a_trained_checkpoint_change_its_answers(tampered):
     def swap(folder: Path) -> None:
         weights = load_file(folder / "model.safetensors")
         names = {name: name.replace(".0.", ".T.").replace(".1.", ".0.").replace(".T.", ".1.") for name in weights}
         save_file({names[name]: weights[name] for name in weights}, replaced(folder / "model.safetensors"))
 
-    found = verify(tampered(swap, "eager", "sample"))
-    assert {"max_logit_difference", "min_agreement"} <= failed(found)
-    assert found.measurement.f1 < found.measurement.checkpoint_f1
-    flip = found.measurement.flips[0]
+    verification = verify(tampered(swap, "eager", "sample"))
+    assert {"max_logit_difference", "min_agreement"} <= failed(verification)
+    assert verification.measurement.f1 < verification.measurement.checkpoint_f1
+    flip = verification.measurement.flips[0]
     assert flip.f1_difference < 0
     assert flip.artifact != flip.checkpoint
-    message, hint = explain_failure(found, Path("artifacts/x"))
+    message, hint = explain_failure(verification, Path("artifacts/x"))
     assert flip.id in message
-    assert f"{len(found.measurement.flips)} answers changed" in hint
+    assert f"{len(verification.measurement.flips)} answers changed" in hint
 
 
-def test_a_mask_that_overflowed_in_fp16(tampered):
-    """The mask as `(1 - mask) * min`, where min is -inf in fp16: 0 * -inf is not a number, and no logit is."""
+def test_a_mask_that_overflows_in_fp16_fails_on_finite_logits(tampered):
+    """The mask as `(1 - mask) * min`, where min is -inf in fp16: 0 * -inf is NaN, and so is every logit."""
     pytest.importorskip("onnxruntime")
     import onnx
     from onnx import TensorProto, helper, numpy_helper
@@ -231,7 +231,7 @@ def test_a_mask_that_overflowed_in_fp16(tampered):
     )
 
 
-def test_a_mask_that_is_ignored_shows_where_there_is_padding(tampered, tiny_checkpoint):
+def test_an_ignored_mask_fails_on_probes_with_padding(tampered, tiny_checkpoint):
     model = load_model(resolve(str(tiny_checkpoint("bert")), None))
 
     class WithoutMask(torch.nn.Module):
@@ -248,15 +248,15 @@ def test_a_mask_that_is_ignored_shows_where_there_is_padding(tampered, tiny_chec
         traced = torch.jit.trace(WithoutMask().eval(), (ids, ids, ids), check_trace=False)
         torch.jit.save(torch.jit.freeze(traced), replaced(folder / "model.pt"))
 
-    found = verify(tampered(ignore, "torchscript"))
-    assert "max_logit_difference" in failed(found)
-    alone = found.measurement.probes[0]
-    assert alone["batch"] == 1
-    assert alone["logit_difference"] < 1e-4, "one row has no padding: nothing shows"
+    verification = verify(tampered(ignore, "torchscript"))
+    assert "max_logit_difference" in failed(verification)
+    unpadded = verification.measurement.probes[0]
+    assert unpadded["batch"] == 1
+    assert unpadded["logit_difference"] < 1e-4, "a single row has no padding"
 
 
-def test_answers_of_the_reference_cannot_be_changed_unseen(tampered):
-    """Whoever reseals other answers must also change the questions' fingerprint or lose agreement."""
+def test_changed_reference_answers_fail_on_agreement(tampered):
+    """The artifact still gives the original answers, so forged ones lower the agreement."""
 
     def forge(folder: Path) -> None:
         path = folder / "reference" / sealed_reference.ANSWERS
@@ -268,7 +268,7 @@ def test_answers_of_the_reference_cannot_be_changed_unseen(tampered):
 
 
 def replaced(path: Path) -> Path:
-    """`path`, free to be written: an artifact's file may be a hard link to the store's."""
+    """`path` without its file, which may be a hard link to the store's."""
     path.unlink(missing_ok=True)
     return path
 
@@ -276,10 +276,10 @@ def replaced(path: Path) -> Path:
 # --- questions ------------------------------------------------------------------------------------------------------
 
 
-def test_other_questions_than_the_sealed_are_refused(made, tmp_path):
+def test_questions_other_than_the_sealed_ones_are_refused(build, tmp_path):
     sample = json.loads(Path(qabuild.qa.sample.HELDOUT).read_text(encoding="utf-8"))
     paragraph = sample["data"][0]["paragraphs"][0]
-    sealed = sealed_reference.read(made("eager") / sealed_reference.FOLDER)
+    sealed = sealed_reference.read(build("eager") / sealed_reference.FOLDER)
     for article in sample["data"]:
         for paragraph in article["paragraphs"]:
             for qa in paragraph["qas"]:
@@ -287,21 +287,21 @@ def test_other_questions_than_the_sealed_are_refused(made, tmp_path):
                     qa["question"] += "?"
     (tmp_path / "other.json").write_text(json.dumps(sample), encoding="utf-8")
     with pytest.raises(UntrustedInput, match="not the questions that the artifact was built with"):
-        verify(made("eager"), dataset=str(tmp_path / "other.json"))
+        verify(build("eager"), dataset=str(tmp_path / "other.json"))
 
 
-def test_the_same_questions_from_a_file_will_do(made, tmp_path):
+def test_the_same_questions_from_a_file_are_accepted(build, tmp_path):
     shutil.copyfile(qabuild.qa.sample.HELDOUT, tmp_path / "same.json")
-    copy = shutil.copytree(made("eager"), tmp_path / "copy")
+    copy = shutil.copytree(build("eager"), tmp_path / "copy")
     assert verify(copy, dataset=str(tmp_path / "same.json")).passed
 
 
 def test_unanswerable_questions_are_scored_as_squad_2(tmp_path, isolated_cache):
-    """The pipeline may say that there is no answer, and an empty answer is then the right one."""
+    """The pipeline may give no answer, which is right for an unanswerable question."""
     source = json.loads(Path(qabuild.qa.sample.HELDOUT).read_text(encoding="utf-8"))
     source["data"] = source["data"][:2]
-    asked = source["data"][0]["paragraphs"][0]["qas"]
-    asked[0] |= {"answers": [], "is_impossible": True}
+    qas = source["data"][0]["paragraphs"][0]["qas"]
+    qas[0] |= {"answers": [], "is_impossible": True}
     (tmp_path / "v2.json").write_text(json.dumps({**source, "version": "v2.0"}), encoding="utf-8")
     (tmp_path / "x.toml").write_text(
         '[checkpoint]\nmodel = "sample"\n[backend]\nname = "eager"\n[verify]\ndataset = "./v2.json"\n', encoding="utf-8"
@@ -318,32 +318,32 @@ def test_unanswerable_questions_are_scored_as_squad_2(tmp_path, isolated_cache):
 # --- speed ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_speedup_is_measured_only_beside_the_checkpoint_itself(made, tmp_path, tiny_checkpoint):
-    copy = shutil.copytree(made("eager"), tmp_path / "copy")
-    found = verify(copy, checkpoint=str(tiny_checkpoint("bert"))).measurement.speed
-    assert found is not None
-    low, high = found.speedup_interval
-    assert 0 < low <= found.speedup <= high
-    assert found.speedup == pytest.approx(found.artifact / found.checkpoint)
+def test_a_speedup_is_measured_only_against_the_checkpoint_of_the_build(build, tmp_path, tiny_checkpoint):
+    copy = shutil.copytree(build("eager"), tmp_path / "copy")
+    speed = verify(copy, checkpoint=str(tiny_checkpoint("bert"))).measurement.speed
+    assert speed is not None
+    low, high = speed.speedup_interval
+    assert 0 < low <= speed.speedup <= high
+    assert speed.speedup == pytest.approx(speed.artifact / speed.checkpoint)
     with pytest.raises(UntrustedInput, match="not the checkpoint that the artifact was built from"):
         verify(copy, checkpoint=str(tiny_checkpoint("distilbert")))
 
 
-def test_a_gate_on_speed_asks_for_the_checkpoint(made, tmp_path):
-    original = open_artifact(made("eager"))
+def test_a_gate_on_speed_requires_the_checkpoint(build, tmp_path):
+    original = open_artifact(build("eager"))
     copy = shutil.copytree(original.directory, tmp_path / "copy")
-    wanted = {**original.manifest.verify, "gates": {**original.manifest.verify["gates"], "min_speedup": 1000.0}}
-    reseal(copy, original, verify=wanted)
+    verify_table = {**original.manifest.verify, "gates": {**original.manifest.verify["gates"], "min_speedup": 1000.0}}
+    reseal(copy, original, verify=verify_table)
     with pytest.raises(BadTarget, match="--checkpoint"):
         verify(copy)
-    assert failed(verify(copy, checkpoint=str(checkpoint_of(made)))) == {"min_speedup"}
+    assert failed(verify(copy, checkpoint=str(checkpoint_of(build)))) == {"min_speedup"}
 
 
-def checkpoint_of(made: Make) -> Path:
+def checkpoint_of(build: Make) -> Path:
     """The tiny BERT that the artifacts were built from, by its target."""
     import tomllib
 
-    target = made("eager").parent.parent / "eager-bert.toml"
+    target = build("eager").parent.parent / "eager-bert.toml"
     return Path(tomllib.loads(target.read_text(encoding="utf-8"))["checkpoint"]["model"])
 
 
@@ -351,7 +351,7 @@ def checkpoint_of(made: Make) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("gates", "by"),
+    ("gates", "failing"),
     [
         ({"min_f1_retention": 0.99}, "min_f1_retention"),
         ({"min_agreement": 0.95}, "min_agreement"),
@@ -359,16 +359,16 @@ def checkpoint_of(made: Make) -> Path:
         ({"min_speedup": 2.0}, "min_speedup"),
     ],
 )
-def test_each_gate_fails_by_itself(made, gates, by):
-    artifact = open_artifact(made("eager"))
+def test_each_gate_fails_by_itself(build, gates, failing):
+    artifact = open_artifact(build("eager"))
     evidence = Verification.from_dict(artifact.evidence or {})
-    good = evidence.measurement
+    original = evidence.measurement
     lax = {"min_f1_retention": 0.0, "min_agreement": 0.0, "max_logit_difference": 1e9}
     worse = Verification.from_dict(
         {
             **evidence.to_dict(),
             "measurement": {
-                **good.to_dict(),
+                **original.to_dict(),
                 "f1": 98.0,
                 "checkpoint_f1": 100.0,
                 "agreement": 0.9,
@@ -377,16 +377,18 @@ def test_each_gate_fails_by_itself(made, gates, by):
         }
     ).measurement
     assert judge(artifact, worse, Gates(**lax)).passed
-    if by != "min_speedup":
-        assert failed(judge(artifact, worse, Gates(**{**lax, **gates}))) == {by}
+    if failing != "min_speedup":
+        assert failed(judge(artifact, worse, Gates(**{**lax, **gates}))) == {failing}
         return
-    speed = {**good.to_dict()["speed"], "speedup": 1.5}
-    slow = Verification.from_dict({**evidence.to_dict(), "measurement": {**good.to_dict(), "speed": speed}}).measurement
-    assert failed(judge(artifact, slow, Gates(**{**lax, **gates}))) == {by}
+    speed = {**original.to_dict()["speed"], "speedup": 1.5}
+    slow = Verification.from_dict(
+        {**evidence.to_dict(), "measurement": {**original.to_dict(), "speed": speed}}
+    ).measurement
+    assert failed(judge(artifact, slow, Gates(**{**lax, **gates}))) == {failing}
 
 
-def test_evidence_survives_its_json(made):
-    evidence = open_artifact(made("eager")).evidence
+def test_evidence_survives_its_json(build):
+    evidence = open_artifact(build("eager")).evidence
     assert evidence is not None
     assert json.loads(json.dumps(Verification.from_dict(evidence).to_dict())) == evidence
 
@@ -399,7 +401,7 @@ def test_the_interval_lies_within_the_differences_and_around_their_mean(differen
         assert low == pytest.approx(high)
 
 
-def test_the_interval_is_the_textbooks():
+def test_the_interval_of_a_normal_sample_is_1_96_standard_errors():
     """Of many draws from a normal distribution, the percentile interval is the mean -+ 1.96 standard errors."""
     values = np.random.default_rng(1).normal(0.3, 2.0, 5000)
     low, high = mean_interval(list(values))
@@ -413,21 +415,21 @@ def test_the_interval_is_the_textbooks():
 
 @pytest.mark.line457
 @pytest.mark.skipif(cross_check.pipeline_name() != cross_check.STOCK, reason="transformers has no such pipeline")
-def test_the_sealed_answers_are_those_of_the_stock_pipeline_called_once_a_question(made):
+def test_reference_answers_are_those_of_the_stock_pipeline_on_single_questions(build):
     from transformers import pipeline
 
-    artifact = open_artifact(made("eager", "sample"))
+    artifact = open_artifact(build("eager", "sample"))
     questions = measure.load_questions(artifact)
     stock = pipeline("question-answering", model=str(artifact.directory), device="cpu")
     expected = {q.id: stock(question=q.question, context=q.context)["answer"] for q in questions.questions}
     assert dict(sealed_reference.read(artifact.directory / sealed_reference.FOLDER).answers) == expected
 
 
-def test_scores_of_the_evidence_are_evaluates_own(made):
-    """evaluate's SQuAD metric cannot be fetched here; its formula is the official script's, tested with the scores."""
+def test_scores_of_the_evidence_are_those_of_the_official_metric(build):
+    """evaluate's metric needs the network; `squad_metric` has tests that compare it with the official script."""
     from qabuild.qa import squad_metric
 
-    artifact = open_artifact(made("eager", "sample"))
+    artifact = open_artifact(build("eager", "sample"))
     questions = data.select(
         data.load(data.DatasetRef("sample")),
         list(sealed_reference.read(artifact.directory / sealed_reference.FOLDER).answers),
@@ -440,14 +442,14 @@ def test_scores_of_the_evidence_are_evaluates_own(made):
 
 
 @pytest.mark.parametrize("count", [1, 33])
-def test_as_few_or_as_many_questions_as_there_are(tmp_path, count):
+def test_one_question_and_more_than_one_chunk_are_verified(tmp_path, count):
     """Pipelines give no list for a list of one question."""
     name = tmp_path / "few.toml"
     text = TARGET.format(model="sample", backend="eager", options="").replace("samples = 16", f"samples = {count}")
     name.write_text(text.replace("[verify]", '[verify]\ncross_check = "all"'), encoding="utf-8")
-    found = qabuild.build(name, tmp_path / "artifacts").verification
-    assert found.passed
-    assert (found.measurement.questions, found.measurement.cross_check.questions) == (count, count)
+    verification = qabuild.build(name, tmp_path / "artifacts").verification
+    assert verification.passed
+    assert (verification.measurement.questions, verification.measurement.cross_check.questions) == (count, count)
 
 
 PIPELINES = [
@@ -465,9 +467,9 @@ def second_pipeline(request, monkeypatch):
     return request.param
 
 
-def test_the_cross_check_is_a_gate_named_after_its_pipeline(made, second_pipeline):
+def test_the_cross_check_is_a_gate_named_after_its_pipeline(build, second_pipeline):
     said: list[str] = []
-    artifact = open_artifact(made("eager", "sample"))
+    artifact = open_artifact(build("eager", "sample"))
     reporter = type("Recorder", (Silent,), {"say": lambda _, message: said.append(message)})()
     measurement = measure.measure(artifact, measure.load_questions(artifact), reporter=reporter)
     checked = measurement.cross_check
@@ -478,13 +480,13 @@ def test_the_cross_check_is_a_gate_named_after_its_pipeline(made, second_pipelin
     assert [gate for gate in gates if gate.name == f"same_as_{second_pipeline}" and gate.passed]
 
 
-def test_a_pipeline_that_differs_fails_the_cross_check(made, second_pipeline, monkeypatch):
+def test_a_pipeline_that_differs_fails_the_cross_check(build, second_pipeline, monkeypatch):
     """Ours, made to return the last word of each answer."""
-    artifact = open_artifact(made("eager", "sample"))
-    asking = measure.asking
+    artifact = open_artifact(build("eager", "sample"))
+    answerer = measure.answerer
 
     def shortened(*arguments, **options):
-        ask_all = asking(*arguments, **options)
+        ask_all = answerer(*arguments, **options)
 
         def answer(questions):
             result = ask_all(questions)
@@ -492,52 +494,52 @@ def test_a_pipeline_that_differs_fails_the_cross_check(made, second_pipeline, mo
 
         return answer
 
-    monkeypatch.setattr(measure, "asking", shortened)
+    monkeypatch.setattr(measure, "answerer", shortened)
     measurement = measure.measure(artifact, measure.load_questions(artifact))
     failed = [gate.name for gate in judge(artifact, measurement, artifact.manifest.gates).failed_gates]
     assert f"same_as_{second_pipeline}" in failed
 
 
-def test_a_target_can_disable_the_cross_check_and_is_told_so(tmp_path):
+def test_a_target_can_disable_the_cross_check_and_says_so(tmp_path):
     name = tmp_path / "off.toml"
     text = TARGET.format(model="sample", backend="eager", options="").replace("[verify]", "[verify]\ncross_check = 0")
     name.write_text(text, encoding="utf-8")
     said: list[str] = []
     reporter = type("Recorder", (Silent,), {"say": lambda _, message: said.append(message)})()
-    found = qabuild.build(name, tmp_path / "artifacts", reporter=reporter).verification
-    assert found.measurement.cross_check is None
+    verification = qabuild.build(name, tmp_path / "artifacts", reporter=reporter).verification
+    assert verification.measurement.cross_check is None
     assert "cross-check: disabled by the target (verify.cross_check = 0)" in said
 
 
-def test_a_long_question_is_truncated_in_both_pipelines(made, second_pipeline):
+def test_a_long_question_is_truncated_in_both_pipelines(build, second_pipeline):
     """The stock pipeline documents `max_question_len`, and heeds it with slow tokenizers only."""
 
-    folder = made("eager", "sample")
+    folder = build("eager", "sample")
     model, tokenizer = load_model(resolve(str(folder), None)), load_tokenizer(folder)
-    some = data.load(data.DatasetRef("sample")).questions[0]
-    long = [replace(some, question=" ".join([some.question] * times)) for times in (9, 300)]
+    question = data.load(data.DatasetRef("sample")).questions[0]
+    long_questions = [replace(question, question=" ".join([question.question] * times)) for times in (9, 300)]
     other = cross_check.SecondPipeline(model, tokenizer, batch_size=2, squad_v2=False)
-    ours = ask.asking(model, tokenizer, squad_v2=False)
-    for question in long:
+    ours = ask.answerer(model, tokenizer, squad_v2=False)
+    for question in long_questions:
         assert other([question]).answers == ours([question]).answers
 
 
-def test_what_cannot_be_written_to_is_verified_all_the_same(made, tmp_path, monkeypatch):
-    folder = shutil.copytree(made("eager", "sample"), tmp_path / "copy")
+def test_an_artifact_in_a_read_only_folder_is_verified(build, tmp_path, monkeypatch):
+    folder = shutil.copytree(build("eager", "sample"), tmp_path / "copy")
     before = (folder / artifacts.EVIDENCE).read_bytes()
 
     def refuse(*_: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(verification, "write_evidence", refuse)
-    said: list[str] = []
-    monkeypatch.setattr(Silent, "say", lambda _, message: said.append(message))
+    monkeypatch.setattr(verify_module, "write_evidence", refuse)
+    messages: list[str] = []
+    monkeypatch.setattr(Silent, "say", lambda _, message: messages.append(message))
     assert verify(folder).passed
     assert (folder / artifacts.EVIDENCE).read_bytes() == before
-    assert any("not written" in message for message in said)
+    assert any("not written" in message for message in messages)
 
 
-def test_a_backend_that_is_not_known_here_is_told(tampered):
+def test_an_unknown_backend_is_refused(tampered):
     folder = tampered(lambda folder: None, "eager", "sample")
     manifest = folder / sealed.MANIFEST
     manifest.write_text(manifest.read_text().replace('"name": "eager"', '"name": "novel"'))

@@ -1,8 +1,8 @@
-"""Many artifacts side by side: the same questions in the same run, taking turns.
+"""Compare artifacts: all answer the same questions in one run, in rotating order.
 
-`contestants` finds what is to be compared, `workers` holds one process for each (`worker` is what runs in it),
-`measuring` lets them take turns, `scoring` makes a `Comparison` of what came of it (`answers`, `speed`, `audit`), and
-`tables` shows it.
+`contestants` opens the artifacts, `worker_pool` starts one process for each (`worker` runs in it), `rounds` runs the
+questions on them, `score` turns the answers and times into a `Comparison` (`accuracy`, `speed`, `audit`), whose values
+are in `result`, and `tables` formats it.
 """
 
 from __future__ import annotations
@@ -30,21 +30,23 @@ def compare(
 ) -> Comparison:
     """Measure artifacts in one run; each is a folder, or a target (a .toml file) whose artifact is in `output`.
 
-    `baseline` is the name of the one that the others are compared with; without it the first that is eager fp32, or
-    else the first. All questions are asked in batches of the first artifact's `verify.batch_size`; `batch_sizes` are
-    further ones. `latency` asks single questions as well. `dataset` is where the questions are, where not where the
-    artifacts say.
+    `baseline` names the artifact that the others are compared with; the default is the first that is eager fp32, or
+    else the first. All questions are answered in batches of the first artifact's `verify.batch_size`, and some at the
+    further `batch_sizes`. `latency` measures single questions, too. `dataset` names the source of the questions if it
+    is not the one that the artifacts name.
 
-    What cannot be measured is among the comparison's failures. Raises BadTarget where there is nothing to compare or
-    two were verified on different data, UntrustedInput where `dataset` is another; and, where none can be measured,
-    what one of them raised.
+    An artifact that cannot be measured is listed in the comparison's `failures`. Raises BadTarget if there is nothing
+    to compare or two artifacts were verified on different data, UntrustedInput if `dataset` has other questions; if no
+    artifact can be measured, the error of one of them.
     """
-    from qabuild.evaluation.compare import contestants, rounds, score
+    from qabuild.evaluation.compare import rounds
+    from qabuild.evaluation.compare.contestants import load_questions, open_contestants, require_baseline
+    from qabuild.evaluation.compare.score import score
 
-    found, failures = contestants.find(artifacts, Path(output))
-    contestants.require_baseline(found, failures, baseline)
-    for failure in failures:  # measuring the others takes minutes
-        reporter.say(f"{failure.name} is left out: {failure.error.splitlines()[0]}")
-    questions = contestants.load_questions(found, dataset, offline=offline)
-    runs = rounds.measure(found, failures, questions, batch_sizes, latency=latency, reporter=reporter)
-    return score.score(runs, questions, baseline)
+    contestants, failures = open_contestants(artifacts, Path(output))
+    require_baseline(contestants, failures, baseline)
+    for failure in failures:  # now, since measuring the others takes minutes
+        reporter.say(f"{failure.name} is skipped: {failure.error.splitlines()[0]}")
+    questions = load_questions(contestants, dataset, offline=offline)
+    runs = rounds.measure(contestants, failures, questions, batch_sizes, latency=latency, reporter=reporter)
+    return score(runs, questions, baseline)

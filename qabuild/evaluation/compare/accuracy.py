@@ -1,4 +1,4 @@
-"""What was answered: scores, and what became of the baseline's answers."""
+"""Accuracy of the answers: their scores, and how they differ from the baseline's."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from qabuild.evaluation.bootstrap import mean_interval
-from qabuild.evaluation.compare.result import Accuracy, Asked, Change
+from qabuild.evaluation.compare.result import Accuracy, Change, ChangedQuestion
 from qabuild.evaluation.compare.rounds import Run
 from qabuild.evaluation.compare.worker_pool import Turn
 from qabuild.qa import squad_metric
@@ -14,78 +14,86 @@ from qabuild.qa.data import QuestionSet
 from qabuild.qa.squad_metric import Scores
 
 Gold = Mapping[str, Sequence[str]]
-"""Gold answers by question id, in the order asked."""
+"""Gold answers by question id, in the order of the questions."""
 Spans = Mapping[str, tuple[str, int, int]]
 """Text, begin and end (characters of the context) by question id."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answered:
-    """The answers of one contestant to all questions, with their scores."""
+class ScoredAnswers:
+    """One contestant's answers to all questions, with their scores."""
 
     spans: Spans
     texts: Mapping[str, str]
     scores: Mapping[str, Scores]
-    """Of each question."""
+    """By question id."""
     total: Scores
 
 
-def timed(run: Run, gold: Gold) -> Answered:
-    """The answers of the run over all questions, that of the first batch size."""
-    spans = in_order(next(iter(run.throughput.values())), gold)
+def score_run(run: Run, gold: Gold) -> ScoredAnswers:
+    """Score the answers at the first batch size, at which all questions were run."""
+    spans = answers_by_id(next(iter(run.throughput.values())), gold)
     texts = {name: text for name, (text, _, _) in spans.items()}
-    return Answered(
+    return ScoredAnswers(
         spans=spans, texts=texts, scores=squad_metric.score_each(texts, gold), total=squad_metric.score(texts, gold)
     )
 
 
-def in_order(turns: Sequence[Turn], gold: Gold) -> Spans:
-    """The answers to the first questions, as many as were asked."""
+def answers_by_id(turns: Sequence[Turn], gold: Gold) -> Spans:
+    """Answers by question id; the turns may cover only the first questions of `gold`."""
     answers = [answer for turn in turns for answer in turn.answers]
     return dict(zip(gold, answers, strict=False))
 
 
-def accuracy(own: Answered, base: Answered | None) -> Accuracy:
-    """Scores, and where a baseline was measured the interval of F1 and its share of the baseline's."""
-    exact_match, f1 = own.total.exact_match, own.total.f1
-    if base is None:
+def accuracy(answers: ScoredAnswers, baseline: ScoredAnswers | None) -> Accuracy:
+    """Scores; with a baseline, also the interval of F1 and F1 retention."""
+    exact_match, f1 = answers.total.exact_match, answers.total.f1
+    if baseline is None:
         return Accuracy(exact_match=exact_match, f1=f1, f1_interval=None, f1_retention=None)
-    low, high = mean_interval([each.f1 - base.scores[name].f1 for name, each in own.scores.items()])
+    low, high = mean_interval([score.f1 - baseline.scores[name].f1 for name, score in answers.scores.items()])
     return Accuracy(
         exact_match=exact_match,
         f1=f1,
-        f1_interval=(max(base.total.f1 + low, 0.0), min(base.total.f1 + high, 100.0)),
-        f1_retention=f1 / base.total.f1 if base.total.f1 else 0.0,
+        f1_interval=(max(baseline.total.f1 + low, 0.0), min(baseline.total.f1 + high, 100.0)),
+        f1_retention=f1 / baseline.total.f1 if baseline.total.f1 else 0.0,
     )
 
 
-def changes(own: Answered, base: Answered | None) -> list[Change]:
-    """What is answered otherwise than by the baseline, the worst losses first."""
-    if base is None:
+def changes(answers: ScoredAnswers, baseline: ScoredAnswers | None) -> list[Change]:
+    """The answers that differ from the baseline's, by F1 difference, largest loss first; empty without a baseline."""
+    if baseline is None:
         return []
-    found = [
-        Change(id=name, answer=text, begin=begin, end=end, f1_difference=own.scores[name].f1 - base.scores[name].f1)
-        for name, (text, begin, end) in own.spans.items()
-        if text != base.spans[name][0]
+    unsorted = [
+        Change(
+            id=name,
+            answer=text,
+            begin=begin,
+            end=end,
+            f1_difference=answers.scores[name].f1 - baseline.scores[name].f1,
+        )
+        for name, (text, begin, end) in answers.spans.items()
+        if text != baseline.spans[name][0]
     ]
-    return sorted(found, key=lambda change: change.f1_difference)
+    return sorted(unsorted, key=lambda change: change.f1_difference)
 
 
-def asked(questions: QuestionSet, base: Answered | None, ids: Collection[str]) -> dict[str, Asked]:
-    """The questions with these ids, and what the baseline answers."""
-    if base is None:
+def changed_questions(
+    questions: QuestionSet, baseline: ScoredAnswers | None, ids: Collection[str]
+) -> dict[str, ChangedQuestion]:
+    """The questions with these ids, with the baseline's answers; empty without a baseline."""
+    if baseline is None:
         return {}
-    found = {}
-    for each in questions.questions:
-        if each.id in ids:
-            text, begin, end = base.spans[each.id]
-            found[each.id] = Asked(
-                question=each.question,
-                context=each.context,
-                gold=list(zip(each.answers, each.answer_starts, strict=True)),
+    changed = {}
+    for question in questions.questions:
+        if question.id in ids:
+            text, begin, end = baseline.spans[question.id]
+            changed[question.id] = ChangedQuestion(
+                question=question.question,
+                context=question.context,
+                gold=list(zip(question.answers, question.answer_starts, strict=True)),
                 answer=text,
                 begin=begin,
                 end=end,
-                f1=base.scores[each.id].f1,
+                f1=baseline.scores[question.id].f1,
             )
-    return found
+    return changed

@@ -1,4 +1,4 @@
-"""What is to be compared: found, checked against its manifest, and verified on the same questions as the others."""
+"""The artifacts to compare: intact, verified, and verified on the same questions."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from qabuild.qa.data import QuestionSet
 if TYPE_CHECKING:
     from qabuild.target.model import Target
 
-SHOWN = 16  # digits of a fingerprint in a message
+FINGERPRINT_DIGITS = 16  # shown in a message
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contestant:
-    """An artifact that takes part, with its evidence and what its checkpoint answered."""
+    """An artifact to compare, with its evidence and its reference answers."""
 
     name: str
     artifact: Artifact
     verification: Verification
     reference: Reference
     dataset: str | None
-    """Where a target says that the questions are."""
+    """Source of the questions, if a target names one."""
 
     @property
     def is_eager_fp32(self) -> bool:
@@ -41,59 +41,59 @@ class Contestant:
 
     @property
     def verified_answers(self) -> dict[str, str]:
-        """What the artifact answered when it was verified, by question id."""
+        """The artifact's answers during its verification, by question id."""
         flipped = {flip.id: flip.artifact for flip in self.verification.measurement.flips}
         return {**self.reference.answers, **flipped}
 
 
-def find(paths: Sequence[str | Path], output: Path) -> tuple[list[Contestant], list[Failure]]:
-    """The contestants among artifacts and targets, and those that are not there, not verified or damaged.
+def open_contestants(paths: Sequence[str | Path], output: Path) -> tuple[list[Contestant], list[Failure]]:
+    """Open artifacts, or the artifacts of targets in `output`; failures are those missing, unverified or damaged.
 
-    Raises BadTarget for a bad target and where one was verified on other data than the first; and what is wrong with
-    the first where none is left.
+    Raises BadTarget for a bad target, or if an artifact was verified on other data than the first; if none can be
+    opened, the error of the first.
     """
     if not paths:
         raise BadTarget("nothing to compare", "name artifacts, as in `qabuild compare artifacts/*`")
-    found: list[Contestant] = []
+    contestants: list[Contestant] = []
     failures: list[Failure] = []
     errors: list[QABuildError] = []
-    folders = [_located(Path(path), output) for path in paths]
-    names = _names([folder for folder, _ in folders])
+    folders = [_locate(Path(path), output) for path in paths]
+    names = _unique_names([folder for folder, _ in folders])
     for path, (folder, target), name in zip(paths, folders, names, strict=True):
         try:
             if target and not folder.exists():
-                raise BadTarget(f"{path}: {folder} was not built yet", f"build it first: qabuild {path}")
-            found.append(_contestant(name, folder, target.verify.dataset if target else None))
+                raise BadTarget(f"{path}: {folder} is not built", f"build it first: qabuild {path}")
+            contestants.append(_open(name, folder, target.verify.dataset if target else None))
         except (BadTarget, UntrustedInput, MissingEnvironment) as error:
             errors.append(error)
             failures.append(Failure.of(name, folder, error))
-    if not found:
+    if not contestants:
         raise errors[0]
-    _require_same_data(found)
-    return found, failures
+    _require_same_data(contestants)
+    return contestants, failures
 
 
-def require_baseline(found: Sequence[Contestant], failures: Sequence[Failure], name: str | None) -> None:
-    """Raise BadTarget where the baseline is named and is not among them."""
-    names = [each.name for each in found] + [each.name for each in failures]
+def require_baseline(contestants: Sequence[Contestant], failures: Sequence[Failure], name: str | None) -> None:
+    """Raise BadTarget if `name` is given and is neither a contestant nor a failure."""
+    names = [contestant.name for contestant in contestants] + [failure.name for failure in failures]
     if name is not None and name not in names:
-        raise BadTarget(f"--baseline {name}: not among what is compared", f"name one of {', '.join(names)}")
+        raise BadTarget(f"--baseline {name}: not among the compared artifacts", f"name one of {', '.join(names)}")
 
 
 def load_questions(contestants: Sequence[Contestant], source: str | None, *, offline: bool) -> QuestionSet:
-    """The questions that all of them were verified on, from `source` or from where a target or an artifact says.
+    """Load the questions of the verifications, from `source` or else from what a target or an artifact names.
 
-    Raises BadTarget where nothing says where they are, UntrustedInput where others are there.
+    Raises BadTarget if none of them names a source, UntrustedInput if the source has other questions.
     """
     first = contestants[0]
-    told = source or next((each.dataset for each in contestants if each.dataset), None)
-    questions = measure.load_questions(first.artifact, told, offline=offline)
+    named = source or next((contestant.dataset for contestant in contestants if contestant.dataset), None)
+    questions = measure.load_questions(first.artifact, named, offline=offline)
     measure.require_same_questions(questions, first.reference)
     return questions
 
 
-def _located(path: Path, output: Path) -> tuple[Path, Target | None]:
-    """The artifact's folder, and the target where one was named instead."""
+def _locate(path: Path, output: Path) -> tuple[Path, Target | None]:
+    """The artifact's folder, and its target if `path` is one."""
     if path.suffix != ".toml" or path.is_dir():
         return path, None
     from qabuild.target.read import load
@@ -102,24 +102,24 @@ def _located(path: Path, output: Path) -> tuple[Path, Target | None]:
     return output / target.name, target
 
 
-def _names(folders: Sequence[Path]) -> list[str]:
-    """What to call each: the folder's name, or all of its path where two would have one name."""
+def _unique_names(folders: Sequence[Path]) -> list[str]:
+    """A name for each: the folder's, or its path if two folders have one name; a path given twice gets a number."""
     short = [folder.resolve().name for folder in folders]
-    clear = [name if short.count(name) == 1 else str(folder) for name, folder in zip(short, folders, strict=True)]
+    names = [name if short.count(name) == 1 else str(folder) for name, folder in zip(short, folders, strict=True)]
     seen: Counter[str] = Counter()
-    for index, name in enumerate(clear):
+    for index, name in enumerate(names):
         seen[name] += 1
-        clear[index] = name if seen[name] == 1 else f"{name} ({seen[name]})"
-    return clear
+        names[index] = name if seen[name] == 1 else f"{name} ({seen[name]})"
+    return names
 
 
-def _contestant(name: str, folder: Path, dataset: str | None) -> Contestant:
+def _open(name: str, folder: Path, dataset: str | None) -> Contestant:
     artifact = open_artifact(folder)
-    verified = evidence_of(artifact)
-    if verified is None:
-        raise BadTarget(f"{folder}: was not verified", f"verify it first: qabuild verify {folder}")
+    verification = evidence_of(artifact)
+    if verification is None:
+        raise BadTarget(f"{folder}: not verified", f"verify it first: qabuild verify {folder}")
     sealed = artifact.reference
-    return Contestant(name=name, artifact=artifact, verification=verified, reference=sealed, dataset=dataset)
+    return Contestant(name=name, artifact=artifact, verification=verification, reference=sealed, dataset=dataset)
 
 
 def _require_same_data(contestants: Sequence[Contestant]) -> None:
@@ -138,8 +138,8 @@ def _differences(one: Contestant, other: Contestant) -> list[str]:
     return [f"{key}: {_short(left, key)} and {_short(right, key)}" for key in left if left[key] != right.get(key)]
 
 
-def _short(facts: Mapping[str, Any], key: str) -> Any:
-    value = facts.get(key)
+def _short(data: Mapping[str, Any], key: str) -> Any:
+    value = data.get(key)
     if value is None:
         return "all" if key == "samples" else "none"
-    return value[:SHOWN] if key == "fingerprint" else value
+    return value[:FINGERPRINT_DIGITS] if key == "fingerprint" else value

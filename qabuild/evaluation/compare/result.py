@@ -1,4 +1,4 @@
-"""What a comparison found, as values; no measuring."""
+"""The result of a comparison: values only."""
 
 from __future__ import annotations
 
@@ -11,93 +11,93 @@ from qabuild.artifact.evidence import Gate
 from qabuild.errors import QABuildError
 
 Interval = tuple[float, float]
-"""95 %."""
+"""Bounds of a 95 % interval."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Accuracy:
-    """Scores of the answers that were timed, in per cent."""
+    """Scores of the timed answers, in per cent."""
 
     exact_match: float
     f1: float
     f1_interval: Interval | None
-    """Paired bootstrap over the questions: the baseline's F1, plus where the difference to it lies."""
+    """The baseline's F1 plus the interval of the difference to it: paired bootstrap over the questions."""
     f1_retention: float | None
-    """F1 over that of the baseline; None where the baseline was not measured."""
+    """F1 over the baseline's F1; None if the baseline was not measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LengthSpeed:
-    """Full batches of windows of about one length through the model alone."""
+    """Speed of the model alone on full batches of windows of about one length."""
 
     tokens: int
-    """Length that the windows were padded to, rounded up to a multiple of 32."""
+    """Padded length of the windows, rounded up to a multiple of 32."""
     windows_per_second: float
     windows: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Throughput:
-    """Questions a second at one batch size, all contestants taking turns."""
+    """Throughput at one batch size, measured in rounds of all contestants."""
 
     batch_size: int
     questions: int
     rounds: int
     samples_per_second: float
-    """Of the whole pipeline: tokenising, model, finding the answer."""
+    """Of the pipeline from end to end: tokenisation, model, decoding of the answer."""
     model_samples_per_second: float
-    """As if nothing but the model took time."""
+    """Questions over the seconds spent in the model."""
     speedup: float | None
-    """Samples/s over those of the baseline; None where the baseline was not measured."""
+    """Samples/s over the baseline's; None if the baseline was not measured."""
     speedup_interval: Interval | None
-    """Bootstrap over the rounds."""
+    """Paired bootstrap over the rounds; None if there is only one."""
     by_length: Sequence[LengthSpeed]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Latency:
-    """Single questions, one after another, through the whole pipeline."""
+    """Latency of single questions, answered one after another by the pipeline from end to end."""
 
     median: float
     """Milliseconds."""
     p99: float
     milliseconds: Sequence[float]
-    """Of each question, in the order asked."""
+    """Of each question, in their order."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """A question that an artifact answers otherwise than the baseline."""
+    """An answer that differs from the baseline's."""
 
     id: str
     answer: str
     begin: int
     end: int
-    """Where in the context the answer stands, in characters."""
+    """`begin` and `end` are characters of the context."""
     f1_difference: float
-    """F1 of the answer less that of the baseline's, in points; negative where it lost."""
+    """F1 of the answer minus F1 of the baseline's, in points; negative for a loss."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What one artifact did."""
+    """Measurements of one artifact."""
 
     name: str
     artifact: str
     manifest: Mapping[str, Any]
-    """What it was built from, with what: checkpoint, backend, runtime, versions, record; and the manifest's digest."""
+    """Its provenance: checkpoint, training, backend, runtime, record and versions, and the digest of the manifest."""
     size: int
-    """Bytes of all sealed files but the reference."""
+    """Bytes of all sealed files except the reference."""
     load_seconds: float
-    """Hashing and loading in a fresh process, imports included."""
+    """Time to hash and load it in a new process, including imports."""
     peak_memory: int
-    """Bytes of main memory that the process held at most, libraries included."""
+    """Peak resident memory (RSS) of the process in bytes, including libraries."""
     accuracy: Accuracy
     throughput: Sequence[Throughput]
-    """By batch size; the first is that of the run over all questions, whose answers were scored."""
+    """By batch size; the first ran all questions, and its answers were scored."""
     latency: Latency | None
     gates: Sequence[Gate]
-    """Whether what was timed answers as what was verified."""
+    """Whether the timed answers agree with the verification."""
     changes: Sequence[Change]
 
     @property
@@ -107,7 +107,7 @@ class Measured:
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """One that could not be measured, and why."""
+    """An artifact that could not be measured, and its error."""
 
     name: str
     artifact: str
@@ -121,13 +121,13 @@ class Failure:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
-    """A question that some artifact answers otherwise than the baseline, and what the baseline answers."""
+class ChangedQuestion:
+    """A question that some artifact answers differently from the baseline, and the baseline's answer."""
 
     question: str
     context: str
     gold: Sequence[tuple[str, int]]
-    """Each gold answer, and where it begins."""
+    """Gold answers, each with its start in characters of the context."""
     answer: str
     begin: int
     end: int
@@ -136,26 +136,26 @@ class Asked:
 
 @dataclass(frozen=True, kw_only=True)
 class Time:
-    """Where the time went, in seconds."""
+    """Duration of the comparison's phases, in seconds."""
 
     loading: float
     measuring: float
-    """From when all were loaded until the last answer."""
+    """From the end of loading to the last answer."""
     answering: float
-    """Of that, within the artifacts' own pipelines."""
+    """The part of `measuring` spent in the artifacts' pipelines."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Artifacts side by side."""
+    """Measurements of several artifacts from one run."""
 
     baseline: str | None
-    """Name of the one that the others are compared with; None where the requested one could not be measured."""
+    """Name of the artifact that the others are compared with; None if the requested one could not be measured."""
     data: Mapping[str, Any]
     measured: Sequence[Measured]
     failures: Sequence[Failure]
-    asked: Mapping[str, Asked]
-    """Every question among the `changes`, by id."""
+    asked: Mapping[str, ChangedQuestion]
+    """Every question in `changes` of some artifact, by id."""
     machine: Mapping[str, Any]
     versions: Mapping[str, str]
     time: Time
@@ -164,9 +164,9 @@ class Comparison:
 
     @property
     def passed(self) -> bool:
-        """Whether all were measured, and every one answered as it did when it was verified."""
-        return not self.failures and not any(each.failed_gates for each in self.measured)
+        """Whether every artifact was measured and its answers agree with its verification."""
+        return not self.failures and not any(measured.failed_gates for measured in self.measured)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
+        """The comparison as JSON values, including `passed`."""
         return {**asdict(self), "passed": self.passed}

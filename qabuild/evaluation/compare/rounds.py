@@ -1,4 +1,4 @@
-"""Let the artifacts take turns: the same questions, round by round, A B C A B C."""
+"""Run the questions in rounds: in each, all artifacts answer the same questions, in rotating order."""
 
 from __future__ import annotations
 
@@ -10,44 +10,44 @@ from dataclasses import dataclass
 from qabuild.errors import QABuildError
 from qabuild.evaluation.compare.contestants import Contestant
 from qabuild.evaluation.compare.result import Failure, Time
-from qabuild.evaluation.compare.worker_pool import Turn, Worker, hired
+from qabuild.evaluation.compare.worker_pool import Turn, Worker, start_workers
 from qabuild.qa import ask
 from qabuild.qa.data import QuestionSet
 from qabuild.system.reporter import Reporter
 
-AUDITED = 2 * ask.CHUNK
-"""Questions that are asked first in the very batches in which they were asked when the artifact was verified."""
+AUDIT_QUESTIONS = 2 * ask.CHUNK
+"""How many questions are first run in the same batches as in the verification, for the audit."""
 FURTHER_QUESTIONS = 256
-"""How many questions, at most, are asked at further batch sizes, and one by one."""
+"""How many questions, at most, are run at further batch sizes, and one by one."""
 WARM_UP = 8
-"""Questions that each answers before the first round of a series."""
+"""Questions that each contestant answers before the first round of a series."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """Rounds over the first `questions` questions, all asked in the same way."""
+    """Rounds over the first `questions` questions with the same settings."""
 
     questions: int
     batch_size: int | None
-    """None leaves it to the pipeline, as verification does."""
+    """Windows of a batch; None leaves it to the pipeline, as verification does."""
     one_by_one: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What one contestant did: a turn for each round of each series."""
+    """The turns of one contestant: one for each round of each series."""
 
     contestant: Contestant
     load_seconds: float
     audit: Sequence[Turn]
     throughput: Mapping[int, Sequence[Turn]]
-    """By batch size; the first over all questions."""
+    """By batch size; the first covers all questions."""
     latency: Sequence[Turn]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Runs:
-    """What was measured, of those that came to the end."""
+    """The runs of the contestants that finished, and the failures of the others."""
 
     runs: Sequence[Run]
     failures: Sequence[Failure]
@@ -63,40 +63,41 @@ def measure(
     latency: bool,
     reporter: Reporter,
 ) -> Runs:
-    """Load each in a process of its own, and let them answer in turns.
+    """Load each contestant in its own process, and run the questions on them in rounds.
 
-    Those that fail on the way are added to `failures`, and the others go on. Raises what the last of them raised
-    where none is left.
+    A contestant that fails is dropped, and the others continue; the result's failures are `failures` and these. Raises
+    the error of the last contestant if all fail.
     """
-    scored = int(contestants[0].artifact.manifest.verify["batch_size"])
-    count, few = len(questions), min(len(questions), FURTHER_QUESTIONS)
-    audit = Series(questions=min(count, AUDITED), batch_size=None)
-    throughput = {scored: Series(questions=count, batch_size=scored)}
-    throughput |= {size: Series(questions=few, batch_size=size) for size in batch_sizes if size != scored}
-    singly = Series(questions=few, batch_size=1, one_by_one=True)
-    with hired(contestants) as workers:
-        team = _Team(workers, list(failures), reporter)
+    main_batch_size = int(contestants[0].artifact.manifest.verify["batch_size"])
+    count, subset = len(questions), min(len(questions), FURTHER_QUESTIONS)
+    audit = Series(questions=min(count, AUDIT_QUESTIONS), batch_size=None)
+    throughput = {main_batch_size: Series(questions=count, batch_size=main_batch_size)}
+    throughput |= {size: Series(questions=subset, batch_size=size) for size in batch_sizes if size != main_batch_size}
+    single = Series(questions=subset, batch_size=1, one_by_one=True)
+    with start_workers(contestants) as workers:
+        scheduler = _Scheduler(workers, list(failures), reporter)
         started = time.perf_counter()
-        loading = team.load(questions)
+        load_seconds = scheduler.load(questions)
         loaded = time.perf_counter()
-        turns = {series: team.run(series) for series in (audit, *throughput.values(), *([singly] if latency else []))}
+        all_series = (audit, *throughput.values(), *([single] if latency else []))
+        turns = {series: scheduler.run(series) for series in all_series}
         finished = time.perf_counter()
     runs = [
         Run(
             contestant=worker.contestant,
-            load_seconds=loading[worker],
+            load_seconds=load_seconds[worker],
             audit=turns[audit][worker],
             throughput={size: turns[series][worker] for size, series in throughput.items()},
-            latency=turns[singly][worker] if latency else [],
+            latency=turns[single][worker] if latency else [],
         )
-        for worker in team.workers
+        for worker in scheduler.workers
     ]
-    spent = Time(loading=loaded - started, measuring=finished - loaded, answering=team.answering)
-    return Runs(runs=runs, failures=team.failures, time=spent)
+    duration = Time(loading=loaded - started, measuring=finished - loaded, answering=scheduler.answering)
+    return Runs(runs=runs, failures=scheduler.failures, time=duration)
 
 
-class _Team:
-    """Those at work, in the order of the command line; one that fails drops out."""
+class _Scheduler:
+    """Runs series on the workers, in rotating order; drops a worker that fails."""
 
     def __init__(self, workers: Sequence[Worker], failures: list[Failure], reporter: Reporter) -> None:
         self.workers = list(workers)
@@ -105,41 +106,41 @@ class _Team:
         self._reporter = reporter
 
     def load(self, questions: QuestionSet) -> dict[Worker, float]:
-        """The seconds that each took to load: one after another, since together they would slow each other down."""
+        """Load one after another, since parallel loading would distort the times; returns the seconds of each."""
         seconds = {}
         with self._reporter.progress("loading", len(self.workers)) as advance:
             for worker in list(self.workers):
-                with self._dropping(worker):
+                with self._drop_on_failure(worker):
                     seconds[worker] = worker.load(questions)
                 advance(1)
         return seconds
 
     def run(self, series: Series) -> dict[Worker, list[Turn]]:
-        """The turns of each. Who goes first changes from round to round, so that no place is better for one."""
+        """Run a series; returns the turns of each worker. The order rotates, so that no worker always goes first."""
         turns: dict[Worker, list[Turn]] = {worker: [] for worker in self.workers}
         for worker in list(self.workers):
-            self._ask(worker, series, 0, min(WARM_UP, series.questions))
+            self._answer(worker, series, 0, min(WARM_UP, series.questions))
         label = "one by one" if series.one_by_one else f"batch {series.batch_size}" if series.batch_size else "audit"
         with self._reporter.progress(label, series.questions) as advance:
             for number, start in enumerate(range(0, series.questions, ask.CHUNK)):
                 stop = min(start + ask.CHUNK, series.questions)
                 first = number % len(self.workers)
                 for worker in self.workers[first:] + self.workers[:first]:
-                    turns[worker] += self._ask(worker, series, start, stop)
+                    turns[worker] += self._answer(worker, series, start, stop)
                 advance(stop - start)
         return turns
 
-    def _ask(self, worker: Worker, series: Series, start: int, stop: int) -> list[Turn]:
-        """One turn, or none of a worker that failed."""
-        with self._dropping(worker):
-            turn = worker.ask(start, stop, batch_size=series.batch_size, one_by_one=series.one_by_one)
+    def _answer(self, worker: Worker, series: Series, start: int, stop: int) -> list[Turn]:
+        """One turn; none if the worker fails."""
+        with self._drop_on_failure(worker):
+            turn = worker.answer(start, stop, batch_size=series.batch_size, one_by_one=series.one_by_one)
             self.answering += sum(turn.seconds)
             return [turn]
         return []
 
     @contextmanager
-    def _dropping(self, worker: Worker) -> Iterator[None]:
-        """Take the worker out where it fails; the last one's failure is that of all."""
+    def _drop_on_failure(self, worker: Worker) -> Iterator[None]:
+        """Drop the worker if the body raises; re-raise if it was the last one."""
         try:
             yield
         except QABuildError as error:
@@ -147,6 +148,6 @@ class _Team:
             if not self.workers:
                 raise
             contestant = worker.contestant
-            self._reporter.say(f"{contestant.name} drops out: {error.message.splitlines()[0]}")
+            self._reporter.say(f"{contestant.name} failed and is dropped: {error.message.splitlines()[0]}")
             self.failures.append(Failure.of(contestant.name, contestant.artifact.directory, error))
             worker.close()

@@ -1,4 +1,4 @@
-"""From turns to a comparison: what the runs show, beside the run of the baseline."""
+"""Score runs: turn answers and times into a comparison with the baseline."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from qabuild.artifact import sealed_reference
 from qabuild.evaluation.compare import accuracy, audit, speed
-from qabuild.evaluation.compare.accuracy import Answered, Gold
+from qabuild.evaluation.compare.accuracy import Gold, ScoredAnswers
 from qabuild.evaluation.compare.contestants import Contestant
 from qabuild.evaluation.compare.result import Comparison, Measured
 from qabuild.evaluation.compare.rounds import Run, Runs
@@ -18,59 +18,63 @@ from qabuild.qa.data import QuestionSet
 from qabuild.system import machine, packages
 
 
-def score(found: Runs, questions: QuestionSet, baseline: str | None) -> Comparison:
-    """What the runs show; `baseline` is a contestant's name, None leaves the choice to what they are."""
+def score(runs: Runs, questions: QuestionSet, baseline: str | None) -> Comparison:
+    """Compare the runs with that of the contestant named `baseline`; None selects the default baseline."""
     gold = {question.id: question.answers for question in questions.questions}
-    answered = {run.contestant.name: accuracy.timed(run, gold) for run in found.runs}
-    standard = _baseline(found.runs, baseline)
-    base = answered[standard.contestant.name] if standard else None
-    measured = [_measured(run, answered[run.contestant.name], gold, standard, base) for run in found.runs]
+    answers = {run.contestant.name: accuracy.score_run(run, gold) for run in runs.runs}
+    baseline_run = _baseline(runs.runs, baseline)
+    baseline_answers = answers[baseline_run.contestant.name] if baseline_run else None
+    measured = [_measured(run, answers[run.contestant.name], gold, baseline_run, baseline_answers) for run in runs.runs]
     return Comparison(
-        baseline=standard.contestant.name if standard else None,
-        data=found.runs[0].contestant.reference.data,
+        baseline=baseline_run.contestant.name if baseline_run else None,
+        data=runs.runs[0].contestant.reference.data,
         measured=measured,
-        failures=found.failures,
-        asked=accuracy.asked(questions, base, {change.id for each in measured for change in each.changes}),
+        failures=runs.failures,
+        asked=accuracy.changed_questions(
+            questions, baseline_answers, {change.id for entry in measured for change in entry.changes}
+        ),
         machine=machine.describe(),
-        versions=packages.versions(_packages(found.runs)),
-        time=found.time,
+        versions=packages.versions(_packages(runs.runs)),
+        time=runs.time,
         compared_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 
 
 def _baseline(runs: Sequence[Run], name: str | None) -> Run | None:
-    """The one of that name; without one the first that is eager fp32, or else the first."""
+    """The run named `name`; the default is the first that is eager fp32, or else the first."""
     if name is not None:
         return next((run for run in runs if run.contestant.name == name), None)
     return next((run for run in runs if run.contestant.is_eager_fp32), runs[0])
 
 
-def _measured(run: Run, own: Answered, gold: Gold, standard: Run | None, base: Answered | None) -> Measured:
+def _measured(
+    run: Run, answers: ScoredAnswers, gold: Gold, baseline_run: Run | None, baseline_answers: ScoredAnswers | None
+) -> Measured:
     artifact = run.contestant.artifact
-    turns = [*run.audit, *(turn for each in run.throughput.values() for turn in each), *run.latency]
+    all_turns = [*run.audit, *(turn for turns in run.throughput.values() for turn in turns), *run.latency]
     return Measured(
         name=run.contestant.name,
         artifact=str(artifact.directory),
-        manifest=_origin(run.contestant),
+        manifest=_provenance(run.contestant),
         size=sum(
             file.size
             for name, file in artifact.manifest.files.items()
             if not name.startswith(f"{sealed_reference.FOLDER}/")
         ),
         load_seconds=run.load_seconds,
-        peak_memory=max(turn.peak_memory for turn in turns),
-        accuracy=accuracy.accuracy(own, base),
-        throughput=[speed.throughput(size, run, standard) for size in run.throughput],
+        peak_memory=max(turn.peak_memory for turn in all_turns),
+        accuracy=accuracy.accuracy(answers, baseline_answers),
+        throughput=[speed.throughput(size, run, baseline_run) for size in run.throughput],
         latency=speed.latency(run.latency) if run.latency else None,
-        gates=audit.judge(run, own, gold),
-        changes=accuracy.changes(own, base),
+        gates=audit.audit(run, answers, gold),
+        changes=accuracy.changes(answers, baseline_answers),
     )
 
 
-def _origin(contestant: Contestant) -> Mapping[str, Any]:
+def _provenance(contestant: Contestant) -> Mapping[str, Any]:
     document = contestant.artifact.manifest.to_dict()
-    kept = ("name", "qabuild", "checkpoint", "backend", "runtime", "record", "versions", "training")
-    return {**{key: document[key] for key in kept}, "digest": contestant.artifact.digest}
+    keys = ("name", "qabuild", "checkpoint", "backend", "runtime", "record", "versions", "training")
+    return {**{key: document[key] for key in keys}, "digest": contestant.artifact.digest}
 
 
 def _packages(runs: Sequence[Run]) -> set[str]:

@@ -1,4 +1,4 @@
-"""How fast: throughput by batch size and length, and latency."""
+"""Speed: throughput by batch size and length, and latency."""
 
 from __future__ import annotations
 
@@ -12,32 +12,36 @@ from qabuild.evaluation.compare.worker import Call
 from qabuild.evaluation.compare.worker_pool import Turn
 
 LENGTH_STEP = 32
-"""Windows of so many tokens, or of one of its multiples, are counted together with those a little shorter."""
+"""Windows are grouped by their length in tokens, rounded up to a multiple of this."""
 
 
-def throughput(batch_size: int, run: Run, standard: Run | None) -> Throughput:
-    """Questions a second, and over those of the baseline in the same rounds."""
+def throughput(batch_size: int, run: Run, baseline: Run | None) -> Throughput:
+    """Throughput of a run at one batch size, and its speedup over the baseline in the same rounds."""
     turns = run.throughput[batch_size]
-    own, other = _seconds(turns), _seconds(standard.throughput[batch_size]) if standard else None
+    seconds = _seconds(turns)
+    baseline_seconds = _seconds(baseline.throughput[batch_size]) if baseline else None
     count = sum(len(turn.answers) for turn in turns)
     calls = [call for turn in turns for call in turn.calls]
     return Throughput(
         batch_size=batch_size,
         questions=count,
         rounds=len(turns),
-        samples_per_second=count / sum(own),
-        model_samples_per_second=count / sum(spent for _, _, spent in calls),
-        speedup=sum(other) / sum(own) if other else None,
-        speedup_interval=ratio_interval(other, own) if other and len(other) > 1 else None,  # one tells of no spread
+        samples_per_second=count / sum(seconds),
+        model_samples_per_second=count / sum(duration for _, _, duration in calls),
+        speedup=sum(baseline_seconds) / sum(seconds) if baseline_seconds else None,
+        # One round says nothing about the variance.
+        speedup_interval=ratio_interval(baseline_seconds, seconds)
+        if baseline_seconds and len(baseline_seconds) > 1
+        else None,
         by_length=_by_length([call for call in calls if call[0] == batch_size]),
     )
 
 
 def latency(turns: Sequence[Turn]) -> Latency:
-    """Of questions that were asked one by one."""
+    """Median, 99th percentile and each value of the latency, from turns that answered questions one by one."""
     import numpy as np
 
-    milliseconds = [1000 * spent for turn in turns for spent in turn.seconds]
+    milliseconds = [1000 * seconds for turn in turns for seconds in turn.seconds]
     median, p99 = np.percentile(milliseconds, (50, 99))
     return Latency(median=float(median), p99=float(p99), milliseconds=milliseconds)
 
@@ -49,10 +53,10 @@ def _seconds(turns: Sequence[Turn]) -> list[float]:
 def _by_length(calls: Sequence[Call]) -> list[LengthSpeed]:
     windows: dict[int, int] = defaultdict(int)
     seconds: dict[int, float] = defaultdict(float)
-    for count, tokens, spent in calls:
+    for count, tokens, duration in calls:
         length = -(-tokens // LENGTH_STEP) * LENGTH_STEP
         windows[length] += count
-        seconds[length] += spent
+        seconds[length] += duration
     return [
         LengthSpeed(tokens=length, windows_per_second=windows[length] / seconds[length], windows=windows[length])
         for length in sorted(windows)

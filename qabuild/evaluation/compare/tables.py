@@ -1,4 +1,4 @@
-"""A comparison as the table of the field, for people (terminal, Markdown) and for spreadsheets (CSV)."""
+"""Format a comparison as a table: for the terminal, in Markdown and as CSV."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import io
 from qabuild.evaluation.compare.result import Comparison, Failure, Interval, Measured
 
 
-def columns(found: Comparison) -> list[str]:
-    """Headings of `rows`."""
-    first = found.measured[0]
+def columns(comparison: Comparison) -> list[str]:
+    """Headings for `rows`."""
+    first = comparison.measured[0]
     return [
         "approach",
         "EM",
@@ -19,7 +19,7 @@ def columns(found: Comparison) -> list[str]:
         f"samples/s, batch {first.throughput[0].batch_size}",
         "speedup",
         "model only",
-        *(heading for each in first.throughput[1:] for heading in (f"batch {each.batch_size}", "speedup")),
+        *(heading for further in first.throughput[1:] for heading in (f"batch {further.batch_size}", "speedup")),
         *(["median", "p99"] if first.latency else []),
         "size",
         "memory",
@@ -28,92 +28,94 @@ def columns(found: Comparison) -> list[str]:
     ]
 
 
-def rows(found: Comparison) -> list[list[str]]:
-    """A row for each artifact, its 95 % intervals in brackets; those that could not be measured last."""
-    width = len(columns(found))
-    failed = [[each.name, *["-"] * (width - 2), result(each)] for each in found.failures]
-    return [_row(each) for each in found.measured] + failed
+def rows(comparison: Comparison) -> list[list[str]]:
+    """A row for each artifact, with 95 % intervals in brackets; failures come last."""
+    width = len(columns(comparison))
+    failed = [[failure.name, *["-"] * (width - 2), result(failure)] for failure in comparison.failures]
+    return [_row(measured) for measured in comparison.measured] + failed
 
 
-def markdown(found: Comparison) -> str:
-    """The table in GitHub's Markdown."""
-    headings = columns(found)
-    lines = [headings, ["---"] * len(headings), *rows(found)]
+def to_markdown(comparison: Comparison) -> str:
+    """The table in GitHub-flavoured Markdown."""
+    headings = columns(comparison)
+    lines = [headings, ["---"] * len(headings), *rows(comparison)]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
-def comma_separated(found: Comparison) -> str:
-    """All figures, in SI units and full precision; a row for each artifact and batch size."""
+def to_csv(comparison: Comparison) -> str:
+    """All figures as CSV, in SI units and full precision, with a row for each artifact and batch size."""
     text = io.StringIO()
-    fields = _fields(found)
-    writer = csv.DictWriter(text, list(fields[0]), restval="", lineterminator="\n")
+    records = _csv_records(comparison)
+    writer = csv.DictWriter(text, list(records[0]), restval="", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(fields)
+    writer.writerows(records)
     return text.getvalue().rstrip("\n")
 
 
-def result(each: Measured | Failure) -> str:
-    """What became of it, in a few words."""
-    if isinstance(each, Failure):
-        return f"error: {each.error.splitlines()[0]}"
-    failed = ", ".join(gate.name for gate in each.failed_gates)
+def result(entry: Measured | Failure) -> str:
+    """The result in a few words: the error, the failed gates or "as verified"."""
+    if isinstance(entry, Failure):
+        return f"error: {entry.error.splitlines()[0]}"
+    failed = ", ".join(gate.name for gate in entry.failed_gates)
     return f"FAILED: {failed}" if failed else "as verified"
 
 
-def conditions(found: Comparison) -> str:
-    """One line on what was asked, where, and what was timed beside the answering."""
-    main = found.measured[0].throughput[0]
-    overhead = found.time.measuring / found.time.answering - 1
+def conditions(comparison: Comparison) -> str:
+    """The conditions of the comparison in one line: questions, baseline, machine and durations."""
+    main = comparison.measured[0].throughput[0]
+    overhead = comparison.time.measuring / comparison.time.answering - 1
     rounds = "1 round" if main.rounds == 1 else f"{main.rounds} rounds"
     return (
-        f"{main.questions} questions in {rounds}, baseline: {found.baseline or 'not measured'}; "
-        f"{found.machine['cpu']}, {found.machine['cores']} cores; loading {found.time.loading:.0f} s, "
-        f"answering {found.time.answering:.0f} s, {100 * overhead:.1f} % on top"
+        f"{main.questions} questions in {rounds}, baseline: {comparison.baseline or 'not measured'}; "
+        f"{comparison.machine['cpu']}, {comparison.machine['cores']} cores; loading {comparison.time.loading:.0f} s, "
+        f"answering {comparison.time.answering:.0f} s, overhead {100 * overhead:.1f} %"
     )
 
 
-def _row(each: Measured) -> list[str]:
-    accuracy, (main, *further) = each.accuracy, each.throughput
-    kept = accuracy.f1_retention
+def _row(measured: Measured) -> list[str]:
+    accuracy, (main, *further) = measured.accuracy, measured.throughput
+    retention = accuracy.f1_retention
     return [
-        each.name,
+        measured.name,
         f"{accuracy.exact_match:.2f}",
-        f"{accuracy.f1:.2f}{_within(accuracy.f1_interval)}",
-        "-" if kept is None else f"{100 * kept:.2f} %",
+        f"{accuracy.f1:.2f}{_bounds(accuracy.f1_interval)}",
+        "-" if retention is None else f"{100 * retention:.2f} %",
         f"{main.samples_per_second:.1f}",
-        _times(main.speedup, main.speedup_interval),
+        _speedup(main.speedup, main.speedup_interval),
         f"{main.model_samples_per_second:.1f}",
-        *(cell for other in further for cell in (f"{other.samples_per_second:.1f}", _times(other.speedup, None))),
-        *([f"{each.latency.median:.1f} ms", f"{each.latency.p99:.1f} ms"] if each.latency else []),
-        f"{each.size / 1e6:.1f} MB",
-        f"{each.peak_memory / 1e6:.0f} MB",
-        f"{each.load_seconds:.1f} s",
-        result(each),
+        *(cell for other in further for cell in (f"{other.samples_per_second:.1f}", _speedup(other.speedup, None))),
+        *([f"{measured.latency.median:.1f} ms", f"{measured.latency.p99:.1f} ms"] if measured.latency else []),
+        f"{measured.size / 1e6:.1f} MB",
+        f"{measured.peak_memory / 1e6:.0f} MB",
+        f"{measured.load_seconds:.1f} s",
+        result(measured),
     ]
 
 
-def _times(speedup: float | None, interval: Interval | None) -> str:
-    return "-" if speedup is None else f"{speedup:.2f}x{_within(interval)}"
+def _speedup(speedup: float | None, interval: Interval | None) -> str:
+    return "-" if speedup is None else f"{speedup:.2f}x{_bounds(interval)}"
 
 
-def _within(interval: Interval | None) -> str:
+def _bounds(interval: Interval | None) -> str:
     return f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else ""
 
 
-def _fields(found: Comparison) -> list[dict[str, str | float | None]]:
-    fields = [_field(each, index) for each in found.measured for index in range(len(each.throughput))]
-    for failure in found.failures:
-        fields.append({"approach": failure.name, "artifact": failure.artifact, "result": result(failure)})
-    return fields
+def _csv_records(comparison: Comparison) -> list[dict[str, str | float | None]]:
+    records = [
+        _csv_record(measured, index) for measured in comparison.measured for index in range(len(measured.throughput))
+    ]
+    for failure in comparison.failures:
+        records.append({"approach": failure.name, "artifact": failure.artifact, "result": result(failure)})
+    return records
 
 
-def _field(each: Measured, index: int) -> dict[str, str | float | None]:
-    accuracy, speed = each.accuracy, each.throughput[index]
+def _csv_record(measured: Measured, index: int) -> dict[str, str | float | None]:
+    accuracy, speed = measured.accuracy, measured.throughput[index]
     f1_low, f1_high = accuracy.f1_interval or (None, None)
     low, high = speed.speedup_interval or (None, None)
     return {
-        "approach": each.name,
-        "artifact": each.artifact,
+        "approach": measured.name,
+        "artifact": measured.artifact,
         "batch_size": speed.batch_size,
         "questions": speed.questions,
         "exact_match": accuracy.exact_match,
@@ -126,10 +128,10 @@ def _field(each: Measured, index: int) -> dict[str, str | float | None]:
         "speedup": speed.speedup,
         "speedup_low": low,
         "speedup_high": high,
-        "latency_median_ms": each.latency.median if each.latency else None,
-        "latency_p99_ms": each.latency.p99 if each.latency else None,
-        "size_bytes": each.size,
-        "peak_memory_bytes": each.peak_memory,
-        "load_seconds": each.load_seconds,
-        "result": result(each),
+        "latency_median_ms": measured.latency.median if measured.latency else None,
+        "latency_p99_ms": measured.latency.p99 if measured.latency else None,
+        "size_bytes": measured.size,
+        "peak_memory_bytes": measured.peak_memory,
+        "load_seconds": measured.load_seconds,
+        "result": result(measured),
     }

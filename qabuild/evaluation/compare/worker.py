@@ -1,7 +1,7 @@
-"""One artifact in a process of its own: `python -m qabuild.evaluation.compare.worker`.
+"""A worker process that answers questions with one artifact: `python -m qabuild.evaluation.compare.worker`.
 
-The first request names the artifact and holds all questions; each later one says which of them to answer, and in
-batches of what size. See `qabuild.system.process`.
+The first request names the artifact and holds all questions; each later one states which of them to answer, and the
+batch size. The protocol is that of `qabuild.system.process`.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from typing import Any
 from qabuild.system.process import Tell, serve
 
 Call = tuple[int, int, float]
-"""Windows, tokens of each, seconds: one call of the model."""
+"""One call of the model: windows, tokens of each window, seconds."""
 
 
 def main() -> None:
-    """Answer requests until there are no more."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the parent ends this one
-    loaded: Loaded | None = None
+    """Answer requests from stdin until it closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the process group; the parent kills this process
+    artifact: LoadedArtifact | None = None
 
     def work(request: Mapping[str, Any], tell: Tell) -> Mapping[str, Any]:
-        nonlocal loaded
-        if loaded is None:
-            loaded = Loaded(**request)
-            return {"load_seconds": loaded.seconds}
-        return loaded.ask(**request)
+        nonlocal artifact
+        if artifact is None:
+            artifact = LoadedArtifact(**request)
+            return {"load_seconds": artifact.load_seconds}
+        return artifact.answer(**request)
 
     serve(work)
 
 
-class Loaded:
-    """A loaded artifact and the questions that it may be asked: dictionaries with `question` and `context`."""
+class LoadedArtifact:
+    """A loaded artifact and the questions to answer: dictionaries with `question` and `context`."""
 
     def __init__(self, artifact: str, digest: str, squad_v2: bool, questions: Sequence[Mapping[str, str]]) -> None:
         started = time.perf_counter()
@@ -45,34 +45,36 @@ class Loaded:
         from qabuild.qa.pipeline import QuestionAnsweringPipeline
 
         model, tokenizer = load_model(open_artifact(Path(artifact), digest))
-        self.seconds = time.perf_counter() - started
-        self._model = _Timed(model)
+        self.load_seconds = time.perf_counter() - started
+        self._model = _TimedModel(model)
         self._pipeline = QuestionAnsweringPipeline(self._model, tokenizer, handle_impossible_answer=squad_v2)
         self._questions = questions
 
-    def ask(self, start: int, stop: int, batch_size: int | None, one_by_one: bool) -> dict[str, Any]:
-        """Answer questions `start` to `stop`, all in one call of the pipeline or each in one of its own.
+    def answer(self, start: int, stop: int, batch_size: int | None, one_by_one: bool) -> dict[str, Any]:
+        """Answer questions `start` to `stop` in one call of the pipeline, or with one call for each.
 
-        Replies with answer, begin and end (characters of the context) of each, the seconds of each call of the
-        pipeline, the calls of the model, and the most memory that this process has held so far, in bytes.
+        Returns the fields of a Turn: text, begin and end (characters of the context) of each answer, the seconds of
+        each call of the pipeline, the calls of the model, and the peak memory of this process so far, in bytes.
         """
         questions = self._questions[start:stop]
         answers: list[tuple[str, int, int]] = []
         seconds: list[float] = []
-        for together in [[question] for question in questions] if one_by_one else [questions]:
+        for batch in [[question] for question in questions] if one_by_one else [questions]:
             started = time.perf_counter()
-            results: Any = self._pipeline(together, batch_size=batch_size)
+            results: Any = self._pipeline(batch, batch_size=batch_size)
             seconds.append(time.perf_counter() - started)
-            # The result of a single question is not in a list. Where no span is left, as with logits that are not
-            # numbers, it is an empty list.
-            each = results if len(together) > 1 else [results]
-            answers += [(found["answer"], found["start"], found["end"]) if found else ("", 0, 0) for found in each]
+            # The result of a single question is not in a list. Where no span is left, as with NaN logits, it is an
+            # empty list.
+            results = results if len(batch) > 1 else [results]
+            answers += [
+                (result["answer"], result["start"], result["end"]) if result else ("", 0, 0) for result in results
+            ]
         calls = self._model.take_calls()
         return {"answers": answers, "seconds": seconds, "calls": calls, "peak_memory": peak_memory()}
 
 
-class _Timed:
-    """A model that notes the shape and duration of each of its calls; on a GPU without waiting for it."""
+class _TimedModel:
+    """A model that records the shape and duration of each call; on a GPU, without synchronising after each."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
@@ -87,61 +89,64 @@ class _Timed:
     def __call__(self, **inputs: Any) -> Any:
         windows, tokens = inputs["input_ids"].shape
         on_gpu = inputs["input_ids"].is_cuda
-        started = _mark(on_gpu)
+        start = _timestamp(on_gpu)
         output = self._model(**inputs)
-        self._calls.append((windows, tokens, started, _mark(on_gpu)))
+        self._calls.append((windows, tokens, start, _timestamp(on_gpu)))
         return output
 
-    def _submit(self, **inputs: Any) -> _Promise:
+    def _submit(self, **inputs: Any) -> _TimedFuture:
         windows, tokens = inputs["input_ids"].shape
         started = time.perf_counter()
-        note = lambda seconds: self._submitted.append((windows, tokens, started, started + seconds))  # noqa: E731
-        return _Promise(self._model.submit(**inputs), note)
+        record = lambda seconds: self._submitted.append((windows, tokens, started, started + seconds))  # noqa: E731
+        return _TimedFuture(self._model.submit(**inputs), record)
 
     def take_calls(self) -> list[Call]:
-        """The calls since this was last asked."""
+        """The calls since the last `take_calls`, which it forgets."""
         calls, self._calls = self._calls, []
         submitted, self._submitted = self._submitted, []
-        times = shares([call[2:] for call in submitted], self._model.at_once) if submitted else []
+        durations = time_shares([call[2:] for call in submitted], self._model.at_once) if submitted else []
         return [
-            *((windows, tokens, _between(start, end)) for windows, tokens, start, end in calls),
-            *((windows, tokens, spent) for (windows, tokens, _, _), spent in zip(submitted, times, strict=True)),
+            *((windows, tokens, _elapsed(start, end)) for windows, tokens, start, end in calls),
+            *(
+                (windows, tokens, duration)
+                for (windows, tokens, _, _), duration in zip(submitted, durations, strict=True)
+            ),
         ]
 
 
-class _Promise:
-    """A call under way."""
+class _TimedFuture:
+    """A future that passes the call's duration in seconds to `record` when it is done."""
 
-    def __init__(self, promise: Any, ended: Callable[[float], None]) -> None:
-        self._promise, self._ended = promise, ended
+    def __init__(self, future: Any, record: Callable[[float], None]) -> None:
+        self._future, self._record = future, record
 
     def result(self) -> Any:
-        output = self._promise.result()
-        self._ended(self._promise.seconds)
+        output = self._future.result()
+        self._record(self._future.seconds)
         return output
 
 
-def shares(spans: Sequence[tuple[float, float]], at_once: int) -> list[float]:
-    """What each of some calls took of the time of all, where `at_once` are computed at the same time; in seconds.
+def time_shares(spans: Sequence[tuple[float, float]], at_once: int) -> list[float]:
+    """Seconds of each call, where up to `at_once` calls run concurrently; the sum is the time in which any call ran.
 
-    `spans` are start and end of each, in the order in which they were started. One that waits begins when one before
-    it ends. The sum is the time in which any was under way.
+    `spans` are submission and end of each call, in order of submission. A call that has to wait starts when an earlier
+    one ends. The time in which any call ran is divided in proportion to the calls' running times.
     """
-    ends: list[float] = []  # of those that begin last in each place, a heap
-    spent = []
+    ends: list[float] = []  # a heap: the end of the last call in each of the `at_once` slots
+    durations = []
     for start, end in spans:
         begin = max(start, heapq.heappop(ends)) if len(ends) == at_once else start
         heapq.heappush(ends, end)
-        spent.append(end - begin)
-    whole, until = 0.0, float("-inf")
+        durations.append(end - begin)
+    total, until = 0.0, float("-inf")
     for start, end in spans:
-        whole += max(0.0, end - max(start, until))
+        total += max(0.0, end - max(start, until))
         until = max(until, end)
-    return [whole / sum(spent) * each for each in spent]
+    return [total / sum(durations) * duration for duration in durations]
 
 
-def _mark(on_gpu: bool) -> Any:
-    """This moment, or that in the GPU's queue of work."""
+def _timestamp(on_gpu: bool) -> Any:
+    """The present time, or a CUDA event in the GPU's stream."""
     if not on_gpu:
         return time.perf_counter()
     import torch
@@ -151,8 +156,8 @@ def _mark(on_gpu: bool) -> Any:
     return event
 
 
-def _between(start: Any, end: Any) -> float:
-    """Seconds from one mark to the other."""
+def _elapsed(start: Any, end: Any) -> float:
+    """Seconds between two timestamps."""
     if isinstance(start, float):
         return float(end - start)
     end.synchronize()
@@ -160,12 +165,12 @@ def _between(start: Any, end: Any) -> float:
 
 
 def peak_memory() -> int:
-    """The most memory that this process has held, in bytes.
+    """Peak resident memory (RSS) of this process, in bytes; 0 if the system does not report it.
 
-    Not `getrusage`: its ru_maxrss begins with what the parent held when it started this process.
+    Not from `getrusage`, whose ru_maxrss starts at the parent's memory when it started this process.
     """
-    found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"))
-    return int(found[1]) * 1024 if found else 0
+    peak = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"))
+    return int(peak[1]) * 1024 if peak else 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The processes that answer, one for each artifact, as seen from the one that measures."""
+"""The parent's side of the worker processes, one for each artifact."""
 
 from __future__ import annotations
 
@@ -14,54 +14,56 @@ from qabuild.system.process import Child
 
 @dataclass(frozen=True, kw_only=True)
 class Turn:
-    """What one worker made of some questions."""
+    """One worker's answers to some questions, and their times."""
 
     answers: Sequence[tuple[str, int, int]]
-    """Text, begin and end (characters of the context) of the answer to each."""
+    """Text, begin and end (characters of the context) of each answer."""
     seconds: Sequence[float]
-    """Of each call of the pipeline."""
+    """Duration of each call of the pipeline."""
     calls: Sequence[Call]
-    """Of the model."""
+    """Calls of the model."""
     peak_memory: int
-    """Bytes that the process has held so far, at most."""
+    """Peak resident memory of the process so far, in bytes."""
 
 
 class Worker:
-    """One artifact in a process of its own, loaded once, answering when asked."""
+    """A process that loads one artifact and answers questions with it."""
 
     def __init__(self, contestant: Contestant) -> None:
         self.contestant = contestant
         self._child = Child(
-            "qabuild.evaluation.compare.worker", "the process that held it", remedy="compare fewer artifacts at once"
+            "qabuild.evaluation.compare.worker", "its worker process", remedy="compare fewer artifacts at once"
         )
 
     def load(self, questions: QuestionSet) -> float:
-        """Load the artifact, to be asked of these questions; the seconds that loading took, imports included.
+        """Load the artifact and send it the questions; returns the seconds of loading, including imports.
 
-        Raises what loading raised, or QABuildError where the process died.
+        Raises the error of loading, or QABuildError if the process died.
         """
         artifact = self.contestant.artifact
         request = {
             "artifact": str(artifact.directory),
             "digest": artifact.digest,
             "squad_v2": questions.has_unanswerable,
-            "questions": [{"question": each.question, "context": each.context} for each in questions.questions],
+            "questions": [
+                {"question": question.question, "context": question.context} for question in questions.questions
+            ],
         }
         return float(self._child.ask(request)["load_seconds"])
 
-    def ask(self, start: int, stop: int, *, batch_size: int | None, one_by_one: bool = False) -> Turn:
-        """The answers to questions `start` to `stop`; raises as `load` does."""
+    def answer(self, start: int, stop: int, *, batch_size: int | None, one_by_one: bool = False) -> Turn:
+        """Answer questions `start` to `stop`; raises as `load` does."""
         request = {"start": start, "stop": stop, "batch_size": batch_size, "one_by_one": one_by_one}
         return Turn(**self._child.ask(request))
 
     def close(self) -> None:
-        """End the process."""
+        """Kill the process."""
         self._child.kill()
 
 
 @contextmanager
-def hired(contestants: Sequence[Contestant]) -> Iterator[list[Worker]]:
-    """A worker for each, none of them loaded; all ended in the end."""
+def start_workers(contestants: Sequence[Contestant]) -> Iterator[list[Worker]]:
+    """Start a worker for each contestant, without loading it; kills all of them at the end."""
     workers: list[Worker] = []
     try:
         for contestant in contestants:

@@ -1,6 +1,6 @@
-"""A comparison as one page that needs no network, and as a picture.
+"""A comparison as a self-contained HTML page, and as a picture.
 
-`plots` says what is drawn, in Vega-Lite; `page.html`, `page.css` and `page.js` are the page, filled in by `page`.
+`plots` specifies the plots in Vega-Lite; `page` renders the template `page.html` with `page.css` and `page.js`.
 """
 
 from __future__ import annotations
@@ -10,4 +10,4 @@ from qabuild.evaluation.report.page import write_page, write_picture
 __all__ = ["PACKAGES", "write_page", "write_picture"]
 
 PACKAGES = ("jinja2", "vl-convert-python")
-"""What the page is made with."""
+"""Distributions that render the page and the picture."""

@@ -2,7 +2,7 @@
 
 const DATA = JSON.parse(document.getElementById("data").textContent);
 const DARK = matchMedia("(prefers-color-scheme: dark)");
-const AT_ONCE = 25; // changed answers that are shown before "Show more"
+const PAGE_SIZE = 25; // changed answers that are shown before "Show more"
 
 // --- plots ----------------------------------------------------------------------------------------------------------
 
@@ -105,7 +105,7 @@ function browser(form) {
   form.artifact.append(...Object.entries(DATA.changes).map(([name, changes]) => new Option(`${name} (${changes.length})`, name)));
   const extend = () => {
     const from = list.childElementCount;
-    list.append(...matching.slice(from, from + AT_ONCE).map(shown));
+    list.append(...matching.slice(from, from + PAGE_SIZE).map(shown));
     more.hidden = list.childElementCount >= matching.length;
   };
   const filter = () => {

@@ -1,4 +1,4 @@
-"""The page and the picture, written whole or not at all."""
+"""Write the page and the picture, atomically."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from qabuild.system import files
 
 HERE = Path(__file__).parent
 WIDTH, SCALE = 720, 2
-"""Of the picture: points, and pixels of each."""
+"""Width of the picture in points, and pixels per point."""
 
 
-def write_page(found: Comparison, path: Path) -> None:
-    """Write the comparison as one HTML file, with all it needs in it."""
-    files.write(path, page(found).encode())
+def write_page(comparison: Comparison, path: Path) -> None:
+    """Write the comparison as one self-contained HTML file. Raises OSError if `path` cannot be written."""
+    files.write(path, page(comparison).encode())
 
 
-def write_picture(found: Comparison, path: Path) -> None:
-    """Write speed against F1 as a PNG."""
+def write_picture(comparison: Comparison, path: Path) -> None:
+    """Write the plot of speed against F1 as a PNG. Raises OSError if `path` cannot be written."""
     import vl_convert
 
     config = {"range": {"category": plots.COLOURS["light"]}}
-    spec = {**plots.picture(found), "width": WIDTH, "background": "white", "padding": 12, "config": config}
+    spec = {**plots.picture(comparison), "width": WIDTH, "background": "white", "padding": 12, "config": config}
     files.write(path, vl_convert.vegalite_to_png(spec, scale=SCALE))
 
 
-def page(found: Comparison) -> str:
-    """The page as HTML."""
+def page(comparison: Comparison) -> str:
+    """The comparison as an HTML page."""
     import jinja2
     import vl_convert
 
@@ -42,48 +42,61 @@ def page(found: Comparison) -> str:
         loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
     return environment.get_template("page.html").render(
-        found=found,
-        columns=tables.columns(found),
-        rows=tables.rows(found),
-        conditions=tables.conditions(found),
-        failures=_failures(found),
-        origins={each.name: _origin(each) for each in found.measured},
+        comparison=comparison,
+        columns=tables.columns(comparison),
+        rows=tables.rows(comparison),
+        conditions=tables.conditions(comparison),
+        failures=_failures(comparison),
+        origins={measured.name: _provenance(measured) for measured in comparison.measured},
         style=(HERE / "page.css").read_text(encoding="utf-8"),
         script=(HERE / "page.js").read_text(encoding="utf-8"),
         vega=vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed"),
-        data=_embedded(
-            {"plots": _plots(found), "changes": _changes(found), "asked": _asked(found), "colours": plots.COLOURS}
+        data=_script_json(
+            {
+                "plots": _plots(comparison),
+                "changes": _changes(comparison),
+                "asked": _changed_questions(comparison),
+                "colours": plots.COLOURS,
+            }
         ),
     )
 
 
-def _plots(found: Comparison) -> dict[str, plots.Spec]:
-    """The specifications by the id of the element that shows each; none of what was not measured."""
-    drawn = {"picture": plots.picture(found), "lengths": plots.lengths(found)}
-    if found.measured[0].latency:
-        drawn["latency"] = plots.latency(found)
-    if len(found.measured[0].throughput) > 1:
-        drawn["batches"] = plots.batches(found)
-    return drawn
+def _plots(comparison: Comparison) -> dict[str, plots.Spec]:
+    """Plot specifications by the id of their HTML element; only plots of what was measured."""
+    specs = {"picture": plots.picture(comparison), "lengths": plots.lengths(comparison)}
+    if comparison.measured[0].latency:
+        specs["latency"] = plots.latency(comparison)
+    if len(comparison.measured[0].throughput) > 1:
+        specs["batches"] = plots.batches(comparison)
+    return specs
 
 
-def _changes(found: Comparison) -> dict[str, list[dict[str, Any]]]:
-    return {each.name: [asdict(change) for change in each.changes] for each in found.measured if each.changes}
+def _changes(comparison: Comparison) -> dict[str, list[dict[str, Any]]]:
+    return {
+        measured.name: [asdict(change) for change in measured.changes]
+        for measured in comparison.measured
+        if measured.changes
+    }
 
 
-def _asked(found: Comparison) -> dict[str, dict[str, Any]]:
-    return {name: asdict(asked) for name, asked in found.asked.items()}
+def _changed_questions(comparison: Comparison) -> dict[str, dict[str, Any]]:
+    return {name: asdict(question) for name, question in comparison.asked.items()}
 
 
-def _failures(found: Comparison) -> dict[str, str]:
-    """Why some were not measured, or do not answer as they did when they were verified."""
-    reasons = {each.name: ", ".join(map(describe, each.failed_gates)) for each in found.measured if each.failed_gates}
-    return reasons | {each.name: each.error for each in found.failures}
+def _failures(comparison: Comparison) -> dict[str, str]:
+    """By name, the error or the failed gates of artifacts that were not measured or failed the audit."""
+    reasons = {
+        measured.name: ", ".join(map(describe, measured.failed_gates))
+        for measured in comparison.measured
+        if measured.failed_gates
+    }
+    return reasons | {failure.name: failure.error for failure in comparison.failures}
 
 
-def _origin(each: Measured) -> list[tuple[str, str]]:
-    """What it was built from, with what and with which versions, a line each."""
-    manifest = each.manifest
+def _provenance(measured: Measured) -> list[tuple[str, str]]:
+    """The artifact's provenance: pairs of a heading and a line of text."""
+    manifest = measured.manifest
     return [
         ("manifest", manifest["digest"]),
         ("checkpoint", _line(manifest["checkpoint"])),
@@ -92,7 +105,7 @@ def _origin(each: Measured) -> list[tuple[str, str]]:
         ("runtime", _line(manifest["runtime"])),
         ("compiling", _line(manifest["record"])),
         ("versions", _line({"qabuild": manifest["qabuild"], **manifest["versions"]})),
-        ("gates", ", ".join(map(describe, each.gates))),
+        ("gates", ", ".join(map(describe, measured.gates))),
     ]
 
 
@@ -104,6 +117,6 @@ def _line(facts: Mapping[str, Any]) -> str:
     )
 
 
-def _embedded(document: Any) -> str:
-    """JSON that may stand in a script element, whatever texts are in it."""
+def _script_json(document: Any) -> str:
+    """JSON that is safe inside a script element: no text in it can close the element."""
     return json.dumps(document, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")

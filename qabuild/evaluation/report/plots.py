@@ -1,4 +1,4 @@
-"""What is drawn, as Vega-Lite specifications. See https://vega.github.io/vega-lite/docs/."""
+"""Plots of a comparison, as Vega-Lite specifications. See https://vega.github.io/vega-lite/docs/."""
 
 from __future__ import annotations
 
@@ -18,26 +18,27 @@ COLOURS = {
     "light": ["#3465a4", "#b8370f", "#1b7f3b", "#8a5a00", "#7b3fa0", "#0b7285", "#a61e6b", "#555555"],
     "dark": ["#7cb0ff", "#ff9a7a", "#6fd08c", "#e8bf4d", "#cf9cf2", "#5fd0e0", "#ff8fc7", "#c4c4c4"],
 }
-"""One for each artifact: the same hues dark on white and light on black, so that thin lines stay legible."""
+"""Colours of the artifacts in light and dark mode: the same hues, with enough contrast for thin lines."""
 
 
-def picture(found: Comparison) -> Spec:
-    """Speed against F1: every artifact with its 95 % intervals, and the Pareto front."""
-    points = [_point(each) for each in found.measured]
-    for rank, point in enumerate(sorted(points, key=lambda each: each["speed"])):
-        point["shift"] = SHIFTS[rank % len(SHIFTS)]
-    relative = found.baseline is not None
-    speed = f"speed, {found.baseline} = 1" if relative else "samples/s"
+def picture(comparison: Comparison) -> Spec:
+    """Plot of speed against F1: every artifact with its 95 % intervals, and the Pareto front."""
+    points = [_point(measured) for measured in comparison.measured]
+    for rank, point in enumerate(sorted(points, key=lambda point: point["speed"])):
+        point["shift"] = LABEL_OFFSETS[rank % len(LABEL_OFFSETS)]
+    relative = comparison.baseline is not None
+    speed = f"speed, {comparison.baseline} = 1" if relative else "samples/s"
     fastest = max(point["high"] for point in points)
-    speeds = _axis(points, "low", "high", least=fastest / 2, before=0.06, after=0.2)  # names stand to the right
+    # The wider margin is for the labels, which are to the right of their points.
+    speeds = _axis(points, "low", "high", least=fastest / 2, before=0.06, after=0.2)
     scores = _axis(points, "f1_low", "f1_high", least=1.0, before=0.1, after=0.1)
     x: Spec = {"field": "speed", "type": "quantitative", "title": speed, "axis": {"tickCount": 8}, "scale": speeds}
     y: Spec = {"field": "f1", "type": "quantitative", "title": "F1", "axis": {"tickCount": 6}, "scale": scores}
-    best = pareto_front(points)
+    front_points = pareto_front(points)
     edge = [
-        {"speed": speeds["domain"][0], "f1": best[0]["f1"]},
-        *({"speed": point["speed"], "f1": point["f1"]} for point in best),
-        {"speed": best[-1]["speed"], "f1": scores["domain"][0]},
+        {"speed": speeds["domain"][0], "f1": front_points[0]["f1"]},
+        *({"speed": point["speed"], "f1": point["f1"]} for point in front_points),
+        {"speed": front_points[-1]["speed"], "f1": scores["domain"][0]},
     ]
     front = {
         "data": {"values": [{"rank": rank, **corner} for rank, corner in enumerate(edge)]},
@@ -57,8 +58,8 @@ def picture(found: Comparison) -> Spec:
     return _spec("speed against F1", layer=[front, *layers], data={"values": points}, height=380)
 
 
-SHIFTS = (-9, 11, -23, 25, -37, 39)
-"""How far above or below their points the names stand, in pixels, by turns: neighbours do not cover each other's."""
+LABEL_OFFSETS = (-9, 11, -23, 25, -37, 39)
+"""Vertical offsets of the labels from their points, in pixels, cycled so that neighbours do not overlap."""
 DETAILS = {
     "name": "approach",
     "f1_shown": "F1",
@@ -68,13 +69,13 @@ DETAILS = {
     "size": "size",
     "memory": "memory",
 }
-"""What hovering over a point shows."""
+"""Fields of a point's tooltip, with their titles."""
 
 
 def _axis(points: Sequence[Spec], low: str, high: str, *, least: float, before: float, after: float) -> Spec:
     """A scale from the lowest to the highest value, over a range of at least `least`.
 
-    `before` and `after` are the room at its ends, in shares of that range.
+    `before` and `after` are the margins at its ends, as fractions of that range.
     """
     bottom, top = min(point[low] for point in points), max(point[high] for point in points)
     middle, span = (bottom + top) / 2, max(top - bottom, least)
@@ -82,23 +83,23 @@ def _axis(points: Sequence[Spec], low: str, high: str, *, least: float, before: 
 
 
 def pareto_front(points: Sequence[Spec]) -> list[Spec]:
-    """Those that no other beats in speed without losing in F1 or in F1 without losing in speed, the slowest first."""
-    best: list[Spec] = []
-    for point in sorted(points, key=lambda each: (-each["speed"], -each["f1"])):
-        if not best or point["f1"] > best[-1]["f1"]:
-            best.append(point)
-    return best[::-1]
+    """The points that no other point dominates in `speed` and `f1`, slowest first."""
+    front: list[Spec] = []
+    for point in sorted(points, key=lambda point: (-point["speed"], -point["f1"])):
+        if not front or point["f1"] > front[-1]["f1"]:
+            front.append(point)
+    return front[::-1]
 
 
-def latency(found: Comparison) -> Spec:
-    """For each artifact, how many of the questions were answered within so many milliseconds."""
+def latency(comparison: Comparison) -> Spec:
+    """Cumulative distribution of the latency of single questions, for each artifact."""
     values = [
-        {"name": each.name, "ms": round(spent, 3)}
-        for each in found.measured
-        for spent in (each.latency.milliseconds if each.latency else ())
+        {"name": measured.name, "ms": round(milliseconds, 3)}
+        for measured in comparison.measured
+        for milliseconds in (measured.latency.milliseconds if measured.latency else ())
     ]
     return _spec(
-        "share of questions answered within so many milliseconds",
+        "cumulative distribution of the latency of single questions, in milliseconds",
         data={"values": values},
         transform=[
             {"window": [{"op": "cume_dist", "as": "share"}], "sort": [{"field": "ms"}], "groupby": ["name"]},
@@ -118,13 +119,18 @@ def latency(found: Comparison) -> Spec:
     )
 
 
-def lengths(found: Comparison) -> Spec:
-    """Windows a second through the model alone, by their length, for each batch size."""
+def lengths(comparison: Comparison) -> Spec:
+    """Windows/s of the model alone by their length, for each batch size."""
     values = [
-        {"name": each.name, "batch": speed.batch_size, "tokens": at.tokens, "windows": round(at.windows_per_second, 2)}
-        for each in found.measured
-        for speed in each.throughput
-        for at in speed.by_length
+        {
+            "name": measured.name,
+            "batch": speed.batch_size,
+            "tokens": length.tokens,
+            "windows": round(length.windows_per_second, 2),
+        }
+        for measured in comparison.measured
+        for speed in measured.throughput
+        for length in speed.by_length
     ]
     lines = {
         "mark": {"type": "line", "point": True, "tooltip": True},
@@ -146,12 +152,12 @@ def lengths(found: Comparison) -> Spec:
     return {"$schema": SCHEMA, "description": description, "data": {"values": values}, "facet": facet, "spec": lines}
 
 
-def batches(found: Comparison) -> Spec:
-    """Questions a second through the whole pipeline, by batch size."""
+def batches(comparison: Comparison) -> Spec:
+    """Samples/s of the pipeline from end to end, by batch size."""
     values = [
-        {"name": each.name, "batch": speed.batch_size, "samples": round(speed.samples_per_second, 2)}
-        for each in found.measured
-        for speed in each.throughput
+        {"name": measured.name, "batch": speed.batch_size, "samples": round(speed.samples_per_second, 2)}
+        for measured in comparison.measured
+        for speed in measured.throughput
     ]
     return _spec(
         "questions a second by batch size",
@@ -167,7 +173,7 @@ def batches(found: Comparison) -> Spec:
 
 
 def _spec(description: str, **parts: Any) -> Spec:
-    """`description` is read out in place of the plot."""
+    """A specification; screen readers read `description` instead of the plot."""
     return {"$schema": SCHEMA, "description": description, "width": "container", **parts}
 
 
@@ -175,13 +181,13 @@ def _layer(mark: Spec, **encoding: Any) -> Spec:
     return {"mark": mark, "encoding": encoding}
 
 
-def _point(each: Measured) -> Spec:
-    accuracy, main = each.accuracy, each.throughput[0]
+def _point(measured: Measured) -> Spec:
+    accuracy, main = measured.accuracy, measured.throughput[0]
     speed = main.samples_per_second if main.speedup is None else main.speedup
     low, high = main.speedup_interval or (speed, speed)
     f1_low, f1_high = accuracy.f1_interval or (accuracy.f1, accuracy.f1)
     return {
-        "name": each.name,
+        "name": measured.name,
         "speed": speed,
         "low": low,
         "high": high,
@@ -192,6 +198,6 @@ def _point(each: Measured) -> Spec:
         "exact_match": f"{accuracy.exact_match:.2f}",
         "speed_shown": f"{speed:.2f} ({low:.2f} to {high:.2f})",
         "samples": f"{main.samples_per_second:.1f}",
-        "size": f"{each.size / 1e6:.1f} MB",
-        "memory": f"{each.peak_memory / 1e6:.0f} MB",
+        "size": f"{measured.size / 1e6:.1f} MB",
+        "memory": f"{measured.peak_memory / 1e6:.0f} MB",
     }

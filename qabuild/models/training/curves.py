@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerCallback
 
 from qabuild.qa import squad_metric
-from qabuild.qa.ask import asking
+from qabuild.qa.ask import answerer
 from qabuild.system import files
 from qabuild.system.process import Tell
 
@@ -85,7 +85,7 @@ def score(model: Any, tokenizer: Any, questions: Sequence[Question]) -> squad_me
     training = model.training
     model.eval()
     try:
-        result = asking(model, tokenizer, squad_v2=any(not question.answers for question in questions))(questions)
+        result = answerer(model, tokenizer, squad_v2=any(not question.answers for question in questions))(questions)
     finally:
         model.train(training)
     return squad_metric.score(dict(result.answers), {question.id: list(question.answers) for question in questions})

@@ -1,4 +1,4 @@
-"""The page in a browser, from a file and without a network; and the picture."""
+"""The page in a browser, opened from a file without a network; and the picture."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A Chromium that has no network."""
+    """Chromium without a network."""
     driver, selenium = shutil.which("chromedriver"), pytest.importorskip("selenium.webdriver")
     if not (CHROMIUM and driver):
-        pytest.skip("no Chromium here, or no chromedriver")
+        pytest.skip("Chromium or chromedriver is not installed")
     options = selenium.ChromeOptions()
     options.binary_location = CHROMIUM
     for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
@@ -55,7 +55,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 @pytest.fixture
 def shown(browser: Any, written: Path) -> Any:
-    """The page, drawn; nothing may have been complained of when the test is over."""
+    """The rendered page; the browser's log must be empty after the test."""
     browser.get(written.as_uri())
     wait_until(browser, "document.documentElement.dataset.drawn")
     yield browser
@@ -65,7 +65,7 @@ def shown(browser: Any, written: Path) -> Any:
 def wait_until(browser: Any, condition: str) -> None:
     from selenium.webdriver.support.ui import WebDriverWait
 
-    WebDriverWait(browser, 120).until(lambda found: found.execute_script(f"return {condition}"))
+    WebDriverWait(browser, 120).until(lambda driver: driver.execute_script(f"return {condition}"))
 
 
 def css(browser: Any, selector: str) -> list[Any]:
@@ -103,7 +103,7 @@ def test_hovering_over_a_point_shows_its_figures(shown):
     assert "90.0 MB" in text
 
 
-def test_a_heading_sorts_by_its_column_also_from_the_keyboard(shown):
+def test_a_heading_sorts_by_its_column_by_mouse_and_keyboard(shown):
     from selenium.webdriver import Keys
 
     heading = next(button for button in css(shown, "thead button") if button.text == "size")
@@ -113,7 +113,7 @@ def test_a_heading_sorts_by_its_column_also_from_the_keyboard(shown):
     assert column(shown, 0) == ["baseline", "ort-fp32", "ort-int8", "on-a-gpu"]
     by_f1.send_keys(Keys.ENTER)
     assert column(shown, 0)[0] == "ort-int8"
-    assert column(shown, 0)[-1] == "on-a-gpu", "what has no figure stays last"
+    assert column(shown, 0)[-1] == "on-a-gpu", "rows without a figure come last"
     assert [heading.get_attribute("aria-sort") for heading in css(shown, "thead th")][:3] == [
         "none",
         "none",
@@ -137,7 +137,7 @@ def test_changed_answers_can_be_filtered(shown):
     assert css(shown, "#count")[0].text == "1 of 5"
 
 
-def test_answers_and_gold_are_marked_where_they_stand(shown):
+def test_answers_and_gold_are_marked_in_the_context(shown):
     css(shown, "input[value=gained]")[0].click()
     article = css(shown, "#flips article")[0]
     marks = {
@@ -150,11 +150,11 @@ def test_answers_and_gold_are_marked_where_they_stand(shown):
     assert "The 3th bridge was built by Alma & <b>Serin</b> in 1803. It stands." in article.text
 
 
-def test_what_was_not_measured_says_why(shown):
+def test_failures_are_listed_with_their_reason(shown):
     assert css(shown, "ul.reasons")[0].text == "on-a-gpu: no CUDA device here"
 
 
-def test_what_an_artifact_was_built_from_unfolds(shown):
+def test_the_provenance_of_an_artifact_unfolds(shown):
     details = css(shown, "details")[1]
     details.find_element("css selector", "summary").click()
     assert "torch 2.13.0" in details.text
@@ -162,26 +162,26 @@ def test_what_an_artifact_was_built_from_unfolds(shown):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_and_plots_stand_out_in_light_and_dark(shown, scheme):
+def test_text_and_plots_have_enough_contrast_in_light_and_dark_mode(shown, scheme):
     """At least 4.5:1 for text (WCAG 2.2, 1.4.3) and 3:1 for lines (1.4.11)."""
     shown.execute_cdp_cmd(
         "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
     )
     wait_until(shown, f"document.documentElement.dataset.drawn === '{scheme}'")
-    ground = colour(css(shown, "body")[0].value_of_css_property("background-color"))
-    assert (sum(ground) > 380) == (scheme == "light")
+    background = colour(css(shown, "body")[0].value_of_css_property("background-color"))
+    assert (sum(background) > 380) == (scheme == "light")
     texts = [
         css(shown, selector)[0].value_of_css_property("color") for selector in ("h1", ".note", "td", ".reasons strong")
     ]
     texts += [text.value_of_css_property("fill") for text in css(shown, "#picture svg text")]
-    assert min(contrast(colour(text), ground) for text in texts) >= 4.5
+    assert min(contrast(colour(text), background) for text in texts) >= 4.5
     lines = [path.value_of_css_property("stroke") for path in css(shown, "#latency svg .mark-line path")]
     assert len(lines) == 3
-    assert min(contrast(colour(line), ground) for line in lines) >= 3
+    assert min(contrast(colour(line), background) for line in lines) >= 3
     for kind in ("gold", "baseline", "artifact"):
         mark = css(shown, f".legend mark.{kind}")[0]
-        behind = colour(mark.value_of_css_property("background-color")) if kind != "gold" else ground
-        assert contrast(colour(mark.value_of_css_property("color")), behind) >= 4.5, kind
+        mark_background = colour(mark.value_of_css_property("background-color")) if kind != "gold" else background
+        assert contrast(colour(mark.value_of_css_property("color")), mark_background) >= 4.5, kind
 
 
 def colour(text: str) -> tuple[float, ...]:
@@ -201,14 +201,14 @@ def contrast(one: tuple[float, ...], other: tuple[float, ...]) -> float:
     return (light + 0.05) / (dark + 0.05)
 
 
-# --- without one ----------------------------------------------------------------------------------------------------
+# --- without a browser ----------------------------------------------------------------------------------------------
 
 
-def test_texts_of_a_data_set_cannot_end_the_script(written):
+def test_texts_of_a_data_set_cannot_close_the_script_element(written):
     text = written.read_text(encoding="utf-8")
-    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)
-    assert "<" not in found[1]
-    assert "<b>Serin</b>" in json.loads(found[1])["asked"]["q3"]["context"]
+    script = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)
+    assert "<" not in script[1]
+    assert "<b>Serin</b>" in json.loads(script[1])["asked"]["q3"]["context"]
 
 
 def test_the_picture_is_a_png_of_its_size(tmp_path):
@@ -230,14 +230,14 @@ def test_a_page_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("folder", ["gone", "file"])
-def test_a_page_without_a_place_is_told_by_the_name_that_it_was_given(folder, tmp_path):
+def test_a_page_in_a_missing_folder_is_reported_by_its_own_path(folder, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="directory") as refused:
         files.write(tmp_path / folder / "x.html", b"")
     assert refused.value.filename == str(tmp_path / folder / "x.html")
 
 
-def test_the_front_holds_those_that_no_other_beats():
+def test_the_pareto_front_has_the_points_that_no_other_dominates():
     points = [
         {"name": n, "speed": s, "f1": f}
         for n, s, f in [("a", 1, 90), ("b", 2, 90), ("c", 3, 80), ("d", 2, 85), ("e", 3, 79)]
@@ -245,23 +245,25 @@ def test_the_front_holds_those_that_no_other_beats():
     assert [point["name"] for point in plots.pareto_front(points)] == ["b", "c"]
 
 
-def test_equal_scores_stand_in_the_middle_of_a_whole_point_and_the_front_is_seen():
-    found = contests.comparison()
-    even = [replace(m, accuracy=replace(m.accuracy, f1=82.4, f1_interval=(82.4, 82.4))) for m in found.measured]
-    drawn = plots.picture(replace(found, measured=even))
-    front, *layers = drawn["layer"]
+def test_equal_scores_are_centred_in_a_range_of_one_point_and_the_front_is_visible():
+    comparison = contests.comparison()
+    even = [replace(m, accuracy=replace(m.accuracy, f1=82.4, f1_interval=(82.4, 82.4))) for m in comparison.measured]
+    spec = plots.picture(replace(comparison, measured=even))
+    front, *layers = spec["layer"]
     low, high = layers[-1]["encoding"]["y"]["scale"]["domain"]
     assert low < 82.4 - 0.5 < 82.4 + 0.5 < high
     left, right = layers[-1]["encoding"]["x"]["scale"]["domain"]
-    fastest = max(point["speed"] for point in drawn["data"]["values"])
+    fastest = max(point["speed"] for point in spec["data"]["values"])
     assert left < 1 < fastest < right
     corners = [(corner["speed"], corner["f1"]) for corner in front["data"]["values"]]
     assert corners == [(left, 82.4), (fastest, 82.4), (fastest, low)]
 
 
-def test_without_a_baseline_the_picture_shows_samples_a_second():
-    lost = contests.comparison("on-a-gpu")
-    assert lost.baseline is None
-    values = plots.picture(lost)["data"]["values"]
-    assert [point["speed"] for point in values] == [each.throughput[0].samples_per_second for each in lost.measured]
-    assert plots.picture(replace(lost, measured=lost.measured[:1]))["data"]["values"]
+def test_without_a_baseline_the_picture_shows_samples_per_second():
+    comparison = contests.comparison("on-a-gpu")
+    assert comparison.baseline is None
+    values = plots.picture(comparison)["data"]["values"]
+    assert [point["speed"] for point in values] == [
+        measured.throughput[0].samples_per_second for measured in comparison.measured
+    ]
+    assert plots.picture(replace(comparison, measured=comparison.measured[:1]))["data"]["values"]
