@@ -280,7 +280,7 @@ def test_other_bytes_of_checkpoint_or_data_change_what_is_made_of_them():
     assert changed(plan, make(target(), facts(checkpoint=moved))) == NONE
 
 
-answerer = st.fixed_dictionaries(
+declared = st.fixed_dictionaries(
     {
         "split": st.sampled_from(["validation", "train"]),
         "samples": st.none() | st.integers(1, 3),
@@ -289,7 +289,7 @@ answerer = st.fixed_dictionaries(
 )
 
 
-@given(answerer, answerer, st.sampled_from([*BACKENDS]), st.sampled_from([*BACKENDS]))
+@given(declared, declared, st.sampled_from([*BACKENDS]), st.sampled_from([*BACKENDS]))
 def test_the_same_questions_have_the_same_reference_and_others_another(one, other, backend_one, backend_other):
     def asked(verify: dict[str, Any]) -> Any:
         return verify["split"], verify["samples"], verify["seed"] if verify["samples"] else None

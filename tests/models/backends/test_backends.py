@@ -272,10 +272,10 @@ def test_a_compiled_model_works_in_the_stock_pipeline_and_prints_nothing(
 
     directory, _ = compiled(name)
     model = load(name, directory)
-    answerer = pipeline("question-answering", model=model, tokenizer=load_tokenizer(directory))
-    answers = answerer(question=[tiny.QUESTION] * 2, context=[tiny.CONTEXT, tiny.CONTEXT * 8], batch_size=2)
+    stock = pipeline("question-answering", model=model, tokenizer=load_tokenizer(directory))
+    answers = stock(question=[tiny.QUESTION] * 2, context=[tiny.CONTEXT, tiny.CONTEXT * 8], batch_size=2)
     assert all(answer["answer"] in tiny.CONTEXT for answer in answers)
-    assert answerer.model is model
+    assert stock.model is model
     assert capsys.readouterr().out == ""
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
