@@ -69,7 +69,6 @@ def assert_same(one: Any, other: Any) -> None:
 
 
 @pytest.mark.line457
-@pytest.mark.skipif(STOCK is None, reason="transformers has no question-answering pipeline from 5 on")
 @settings(max_examples=120)
 @given(st.sampled_from(MODEL_TYPES), questions, contexts, parameters)
 def test_it_answers_as_the_pipeline_of_transformers_4(loaded, model_type, question, context, parameters):

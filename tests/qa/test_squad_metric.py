@@ -120,6 +120,7 @@ def test_predictions_for_other_questions_are_ignored() -> None:
     assert score({"q1": "x", "other": "y"}, {"q1": ["x"]}) == Scores(100.0, 100.0)
 
 
+@pytest.mark.line457
 @given(prediction=TEXTS, answers=st.lists(TEXTS, max_size=4))
 def test_version_2_agrees_with_transformers(prediction: str, answers: list[str]) -> None:
     from transformers.data.metrics import squad_metrics
@@ -129,6 +130,7 @@ def test_version_2_agrees_with_transformers(prediction: str, answers: list[str])
     assert f1(prediction, answers, "2.0") == max(squad_metrics.compute_f1(g, prediction) for g in golds)
 
 
+@pytest.mark.line457
 @given(prediction=TEXTS, answers=st.lists(TEXTS, min_size=1, max_size=4))
 def test_version_1_agrees_with_transformers_on_answers_with_tokens(prediction: str, answers: list[str]) -> None:
     from transformers.data.metrics import squad_metrics
@@ -138,6 +140,7 @@ def test_version_1_agrees_with_transformers_on_answers_with_tokens(prediction: s
     assert f1(prediction, answers) == max(squad_metrics.compute_f1(g, prediction) for g in answers)
 
 
+@pytest.mark.line457
 @given(st.lists(st.tuples(TEXTS, st.lists(TEXTS, max_size=3)), min_size=1, max_size=6))
 def test_scores_of_a_set_agree_with_transformers(rows: list[tuple[str, list[str]]]) -> None:
     from transformers.data.metrics import squad_metrics

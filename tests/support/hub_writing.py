@@ -67,7 +67,8 @@ def _create(handler: Any) -> None:
         return handler.refuse(400, "BadRequest", f"Invalid repo name: {request['name']}")
     if ("model", repo_id) in handler.hub.repositories:
         return handler.refuse(409, "Conflict", "You already created this model repo")
-    repository = Repository(private=bool(request.get("private")))
+    private = request.get("private") or request.get("visibility") == "private"  # before huggingface_hub 2, and since
+    repository = Repository(private=bool(private))
     repository.commit(ATTRIBUTES, "main")
     handler.hub.repositories["model", repo_id] = repository
     handler.send_json({"url": f"{handler.hub.url}/{repo_id}"})

@@ -6,7 +6,7 @@
 The first writes train.json, heldout.json and the inputs of the training: start/, a checkpoint with fresh weights and
 its tokenizer, and redrawn.json. The latter is several copies of train.json with each name replaced by another train
 name and the digits of each long number by others, so that the model cannot memorise them. The second trains as the
-target says, writes the result to checkpoint/, answers the held-out questions with the stock pipeline and prints the
+target says, writes the result to checkpoint/, answers the held-out questions with the plain decoder and prints the
 scores.
 """
 
@@ -196,12 +196,15 @@ def measure(checkpoint: Path, data: Path) -> squad_metric.Scores:
 
 
 def answers(checkpoint: Path, data: Path) -> dict[str, str]:
-    """Question id -> answer of the stock pipeline with its defaults."""
-    from transformers import pipeline
+    """Question id -> answer of the plain decoder with its defaults."""
+    from qabuild.models.checkpoint.load import load_model, load_tokenizer
+    from qabuild.models.checkpoint.resolve import resolve
+    from qabuild.qa import plain_decoder
 
-    reader = pipeline("question-answering", model=str(checkpoint), tokenizer=str(checkpoint), device="cpu")
+    resolved = resolve(str(checkpoint))
+    model, tokenizer = load_model(resolved), load_tokenizer(resolved.directory)
     return {
-        qa["id"]: reader(question=qa["question"], context=paragraph["context"])["answer"]
+        qa["id"]: plain_decoder.answer(model, tokenizer, qa["question"], paragraph["context"])["answer"]
         for paragraph in read(data)
         for qa in paragraph["qas"]
     }

@@ -264,6 +264,7 @@ def test_big_bird_is_refused_in_fp16_graphs() -> None:
         support.check({"model_type": "big_bird"}, module.Options(), Runtime(device="cuda", dtype="fp16"))
 
 
+@pytest.mark.line457
 @pytest.mark.parametrize("name", BACKENDS)
 def test_a_compiled_model_works_in_the_stock_pipeline_and_prints_nothing(
     name: str, compiled: Compiled, caplog: Any, capsys: Any

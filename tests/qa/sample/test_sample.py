@@ -124,7 +124,7 @@ def test_the_training_data_is_rebuilt_with_other_names(tmp_path: Path, monkeypat
     assert not heldout & set(WORD.findall(" ".join(question.context for question in drawn)))
 
 
-def test_the_stock_pipeline_answers_the_heldout_questions() -> None:
+def test_the_sample_answers_the_heldout_questions() -> None:
     predictions = make.answers(sample.CHECKPOINT, sample.HELDOUT)
     golds = {qa["id"]: [answer["text"] for answer in qa["answers"]] for _, qa in pairs("heldout")}
     assert squad_metric.score(predictions, golds).exact_match >= 90
