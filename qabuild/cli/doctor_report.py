@@ -9,7 +9,7 @@ from typing import Any
 from qabuild.builder.requirements import missing
 from qabuild.models import dtype_speed
 from qabuild.models.backends import BACKENDS, Backend, backend
-from qabuild.system import machine, packages
+from qabuild.system import advisories, machine, packages
 from qabuild.system.machine import FAST
 from qabuild.target.model import Target
 
@@ -32,6 +32,7 @@ def examine() -> list[Finding]:
         _fastest(),
         _gpu(),
         *_runtimes(),
+        *_advisories(),
     ]
 
 
@@ -80,6 +81,17 @@ def _runtimes() -> list[Finding]:
         modules.setdefault(backend(name).RUNTIME, backend(name))
     torch, *others = (_package(*runtime, module.EXTRAS, module.here) for runtime, module in modules.items())
     return [torch, _package("transformers", "transformers", (), lambda: ""), *others]
+
+
+def _advisories() -> list[Finding]:
+    return [
+        Finding(
+            subject="vulnerability",
+            found=f"{advisory.package} {version}",
+            note=f"{advisory.cve}: {advisory.risk}; fixed in {advisory.fixed} (as of {advisories.AS_OF})",
+        )
+        for version, advisory in advisories.installed()
+    ]
 
 
 def _package(subject: str, package: str, extras: Sequence[str], capabilities: Callable[[], str]) -> Finding:

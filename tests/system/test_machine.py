@@ -285,6 +285,30 @@ def test_a_missing_package_is_a_finding_with_its_remedy():
     assert "onnxruntime is not installed" in report["targets"][0]["missing"][0]
 
 
+@pytest.mark.parametrize(
+    ("package", "version", "cve"),
+    [
+        ("transformers", "4.57.6", "CVE-2026-4372"),
+        ("transformers", "5.2.0", "CVE-2026-4372"),
+        ("transformers", "5.3.0", None),
+        ("transformers", "4.55.4", None),
+        ("torch", "2.9.1+cpu", "CVE-2026-24747"),
+        ("torch", "2.10.0+cpu", None),
+        ("onnx", "1.20.1", "CVE-2026-28500"),
+        ("onnx", "1.21.0", None),
+        ("onnx", None, None),
+    ],
+)
+def test_a_version_with_a_known_vulnerability_is_a_finding(package, version, cve, installed):
+    installed({"transformers": None, "torch": None, "onnx": None, package: version})
+    found = [(f.found, f.note) for f in doctor_report.examine() if f.subject == "vulnerability"]
+    assert len(found) == (cve is not None)
+    if cve:
+        assert found[0][0] == f"{package} {version}"
+        assert found[0][1].startswith(f"{cve}: ")
+        assert "as of 2026-" in found[0][1]
+
+
 def test_both_distributions_of_onnx_runtime_at_once_are_reported(installed):
     installed({"onnxruntime": "1.20", "onnxruntime-gpu": "1.21", "deepspeed": None})
     assert finding("ONNX Runtime").found == "onnxruntime 1.20 and onnxruntime-gpu 1.21"
