@@ -29,7 +29,7 @@ from qabuild.models import sdpa_kernels
 from qabuild.models.checkpoint.load import load_tokenizer
 from qabuild.models.checkpoint.resolve import resolve
 from qabuild.models.training.allocator import keep_memory
-from qabuild.models.training.conditions import conditions
+from qabuild.models.training.conditions import device_and_dtype
 from qabuild.models.training.options import Train
 from qabuild.models.training.request import Request
 from qabuild.qa import data
@@ -120,7 +120,7 @@ def touch_memory(trainer: Any) -> None:
 
 
 def make_request(arguments: argparse.Namespace, folder: Path) -> Request:
-    auto = conditions(machine.describe(), "auto")
+    auto = device_and_dtype(machine.describe(), "auto")
     return Request(
         step="train",
         start=resolve(arguments.checkpoint),

@@ -47,7 +47,7 @@ def _download(repo_id: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
 
     sha = hub.commit(repo_id, revision, "artifact")
-    with hub.explained(repo_id, sha, "artifact"), hub.bars_on_terminals_only():
+    with hub.errors_explained(repo_id, sha, "artifact"), hub.bars_on_terminals_only():
         return Path(snapshot_download(repo_id, revision=sha, local_files_only=hub.is_offline(False)))
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from qabuild.artifact import readme
 from qabuild.errors import BadTarget
-from qabuild.system.files import explained
+from qabuild.system.files import errors_explained
 from qabuild.system.sealed import MANIFEST
 
 
@@ -52,7 +52,7 @@ def clean_up(goal: Path) -> None:
 
 def disk_explained(output: Path) -> AbstractContextManager[None]:
     """Inside the block, a full or read-only disk raises QABuildError that names the output folder."""
-    return explained(output, "the output folder", "make room or make it writable, or name another with --output")
+    return errors_explained(output, "the output folder", "make room or make it writable, or name another with --output")
 
 
 def promote(stage: Path, goal: Path, *, passed: bool) -> Path:

@@ -13,7 +13,7 @@ from qabuild.artifact.evidence import Verification, evidence_of
 from qabuild.builder import plan as plans
 from qabuild.builder.plan import Plan
 from qabuild.builder.requirements import missing, requirements
-from qabuild.builder.steps.step import known
+from qabuild.builder.steps.step import require_checkpoint
 from qabuild.builder.store.local import Store
 from qabuild.errors import BadTarget, QABuildError, UntrustedInput
 from qabuild.system import packages
@@ -110,7 +110,7 @@ def train(
     name = plans.history_name(target, store.root)
     execution = Execution(store=store, name=name, offline=offline, reporter=reporter)
     plan = execution.make_checkpoint(plans.current(target, store, name, offline=offline))
-    return known(plan.checkpoint)
+    return require_checkpoint(plan.checkpoint)
 
 
 def _require_machine(target: Target, compile_only: bool) -> None:

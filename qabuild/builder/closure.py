@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from qabuild.builder.keys import key_of
+from qabuild.builder.keys import json_digest
 
 PACKAGE = "qabuild"
 HERE = Path(__file__).resolve().parents[1]
@@ -27,14 +27,14 @@ EXCLUDED = frozenset(
         "qabuild.models.dtype_speed",  # what `doctor` expects
         "qabuild.system.reporter",
         "qabuild.system.version",
-        "qabuild.target.gates",  # which judge what was measured
+        "qabuild.target.gates",  # limits, applied to what was measured
     }
 )
 """Modules that decide no result: tables, which grow with every entry, errors, and what is shown of progress."""
 
 
 @dataclass(frozen=True)
-class Source:
+class ImportGraph:
     """The package's source, each file read once."""
 
     package: Path = HERE
@@ -46,7 +46,7 @@ class Source:
         """SHA-256, in hex, over the bytes of every module of the closure of `roots`."""
         if roots not in self._digests:
             sums = {name: hashlib.sha256(self._content(name)).hexdigest() for name in self.closure(*roots)}
-            self._digests[roots] = key_of(sums)
+            self._digests[roots] = json_digest(sums)
         return self._digests[roots]
 
     def closure(self, *roots: str) -> frozenset[str]:

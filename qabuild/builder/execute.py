@@ -14,13 +14,13 @@ from qabuild.artifact.evidence import Measurement, Verification
 from qabuild.artifact.manifest import Artifact
 from qabuild.builder import plan as plans
 from qabuild.builder.facts import Derivation
-from qabuild.builder.keys import key_of, package_versions
+from qabuild.builder.keys import package_versions, step_key
 from qabuild.builder.plan import Plan, PlanStep
 from qabuild.builder.steps import of_stage
 from qabuild.builder.steps.reference import score
-from qabuild.builder.steps.step import ARTIFACT, VERIFICATION, Context, Facts, Step, known
+from qabuild.builder.steps.step import ARTIFACT, VERIFICATION, Context, Facts, Step, require_checkpoint
 from qabuild.builder.steps.verify import MEASUREMENT
-from qabuild.builder.store.local import Entry, Store, place
+from qabuild.builder.store.local import Entry, Store, link_or_copy
 from qabuild.evaluation.judge import judge
 from qabuild.evaluation.verify import write_evidence
 from qabuild.models import calibration
@@ -64,13 +64,13 @@ class Execution:
             if plan.has(step.name):
                 results[step.name] = self._carry_out(step, plan.step(step.name), target, plan.facts, results)
                 if step.folder is not None:
-                    place(results[step.name], stage / step.folder)
+                    link_or_copy(results[step.name], stage / step.folder)
         compiled = results["compile"]
         return artifacts.seal(
             stage,
             **facts,
-            checkpoint=_described(known(plan.checkpoint)),
-            backend=calibration.sealed(target.backend),
+            checkpoint=_described(require_checkpoint(plan.checkpoint)),
+            backend=calibration.options_record(target.backend),
             runtime=target.runtime,
             record=compiled.record,
             versions=package_versions(compiled.inputs),
@@ -124,7 +124,7 @@ class Execution:
             inputs=planned.inputs,
             results=dict(results),
             artifact=artifact,
-            work=self.store.work(key_of(planned.inputs)),
+            work=self.store.work(step_key(planned.inputs)),
             offline=self.offline,
             reporter=self.reporter,
         )
@@ -139,13 +139,13 @@ class Execution:
             return None
         train = derivation.derived.target.training
         record = {
-            "start": _described(known(derivation.facts.checkpoint)),
+            "start": _described(require_checkpoint(derivation.facts.checkpoint)),
             "train": train.model_dump(mode="json", exclude={"dataset", "deepspeed", "save_steps"}),
             **self._record_of(derivation),
         }
         if "teacher" in results:
             scores = score(results["teacher"].directory, plan.target, offline=self.offline)
-            record["teacher"] = {**_described(known(plan.facts.teacher)), **scores}
+            record["teacher"] = {**_described(require_checkpoint(plan.facts.teacher)), **scores}
         return record
 
     def _stage_records(self, plan: Plan) -> list[dict[str, Any]] | None:

@@ -8,8 +8,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qabuild.builder.closure import Source
-from qabuild.builder.keys import Inputs, is_known, key_of
+from qabuild.builder.closure import ImportGraph
+from qabuild.builder.keys import Inputs, is_known, step_key
 from qabuild.builder.requirements import requirements
 from qabuild.builder.steps import of_stage
 from qabuild.builder.steps.step import Facts
@@ -46,7 +46,7 @@ class Derivation:
     def key(self) -> str | None:
         """Of the step that makes the checkpoint; None where something that decides it is not known yet."""
         inputs = self.inputs[self.derived.stage]
-        return key_of(inputs) if is_known(inputs) else None
+        return step_key(inputs) if is_known(inputs) else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,7 @@ def gather(target: Target, results: Store, name: str, *, fetch: bool, offline: b
     """
     require_paths(target)
     required = requirements(target)
-    look = Look(
+    collector = FactCollector(
         target,
         results,
         versions=packages.versions(required),
@@ -80,13 +80,13 @@ def gather(target: Target, results: Store, name: str, *, fetch: bool, offline: b
         fetch=fetch,
         offline=offline,
     )
-    checkpoint = look.checkpoint(target.origin)
+    checkpoint = collector.checkpoint(target.origin)
     if checkpoint is not None:
         check(checkpoint.config, target.backend, target.runtime)
-    stages = tuple(map(look.derivation, derivations(target.origin)))
+    stages = tuple(map(collector.derivation, derivations(target.origin)))
     teacher = next((stage.derived.teacher for stage in reversed(stages) if stage.derived.teacher), None)
     return TargetFacts(
-        **look.facts(target.origin, teacher, target.datasets).__dict__,
+        **collector.facts(target.origin, teacher, target.datasets).__dict__,
         derivations=stages,
         missing=tuple(packages.missing(required, target.runtime.device)),
         cached=results.keys(),
@@ -94,7 +94,7 @@ def gather(target: Target, results: Store, name: str, *, fetch: bool, offline: b
     )
 
 
-class Look:
+class FactCollector:
     """One look at what leads to the checkpoint of `target`: nothing is looked at twice.
 
     With `fetch`, Hub ids are resolved and downloaded; without, one that is not in the cache is not known.
@@ -112,7 +112,7 @@ class Look:
     ) -> None:
         self._results = results
         self._owner = target.origin.target if isinstance(target.origin, Derived) else target
-        self._versions, self._machine, self._code = versions, machine, Source()
+        self._versions, self._machine, self._code = versions, machine, ImportGraph()
         self._fetch, self._offline = fetch, offline
         self.checkpoint = cache(self._checkpoint)
         self.derivation = cache(self._derivation)
@@ -194,7 +194,7 @@ class Look:
         """What the stage made, if the store has it whole: its digest is what all that follows is keyed by."""
         from qabuild.models.checkpoint.resolve import resolve
 
-        entry = self._results.find(key_of(inputs)) if is_known(inputs) else None
+        entry = self._results.find(step_key(inputs)) if is_known(inputs) else None
         if entry is None or not is_intact(entry):
             return None
         return replace(resolve(entry.directory), name=derived.name)

@@ -23,9 +23,14 @@ class _Unknown:
 UNKNOWN: Final = _Unknown()
 
 
-def key_of(inputs: Inputs) -> str:
-    """The key of a step: SHA-256, in hex, of its inputs in canonical JSON. All of them must be known."""
-    text = json.dumps(dict(inputs), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+def step_key(inputs: Inputs) -> str:
+    """The key of a step: the digest of its inputs, all of which must be known."""
+    return json_digest(inputs)
+
+
+def json_digest(document: Mapping[str, Any]) -> str:
+    """SHA-256, in hex, of canonical JSON."""
+    text = json.dumps(dict(document), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -36,7 +41,7 @@ def is_known(inputs: Inputs) -> bool:
 
 def key_or_unknown(inputs: Inputs) -> str | _Unknown:
     """The key of a step that another one follows."""
-    return key_of(inputs) if is_known(inputs) else UNKNOWN
+    return step_key(inputs) if is_known(inputs) else UNKNOWN
 
 
 def flat(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:

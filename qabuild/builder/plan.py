@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qabuild.builder.facts import Derivation, TargetFacts, gather
-from qabuild.builder.keys import Inputs, is_known, key_of
+from qabuild.builder.keys import Inputs, is_known, step_key
 from qabuild.builder.steps import STEPS
 from qabuild.builder.steps.step import ARTIFACT, VERIFICATION
 from qabuild.builder.store.local import Store
@@ -133,7 +133,7 @@ def _derivation_steps(derivation: Derivation, facts: TargetFacts, before: list[P
 
 def _step(name: str, inputs: Inputs, facts: TargetFacts, before: list[PlanStep]) -> PlanStep:
     previous = facts.previous.get(name)
-    key = key_of(inputs) if is_known(inputs) else None
+    key = step_key(inputs) if is_known(inputs) else None
     makers = [f"{each.label}{each.derived.stage}" for each in facts.derivations]
     maker = next((step.name for step in reversed(before) if step.name in makers), None)
     return PlanStep(

@@ -40,7 +40,7 @@ def slow(target: Target) -> str | None:
     """Why `target` would run slowly on this machine; None if it would not."""
     if target.runtime.device != "cpu":
         return None
-    expected = dtype_speed.of(target.runtime.dtype, target.backend.name)
+    expected = dtype_speed.speed_rule(target.runtime.dtype, target.backend.name)
     return f"likely to be slower than fp32: {expected.why}" if expected and expected.rate < 1 else None
 
 

@@ -50,7 +50,7 @@ class Calibrated(Frozen):
         return runtime.dtype == "int8"
 
 
-def sealed(options: Frozen) -> dict[str, Any]:
+def options_record(options: Frozen) -> dict[str, Any]:
     """The options as JSON values for keys and manifests; a path is reduced to its file name.
 
     `calibration_fingerprint` is left out: it only pins the data, whose fingerprint keys and manifests hold anyway.

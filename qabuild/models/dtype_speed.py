@@ -44,6 +44,6 @@ def ranking() -> list[Rule]:
     return sorted(first.values(), key=lambda rule: -rule.rate)
 
 
-def of(dtype: Dtype, backend: str) -> Rule | None:
+def speed_rule(dtype: Dtype, backend: str) -> Rule | None:
     """The rule for `dtype` with `backend` on this processor; None if there is none."""
     return next((rule for rule in ranking() if rule.dtype == dtype and rule.backend in (None, backend)), None)

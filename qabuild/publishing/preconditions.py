@@ -10,10 +10,10 @@ from qabuild.evaluation import judge, measure
 from qabuild.evaluation.judge import explain_failure
 from qabuild.system.reporter import Reporter
 
-__all__ = ["explain_failure", "remeasure", "require"]
+__all__ = ["explain_failure", "remeasure", "require_verified"]
 
 
-def require(artifact: Artifact) -> Verification:
+def require_verified(artifact: Artifact) -> Verification:
     """The evidence, if it verifies the present artifact under the package versions that serving it installs.
 
     Raises VerificationFailed where it was not verified, failed, or was verified under other versions; UntrustedInput

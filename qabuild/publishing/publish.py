@@ -73,7 +73,7 @@ def publish(
     The message of each of the latter states what is on the Hub now; another run resumes from there.
     """
     artifact = open_artifact(Path(path))
-    evidence = preconditions.require(artifact)
+    evidence = preconditions.require_verified(artifact)
     repo = _repository(artifact, repo)
     _require_names(revision, tag)
     _require_within_limits(artifact)

@@ -41,7 +41,7 @@ _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
 @contextmanager
-def explained(folder: Path, what: str, hint: str) -> Iterator[None]:
+def errors_explained(folder: Path, what: str, hint: str) -> Iterator[None]:
     """Turn the errors of a full or read-only disk into a QABuildError that names `folder` and calls it `what`.
 
     Errors that name files outside the folder pass.

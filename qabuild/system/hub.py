@@ -99,7 +99,7 @@ def network_errors() -> tuple[type[Exception], ...]:
 
 
 @contextmanager
-def explained(repo_id: str, revision: str | None, repo_type: RepoType) -> Iterator[None]:
+def errors_explained(repo_id: str, revision: str | None, repo_type: RepoType) -> Iterator[None]:
     """Convert huggingface_hub's exceptions inside the block into QABuildErrors with hints."""
     from huggingface_hub import errors
 
@@ -196,7 +196,7 @@ def _hub_repo_type(repo_type: RepoType) -> str:
 def _query_commit(repo_id: str, revision: str | None, repo_type: RepoType) -> str:
     from huggingface_hub import HfApi
 
-    with explained(repo_id, revision, repo_type):
+    with errors_explained(repo_id, revision, repo_type):
         sha = HfApi().repo_info(repo_id, revision=revision, repo_type=_hub_repo_type(repo_type), timeout=30).sha
     if not isinstance(sha, str) or not _FULL_SHA.fullmatch(sha):
         raise QABuildError(f"the Hub named no commit of the {_KIND[repo_type]} '{repo_id}'", _RETRY_HINT)

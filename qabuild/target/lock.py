@@ -20,7 +20,7 @@ from qabuild.errors import BadTarget
 from qabuild.models.checkpoint.source import CheckpointSource
 from qabuild.qa.data.dataset_ref import DatasetRef
 from qabuild.system import files, hub
-from qabuild.system.files import explained
+from qabuild.system.files import errors_explained
 from qabuild.system.frozen import Frozen
 from qabuild.target.lineage import Derived, pinned, sources, training_data
 from qabuild.target.model import Target
@@ -138,7 +138,7 @@ def write(lock: Lock, path: Path) -> bool:
     if path.is_file() and path.read_text(encoding="utf-8") == text:
         return False
     file = path.resolve()  # write through a symbolic link, do not replace it
-    with explained(file.parent, "the lock's folder", "make room or make it writable"):
+    with errors_explained(file.parent, "the lock's folder", "make room or make it writable"):
         files.write(file, text.encode())
     return True
 

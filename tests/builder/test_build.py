@@ -139,7 +139,7 @@ def test_a_build_ends_in_a_sealed_artifact_with_its_proof(finished):
     assert artifact.evidence is not None
     assert artifact.evidence["passed"]
     assert entries(finished.output) == {"tiny"}
-    assert [line.split(":")[0] for line in finished.said] == ["compile", "reference", "verify"]
+    assert [line.split(":")[0] for line in finished.said] == ["compile", "reference", "verify", "cross-check"]
     steps = artifact.manifest.steps
     assert set(steps.values()) < finished.store.keys()
 
@@ -248,7 +248,7 @@ def test_a_flipped_byte_in_the_store_is_noticed_and_made_good(workshop, step, fi
     built = workshop.build()
     told = {line.partition(":")[0]: line for line in workshop.said}
     assert "its result in the store is damaged" in told[step]
-    assert all("cached" in line for name, line in told.items() if name not in (step, "verify"))
+    assert all("cached" in line for name, line in told.items() if name not in (step, "verify", "cross-check"))
     assert built.verification.passed
     made = open_artifact(workshop.artifact).manifest.files
     assert {name: made[name] for name in made if "probes" not in name} == {
@@ -301,7 +301,7 @@ def test_an_artifact_with_a_flipped_byte_is_replaced(workshop):
 
 def test_what_a_killed_process_was_making_in_the_store_is_removed_by_the_next(tmp_path):
     store = Store(tmp_path)
-    key = planning.key_of({"a": 1})
+    key = planning.step_key({"a": 1})
     (tmp_path / "v1" / "staging" / key).mkdir(parents=True)
     (tmp_path / "v1" / "staging" / key / "half").write_text("x")
 

@@ -12,7 +12,7 @@ import pytest
 import step_code
 from step_code import Known, code_inputs
 
-from qabuild.builder.closure import EXCLUDED, HERE, Source, import_statements
+from qabuild.builder.closure import EXCLUDED, HERE, ImportGraph, import_statements
 from qabuild.builder.facts import gather
 from qabuild.builder.steps import STEPS
 from qabuild.builder.store.local import Store
@@ -81,7 +81,7 @@ def test_every_step_is_examined(roots):
 
 def test_the_closure_is_that_of_the_import_graph(roots, graph):
     for modules in set(roots.values()):
-        assert Source().closure(*modules) == closure_by_graph(graph, modules)
+        assert ImportGraph().closure(*modules) == closure_by_graph(graph, modules)
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -108,25 +108,25 @@ def test_work_does_not_hold_what_describes_it(roots):
     """A new table of a target, a command or a step rebuilds nothing."""
     described = ("qabuild.builder", "qabuild.cli", "qabuild.publishing", "qabuild.target.")
     for modules in roots.values():
-        assert not [module for module in Source().closure(*modules) if module.startswith(described)]
+        assert not [module for module in ImportGraph().closure(*modules) if module.startswith(described)]
 
 
 @pytest.mark.parametrize("name", BACKENDS)
 def test_a_backend_holds_no_other(name):
     others = tuple(module for other, module in BACKENDS.items() if other != name)
-    held = Source().closure(BACKENDS[name])
+    held = ImportGraph().closure(BACKENDS[name])
     assert not [module for module in held for other in others if module == other or module.startswith(f"{other}.")]
 
 
 def test_a_changed_module_changes_exactly_the_steps_that_hold_it(facts, roots, graph, tmp_path):
     package = shutil.copytree(HERE, tmp_path / "qabuild", ignore=shutil.ignore_patterns("__pycache__", "*.json"))
-    before = {(name, step): code for name, step, code in code_inputs(facts, Source(package))}
+    before = {(name, step): code for name, step, code in code_inputs(facts, ImportGraph(package))}
     held = {modules: closure_by_graph(graph, modules) for modules in set(roots.values())}
     for module, path in MODULES.items():
         copy = package / path.relative_to(HERE)
         original = copy.read_bytes()
         copy.write_bytes(original + b"# changed\n")
-        after = {(name, step): code for name, step, code in code_inputs(facts, Source(package))}
+        after = {(name, step): code for name, step, code in code_inputs(facts, ImportGraph(package))}
         changed = {step for step in before if after[step] != before[step]}
         assert changed == {step for step, modules in roots.items() if module in held[modules]}, module
         copy.write_bytes(original)
@@ -134,14 +134,14 @@ def test_a_changed_module_changes_exactly_the_steps_that_hold_it(facts, roots, g
 
 def test_a_module_that_comes_changes_nothing_until_it_is_imported(facts, tmp_path):
     package = shutil.copytree(HERE, tmp_path / "qabuild", ignore=shutil.ignore_patterns("__pycache__", "*.json"))
-    before = list(code_inputs(facts, Source(package)))
+    before = list(code_inputs(facts, ImportGraph(package)))
     (package / "models" / "fresh.py").write_text("")
-    assert list(code_inputs(facts, Source(package))) == before
+    assert list(code_inputs(facts, ImportGraph(package))) == before
     load = package / "models" / "checkpoint" / "load.py"
     load.write_text(load.read_text() + "\n\ndef later() -> None:\n    from qabuild.models import fresh  # noqa: F401\n")
-    imported = list(code_inputs(facts, Source(package)))
+    imported = list(code_inputs(facts, ImportGraph(package)))
     (package / "models" / "fresh.py").write_text("# changed\n")
-    assert list(code_inputs(facts, Source(package))) != imported
+    assert list(code_inputs(facts, ImportGraph(package))) != imported
 
 
 def test_imports_for_the_type_checker_do_not_count():

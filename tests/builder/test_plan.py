@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qabuild.builder.closure import Source
+from qabuild.builder.closure import ImportGraph
 from qabuild.builder.facts import TargetFacts, gather
 from qabuild.builder.plan import Plan, PlanStep, describe_changes, history_name, make
 from qabuild.builder.preview import preview, previews
@@ -47,7 +47,7 @@ FACTS = TargetFacts(
     checkpoint=CHECKPOINT,
     data={"verify.dataset": "d" * 64, "backend.calibration": "a" * 64},
     versions=dict.fromkeys(PACKAGES, "1.0"),
-    code=Source(),
+    code=ImportGraph(),
     machine={
         "cpu": "Xeon",
         "cores": 2,

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import step_code
 
-from qabuild.builder.closure import EXCLUDED, HERE, Source
+from qabuild.builder.closure import EXCLUDED, HERE, ImportGraph
 from qabuild.builder.facts import gather
 from qabuild.builder.requirements import requirements
 from qabuild.builder.store.local import Store
@@ -170,4 +170,4 @@ def test_what_runs_in_a_step_lies_in_its_closure(name, tmp_path):
     for step, modules in ran.items():
         work = {module for module in modules - EXCLUDED if not module.startswith(DESCRIBES)}
         assert work
-        assert work <= Source().closure(*roots[name, step]), step
+        assert work <= ImportGraph().closure(*roots[name, step]), step

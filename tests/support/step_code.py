@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from qabuild.builder.closure import Source
+from qabuild.builder.closure import ImportGraph
 from qabuild.builder.facts import TargetFacts
 from qabuild.builder.steps import of_stage
 from qabuild.builder.steps.step import ARTIFACT, VERIFICATION
@@ -15,14 +15,14 @@ Known = Mapping[str, tuple[Target, TargetFacts]]
 """Targets by name, with the facts about each."""
 
 
-class Recorder(Source):
-    """Source whose digests are the names of the modules that they begin with."""
+class Recorder(ImportGraph):
+    """ImportGraph whose digests are the names of the modules that they begin with."""
 
     def digest(self, *roots: str) -> str:
         return " ".join(roots)
 
 
-def code_inputs(facts: Known, source: Source) -> Iterator[tuple[str, str, str]]:
+def code_inputs(facts: Known, source: ImportGraph) -> Iterator[tuple[str, str, str]]:
     """Target, step and digest of the step's code, read from `source`."""
     for name, (target, known) in facts.items():
         views = [(step, target, known) for stage in (ARTIFACT, VERIFICATION) for step in of_stage(stage)]

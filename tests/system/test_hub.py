@@ -39,7 +39,7 @@ def test_network_errors_are_explained() -> None:
         (TimeoutError(), "no answer from"),
         (OSError("Consistency check failed: file should be of size 3"), "could not be fetched: Consistency check"),
     ):
-        with pytest.raises(QABuildError, match=message) as caught, hub.explained("qa/tiny", None, "model"):
+        with pytest.raises(QABuildError, match=message) as caught, hub.errors_explained("qa/tiny", None, "model"):
             raise error
         assert caught.value.hint
         assert caught.value.__cause__ is error
@@ -47,7 +47,7 @@ def test_network_errors_are_explained() -> None:
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), FileNotFoundError("no data")])
 def test_errors_that_are_not_the_hubs_pass_unchanged(error: OSError) -> None:
-    with pytest.raises(type(error)) as caught, hub.explained("qa/tiny", None, "dataset"):
+    with pytest.raises(type(error)) as caught, hub.errors_explained("qa/tiny", None, "dataset"):
         raise error
     assert caught.value is error
 

@@ -26,7 +26,7 @@ class Compile:
     def inputs(self, target: Target, facts: Facts) -> Inputs | None:
         return {
             "checkpoint": facts.identity,
-            **flat("backend", calibration.sealed(target.backend)),
+            **flat("backend", calibration.options_record(target.backend)),
             **({"calibration": facts.data_identity("backend.calibration")} if target.calibrated else {}),
             **flat("runtime", target.runtime.model_dump(mode="json")),
             **package_inputs(facts.versions, self.requires(target)),

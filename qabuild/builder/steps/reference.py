@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from qabuild.artifact import sealed_reference
 from qabuild.builder.keys import Inputs, flat, package_inputs
-from qabuild.builder.steps.step import ARTIFACT, Context, Facts, Requirements, known
+from qabuild.builder.steps.step import ARTIFACT, Context, Facts, Requirements, require_checkpoint
 from qabuild.evaluation import reference
 from qabuild.qa import ask
 from qabuild.system.hub import is_path
@@ -60,7 +60,7 @@ class Teacher:
         return Reference().inputs(target, replace(facts, checkpoint=facts.teacher, made_by=facts.teacher_made_by))
 
     def run(self, context: Context, directory: Path) -> Mapping[str, Any]:
-        _answer(context, known(context.facts.teacher), directory)
+        _answer(context, require_checkpoint(context.facts.teacher), directory)
         return {}
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from qabuild.builder.closure import Source
+from qabuild.builder.closure import ImportGraph
 from qabuild.builder.keys import UNKNOWN, Inputs
 from qabuild.builder.store.local import Entry
 from qabuild.system.reporter import Reporter
@@ -39,7 +39,7 @@ class Facts:
     data: Mapping[str, str | None]
     """Digest or commit sha of each data set, by the key that names it; None where it is not known yet."""
     versions: Mapping[str, str]
-    code: Source
+    code: ImportGraph
     machine: Mapping[str, Any]
 
     @property
@@ -79,7 +79,7 @@ class Context:
 
     @property
     def checkpoint(self) -> Checkpoint:
-        return known(self.facts.checkpoint)
+        return require_checkpoint(self.facts.checkpoint)
 
 
 class Step(Protocol):
@@ -105,7 +105,7 @@ class Step(Protocol):
         """Write the result into the empty `directory`; returns what is to be recorded beside it, as JSON values."""
 
 
-def known(checkpoint: Checkpoint | None) -> Checkpoint:
+def require_checkpoint(checkpoint: Checkpoint | None) -> Checkpoint:
     """The checkpoint of a step that runs, which knows it."""
     if checkpoint is None:
         raise AssertionError("a step that runs knows its checkpoint")

@@ -35,7 +35,7 @@ class _TrainingStep:
         return dict.fromkeys(options.PACKAGES, ()) if self.stage in target.stages else {}
 
     def run(self, context: Context, directory: Path) -> Mapping[str, Any]:
-        from qabuild.models.training.launch import carry_out
+        from qabuild.models.training.launch import run_in_subprocess
         from qabuild.models.training.request import Request
 
         target, results = context.target, context.results
@@ -54,12 +54,12 @@ class _TrainingStep:
             offline=context.offline,
         )
         trials = {"search": searched["trials"]} if searched else {}
-        return {**carry_out(request, context.reporter), **trials}
+        return {**run_in_subprocess(request, context.reporter), **trials}
 
     def _shared(self, target: Target, facts: Facts) -> dict[str, Any]:
         """Device, dtype, packages and code."""
         return {
-            **conditions.conditions(facts.machine, target.training.dtype),
+            **conditions.device_and_dtype(facts.machine, target.training.dtype),
             **package_inputs(facts.versions, self.requires(target)),
             "code": facts.code.digest(*WORK, options.MODULES[cast(StepName, self.name)]),
         }
@@ -89,7 +89,7 @@ class Search(_TrainingStep):
             return None
         return {
             "checkpoint": facts.identity,
-            "logits": _key_of(Logits(), target, facts),
+            "logits": _step_key(Logits(), target, facts),
             **_options(target),
             **flat("distill.search", target.distill.search.model_dump(mode="json")),
             **self._shared(target, facts),
@@ -105,13 +105,13 @@ class Train(_TrainingStep):
             "checkpoint": facts.identity,
             **_windows(target, facts),
             **_options(target),
-            **({"logits": _key_of(Logits(), target, facts)} if target.distill else {}),
+            **({"logits": _step_key(Logits(), target, facts)} if target.distill else {}),
             **_weights_of_losses(target, facts),
             **self._shared(target, facts),
         }
 
 
-def _key_of(step: Logits | Search, target: Target, facts: Facts) -> Any:
+def _step_key(step: Logits | Search, target: Target, facts: Facts) -> Any:
     inputs = step.inputs(target, facts)
     assert inputs is not None
     return key_or_unknown(inputs)
@@ -154,5 +154,5 @@ def _weights_of_losses(target: Target, facts: Facts) -> dict[str, Any]:
     if target.distill is None:
         return {}
     if target.distill.search:
-        return {"search": _key_of(Search(), target, facts)}
+        return {"search": _step_key(Search(), target, facts)}
     return {"distill.alpha": target.distill.alpha, "distill.temperature": target.distill.temperature}

@@ -25,10 +25,10 @@ from pathlib import Path
 from typing import Any
 
 from qabuild.artifact.manifest import SealedFile, measure_files
-from qabuild.builder.keys import Inputs, key_of
+from qabuild.builder.keys import Inputs, json_digest, step_key
 from qabuild.errors import QABuildError, UntrustedInput
 from qabuild.system.cache import LAYOUT, default_root
-from qabuild.system.files import explained
+from qabuild.system.files import errors_explained
 
 ENTRY = "entry.json"
 FILES = "files"
@@ -81,7 +81,7 @@ class Store:
         folder = self.folder(key)
         try:
             document = json.loads((folder / ENTRY).read_text(encoding="utf-8"))
-            if document.pop(SUM) != key_of(document):
+            if document.pop(SUM) != json_digest(document):
                 return None
             files = {name: SealedFile(**file) for name, file in document.pop("files").items()}
             return Entry(directory=folder / FILES, files=files, **document)
@@ -104,7 +104,7 @@ class Store:
         Two processes that want the same result make it once: the second waits. Where `produce` raises, or the
         process is killed, nothing is stored.
         """
-        key = key_of(inputs)
+        key = step_key(inputs)
         with self.lock(key), self._explained():
             if entry := self.find(key):
                 return entry
@@ -190,7 +190,7 @@ class Store:
             shutil.rmtree(stage, ignore_errors=True)
 
     def _explained(self) -> AbstractContextManager[None]:
-        return explained(
+        return errors_explained(
             self.root, "the store", "make room or make it writable, or point QABUILD_CACHE at another folder"
         )
 
@@ -199,7 +199,7 @@ def _document(entry: Entry) -> str:
     """What entry.json holds: all of the entry but its folder, and a sum over that, so that damage is noticed."""
     fields = {name: value for name, value in asdict(entry).items() if name != "directory"}
     document = json.loads(json.dumps(fields))  # as it will be read: the sum must not know a tuple from a list
-    return json.dumps({**document, SUM: key_of(document)}, indent=1, ensure_ascii=False)
+    return json.dumps({**document, SUM: json_digest(document)}, indent=1, ensure_ascii=False)
 
 
 def is_intact(entry: Entry) -> bool:
@@ -210,7 +210,7 @@ def is_intact(entry: Entry) -> bool:
         return False
 
 
-def place(entry: Entry, directory: Path) -> None:
+def link_or_copy(entry: Entry, directory: Path) -> None:
     """Put the files of a result into `directory`, as hard links where the file system allows."""
     for name in entry.files:
         goal = directory / name

@@ -142,7 +142,7 @@ def _downloaded(name: str, sha: str, offline: bool) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        with hub.explained(name, sha, "model"), hub.bars_on_terminals_only():
+        with hub.errors_explained(name, sha, "model"), hub.bars_on_terminals_only():
             folder = snapshot_download(
                 name,
                 revision=sha,
@@ -163,7 +163,7 @@ def _other_hub_files(name: str, sha: str, directory: Path, offline: bool) -> Seq
         return ()
     from huggingface_hub import HfApi
 
-    with hub.explained(name, sha, "model"):
+    with hub.errors_explained(name, sha, "model"):
         return tuple(HfApi().list_repo_files(name, revision=sha))
 
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from qabuild.models.checkpoint.resolve import Checkpoint
 
 
-def conditions(machine: Mapping[str, Any], dtype: Autocast) -> dict[str, Any]:
+def device_and_dtype(machine: Mapping[str, Any], dtype: Autocast) -> dict[str, Any]:
     """`train.device` and `train.dtype` on `machine`, with `auto` resolved.
 
     On a GPU: bf16 if it supports it, else fp16. On a CPU: bf16 with AMX or AMD's AVX512-BF16, else fp32; on an Intel
@@ -33,7 +33,7 @@ def conditions(machine: Mapping[str, Any], dtype: Autocast) -> dict[str, Any]:
 
 def check(train: Train, start: Checkpoint | None, machine: Mapping[str, Any]) -> None:
     """Raise BadTarget, before any work, for a training that cannot run on this machine or from that checkpoint."""
-    if train.dtype == "fp16" and conditions(machine, train.dtype)["train.device"] == "cpu":
+    if train.dtype == "fp16" and device_and_dtype(machine, train.dtype)["train.device"] == "cpu":
         raise BadTarget('train.dtype is "fp16", and there is no GPU here', 'on a CPU train in "bf16" or "fp32"')
     config = start.config if start else {}
     count = config.get("num_hidden_layers", config.get("n_layers"))  # DistilBERT's key

@@ -15,7 +15,7 @@ PAUSE = 30.0
 """Minimum seconds between two progress lines."""
 
 
-def carry_out(request: Request, reporter: Reporter) -> Mapping[str, Any]:
+def run_in_subprocess(request: Request, reporter: Reporter) -> Mapping[str, Any]:
     """Run the step in a subprocess and return its record. Raises what the step raises."""
     request.work.mkdir(parents=True, exist_ok=True)
     progress, document = _Progress(request.step, reporter), request.to_dict()

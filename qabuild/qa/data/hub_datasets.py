@@ -102,7 +102,7 @@ def _explained(name: str, sha: str) -> Iterator[None]:
 
     problem = f"the data set '{name}' cannot be loaded"
     try:
-        with hub.explained(name, sha, "dataset"):
+        with hub.errors_explained(name, sha, "dataset"):
             yield
     except exceptions.DatasetNotFoundError as error:
         raise BadTarget(

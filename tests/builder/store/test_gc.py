@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from qabuild.builder.store import gc
-from qabuild.builder.store.local import Store, key_of
+from qabuild.builder.store.local import Store, step_key
 from qabuild.errors import QABuildError
 
 HOUR = 3600.0
@@ -31,7 +31,7 @@ def write(folder: Path, size: int) -> dict[str, int]:
 
 
 def key(number: int) -> str:
-    return key_of({"backend.name": f"b{number}"})
+    return step_key({"backend.name": f"b{number}"})
 
 
 def age(store: Store, number: int, seconds: float) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from qabuild.builder.store.local import Store, key_of, place
+from qabuild.builder.keys import step_key
+from qabuild.builder.store.local import Store, link_or_copy
 from qabuild.errors import QABuildError
 
 
@@ -36,12 +37,12 @@ def test_a_result_is_made_once_and_found_again(results):
     again = Store(results.root).make("compile", {"a": 1}, never)
     assert again == made
     assert again.record == {"length": 5}
-    assert results.keys() == {key_of({"a": 1})}
+    assert results.keys() == {step_key({"a": 1})}
 
 
 def test_the_order_of_inputs_is_no_input_but_every_value_is():
-    assert key_of({"a": 1, "b": None}) == key_of({"b": None, "a": 1})
-    assert len({key_of({"a": 1}), key_of({"a": "1"}), key_of({"a": 1.5}), key_of({"b": 1}), key_of({})}) == 5
+    assert step_key({"a": 1, "b": None}) == step_key({"b": None, "a": 1})
+    assert len({step_key({"a": 1}), step_key({"a": "1"}), step_key({"a": 1.5}), step_key({"b": 1}), step_key({})}) == 5
 
 
 def test_what_fails_half_way_leaves_nothing(results):
@@ -58,14 +59,14 @@ def test_what_fails_half_way_leaves_nothing(results):
 
 def test_placed_files_are_hard_links_or_copies(results, tmp_path, monkeypatch):
     entry = results.make("compile", {"a": 1}, write("hello"))
-    place(entry, tmp_path / "linked")
+    link_or_copy(entry, tmp_path / "linked")
     assert (tmp_path / "linked/sub/a.txt").samefile(entry.directory / "sub/a.txt")
 
     def refuse(*_: object) -> None:
         raise OSError("no links here")
 
     monkeypatch.setattr(os, "link", refuse)
-    place(entry, tmp_path / "copied")
+    link_or_copy(entry, tmp_path / "copied")
     assert (tmp_path / "copied/sub/a.txt").read_text() == "hello"
     assert not (tmp_path / "copied/sub/a.txt").samefile(entry.directory / "sub/a.txt")
 

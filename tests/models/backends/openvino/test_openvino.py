@@ -203,7 +203,7 @@ def test_a_calibration_file_is_relative_to_the_target(tmp_path: Path) -> None:
     )
     options = load(tmp_path / "x.toml").backend
     assert options.calibration == str(tmp_path / "train.json")
-    assert calibration.sealed(options)["calibration"] == "train.json"
+    assert calibration.options_record(options)["calibration"] == "train.json"
 
 
 def test_a_calibration_revision_is_not_inherited_by_another_data_set(tmp_path: Path) -> None:
