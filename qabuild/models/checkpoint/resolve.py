@@ -17,6 +17,7 @@ from typing import Any
 from qabuild.errors import BadTarget, MissingEnvironment, QABuildError, UntrustedInput
 from qabuild.models.checkpoint.inspect import (
     CONFIG,
+    GENERIC_CLASS,
     TOKENIZER_CONFIG,
     TOKENIZER_PATTERNS,
     examine_config,
@@ -223,7 +224,7 @@ def _refuse_slow_class(directory: Path) -> None:
         if own_file(directory, file) is not None
     )
     name = next((name for name in names if name is not None), None)
-    if name is not None and (
+    if name not in (None, GENERIC_CLASS) and (
         not isinstance(name, str) or tokenizer_class_from_name(name.removesuffix("Fast") + "Fast") is None
     ):
         raise _slow(directory, str(name))
