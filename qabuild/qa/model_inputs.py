@@ -19,7 +19,7 @@ def input_names(model: Any, tokenizer: Any = None) -> tuple[str, ...]:
     produced = {"input_ids", "attention_mask", *(tokenizer.model_input_names if tokenizer is not None else INPUTS)}
     parameters = signature(model)
     rest = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    tells = bool(parameters) and not (rest and "attention_mask" not in parameters)
+    tells = "input_ids" in parameters and not (rest and "attention_mask" not in parameters)
     return tuple(name for name in INPUTS if name in produced and (name in parameters or not tells))
 
 

@@ -18,7 +18,7 @@ from qabuild.models.runtime import Runtime
 AUTOCAST = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 ForwardFunction = Callable[..., Any]
-"""Takes some of `model_inputs.INPUTS` by name; its first two outputs are start and end logits, [batch, sequence] each."""
+"""Takes some of `INPUTS` by name; its first two outputs are start and end logits, [batch, sequence] each."""
 
 
 class TorchModel(torch.nn.Module):  # type: ignore[misc]  # torch is not type-checked here

@@ -60,8 +60,11 @@ class Parameters:
             if not isinstance(value, bool | str) or value not in choices:
                 raise ValueError(f"{name} must be one of {choices} (got {value!r})")
 
-    def updated(self, named: Mapping[str, Any]) -> Parameters:
-        """These parameters updated with `named`; None changes nothing, and `topk` is the old name of `top_k`."""
+    def updated(self, named: Mapping[str, Any], others: Iterable[str] = ()) -> Parameters:
+        """These parameters updated with `named`; None changes nothing, and `topk` is the old name of `top_k`.
+
+        Raises TypeError for an unknown name; it suggests a similar one of these or of the `others` that a caller takes.
+        """
         changes = {name: value for name, value in named.items() if value is not None}
         changes.pop("num_workers", None)  # the stock pipeline's; this one has no worker processes
         if "topk" in changes:
@@ -70,7 +73,9 @@ class Parameters:
             del changes["topk"]
         names = [field.name for field in fields(self)]
         if unknown := sorted(changes.keys() - set(names)):
-            raise TypeError(f"unexpected parameters: {', '.join(_with_suggestion(name, names) for name in unknown)}")
+            raise TypeError(
+                f"unexpected parameters: {', '.join(_with_suggestion(name, [*names, *others]) for name in unknown)}"
+            )
         return replace(self, **changes)
 
     def cut(self, tokenizer: Any) -> Cut:

@@ -108,7 +108,9 @@ class QuestionAnsweringPipeline:
             warnings.warn(f"without effect in this pipeline: {', '.join(without_effect)}", UserWarning, stacklevel=2)
         self.model = model if device is None else moved(model, device)
         self.tokenizer = tokenizer
-        self._parameters = Parameters().updated(parameters)
+        self._parameters = Parameters().updated(
+            parameters, others=(*IGNORED, "device", "framework", "modelcard", "task")
+        )
         self._make_windows = WindowMaker(tokenizer)
         self._names = input_names(model, tokenizer)
         self._extra = {"use_cache": False} if "use_cache" in signature(model) else {}
