@@ -59,7 +59,7 @@ class EmptyModel(torch.nn.Module):  # type: ignore[misc]
 
     def __init__(self) -> None:
         super().__init__()
-        self.config = SimpleNamespace()
+        self.config = SimpleNamespace(model_type="bert")  # which the pipeline pads
         self.logits = torch.randn(2, 1 << 20, generator=torch.Generator().manual_seed(0)) * 3
 
     def forward(

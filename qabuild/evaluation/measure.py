@@ -231,7 +231,7 @@ def _compare_logits(
     stored = sealed_reference.read_probes(directory / sealed_reference.FOLDER)
     for ids, shape, probe in zip(sealed.probes, sealed_reference.PROBE_SHAPES, stored, strict=True):
         expected = probe.pop("start_logits"), probe.pop("end_logits")
-        inputs = reference.encode_probe(tokenizer, [by_id[i] for i in ids], shape)
+        inputs = reference.encode_probe(tokenizer, [by_id[i] for i in ids], shape, probe.keys())
         same_tokens &= inputs.keys() == probe.keys() and all(torch.equal(inputs[n], probe[n]) for n in probe)
         unpadded = probe["attention_mask"] == 1
         actual = reference.logits(model, probe)

@@ -7,12 +7,13 @@ inputs, are sealed into the artifact, so that the artifact can be verified witho
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qabuild.artifact.sealed_reference import ANSWERS, PROBE_SHAPES, PROBES
 from qabuild.qa.ask import answerer, chunks
+from qabuild.qa.model_inputs import input_names
 from qabuild.system.reporter import SILENT, Reporter
 
 if TYPE_CHECKING:
@@ -40,9 +41,10 @@ def write_reference(
             answers.update(ask(chunk).answers)
             advance(len(chunk))
     probes = _choose_probes(questions.questions)
+    names = input_names(model, tokenizer)
     tensors: dict[str, Any] = {}
     for number, (ids, shape) in enumerate(zip(probes, PROBE_SHAPES, strict=True)):
-        inputs = encode_probe(tokenizer, [q for i in ids for q in questions.questions if q.id == i], shape)
+        inputs = encode_probe(tokenizer, [q for i in ids for q in questions.questions if q.id == i], shape, names)
         start, end = logits(model, inputs)
         probe = {**inputs, "start_logits": start, "end_logits": end}
         tensors |= {f"{number}.{name}": tensor.contiguous().cpu() for name, tensor in probe.items()}
@@ -51,8 +53,10 @@ def write_reference(
     (directory / ANSWERS).write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def encode_probe(tokenizer: Any, questions: Sequence[Question], shape: tuple[int, int, bool]) -> dict[str, Any]:
-    """The model's inputs for a probe of the given `shape` (see PROBE_SHAPES): int64 tensors, [questions, tokens]."""
+def encode_probe(
+    tokenizer: Any, questions: Sequence[Question], shape: tuple[int, int, bool], names: Collection[str]
+) -> dict[str, Any]:
+    """The inputs `names` for a probe of the given `shape` (see PROBE_SHAPES): int64 tensors, [questions, tokens]."""
     _, length, padded = shape
     encoded = tokenizer(
         [q.question for q in questions],
@@ -60,9 +64,10 @@ def encode_probe(tokenizer: Any, questions: Sequence[Question], shape: tuple[int
         truncation="longest_first",
         max_length=min(length, tokenizer.model_max_length),
         padding="max_length" if padded else "longest",
+        return_attention_mask=True,
         return_tensors="pt",
     )
-    return {name: encoded[name] for name in tokenizer.model_input_names if name in encoded}
+    return {name: encoded[name] for name in names if name in encoded}
 
 
 def logits(model: Any, inputs: Mapping[str, Any]) -> tuple[Any, Any]:

@@ -115,11 +115,12 @@ def compile(checkpoint: Checkpoint, options: Options, runtime: Runtime, director
 
 def load(directory: Path, options: Options, runtime: Runtime) -> Any:
     """Load the model on its device, under autocast for fp16 and bf16. Raises MissingEnvironment without the device."""
-    from qabuild.models.backends.torch_model import AUTOCAST, TorchModel, device, inputs_of, named, stored_model
+    from qabuild.models.backends.torch_model import AUTOCAST, TorchModel, device, named, stored_model
+    from qabuild.qa.model_inputs import input_names
 
     target = device(runtime)
     model = stored_model(directory).to(target)
-    wrapped = TorchModel(model, inputs_of(model), model.config, target, AUTOCAST[runtime.dtype])
+    wrapped = TorchModel(model, input_names(model), model.config, target, AUTOCAST[runtime.dtype])
     return named(wrapped, model.config)
 
 

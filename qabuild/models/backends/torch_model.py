@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -15,9 +14,6 @@ from transformers.modeling_outputs import QuestionAnsweringModelOutput
 from qabuild.errors import BadTarget, MissingEnvironment
 from qabuild.models import sdpa_kernels
 from qabuild.models.runtime import Runtime
-
-INPUTS = ("input_ids", "attention_mask", "token_type_ids")
-"""The inputs of extractive question-answering encoders, in the order of a trace's arguments."""
 
 AUTOCAST = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -121,13 +117,6 @@ def _indexed(device: torch.device) -> torch.device:
     if device.type == "cuda" and device.index is None:
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device(device.type) if device.type == "cpu" else device
-
-
-def inputs_of(model: Any, tokenizer: Any = None) -> tuple[str, ...]:
-    """The `INPUTS` that the model takes, without token types if `tokenizer` produces none."""
-    parameters = inspect.signature(model.forward).parameters
-    excluded = {"token_type_ids"} - set(tokenizer.model_input_names if tokenizer else INPUTS)
-    return tuple(name for name in INPUTS if name in parameters and name not in excluded)
 
 
 def stored_model(directory: Path, attention: Literal["eager", "sdpa"] | None = None) -> Any:

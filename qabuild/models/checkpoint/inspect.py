@@ -16,6 +16,8 @@ from qabuild.errors import BadTarget, UntrustedInput
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
+GENERIC_CLASS = "TokenizersBackend"
+"""The `tokenizer_class` that transformers 5 writes for a fast tokenizer without a class of its own."""
 
 TOKENIZER_PATTERNS = (
     TOKENIZER,

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from qabuild.errors import UntrustedInput
 from qabuild.models.checkpoint.inspect import (
     CONFIG,
+    GENERIC_CLASS,
     TOKENIZER_CONFIG,
     examine_config,
     examine_tokenizer,
@@ -74,13 +75,12 @@ def load_tokenizer(directory: Path) -> Any:
     Raises UntrustedInput if there is none, if it is unsafe to load or slow, lacks a padding token, or has token ids
     beyond the vocabulary size in the folder's `config.json`.
     """
-    from transformers import AutoTokenizer
-
     examine_tokenizer(directory, None)
     _refuse_slow_class(directory)
     with _quiet(), _explained(directory, "tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(
-            directory, use_fast=True, trust_remote_code=False, local_files_only=True
+        loader, settings = _tokenizer_loader(directory)
+        tokenizer = loader.from_pretrained(
+            directory, use_fast=True, trust_remote_code=False, local_files_only=True, **settings
         )
     if not tokenizer.is_fast:
         raise _slow(directory, type(tokenizer).__name__)
@@ -93,6 +93,26 @@ def load_tokenizer(directory: Path) -> Any:
     if isinstance(rows, int):
         refuse_ids_beyond(directory, tokenizer.get_vocab(), rows)
     return tokenizer
+
+
+def _tokenizer_loader(directory: Path) -> tuple[Any, dict[str, Any]]:
+    """The class that loads the tokenizer, and settings of its own.
+
+    transformers 4.57 does not read all that 5 writes: the class `TokenizersBackend`, which names no token types as
+    inputs of the model unless the config does, and a list of further special tokens.
+    """
+    import transformers
+
+    if hasattr(transformers, GENERIC_CLASS):
+        return transformers.AutoTokenizer, {}
+    config = read_object(directory, TOKENIZER_CONFIG) if own_file(directory, TOKENIZER_CONFIG) else {}
+    settings: dict[str, Any] = {}
+    if isinstance(config.get("extra_special_tokens"), list):
+        settings = {"extra_special_tokens": {}, "additional_special_tokens": config["extra_special_tokens"]}
+    if config.get("tokenizer_class") != GENERIC_CLASS:
+        return transformers.AutoTokenizer, settings
+    settings["model_input_names"] = config.get("model_input_names", ["input_ids", "attention_mask"])
+    return transformers.PreTrainedTokenizerFast, settings
 
 
 def copy_tokenizer(checkpoint: Checkpoint, directory: Path) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 from qabuild.errors import BadTarget, MissingEnvironment, QABuildError, UntrustedInput
 from qabuild.models.checkpoint.inspect import (
     CONFIG,
+    GENERIC_CLASS,
     TOKENIZER_CONFIG,
     TOKENIZER_PATTERNS,
     examine_config,
@@ -215,6 +216,7 @@ def _refuse_non_finite_weights(model: Any, directory: Path) -> None:
 
 def _refuse_slow_class(directory: Path) -> None:
     """Refuse, before it is constructed, a tokenizer class that has no fast version in transformers."""
+    from transformers import PreTrainedTokenizerFast
     from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 
     names = (
@@ -223,9 +225,10 @@ def _refuse_slow_class(directory: Path) -> None:
         if own_file(directory, file) is not None
     )
     name = next((name for name in names if name is not None), None)
-    if name is not None and (
-        not isinstance(name, str) or tokenizer_class_from_name(name.removesuffix("Fast") + "Fast") is None
-    ):
+    if name in (None, GENERIC_CLASS):
+        return
+    fast = tokenizer_class_from_name(name.removesuffix("Fast") + "Fast") if isinstance(name, str) else None
+    if fast is None or not issubclass(fast, PreTrainedTokenizerFast):  # transformers 5 finds the slow class instead
         raise _slow(directory, str(name))
 
 

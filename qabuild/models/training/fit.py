@@ -16,6 +16,7 @@ from qabuild.models.training.examples import Examples, examples_of
 from qabuild.models.training.request import Request
 from qabuild.models.training.student import make_student, restore_dropout
 from qabuild.models.training.trainer import last_state, make_trainer, remove_partial_states
+from qabuild.qa.model_inputs import input_names
 from qabuild.system.process import Tell
 
 
@@ -36,7 +37,7 @@ def fit(request: Request, examples: Examples, tokenizer: Any, tell: Tell) -> Map
         request,
         model,
         examples,
-        Collator(examples, tokenizer.model_input_names, logits),
+        Collator(examples, input_names(model, tokenizer), logits),
         alpha=request.distill.alpha if request.distill else 1.0,
         temperature=request.distill.temperature if request.distill else 1.0,
         callbacks=[log],

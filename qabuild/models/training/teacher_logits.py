@@ -16,6 +16,7 @@ from qabuild.models import sdpa_kernels
 from qabuild.models.training.collate import Collator, Logits
 from qabuild.models.training.examples import Examples, examples_of
 from qabuild.models.training.request import Request
+from qabuild.qa.model_inputs import input_names
 from qabuild.system.process import Tell
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def run(request: Request, tell: Tell) -> Mapping[str, Any]:
         tell({"step": done, "steps": len(examples)})
 
     with sdpa_kernels.of_any_shape(request.device):
-        compute(model, tokenizer.model_input_names, examples, request.directory, _autocast(request), advance)
+        compute(model, input_names(model, tokenizer), examples, request.directory, _autocast(request), advance)
     return {"examples": examples.counts}
 
 
@@ -70,15 +71,15 @@ def open_logits(directory: Path, examples: Examples) -> Logits:
 
 def compute(
     model: Any,
-    input_names: Sequence[str],
+    names: Sequence[str],
     examples: Examples,
     directory: Path,
     autocast: Any,
     advance: Callable[[int], None],
 ) -> None:
-    """Compute the logits of the teacher `model`, on its device, and write them. `autocast` is a context manager.
+    """Compute the logits of the teacher `model` from its inputs `names`, on its device, and write them.
 
-    Raises UntrustedInput if the logits are not all finite.
+    `autocast` is a context manager. Raises UntrustedInput if the logits are not all finite.
     """
     import numpy as np
     import torch
@@ -86,11 +87,9 @@ def compute(
     windows = examples.windows
     offsets = np.concatenate([[0], np.cumsum(windows.length)])
     values = np.memmap(directory / FILE, np.float32, "w+", shape=(2, offsets[-1]))
-    collate = Collator(examples, input_names)
+    collate = Collator(examples, names)
     for rows in _batches(windows.length):
-        batch = {
-            name: tensor.to(model.device) for name, tensor in collate(rows.tolist()).items() if name in input_names
-        }
+        batch = {name: tensor.to(model.device) for name, tensor in collate(rows.tolist()).items() if name in names}
         with torch.inference_mode(), autocast:
             output = model(**batch)
         shift = windows.place(rows, batch["input_ids"].shape[1])[0] - windows.first[rows]

@@ -24,16 +24,37 @@ class Inputs:
     shape: Literal["one", "list", "stream"]
 
 
+class DatasetPairs:
+    """The pairs of a torch Dataset, which can be read again and again; its length is the Dataset's, if that has one."""
+
+    def __init__(self, dataset: Any) -> None:
+        self._dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __iter__(self) -> Iterator[Pair]:
+        return map(_stream_pair, _items(self._dataset))
+
+
+class NotText(TypeError, ValueError):
+    """A question or context that is no text. For one or the other, transformers' pipeline raises either."""
+
+
 def read(args: Sequence[Any], named: Mapping[str, Any]) -> Inputs:
     """Parse the arguments of a call.
 
-    Raises ValueError for invalid arguments or a question or context that is empty or None; KeyError if an example
-    lacks one of the two; TypeError if it has other keys. A generator or a torch Dataset is a stream: its examples are
-    read one by one, and may have other keys.
+    Raises ValueError for invalid arguments or a question or context that is empty or None; NotText if it is no text;
+    KeyError if an example lacks one of the two; TypeError if it has other keys. A generator or a torch Dataset is a
+    stream: its examples are read one by one, and may have other keys.
     """
+    from torch.utils.data import Dataset
+
     data = _data(args, named)
-    if _is_stream(data):
-        return Inputs(map(_stream_pair, _items(data)), "stream")
+    if isinstance(data, types.GeneratorType):
+        return Inputs(map(_stream_pair, data), "stream")
+    if isinstance(data, Dataset):
+        return Inputs(DatasetPairs(data), "stream")
     if isinstance(data, Mapping):
         data = [data]
     elif not isinstance(data, Iterable):
@@ -106,25 +127,19 @@ def _check(key: str, value: Any) -> None:
 
 def _text(key: str, value: Any) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"`{key}` must be a string, not {type(value).__name__}")
+        raise NotText(f"`{key}` must be a string, not {type(value).__name__}")
     try:
         value.isascii() or value.encode()
     except UnicodeEncodeError:
-        raise ValueError(f"`{key}` holds characters that are not valid text (lone surrogates)") from None
+        raise NotText(f"`{key}` holds characters that are not valid text (lone surrogates)") from None
     return value
 
 
-def _is_stream(data: Any) -> bool:
-    from torch.utils.data import Dataset
-
-    return isinstance(data, types.GeneratorType | Dataset)
-
-
-def _items(stream: Any) -> Iterator[Any]:
-    """The items of a generator or a Dataset; a Dataset with a length but no iterator is indexed."""
-    if hasattr(stream, "__iter__") or not hasattr(stream, "__len__"):
-        return iter(stream)
-    return (stream[index] for index in range(len(stream)))
+def _items(dataset: Any) -> Iterator[Any]:
+    """The items of a Dataset; one with a length but no iterator is indexed."""
+    if hasattr(dataset, "__iter__") or not hasattr(dataset, "__len__"):
+        return iter(dataset)
+    return (dataset[index] for index in range(len(dataset)))
 
 
 def _stream_pair(item: Any) -> Pair:

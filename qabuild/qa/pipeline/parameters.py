@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
-from numbers import Integral
+from numbers import Real
 from typing import Any, Literal
 
 from qabuild.qa.pipeline.windows import Cut
@@ -20,13 +21,21 @@ COUNTS = {
     "batch_tokens": 1,
 }
 """Integer parameters and their minimum values."""
+FLAGS = ("handle_impossible_answer", "align_to_words")
+CHOICES: dict[str, tuple[bool | str, ...]] = {
+    "normalize": ("window", "context"),
+    "padding": (False, True, "do_not_pad", "longest", "max_length"),
+}
 MAX_SPANS_AT_ONCE = 1 << 18
 """Spans held for questions answered together, counted as if every question had one window."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Parameters:
-    """Parameters of a pipeline or a call; see `QuestionAnsweringPipeline`."""
+    """Parameters of a pipeline or a call; see `QuestionAnsweringPipeline`.
+
+    Numbers may be those of numpy or torch, or flags; the fields hold Python's.
+    """
 
     top_k: int = 1
     doc_stride: int | None = None
@@ -41,35 +50,32 @@ class Parameters:
     normalize: Literal["window", "context"] = "window"
 
     def __post_init__(self) -> None:
-        for name, minimum in COUNTS.items():
+        for name in COUNTS:
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, _count(name, getattr(self, name)))
+        for name in FLAGS:
+            object.__setattr__(self, name, _flag(name, getattr(self, name)))
+        for name, choices in CHOICES.items():
             value = getattr(self, name)
-            if value is None:
-                continue
-            if not isinstance(value, Integral) or isinstance(value, bool):
-                raise TypeError(f"{name} parameter should be a whole number (got {value!r})")
-            if value < minimum:
-                raise ValueError(f"{name} parameter should be >= {minimum} (got {value})")
-        for name in ("handle_impossible_answer", "align_to_words"):
-            if not isinstance(getattr(self, name), bool):
-                raise TypeError(f"{name} parameter should be True or False (got {getattr(self, name)!r})")
-        for name, choices in (
-            ("normalize", ("window", "context")),
-            ("padding", (False, True, "do_not_pad", "longest", "max_length")),
-        ):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {choices} (got {getattr(self, name)!r})")
+            if not isinstance(value, bool | str) or value not in choices:
+                raise ValueError(f"{name} must be one of {choices} (got {value!r})")
 
-    def updated(self, named: Mapping[str, Any]) -> Parameters:
-        """These parameters updated with `named`; None changes nothing, and `topk` is the old name of `top_k`."""
+    def updated(self, named: Mapping[str, Any], others: Iterable[str] = ()) -> Parameters:
+        """These parameters updated with `named`; None changes nothing, and `topk` is the old name of `top_k`.
+
+        Raises TypeError for an unknown name; it suggests a similar one of these or of the `others` that a caller takes.
+        """
         changes = {name: value for name, value in named.items() if value is not None}
         changes.pop("num_workers", None)  # the stock pipeline's; this one has no worker processes
         if "topk" in changes:
             warnings.warn("topk parameter is deprecated, use top_k instead", UserWarning, stacklevel=3)
             changes.setdefault("top_k", changes["topk"])
             del changes["topk"]
-        unknown = changes.keys() - {field.name for field in fields(self)}
-        if unknown:
-            raise TypeError(f"unexpected parameters: {', '.join(sorted(unknown))}")
+        names = [field.name for field in fields(self)]
+        if unknown := sorted(changes.keys() - set(names)):
+            raise TypeError(
+                f"unexpected parameters: {', '.join(_with_suggestion(name, [*names, *others]) for name in unknown)}"
+            )
         return replace(self, **changes)
 
     def cut(self, tokenizer: Any) -> Cut:
@@ -96,3 +102,33 @@ class Parameters:
     def questions_at_once(self, most: int) -> int:
         """How many questions, at most `most`, are answered together, so that memory holds their spans."""
         return max(1, min(most, MAX_SPANS_AT_ONCE // self.n_best))
+
+
+def _count(name: str, value: Any) -> int:
+    number = _number(value)
+    if number is None or number != number // 1:
+        # torch's DataLoader, to which the stock pipeline gives the batch size, raises ValueError.
+        error = ValueError if name == "batch_size" else TypeError
+        raise error(f"{name} parameter should be a whole number (got {value!r})")
+    if number < COUNTS[name]:
+        raise ValueError(f"{name} parameter should be >= {COUNTS[name]} (got {value})")
+    return int(number)
+
+
+def _flag(name: str, value: Any) -> bool:
+    number = _number(value)
+    if number is None:
+        raise TypeError(f"{name} parameter should be True or False (got {value!r})")
+    return bool(number)
+
+
+def _number(value: Any) -> Any:
+    """`value` as a Python number, or None if it is none; scalars of numpy and torch, and booleans, are numbers."""
+    if getattr(value, "shape", None) == ():
+        value = value.item()
+    return value if isinstance(value, Real) else None
+
+
+def _with_suggestion(name: str, names: Iterable[str]) -> str:
+    similar = difflib.get_close_matches(name, names, n=1)
+    return f"{name} (did you mean {similar[0]}?)" if similar else name

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import inspect
 import itertools
+import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from qabuild.qa.model_inputs import input_names, signature
+from qabuild.qa.padding import is_paddable
 from qabuild.qa.pipeline import inputs
 from qabuild.qa.pipeline.decode import Decoder, Spans
+from qabuild.qa.pipeline.device import device_of, moved
 from qabuild.qa.pipeline.inputs import Pair
 from qabuild.qa.pipeline.parameters import Parameters
 from qabuild.qa.pipeline.results import Result, results
@@ -24,6 +27,12 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 
+IGNORED = (
+    *("args_parser", "binary_output", "dtype", "feature_extractor", "image_processor", "num_workers", "processor"),
+    "torch_dtype",
+)
+"""Parameters of the stock pipeline's constructor that have no effect here, and few there."""
+
 MAX_CHARACTERS_AT_ONCE = 1 << 22
 """Characters of contexts, counted for each question, tokenised and answered together."""
 AT_ONCE = 4096
@@ -35,7 +44,8 @@ STREAM_ON_CPU = 256
 WINDOWS_AT_ONCE = 256
 """Windows of similar length whose arrays are built together, even if a batch is smaller."""
 LENGTH_STEP = 16
-"""Windows are padded to multiples of this many tokens: few shapes, and lengths that suit attention kernels."""
+"""Windows of paddable models are padded to multiples of this many tokens: few shapes, and lengths that suit attention
+kernels."""
 CPU_TOKENS, GPU_TOKENS = 1536, 16384
 """Tokens of a batch. On a CPU eight windows of SQuAD's usual length, as the stock pipeline has at batch size 8: batches
 of 8,000 tokens outgrow the cache of some CPUs, and are slower there than those of 1,000."""
@@ -44,9 +54,11 @@ of 8,000 tokens outgrow the cache of some CPUs, and are slower there than those 
 class QuestionAnsweringPipeline:
     """Answers questions from their contexts with any extractive model; a drop-in for transformers' pipeline.
 
-    `model` is called with those of `input_ids`, `attention_mask` and `token_type_ids` that the tokenizer names (int64
-    [batch, sequence], on the model's device), and returns `start_logits` and `end_logits` [batch, sequence]. The
-    tokenizer is a fast one.
+    `model` is called with those of `input_ids`, `attention_mask` and `token_type_ids` that it takes and the tokenizer
+    names (int64 [batch, sequence], on the model's device), and returns `start_logits` and `end_logits` [batch,
+    sequence]. The tokenizer is a fast one. `device` (a name, a torch.device or the number of an accelerator) moves the
+    model first; without it, or with -1, the model stays where it is. What else the stock pipeline's constructor takes
+    has no effect; a warning says so.
 
     A model may have a method `submit` as well, which takes the same, returns before it is computed, and can be called
     again meanwhile; what it returns has a method `result`, which waits for the output.
@@ -62,31 +74,47 @@ class QuestionAnsweringPipeline:
       where it is lowest.
     - `align_to_words` (True): let answers begin and end with a word.
     - `batch_size`: windows of a batch; without it, as many as make up `batch_tokens` tokens. With 1, no window is
-      padded and a stream is not read ahead.
+      padded and a stream is not read ahead. A model whose logits padding changes gets no padding with any: its batches
+      hold windows of one length. Model types not known to ignore padding (`qabuild.qa.padding`) count as such.
     - `normalize` ("window"): "window" makes the scores of each window sum up to 1, as the stock pipeline does, so
       that a window without the answer can win; "context" does so over all windows of a context, so that the highest
       logits win, and counts an answer that several windows find once.
     - `padding`: "max_length" pads every window to `max_seq_len`.
+    - `num_workers` has no effect: there are no worker processes.
 
     A call takes `question=` and `context=` (strings, or lists of the same length, or a list of questions and one
     context), a dictionary with these keys, a list of such dictionaries, or a generator or torch Dataset of them. The
-    latter two give an iterator that holds some hundred questions at a time, on a GPU some thousand. A result is a
-    dictionary: `score`, `start` and `end` (characters of the context), and `answer`.
+    latter two give an iterator that holds some hundred questions at a time, on a GPU some thousand; a Dataset's has its
+    length. A result is a dictionary: `score`, `start` and `end` (characters of the context), and `answer`.
     """
 
     task = "question-answering"
 
-    def __init__(self, model: Any, tokenizer: Any, **parameters: Any) -> None:
-        self.model = model
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        modelcard: Any = None,
+        framework: str | None = None,
+        task: str = "",
+        *,
+        device: Any = None,
+        **parameters: Any,
+    ) -> None:
+        ignored = {name: parameters.pop(name, None) for name in IGNORED} | {"modelcard": modelcard}
+        ignored |= {"framework": framework} if framework != "pt" else {}
+        ignored |= {"task": task} if task != self.task else {}
+        if without_effect := sorted(name for name, value in ignored.items() if value):
+            warnings.warn(f"without effect in this pipeline: {', '.join(without_effect)}", UserWarning, stacklevel=2)
+        self.model = model if device is None else moved(model, device)
         self.tokenizer = tokenizer
-        self._parameters = Parameters().updated(parameters)
+        self._parameters = Parameters().updated(
+            parameters, others=(*IGNORED, "device", "framework", "modelcard", "task")
+        )
         self._make_windows = WindowMaker(tokenizer)
-        self._names = [
-            name
-            for name in ("input_ids", "attention_mask", "token_type_ids")
-            if name in tokenizer.model_input_names or name == "attention_mask"
-        ]
-        self._extra = {"use_cache": False} if _takes(model, "use_cache") else {}
+        self._names = input_names(model, tokenizer)
+        self._extra = {"use_cache": False} if "use_cache" in signature(model) else {}
+        self._is_paddable = is_paddable(model)
         self._submit = getattr(model, "submit", None)
 
     def __call__(self, *args: Any, **named: Any) -> Result | list[Result] | list[Any] | Iterator[Any]:
@@ -97,20 +125,31 @@ class QuestionAnsweringPipeline:
         call = inputs.read(args, named)
         parameters = self._parameters.updated({key: value for key, value in named.items() if key not in inputs.FORMS})
         cut = parameters.cut(self.tokenizer)
-        answers = self._answer(call.pairs, parameters, cut, self._at_once(parameters, call.shape == "stream"))
+        at_once = self._at_once(parameters, call.shape == "stream")
+        if isinstance(call.pairs, inputs.DatasetPairs):
+            return DatasetResults(call.pairs, lambda pairs: self._answer(pairs, parameters, cut, at_once))
+        answers = self._answer(call.pairs, parameters, cut, at_once)
         if call.shape == "stream":
             return answers
         return next(answers) if call.shape == "one" else list(answers)
 
+    def transform(self, X: Any) -> Any:
+        """Answer questions, as a call does: scikit-learn's name for it."""
+        return self(X)
+
+    def predict(self, X: Any) -> Any:
+        """Answer questions, as a call does: scikit-learn's name for it."""
+        return self(X)
+
     @property
     def device(self) -> Any:
         """The model's device."""
-        import torch
+        return device_of(self.model)
 
-        device = getattr(self.model, "device", None)
-        if device is None and hasattr(self.model, "parameters"):
-            device = next((weight.device for weight in self.model.parameters()), None)
-        return torch.device("cpu" if device is None else device)
+    @property
+    def dtype(self) -> Any:
+        """The model's dtype; None if it states none."""
+        return getattr(self.model, "dtype", None)
 
     @property
     def _is_asynchronous(self) -> bool:
@@ -150,12 +189,14 @@ class QuestionAnsweringPipeline:
 
         outputs = _Outputs(Decoder(windows, parameters.n_best, parameters.max_answer_len))
         with torch.inference_mode():
-            for rows, length, count in _groups(windows.length, parameters, cut, device):
+            groups = _groups(windows, parameters, cut, device, self._is_paddable)
+            alone = len(groups) == 1 and len(windows) <= groups[0][2]
+            for rows, length, count in groups:
                 tensors = self._tensors(windows.arrays(rows, length, self._names), device)
                 batches = zip(*(tensor.split(count) for tensor in tensors.values()), strict=True)
                 place = windows.place(rows, length)
                 for start, batch in zip(range(0, len(rows), count), batches, strict=True):
-                    output = self._send(dict(zip(tensors, batch, strict=True)), device, alone=len(windows) <= count)
+                    output = self._send(dict(zip(tensors, batch, strict=True)), device, alone=alone)
                     outputs.add(rows[start : start + count], place[:, start : start + count], output)
         return outputs
 
@@ -173,6 +214,24 @@ class QuestionAnsweringPipeline:
         if device.type != "cpu":
             tensors = {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
         return self.model(**tensors, **self._extra)
+
+
+class DatasetResults(Iterator[Any]):
+    """The results of a torch Dataset, computed as they are read. `iter` begins anew, and `len` is the Dataset's."""
+
+    def __init__(self, pairs: inputs.DatasetPairs, answer: Callable[[Iterable[Pair]], Iterator[Any]]) -> None:
+        self._pairs, self._answer = pairs, answer
+        self._results = answer(pairs)
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def __iter__(self) -> DatasetResults:
+        self._results = self._answer(self._pairs)
+        return self
+
+    def __next__(self) -> Any:
+        return next(self._results)
 
 
 class _Outputs:
@@ -201,13 +260,6 @@ def _logits(output: Any) -> tuple[Any, Any]:
     if hasattr(output, "start_logits"):
         return output.start_logits, output.end_logits
     return (output["start_logits"], output["end_logits"]) if isinstance(output, Mapping) else output[:2]
-
-
-def _takes(model: Any, name: str) -> bool:
-    try:
-        return name in inspect.signature(getattr(model, "forward", model)).parameters
-    except (TypeError, ValueError):  # compiled code has no signature
-        return False
 
 
 def _chunks(pairs: Iterable[Pair], at_once: int) -> Iterator[list[Pair]]:
@@ -246,25 +298,42 @@ def _one_behind(items: Iterable[Item]) -> Iterator[Item]:
     yield from pending
 
 
-def _groups(lengths: Integers, parameters: Parameters, cut: Cut, device: Any) -> Iterator[tuple[Integers, int, int]]:
+def _groups(
+    windows: Windows, parameters: Parameters, cut: Cut, device: Any, is_paddable: bool
+) -> list[tuple[Integers, int, int]]:
     """Groups of windows whose arrays are built together, the length to pad them to, and the batch size.
 
     Long windows come first, and shorter ones fill up their last batch, so that all batches of a length except the
-    very last have the same shape.
+    very last have the same shape. Of a model that is not paddable, all windows of a batch have its length.
     """
     import numpy as np
 
     tokens = parameters.batch_tokens or (CPU_TOKENS if device.type == "cpu" else GPU_TOKENS)
-    step = 1 if parameters.batch_size == 1 else LENGTH_STEP
+    lengths = _lengths(windows, parameters, cut, is_paddable)
     order = np.argsort(-lengths, kind="stable")
-    padded = np.minimum(-(-lengths[order] // step) * step, cut.max_seq_len)
-    if parameters.padding == "max_length":
-        padded[:] = cut.max_seq_len
+    lengths = lengths[order]
+    groups = []
     start = 0
     while start < len(order):
-        length = int(padded[start])
+        length = int(lengths[start])
         count = parameters.batch_size or max(1, tokens // length)
-        same_length = int(np.searchsorted(-padded, -length, side="right")) - start
-        stop = start + count * min(-(-same_length // count), max(1, WINDOWS_AT_ONCE // count))
-        yield order[start:stop], length, count
+        same_length = int(np.searchsorted(-lengths, -length, side="right")) - start
+        size = count * min(-(-same_length // count), max(1, WINDOWS_AT_ONCE // count))
+        stop = start + (size if is_paddable else min(size, same_length))
+        groups.append((order[start:stop], length, count))
         start = stop
+    return groups
+
+
+def _lengths(windows: Windows, parameters: Parameters, cut: Cut, is_paddable: bool) -> Integers:
+    """[windows]: the lengths to pad to. Of a model that is not paddable, only those that `padding` asks for."""
+    import numpy as np
+
+    if parameters.padding == "max_length":
+        return np.full(len(windows), cut.max_seq_len)
+    if is_paddable and parameters.batch_size != 1:
+        return np.minimum(-(-windows.length // LENGTH_STEP) * LENGTH_STEP, cut.max_seq_len)
+    if parameters.padding in (True, "longest"):  # the longest window of a context, as in the stock pipeline
+        firsts = np.flatnonzero(np.diff(windows.pair, prepend=-1))
+        return np.maximum.reduceat(windows.length, firsts)[windows.pair]
+    return windows.length

@@ -27,6 +27,8 @@ from qabuild.models.backends.onnxruntime import fusions
 from qabuild.models.checkpoint.load import load_model, load_tokenizer
 from qabuild.models.checkpoint.resolve import Checkpoint, resolve
 from qabuild.models.runtime import Runtime
+from qabuild.qa.padding import PADDABLE, is_paddable
+from qabuild.qa.pipeline import QuestionAnsweringPipeline
 from qabuild.system import machine, packages
 from qabuild.system.quiet import captured
 
@@ -142,7 +144,27 @@ def test_an_architecture_matches_the_eager_model_or_is_refused(
             support.check(source.config, module.Options(**options), FP32)
         return
     directory, _ = compiled(name, source, **options)
-    assert largest_difference(source, load(name, directory, **options)) < 1e-4
+    model = load(name, directory, **options)
+    assert largest_difference(source, model) < 1e-4
+    assert is_paddable(model) == (model_type in PADDABLE)
+
+
+@pytest.mark.parametrize("way", ["eager", "torchscript", "deepspeed", "openvino", EXPORTED])
+def test_a_compiled_model_that_padding_changes_answers_like_its_checkpoint(
+    way: str, checkpoint: Any, compiled: Compiled
+) -> None:
+    if not supports(way, "convbert"):
+        pytest.skip(f"{way} does not support ConvBERT")
+    source = checkpoint("convbert")
+    tokenizer = load_tokenizer(source.directory)
+    examples = [{"question": tiny.QUESTION, "context": text[:size]} for text in tiny.CORPUS for size in (50, 63, 90)]
+    eager = QuestionAnsweringPipeline(load_model(source), tokenizer)
+    expected = [eager(**example, batch_size=1) for example in examples]
+    options = {"level": 0} if way == EXPORTED else {}
+    model = load(way, compiled(way, source, **options)[0], **options)
+    for one, other in zip(QuestionAnsweringPipeline(model, tokenizer)(examples), expected, strict=True):
+        assert one["answer"] == other["answer"]
+        assert one["score"] == pytest.approx(other["score"], rel=1e-3)
 
 
 @pytest.mark.parametrize("model_type", ["bert", "roberta", "mpnet", "deberta-v2", "distilbert", "mobilebert"])

@@ -209,6 +209,72 @@ def test_a_tokenizer_without_tokenizer_json_is_converted_from_its_vocabulary(che
     assert encoded["offset_mapping"] == expected["offset_mapping"]
 
 
+SPECIAL = [f"{name}_token" for name in ("pad", "unk", "cls", "sep", "mask", "bos", "eos")]
+
+
+def as_transformers_5_saves_it(directory: Path, tokenizer_class: str | None = None) -> None:
+    """Two files only: the special tokens are in tokenizer_config.json, further ones in a list."""
+    config, class_name = without_special_tokens(directory)
+    special = {name: config[name] for name in SPECIAL if config.get(name) is not None}
+    further = {"extra_special_tokens": [".", ","], "backend": "tokenizers", "is_local": True, "model_max_length": 512}
+    saved = special | further | {"tokenizer_class": tokenizer_class or class_name}
+    (directory / "tokenizer_config.json").write_text(json.dumps(saved))
+
+
+def as_transformers_4_saves_it(directory: Path) -> None:
+    """The special tokens are in special_tokens_map.json, and again in tokenizer_config.json."""
+    config, class_name = without_special_tokens(directory)
+    special: dict[str, Any] = {name: config[name] for name in SPECIAL if config.get(name) is not None}
+    special["additional_special_tokens"] = [".", ","]
+    added = json.loads((directory / "tokenizer.json").read_text())["added_tokens"]
+    saved = special | {
+        "added_tokens_decoder": {str(token.pop("id")): token for token in added},
+        "extra_special_tokens": {},
+        "model_max_length": 512,
+        "tokenizer_class": class_name,
+    }
+    (directory / "tokenizer_config.json").write_text(json.dumps(saved))
+    (directory / "special_tokens_map.json").write_text(json.dumps(special))
+
+
+def without_special_tokens(directory: Path) -> tuple[dict[str, Any], str]:
+    """Remove the tokenizer's files but tokenizer.json; its config, and its class's name without "Fast"."""
+    config = json.loads((directory / "tokenizer_config.json").read_text())
+    for name in ("special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt"):
+        (directory / name).unlink(missing_ok=True)
+    return config, config["tokenizer_class"].removesuffix("Fast")
+
+
+@pytest.mark.parametrize("saved", [as_transformers_4_saves_it, as_transformers_5_saves_it])
+@pytest.mark.parametrize("model_type", ["bert", "distilbert", "roberta", "xlm-roberta", "deberta-v2", "albert"])
+def test_a_tokenizer_saved_by_either_line_loads(
+    saved: Callable[[Path], None], model_type: str, checkpoint: Make, tiny_checkpoint: Make
+) -> None:
+    directory = checkpoint(model_type)
+    saved(directory)
+    resolve(directory)
+    tokenizer, original = load_tokenizer(directory), load_tokenizer(tiny_checkpoint(model_type))
+    for name in ("pad_token_id", "cls_token_id", "sep_token_id", "padding_side", "model_max_length"):
+        assert getattr(tokenizer, name) == getattr(original, name)
+    assert tokenizer.model_input_names == original.model_input_names
+    assert tokenizer(tiny.QUESTION, "Port Aldena") == original(tiny.QUESTION, "Port Aldena")
+    assert {".", ","} <= set(tokenizer.all_special_tokens)
+
+
+@pytest.mark.parametrize("model_type", ["bert", "distilbert", "roberta"])
+def test_a_tokenizer_without_a_class_of_its_own_loads(model_type: str, checkpoint: Make, tiny_checkpoint: Make) -> None:
+    """transformers 5 saves it as TokenizersBackend, which names no token types unless its config does."""
+    directory = checkpoint(model_type)
+    as_transformers_5_saves_it(directory, "TokenizersBackend")
+    resolve(directory)
+    tokenizer, original = load_tokenizer(directory), load_tokenizer(tiny_checkpoint(model_type))
+    assert tokenizer.model_input_names == ["input_ids", "attention_mask"]
+    assert tokenizer.pad_token_id == original.pad_token_id
+    assert tokenizer(tiny.QUESTION, "Port Aldena").input_ids == original(tiny.QUESTION, "Port Aldena").input_ids
+    edit(directory / "tokenizer_config.json", model_input_names=original.model_input_names)
+    assert load_tokenizer(directory)(tiny.QUESTION, "Port Aldena") == original(tiny.QUESTION, "Port Aldena")
+
+
 # --- missing checkpoints -----------------------------------------------------------------------------------------
 
 

@@ -175,7 +175,8 @@ def load(directory: Path, options: Options, runtime: Runtime) -> Any:
     """
     import torch
 
-    from qabuild.models.backends.torch_model import TorchModel, device, inputs_of, named, stored_model
+    from qabuild.models.backends.torch_model import TorchModel, device, named, stored_model
+    from qabuild.qa.model_inputs import input_names
 
     target = device(runtime)
     _require_processes(options.tensor_parallel)
@@ -183,7 +184,7 @@ def load(directory: Path, options: Options, runtime: Runtime) -> Any:
     settings["dtype"] = getattr(torch, settings["dtype"])
     # The kernels take a mask of one row for each sequence, as eager attention does.
     model = stored_model(directory, attention="eager" if options.replace_with_kernel_inject else None)
-    inputs = inputs_of(model)
+    inputs = input_names(model)
     injected = options.replace_with_kernel_inject
     engine = _kernels(model, settings, inputs, target) if injected else _engine(model, settings)
     return named(TorchModel(engine, inputs, model.config, target), model.config)

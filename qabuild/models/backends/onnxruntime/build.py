@@ -46,13 +46,13 @@ class Comparison:
     """The PyTorch model's outputs for the probes, which graphs are compared with."""
 
     def __init__(self, checkpoint: Checkpoint, runtime: Runtime) -> None:
-        from qabuild.models.backends.torch_model import inputs_of
         from qabuild.models.checkpoint.load import load_model, load_tokenizer
+        from qabuild.qa.model_inputs import input_names
 
         model = load_model(checkpoint)
         self.config = model.config
         self.tokenizer = load_tokenizer(checkpoint.directory)
-        self.inputs = list(probes(self.tokenizer, inputs_of(model, self.tokenizer), model.config))
+        self.inputs = list(probes(self.tokenizer, input_names(model, self.tokenizer), model.config))
         self.expected = outputs_of(model, self.inputs)
         self.provider = comparison_provider(runtime)
 

@@ -15,9 +15,10 @@ from qabuild.models.backends.logit_check import TOLERANCES, outputs_of, probes, 
 from qabuild.models.backends.openvino.core import core, package
 from qabuild.models.backends.openvino.model import OUTPUTS, OpenVinoModel, load
 from qabuild.models.backends.openvino.options import precision
-from qabuild.models.backends.torch_model import Positional, inputs_of
+from qabuild.models.backends.torch_model import Positional
 from qabuild.models.runtime import Runtime
 from qabuild.qa import squad_metric
+from qabuild.qa.model_inputs import input_names
 
 if TYPE_CHECKING:
     from qabuild.models.backends.openvino.options import Options
@@ -43,7 +44,7 @@ def build(
 
     tokenizer = load_tokenizer(checkpoint.directory)
     model = load_model(checkpoint)
-    inputs = inputs_of(model, tokenizer)
+    inputs = input_names(model, tokenizer)
     batches = list(probes(tokenizer, inputs, model.config))
     graph = convert(model, inputs, batches[0])
     record: dict[str, Any] = {"inputs": list(inputs)}

@@ -16,6 +16,7 @@ from qabuild.models.backends.openvino.core import core
 from qabuild.models.backends.openvino.options import precision
 from qabuild.models.backends.torch_model import TorchModel, completed, named
 from qabuild.models.runtime import Runtime
+from qabuild.qa.padding import is_paddable
 from qabuild.system import machine
 from qabuild.system.cache import compiled_for_this_machine
 
@@ -26,8 +27,6 @@ OUTPUTS = ("start_logits", "end_logits")
 LENGTH_STEP = 16
 """Batches are padded to a multiple of this many tokens. OpenVINO compiles kernels for each new length, which takes as
 long as a window or two: so the lengths are few."""
-UNPADDED = frozenset({"convbert", "nystromformer"})
-"""Model types that are not padded: their convolutions, or means over all tokens, include those whose mask is 0."""
 
 
 def load(path: Path, config: Any, options: Options, runtime: Runtime) -> Any:
@@ -89,7 +88,7 @@ class OpenVinoModel(TorchModel):
     def __init__(self, compile_for: Callable[[int], Any], inputs: Sequence[str], config: Any) -> None:
         super().__init__(self._infer, inputs, config, torch.device("cpu"))
         self.at_once = machine.cores()
-        self._pads = "attention_mask" in self.inputs and config.model_type not in UNPADDED
+        self._pads = "attention_mask" in self.inputs and is_paddable(self)
         self._compile_for = compile_for
         self._idle: deque[Any] = deque()
 

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from qabuild.models.backends.logit_check import TOLERANCES, outputs_of, probes, require_same
-from qabuild.models.backends.torch_model import AUTOCAST, Positional, TorchModel, completed, device, inputs_of, named
+from qabuild.models.backends.torch_model import AUTOCAST, Positional, TorchModel, completed, device, named
 from qabuild.models.backends.torchscript.archive import save
 from qabuild.models.runtime import Runtime
+from qabuild.qa.model_inputs import input_names
 
 if TYPE_CHECKING:
     from qabuild.models.checkpoint.resolve import Checkpoint
@@ -24,11 +25,11 @@ def build(checkpoint: Checkpoint, runtime: Runtime, path: Path) -> dict[str, Any
     target = device(runtime)
     tokenizer = load_tokenizer(checkpoint.directory)
     model = load_model(checkpoint).to(target)
-    inputs = inputs_of(model, tokenizer)
+    inputs = input_names(model, tokenizer)
     batches = list(probes(tokenizer, inputs, model.config))
     eager = TorchModel(model, inputs, model.config, target, AUTOCAST[runtime.dtype])
     save(trace(eager, batches[0]), path)
-    refused = [name for name in inputs_of(model) if name not in inputs]
+    refused = [name for name in input_names(model) if name not in inputs]
     compiled = load(path, inputs, refused, model.config, runtime)
     expected = outputs_of(eager, batches)
     difference = require_same(expected, compiled, batches, TOLERANCES[runtime.dtype], "the traced module")
