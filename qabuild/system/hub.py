@@ -105,7 +105,7 @@ def errors_explained(repo_id: str, revision: str | None, repo_type: RepoType) ->
 
     try:
         yield
-    except errors.HfHubHTTPError as error:
+    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError) as error:
         _raise_explained(error, repo_id, revision, repo_type)
     except network_errors() as error:
         raise unreachable(repo_id, repo_type, error) from error
@@ -139,7 +139,7 @@ _RETRY_HINT = "try again later; if it persists, check https://status.huggingface
 
 
 def _raise_explained(error: Exception, repo_id: str, revision: str | None, repo_type: RepoType) -> NoReturn:
-    """`error` is an HfHubHTTPError."""
+    """`error` is an HfHubHTTPError or a LocalEntryNotFoundError, which is none from huggingface_hub 1 on."""
     from huggingface_hub import errors
 
     kind = _KIND[repo_type]

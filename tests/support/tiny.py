@@ -7,6 +7,7 @@ so that a comparison detects a lost one.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -107,7 +108,21 @@ def make(directory: Path, model_type: str = "bert", **config_overrides: Any) -> 
         _perturb(model)
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
+    _add_older_files(tokenizer, directory)
     return directory
+
+
+def _add_older_files(tokenizer: Any, directory: Path) -> None:
+    """Write the vocabulary and the special tokens beside tokenizer.json, as most checkpoints have them.
+
+    transformers 5 no longer writes those files.
+    """
+    special_tokens = directory / "special_tokens_map.json"
+    if special_tokens.exists():
+        return
+    special_tokens.write_text(json.dumps(tokenizer.special_tokens_map, indent=2) + "\n", encoding="utf-8")
+    if "Unigram" not in repr(type(tokenizer.backend_tokenizer.model)):
+        tokenizer.backend_tokenizer.model.save(str(directory))
 
 
 def _perturb(model: Any) -> None:
