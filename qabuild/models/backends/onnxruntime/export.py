@@ -42,13 +42,13 @@ def export(model: Any, inputs: Sequence[str], example: Mapping[str, Any], stage:
         torch.onnx.export(
             Positional(model, inputs).eval(),
             tuple(example[name] for name in inputs),
-            exported / FILE,
+            str(exported / FILE),  # beyond 2 GiB, a Path is refused
             input_names=list(inputs),
             output_names=list(OUTPUTS),
             dynamic_axes=dict.fromkeys((*inputs, *OUTPUTS), axes),
             opset_version=OPSET,
             dynamo=False,
         )
-    save(onnx.load(exported / FILE), stage / FILE)  # beyond 2 GiB, the exporter writes a file for each tensor
+    save(onnx.load(exported / FILE), stage / FILE)  # beyond 2 GiB, each tensor has a file of its own
     shutil.rmtree(exported)
     return stage
