@@ -146,7 +146,7 @@ def parse() -> argparse.Namespace:
 def compiled(contestant: Contestant, arguments: argparse.Namespace, folder: Path) -> bool:
     """Compile it unless cached. Prints what is missing on this machine, and returns False, if it cannot run."""
     module, options, runtime = contestant.settings(arguments.train)
-    if lacks := packages.missing(module.PACKAGES, "cpu") or module.lacks(options, runtime):
+    if lacks := packages.missing(dict.fromkeys(module.PACKAGES, ()), "cpu") or module.missing(options, runtime):
         print(f"  {contestant.name}: skipped, {'; '.join(lacks)}")
         return False
     directory = folder / contestant.name

@@ -100,8 +100,7 @@ def requirements(name: str, versions: Mapping[str, str]) -> dict[str, str]:
 
     Without the local version label, such as `+cpu`: it names a build of the package, which an index may not have.
     """
-    module = backend(name)
-    packages = {*ask.PACKAGES, *module.PACKAGES} - set(module.COMPILE_ONLY)
+    packages = {*ask.PACKAGES, *backend(name).PACKAGES}
     names = {name for package in packages for name in distributions(package)}
     return {name: _release(versions[name]) for name in sorted(names & set(versions))}
 

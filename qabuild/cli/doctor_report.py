@@ -114,9 +114,12 @@ def report(targets: Sequence[Target]) -> dict[str, Any]:
     """Findings about machine and backends and, for each target, what is missing, as JSON values."""
     return {
         "machine": [finding.__dict__ for finding in examine()],
-        "backends": {
-            name: packages.missing(dict.fromkeys(backend(name).PACKAGES, backend(name).EXTRAS), "cpu")
-            for name in BACKENDS
-        },
+        "backends": {name: _missing(backend(name)) for name in BACKENDS},
         "targets": [{"target": t.name, "missing": missing(t), "slow": slow(t)} for t in targets],
     }
+
+
+def _missing(module: Backend) -> list[str]:
+    """The packages that the backend lacks to compile and load with its default options."""
+    loading = dict.fromkeys(module.PACKAGES, module.EXTRAS)
+    return packages.missing({**loading, **module.compile_packages(module.Options())}, "cpu")

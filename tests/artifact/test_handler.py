@@ -98,7 +98,7 @@ def compile_artifact(name: str, dtype: str, folder: Path) -> artifacts.Artifact:
     options = module.Options()
     folder.mkdir(parents=True)
     record = module.compile(resolve("sample"), options, runtime, folder)
-    versions = packages.versions({*module.PACKAGES, *ask.PACKAGES})
+    versions = packages.versions({*module.PACKAGES, *module.compile_packages(options), *ask.PACKAGES})
     handler.write(options, runtime, versions, folder)
     return artifacts.seal(
         folder,

@@ -220,13 +220,18 @@ def test_backends_share_the_answers_of_the_checkpoint():
         ("eager", "evaluate", VERIFIED),
         ("onnxruntime", "onnxruntime", COMPILED),
         ("onnxruntime", "onnx", COMPILED),
-        ("onnxruntime", "optimum", COMPILED),
-        ("onnxruntime", "optimum-onnx", COMPILED),
+        ("onnxruntime", "optimum", NONE),
         ("deepspeed", "deepspeed", COMPILED),
     ],
 )
 def test_another_version_of_a_package_changes_the_steps_that_it_takes_part_in(name, package, expected):
     assert changed(make(target(name), FACTS), make(target(name), facts(versions={package: "1.1"}))) == expected
+
+
+@pytest.mark.parametrize("package", ["optimum", "optimum-onnx"])
+def test_the_version_of_optimum_counts_where_it_exports(package):
+    asked = target("onnxruntime", backend={"exporter": "optimum"})
+    assert changed(make(asked, FACTS), make(asked, facts(versions={package: "1.1"}))) == COMPILED
 
 
 def test_onnxruntime_counts_under_the_name_that_it_is_installed_by():

@@ -286,7 +286,7 @@ def test_a_package_that_is_not_installed_is_status_3_before_any_work(empty, qabu
     real = metadata.version
 
     def version(name: str) -> str:
-        if name.startswith(("onnxruntime", "optimum")):
+        if name.startswith(("onnx", "optimum")):
             raise metadata.PackageNotFoundError(name)
         return real(name)
 
@@ -294,8 +294,10 @@ def test_a_package_that_is_not_installed_is_status_3_before_any_work(empty, qabu
     before = snapshot(empty, isolated_cache)
     result = qabuild("tiny.toml", "--set", "backend.name=onnxruntime")
     assert_one_error(
-        result, 3, "onnxruntime is not installed: pip install 'qabuild[cpu]' or 'qabuild[gpu]'", "optimum is not"
+        result, 3, "onnxruntime is not installed: pip install 'qabuild[cpu]' or 'qabuild[gpu]'", "onnx is not"
     )
+    optimum = qabuild("tiny.toml", "--set", "backend.name=onnxruntime", "--set", "backend.exporter=optimum")
+    assert_one_error(optimum, 3, "optimum is not installed: pip install 'qabuild[optimum]' or 'qabuild[optimum-gpu]'")
     assert snapshot(empty, isolated_cache) == before
 
 

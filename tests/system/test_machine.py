@@ -367,7 +367,7 @@ def test_a_gpu_that_torch_cannot_use_is_reported(monkeypatch):
 def test_an_onnx_runtime_without_gpu_support_is_reported(installed, monkeypatch):
     import torch
 
-    versions = dict.fromkeys(("onnxruntime", "onnx", "optimum", "optimum-onnx"), "1.0")
+    versions = dict.fromkeys(("onnxruntime", "onnx"), "1.0")
     installed({**versions, "onnxruntime-gpu": None})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     providers = ["CPUExecutionProvider"]

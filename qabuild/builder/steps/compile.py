@@ -21,7 +21,11 @@ class Compile:
 
     def requires(self, target: Target) -> Requirements:
         module = backend(target.backend.name)
-        return {**dict.fromkeys(ask.PACKAGES, ()), **dict.fromkeys(module.PACKAGES, module.EXTRAS)}
+        return {
+            **dict.fromkeys(ask.PACKAGES, ()),
+            **dict.fromkeys(module.PACKAGES, module.EXTRAS),
+            **module.compile_packages(target.backend),
+        }
 
     def inputs(self, target: Target, facts: Facts) -> Inputs | None:
         return {

@@ -27,13 +27,10 @@ class Backend(Protocol):
     """The model of the target's `[backend]` table; its `name` is a Literal that defaults to the backend's name."""
 
     PACKAGES: tuple[str, ...]
-    """The PyPI names of the distributions that `compile` and `load` use."""
+    """The PyPI names of the distributions that `load` uses, and `compile` too."""
 
     EXTRAS: tuple[str, ...]
     """The extras of qabuild that install `PACKAGES`, any one of which suffices; empty if qabuild itself does."""
-
-    COMPILE_ONLY: tuple[str, ...]
-    """The distributions of `PACKAGES` that only `compile` uses."""
 
     DTYPES: Mapping[str, tuple[Dtype, ...]]
     """The supported dtypes of each device; a device that is missing here is not supported."""
@@ -56,6 +53,9 @@ class Backend(Protocol):
 
     def ways(self, options: Any, runtime: Runtime) -> Sequence[Way]:
         """The entries of `WAYS` that apply to these options; each of them must support the model's architecture."""
+
+    def compile_packages(self, options: Any) -> Mapping[str, Sequence[str]]:
+        """The distributions that only `compile` uses with these options, each with the extras that install it."""
 
     def here(self) -> str:
         """One line for `qabuild doctor` on what the runtime can do on this machine.

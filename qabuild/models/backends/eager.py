@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -52,7 +52,6 @@ class Options(Frozen):
 
 PACKAGES = ("torch", "transformers")
 EXTRAS: tuple[str, ...] = ()
-COMPILE_ONLY: tuple[str, ...] = ()
 DTYPES: Mapping[str, tuple[Dtype, ...]] = {"cpu": ("fp32", "bf16", "fp16"), "cuda": ("fp32", "bf16", "fp16")}
 RUNTIME = ("torch", "torch")
 SPEED: tuple[Rule, ...] = ()
@@ -83,6 +82,11 @@ def check(config: Mapping[str, Any], options: Options, runtime: Runtime) -> None
 def ways(options: Options, runtime: Runtime) -> tuple[Way, ...]:
     """The only way, whatever the options."""
     return WAYS
+
+
+def compile_packages(options: Options) -> Mapping[str, Sequence[str]]:
+    """Nothing beyond what loads it."""
+    return {}
 
 
 def here() -> str:

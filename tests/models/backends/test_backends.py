@@ -59,7 +59,7 @@ def compiled(checkpoint: Callable[..., Checkpoint], tmp_path: Path) -> Compiled:
     """`compiled("onnxruntime", "bert", runtime, level=0)`: the folder and the record of a compilation."""
 
     def run(name: str, model: str | Checkpoint = "bert", runtime: Runtime = FP32, **options: Any) -> Any:
-        require(name)
+        require(name, **options)
         source = checkpoint(model) if isinstance(model, str) else model
         module = backend(name)
         directory = tmp_path / f"{name}-{len(list(tmp_path.iterdir()))}"
@@ -69,9 +69,11 @@ def compiled(checkpoint: Callable[..., Checkpoint], tmp_path: Path) -> Compiled:
     return run
 
 
-def require(name: str) -> None:
+def require(name: str, **options: Any) -> None:
     """Skip the test where a package of the backend is not installed: it comes with an extra."""
-    if missing := packages.missing(dict.fromkeys(backend(name).PACKAGES, ()), "cpu"):
+    module = backend(name)
+    needed = {*module.PACKAGES, *module.compile_packages(module.Options(**options))}
+    if missing := packages.missing(dict.fromkeys(needed, ()), "cpu"):
         pytest.skip("; ".join(missing))
 
 
@@ -109,7 +111,7 @@ def largest_difference(source: Checkpoint, model: Any, dtype: str = "fp32") -> f
     return logit_check.require_same(expected, model, inputs, logit_check.TOLERANCES[dtype], type(model).__name__)
 
 
-EXPORTED, OPTIMISED = "onnxruntime", "onnxruntime with level > 0"
+BY_OPTIMUM, OPTIMISED_BY_OPTIMUM = "onnxruntime by optimum", "onnxruntime by optimum with level > 0"
 
 
 def supports(way: str, model_type: str) -> bool:
@@ -122,13 +124,13 @@ def supports(way: str, model_type: str) -> bool:
 
 # Level 0 is a stage of level 2, where its logits are compared too.
 MATRIX = [
-    (model_type, way, {"level": level} if level is not None else {})
-    for way, level in (
-        *(("eager", None), ("torchscript", None), ("deepspeed", None), ("openvino", None)),
-        *((EXPORTED, 0), (OPTIMISED, 2)),
+    (model_type, way, options)
+    for way, options in (
+        *(("eager", {}), ("torchscript", {}), ("deepspeed", {}), ("openvino", {}), ("onnxruntime", {})),
+        *((BY_OPTIMUM, {"exporter": "optimum", "level": 0}), (OPTIMISED_BY_OPTIMUM, {"exporter": "optimum"})),
     )
     for model_type in support.model_types()
-    if not (way == EXPORTED and supports(OPTIMISED, model_type))
+    if not (way == BY_OPTIMUM and supports(OPTIMISED_BY_OPTIMUM, model_type))
 ]
 
 
@@ -170,7 +172,7 @@ def test_a_compiled_model_that_padding_changes_answers_like_its_checkpoint(
 @pytest.mark.parametrize("model_type", ["bert", "roberta", "mpnet", "deberta-v2", "distilbert", "mobilebert"])
 def test_fp16_graphs_match_the_eager_model(model_type: str, checkpoint: Any, compiled: Compiled) -> None:
     runtime = Runtime(device="cpu", dtype="fp16")
-    options = {"level": 2 if supports(OPTIMISED, model_type) else 0, "allow_fp16_on_cpu": True}
+    options = {"allow_fp16_on_cpu": True}
     directory, record = compiled("onnxruntime", model_type, runtime, **options)
     # With position buckets computed in half precision, mpnet is off by 0.12.
     assert record["largest_differences"]["fp16"] < 0.03
@@ -182,11 +184,10 @@ def test_int8_graphs_are_quantised_and_within_tolerance(model_type: str, checkpo
     import onnx
 
     runtime = Runtime(device="cpu", dtype="int8")
-    options = {"level": 2 if supports(OPTIMISED, model_type) else 0}
-    directory, _ = compiled("onnxruntime", model_type, runtime, **options)
+    directory, _ = compiled("onnxruntime", model_type, runtime)
     kinds = {node.op_type for node in onnx.load(directory / "model.onnx").graph.node}
     assert kinds & {"QAttention", "MatMulInteger", "DynamicQuantizeMatMul"}
-    assert largest_difference(checkpoint(model_type), load("onnxruntime", directory, runtime, **options), "int8") > 0
+    assert largest_difference(checkpoint(model_type), load("onnxruntime", directory, runtime), "int8") > 0
 
 
 @pytest.mark.parametrize(
@@ -209,7 +210,7 @@ def test_the_support_matrix_has_every_tiny_architecture() -> None:
 def test_the_support_matrix_is_a_markdown_table() -> None:
     lines = support.markdown().splitlines()
     assert len(lines) == len(support.model_types()) + 2
-    assert "| mobilebert | yes | yes | yes | no | yes | yes | yes |" in lines
+    assert "| mobilebert | yes | yes | yes | yes | yes | no | yes | yes |" in lines
 
 
 @pytest.mark.parametrize("name", BACKENDS)
@@ -345,7 +346,7 @@ def test_compilation_is_reproducible_and_writes_no_paths(
         assert not [text for text in paths if text.encode() in path.read_bytes()], path.name
 
 
-@pytest.mark.parametrize("name", ["eager", "torchscript", "deepspeed"])
+@pytest.mark.parametrize("name", ["eager", "torchscript", "deepspeed", "onnxruntime"])
 def test_a_model_refuses_another_device_or_dtype(name: str, compiled: Compiled) -> None:
     import torch
 
@@ -364,9 +365,8 @@ def test_mask_and_token_types_are_optional(checkpoint: Any, compiled: Compiled) 
     ids = torch.arange(5, 25).reshape(2, 10)
     expected = load_model(checkpoint("bert"))(ids).start_logits
     for name in BACKENDS:
-        if name != "onnxruntime":  # ORTModel requires the mask, which every pipeline passes
-            directory, _ = compiled(name)
-            assert torch.allclose(load(name, directory)(ids).start_logits, expected, atol=1e-5), name
+        directory, _ = compiled(name)
+        assert torch.allclose(load(name, directory)(ids).start_logits, expected, atol=1e-5), name
 
 
 # --- eager ----------------------------------------------------------------------------------------------------------
@@ -461,8 +461,8 @@ def test_fused_nodes_are_counted(
     assert record["fusions"] == "as expected"
 
 
-def test_every_optimised_architecture_has_expected_fusions() -> None:
-    assert set(fusions.FUSIONS) == {name for name in support.model_types() if supports(OPTIMISED, name)}
+def test_every_architecture_has_expected_fusions() -> None:
+    assert set(fusions.FUSIONS) == {name for name in support.model_types() if supports("onnxruntime", name)}
 
 
 def test_a_missing_fusion_is_an_error_unless_waived(compiled: Compiled, monkeypatch: Any) -> None:
@@ -478,15 +478,33 @@ def test_the_fusions_of_an_unknown_type_are_reported() -> None:
     assert "unknown" in fusions.check_fused("nomic", 2, {"Attention": 2}, waived=False)["fusions"]
 
 
-def test_an_onnx_artifact_loads_with_optimum_alone(checkpoint: Any, compiled: Compiled) -> None:
-    from optimum.onnxruntime import ORTModelForQuestionAnswering
+@pytest.mark.line457
+@pytest.mark.parametrize("exporter", ["torch", "optimum"])
+@pytest.mark.parametrize("model_type", ["bert", "roberta", "distilbert", "deberta-v2"])
+def test_optimum_opens_an_onnx_artifact_unchanged(
+    model_type: str, exporter: str, checkpoint: Any, compiled: Compiled
+) -> None:
+    import torch
 
-    directory, _ = compiled("onnxruntime")
+    optimum = pytest.importorskip("optimum.onnxruntime")
+    directory, _ = compiled("onnxruntime", model_type, exporter=exporter)
     names = {path.name for path in directory.iterdir()}
     assert names >= {"model.onnx", "config.json", "tokenizer.json"}
     assert not names & {"ort_config.json", "model.safetensors"}
-    model = ORTModelForQuestionAnswering.from_pretrained(directory)
-    assert largest_difference(checkpoint("bert"), model) < 1e-4
+    theirs = optimum.ORTModelForQuestionAnswering.from_pretrained(directory)
+    own = load("onnxruntime", directory)
+    for batch in batches(load_tokenizer(directory)):
+        assert torch.equal(theirs(**batch).start_logits, own(**batch).start_logits)
+        assert torch.equal(theirs(**batch).end_logits, own(**batch).end_logits)
+    assert largest_difference(checkpoint(model_type), theirs) < 1e-4
+
+
+def test_an_exporter_that_is_not_installed_is_missing_with_its_extra(monkeypatch: Any) -> None:
+    module = backend("onnxruntime")
+    monkeypatch.setattr(packages, "versions", lambda names: {})
+    problems = packages.missing(module.compile_packages(module.Options(exporter="optimum")), "cpu")
+    assert "optimum is not installed: pip install 'qabuild[optimum]' or 'qabuild[optimum-gpu]'" in problems
+    assert "optimum" not in module.compile_packages(module.Options())
 
 
 def test_padding_on_the_left_is_masked(checkpoint: Any, compiled: Compiled, tmp_path: Path) -> None:
@@ -519,15 +537,38 @@ def test_a_provider_that_is_not_installed_is_an_error(compiled: Compiled, monkey
 
 def test_a_provider_that_does_not_start_is_an_error(compiled: Compiled, monkeypatch: Any) -> None:
     import onnxruntime
-    from optimum.onnxruntime import ORTModelForQuestionAnswering
+    import torch
 
     directory, _ = compiled("onnxruntime", level=0)
     # Without cuDNN, ONNX Runtime logs an error and falls back to the CPU.
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
-    on_cpu = SimpleNamespace(provider="CPUExecutionProvider")
-    monkeypatch.setattr(ORTModelForQuestionAnswering, "from_pretrained", lambda *_, **__: on_cpu)
+    on_cpu = SimpleNamespace(get_providers=lambda: ["CPUExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *_, **__: on_cpu)
     with pytest.raises(MissingEnvironment, match="could not start CUDAExecutionProvider"):
         load("onnxruntime", directory, Runtime(device="cuda"))
+
+
+def test_rows_that_are_views_give_their_own_logits(compiled: Compiled) -> None:
+    """ONNX Runtime reads the tensors' memory, where the rows of a view are apart."""
+    import torch
+
+    directory, _ = compiled("onnxruntime")
+    model = load("onnxruntime", directory)
+    wide = torch.arange(5, 45).reshape(2, 20)
+    view, copy = wide[:, ::2], wide[:, ::2].contiguous()
+    assert torch.equal(model(view, torch.ones_like(view)).start_logits, model(copy).start_logits)
+
+
+def test_an_onnx_graph_ignores_inputs_that_it_lacks(compiled: Compiled) -> None:
+    import torch
+
+    directory, _ = compiled("onnxruntime", "distilbert")
+    model = load("onnxruntime", directory)
+    ids = torch.arange(5, 15)[None]
+    assert model.inputs == ("input_ids", "attention_mask")
+    assert torch.equal(model(ids, token_type_ids=torch.ones_like(ids)).start_logits, model(ids).start_logits)
 
 
 def test_a_folder_without_a_graph_is_refused(checkpoint: Any) -> None:

@@ -68,7 +68,6 @@ model = Inference(directory).eval()
 
 PACKAGES = ("torch", "transformers", "deepspeed")
 EXTRAS: tuple[str, ...] = ("deepspeed",)
-COMPILE_ONLY: tuple[str, ...] = ()
 DTYPES: Mapping[str, tuple[Dtype, ...]] = {"cpu": ("fp32", "bf16"), "cuda": ("fp32", "bf16", "fp16")}
 RUNTIME = ("DeepSpeed", "deepspeed")
 SPEED: tuple[Rule, ...] = ()
@@ -126,6 +125,11 @@ def check(config: Mapping[str, Any], options: Options, runtime: Runtime) -> None
 def ways(options: Options, runtime: Runtime) -> tuple[Way, ...]:
     """The only way, whatever the options."""
     return WAYS
+
+
+def compile_packages(options: Options) -> Mapping[str, Sequence[str]]:
+    """Nothing beyond what loads it."""
+    return {}
 
 
 def here() -> str:

@@ -1,14 +1,14 @@
-"""ONNX Runtime: exported by optimum, graph-optimised, then converted to fp16 or quantised to int8."""
+"""ONNX Runtime: exported, graph-optimised, then converted to fp16 or quantised to int8."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from qabuild.errors import BadTarget, MissingEnvironment, UntrustedInput
+from qabuild.errors import BadTarget, UntrustedInput
 from qabuild.models.backends.onnxruntime.fusions import FUSIONS
 from qabuild.models.backends.onnxruntime.options import DEFAULT_PROVIDER, DEVICE, Options
 from qabuild.models.capabilities import Rule, Way
@@ -20,17 +20,43 @@ if TYPE_CHECKING:
 
 
 SNIPPET = """\
-from optimum.onnxruntime import ORTModelForQuestionAnswering
-from transformers import AutoTokenizer
+from pathlib import Path
+
+import onnxruntime
+import torch
+from transformers import AutoConfig, AutoTokenizer
+from transformers.modeling_outputs import QuestionAnsweringModelOutput
+
+# optimum opens the same folder: ORTModelForQuestionAnswering.from_pretrained(directory)
+
+
+class Graph(torch.nn.Module):
+    def __init__(self, directory):
+        super().__init__()
+        self.device = torch.device("{device}")
+        self.config = AutoConfig.from_pretrained(directory)
+        self.session = onnxruntime.InferenceSession(Path(directory, "model.onnx"), providers=[{provider}])
+        type(self).__name__ = self.config.architectures[0]  # the name that transformers' pipeline knows
+
+    def forward(self, input_ids, attention_mask=None, token_type_ids=None):
+        given = {{
+            "input_ids": input_ids,
+            "attention_mask": torch.ones_like(input_ids) if attention_mask is None else attention_mask,
+            "token_type_ids": torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids,
+        }}
+        inputs = {{node.name: given[node.name].cpu().numpy() for node in self.session.get_inputs()}}
+        found = self.session.run(["start_logits", "end_logits"], inputs)
+        start, end = (torch.from_numpy(logits).to(self.device) for logits in found)
+        return QuestionAnsweringModelOutput(start_logits=start, end_logits=end)
+
 
 tokenizer = AutoTokenizer.from_pretrained(directory)
-model = ORTModelForQuestionAnswering.from_pretrained(directory, provider="{provider}"{options})
+model = Graph(directory).eval()
 """
 
 
-PACKAGES = ("torch", "transformers", "optimum", "optimum-onnx", "onnx", "onnxruntime")
+PACKAGES = ("torch", "transformers", "onnxruntime")
 EXTRAS: tuple[str, ...] = ("cpu", "gpu")
-COMPILE_ONLY: tuple[str, ...] = ("onnx",)
 DTYPES: Mapping[str, tuple[Dtype, ...]] = {"cpu": ("fp32", "fp16", "int8"), "cuda": ("fp32", "fp16")}
 RUNTIME = ("ONNX Runtime", "onnxruntime")
 SPEED: tuple[Rule, ...] = (
@@ -43,33 +69,30 @@ SPEED: tuple[Rule, ...] = (
     ),
 )
 
-_NO_EXPORT = "optimum cannot export it for question answering"
-EXPORTED = Way(
-    name="onnxruntime",
-    supported=(
-        *("albert", "bert", "big_bird", "camembert", "convbert", "data2vec-text"),
-        *("deberta", "deberta-v2", "distilbert", "electra", "ibert", "megatron-bert"),
-        *("mobilebert", "mpnet", "nystromformer", "rembert", "roberta", "roformer"),
-        *("splinter", "squeezebert", "xlm-roberta"),
-    ),
-    refused={
-        **dict.fromkeys(("ernie", "modernbert", "roberta-prelayernorm", "xlm-roberta-xl"), _NO_EXPORT),
-        "longformer": "the exporter cannot trace it",
-    },
-)
-OPTIMISED = Way(
-    name="onnxruntime with level > 0",
-    supported=tuple(FUSIONS),
-    refused=dict.fromkeys(
-        EXPORTED.supported, "the graph optimiser does not know it; backend.level = 0 exports it as it is"
-    ),
-)
+_TRACED = {"longformer": "a trace cannot hold its sliding windows"}
+EXPORTED = Way(name="onnxruntime", supported=tuple(sorted(FUSIONS)), refused=_TRACED)
 FP16 = Way(
     name="onnxruntime in fp16",
     supported=tuple(name for name in EXPORTED.supported if name != "big_bird"),
     refused={"big_bird": "it sets logits of the question to -1e6, which half precision cannot hold"},
 )
-WAYS = (EXPORTED, OPTIMISED, FP16)
+_NO_OPTIMUM = ("ernie", "modernbert", "roberta-prelayernorm", "xlm-roberta-xl")
+BY_OPTIMUM = Way(
+    name="onnxruntime by optimum",
+    supported=tuple(name for name in EXPORTED.supported if name not in _NO_OPTIMUM),
+    refused={**dict.fromkeys(_NO_OPTIMUM, "optimum cannot export it for question answering"), **_TRACED},
+)
+OPTIMISED_BY_OPTIMUM = Way(
+    name="onnxruntime by optimum with level > 0",
+    supported=(
+        *("albert", "bert", "big_bird", "camembert", "deberta", "deberta-v2"),
+        *("distilbert", "electra", "mpnet", "nystromformer", "roberta", "xlm-roberta"),
+    ),
+    refused=dict.fromkeys(
+        BY_OPTIMUM.supported, "optimum's optimiser does not know it; backend.level = 0 exports it as it is"
+    ),
+)
+WAYS = (EXPORTED, FP16, BY_OPTIMUM, OPTIMISED_BY_OPTIMUM)
 
 
 def check(config: Mapping[str, Any], options: Options, runtime: Runtime) -> None:
@@ -101,12 +124,16 @@ def check(config: Mapping[str, Any], options: Options, runtime: Runtime) -> None
 
 
 def ways(options: Options, runtime: Runtime) -> tuple[Way, ...]:
-    """Export, then graph optimisation if `level` is above 0, then fp16 conversion."""
-    return (
-        EXPORTED,
-        *([OPTIMISED] if options.level > 0 else []),
-        *([FP16] if runtime.dtype == "fp16" else []),
-    )
+    """Export and optimisation by the exporter, then fp16 conversion."""
+    by_optimum = (BY_OPTIMUM, *([OPTIMISED_BY_OPTIMUM] if options.level > 0 else []))
+    exported = by_optimum if options.exporter == "optimum" else (EXPORTED,)
+    return (*exported, *([FP16] if runtime.dtype == "fp16" else []))
+
+
+def compile_packages(options: Options) -> Mapping[str, Sequence[str]]:
+    """onnx; with the exporter optimum, what that consists of."""
+    by_optimum = dict.fromkeys(("optimum", "optimum-onnx"), ("optimum", "optimum-gpu"))
+    return {"onnx": EXTRAS, **(by_optimum if options.exporter == "optimum" else {})}
 
 
 def here() -> str:
@@ -146,27 +173,23 @@ def compile(checkpoint: Checkpoint, options: Options, runtime: Runtime, director
 
 
 def load(directory: Path, options: Options, runtime: Runtime) -> Any:
-    """Load an ORTModelForQuestionAnswering on exactly the target's execution provider.
+    """Load the graph on exactly the target's execution provider.
 
     Raises MissingEnvironment if the provider is not available or does not start.
     """
     packages.refuse(missing(options, runtime))
-    from qabuild.models.backends.onnxruntime.session import load_graph
+    from transformers import AutoConfig
+
+    from qabuild.models.backends.onnxruntime import model
 
     if not (directory / "model.onnx").is_file():
         raise UntrustedInput(f"{directory}: there is no model.onnx in it", "rebuild the artifact")
-    provider = options.provider or DEFAULT_PROVIDER[runtime.device]
-    model = load_graph(directory, provider)
-    if model.provider != provider:
-        raise MissingEnvironment(
-            f"ONNX Runtime could not start {provider} and fell back to {model.provider}",
-            "its message above says why; usually CUDA or cuDNN is missing or of another version",
-        )
-    return model
+    config = AutoConfig.from_pretrained(directory, local_files_only=True)
+    return model.load(directory, config, options.provider or DEFAULT_PROVIDER[runtime.device])
 
 
 def snippet(options: Options, runtime: Runtime) -> str:
-    """Source for optimum, with the provider and provider options of `load`."""
+    """Source for ONNX Runtime, with the provider and provider options of `load`: called like a transformers model."""
     provider = options.provider or DEFAULT_PROVIDER[runtime.device]
-    exact = ', provider_options={"use_tf32": "0"}' if provider == "CUDAExecutionProvider" else ""
-    return SNIPPET.format(provider=provider, options=exact)
+    exact = f'("{provider}", {{"use_tf32": "0"}})' if provider == "CUDAExecutionProvider" else f'"{provider}"'
+    return SNIPPET.format(device=runtime.device, provider=exact)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 from qabuild.models.runtime import Runtime
 
 FILE = "model.onnx"
+OUTPUTS = ("start_logits", "end_logits")
 
 EXTERNAL_FROM = 2**31 - 2**20
 """Size in bytes beyond which weights go into `model.onnx_data`: protobuf's limit is 2 GiB."""
@@ -21,26 +21,40 @@ ARITHMETIC = (
 )
 
 
-def optimise(exported: Path, stage: Path, level: int, runtime: Runtime, padding_side: str) -> Path:
-    """Fuse the operators that ONNX Runtime has fused kernels for.
+def optimise(exported: Path, stage: Path, config: Any, level: int, runtime: Runtime, padding_side: str) -> Path:
+    """Fuse the operators that ONNX Runtime has fused kernels for; `config` is transformers' config of the model.
 
     The default mask of fused attention is a count of tokens from the left, which only fits padding on the right; for
     padding on the left, the raw mask is used.
-
-    For a GPU, only ONNX Runtime's scripts fuse (level 0), so that the graph does not depend on the machine: higher
-    levels first run a session on the GPU, if there is one, after which the scripts find no attention (ONNX Runtime
-    1.31). The session applies its own optimisations anyway when the graph is loaded.
     """
-    from optimum.onnxruntime import OptimizationConfig, ORTOptimizer
+    from onnxruntime.transformers.fusion_options import FusionOptions
+    from onnxruntime.transformers.optimizer import optimize_model
 
-    on_gpu = runtime.device == "cuda"
-    config = OptimizationConfig(
-        optimization_level=0 if on_gpu else level,
-        optimize_for_gpu=on_gpu,
-        use_raw_attention_mask=padding_side == "left",
+    options = FusionOptions("bert")
+    options.enable_embed_layer_norm = False  # ONNX Runtime does not quantise its kernel
+    options.use_raw_attention_mask(padding_side == "left")
+    optimised = optimize_model(
+        str(exported / FILE),
+        "bert",  # the fusions for encoders of every architecture
+        config.num_attention_heads,
+        config.hidden_size,
+        options,
+        opt_level=opt_level(level, runtime),
+        use_gpu=runtime.device == "cuda",
     )
-    ORTOptimizer.from_pretrained(exported).optimize(config, save_dir=stage, file_suffix=None)
+    stage.mkdir()
+    save(optimised.model, stage / FILE)
     return stage
+
+
+def opt_level(level: int, runtime: Runtime) -> int:
+    """The optimiser's level for the target's `level`: 0 for a GPU, where only ONNX Runtime's scripts fuse.
+
+    The graph then does not depend on the machine: higher levels first run a session on the GPU, if there is one, after
+    which the scripts find no attention (ONNX Runtime 1.31). The session applies its own optimisations anyway when the
+    graph is loaded.
+    """
+    return 0 if runtime.device == "cuda" else level
 
 
 def to_fp16(before: Path, stage: Path) -> Path:
@@ -52,7 +66,9 @@ def to_fp16(before: Path, stage: Path) -> Path:
     graph.convert_float_to_float16(
         use_symbolic_shape_infer=True, keep_io_types=True, node_block_list=_index_arithmetic(graph)
     )
-    return _stage(graph.model, before, stage)
+    stage.mkdir()
+    save(graph.model, stage / FILE)
+    return stage
 
 
 def _index_arithmetic(graph: Any) -> list[str]:
@@ -91,14 +107,6 @@ def to_int8(before: Path, stage: Path) -> Path:
         weight_type=QuantType.QInt8,
         extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
     )
-    return _stage(onnx.load(stage / FILE), before, stage)
-
-
-def _stage(model: Any, before: Path, stage: Path) -> Path:
-    """Write the graph into the next stage's folder, with the config that ORTModel reads."""
-    stage.mkdir(exist_ok=True)
-    _save(model, stage / FILE)
-    shutil.copyfile(before / "config.json", stage / "config.json")
     return stage
 
 
@@ -108,7 +116,7 @@ def write(source: Path, path: Path) -> None:
 
     model = onnx.load(source)
     _strip(model)
-    _save(model, path)
+    save(model, path)
 
 
 def _strip(message: Any) -> None:
@@ -122,7 +130,8 @@ def _strip(message: Any) -> None:
                 _strip(part)
 
 
-def _save(model: Any, path: Path) -> None:
+def save(model: Any, path: Path) -> None:
+    """Write the graph to the new file `path`, and large weights beside it."""
     import onnx
 
     size = sum(len(tensor.raw_data) for tensor in model.graph.initializer)

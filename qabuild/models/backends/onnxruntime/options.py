@@ -14,7 +14,7 @@ Provider = Literal["CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExe
 DEFAULT_PROVIDER: dict[str, Provider] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
-DEVICE: dict[Provider, str] = {
+DEVICE: dict[Provider, Literal["cpu", "cuda"]] = {
     "CPUExecutionProvider": "cpu",
     "CUDAExecutionProvider": "cuda",
     "TensorrtExecutionProvider": "cuda",
@@ -25,6 +25,11 @@ class Options(Frozen):
     """How the graph is optimised, and the execution provider that runs it."""
 
     name: Literal["onnxruntime"] = Field("onnxruntime", description="an optimised ONNX graph, run by ONNX Runtime")
+    exporter: Literal["torch", "optimum"] = Field(
+        "torch",
+        description="what exports and optimises the graph: torch's exporter and ONNX Runtime's optimiser, or Hugging "
+        "Face's optimum, which needs the extra optimum and transformers 4.57",
+    )
     level: Literal[0, 1, 2, 99] = Field(
         2,
         description="graph optimisation: 0 exports only, 1 basic, 2 extended, 99 all, bound to this processor; "

@@ -6,7 +6,7 @@ import contextlib
 import io
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any
@@ -67,9 +67,8 @@ if not {"avx512_vnni", "avx_vnni", "amx_int8"} & set(Path("/proc/cpuinfo").read_
 """
 
 
-PACKAGES = ("torch", "transformers", "openvino", "nncf")
+PACKAGES = ("torch", "transformers", "openvino")
 EXTRAS: tuple[str, ...] = ("openvino",)
-COMPILE_ONLY: tuple[str, ...] = ("nncf",)
 DTYPES: Mapping[str, tuple[Dtype, ...]] = {"cpu": ("fp32", "bf16", "int8")}
 RUNTIME = ("OpenVINO", "openvino")
 SPEED: tuple[Rule, ...] = (
@@ -121,6 +120,11 @@ def check(config: Mapping[str, Any], options: Options, runtime: Runtime) -> None
 def ways(options: Options, runtime: Runtime) -> tuple[Way, ...]:
     """The only way, whatever the options."""
     return WAYS
+
+
+def compile_packages(options: Options) -> Mapping[str, Sequence[str]]:
+    """NNCF, which quantises."""
+    return {"nncf": EXTRAS}
 
 
 def here() -> str:
