@@ -126,7 +126,7 @@ def supports(way: str, model_type: str) -> bool:
 MATRIX = [
     (model_type, way, options)
     for way, options in (
-        *(("eager", {}), ("torchscript", {}), ("deepspeed", {}), ("openvino", {}), ("onnxruntime", {})),
+        *((name, {}) for name in BACKENDS),
         *((BY_OPTIMUM, {"exporter": "optimum", "level": 0}), (OPTIMISED_BY_OPTIMUM, {"exporter": "optimum"})),
     )
     for model_type in support.model_types()
@@ -151,7 +151,7 @@ def test_an_architecture_matches_the_eager_model_or_is_refused(
     assert is_paddable(model) == (model_type in PADDABLE)
 
 
-@pytest.mark.parametrize("way", ["eager", "torchscript", "deepspeed", "openvino", EXPORTED])
+@pytest.mark.parametrize("way", BACKENDS)
 def test_a_compiled_model_that_padding_changes_answers_like_its_checkpoint(
     way: str, checkpoint: Any, compiled: Compiled
 ) -> None:
@@ -162,7 +162,7 @@ def test_a_compiled_model_that_padding_changes_answers_like_its_checkpoint(
     examples = [{"question": tiny.QUESTION, "context": text[:size]} for text in tiny.CORPUS for size in (50, 63, 90)]
     eager = QuestionAnsweringPipeline(load_model(source), tokenizer)
     expected = [eager(**example, batch_size=1) for example in examples]
-    options = {"level": 0} if way == EXPORTED else {}
+    options = {"level": 0} if way == "onnxruntime" else {}
     model = load(way, compiled(way, source, **options)[0], **options)
     for one, other in zip(QuestionAnsweringPipeline(model, tokenizer)(examples), expected, strict=True):
         assert one["answer"] == other["answer"]
