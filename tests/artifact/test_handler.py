@@ -146,6 +146,7 @@ def rounded(answers: Any) -> Any:
     return {**answers, "score": round(answers["score"], 4)}
 
 
+@pytest.mark.both_lines
 @pytest.mark.parametrize("package", SERVED)
 def test_a_download_answers_with_only_the_packages_of_its_requirements(package, hub, tmp_path):
     needed = {name for backend_name, _ in SERVED[package] for name in backend(backend_name).PACKAGES}

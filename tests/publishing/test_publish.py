@@ -32,7 +32,7 @@ from qabuild.publishing.publish import publish
 from qabuild.system import hub_retry
 from qabuild.system.reporter import SILENT
 
-pytestmark = pytest.mark.hub
+pytestmark = [pytest.mark.hub, pytest.mark.both_lines]
 
 TOKEN, READER = "hf_plantedsecretofme", "hf_plantedreader"
 SEALED = {

@@ -14,6 +14,8 @@ from hub import Hub
 from qabuild.errors import QABuildError
 from qabuild.system import hub
 
+pytestmark = pytest.mark.both_lines
+
 
 @pytest.mark.parametrize(
     ("source", "is_path"),

@@ -304,6 +304,7 @@ def test_a_compiled_model_works_in_the_stock_pipeline_and_prints_nothing(
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
+@pytest.mark.both_lines
 @pytest.mark.parametrize("name", BACKENDS)
 def test_an_artifact_loads_without_its_checkpoint(
     name: str, checkpoint: Any, tmp_path: Path, compiled: Compiled

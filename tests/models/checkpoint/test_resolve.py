@@ -23,6 +23,8 @@ from qabuild.errors import BadTarget, QABuildError, UntrustedInput
 from qabuild.models.checkpoint.load import copy_tokenizer, load_model, load_tokenizer
 from qabuild.models.checkpoint.resolve import Checkpoint, resolve
 
+pytestmark = pytest.mark.both_lines
+
 Make = Callable[..., Path]
 
 

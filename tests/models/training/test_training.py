@@ -342,6 +342,7 @@ def test_a_training_lowers_the_loss_and_writes_curves_and_a_checkpoint(request_o
     assert all(0 <= score <= 100 for score in scores)
 
 
+@pytest.mark.both_lines
 @pytest.mark.parametrize(("share", "warmed_up_at"), [(0.0, 0), (0.25, 6), (1.0, 21)])
 def test_the_learning_rate_rises_in_its_share_of_the_steps(share, warmed_up_at, request_of):
     """The recorded rates of the schedule: 21 steps, linear up in the first `share`, linear down after it."""
