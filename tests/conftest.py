@@ -34,6 +34,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.add_cleanup(lambda: shutil.rmtree(home, ignore_errors=True))
     # Kernels that DeepSpeed compiled for this machine stay where they are: minutes of work, and no state.
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path.home() / ".cache" / "torch_extensions"))
+    os.environ.setdefault("PIP_CACHE_DIR", str(Path.home() / ".cache" / "pip"))
     # What runs in the background of a script is started with interrupts ignored, and so would be all that it starts.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     # One thread for each of the workers that pytest-xdist starts: more wait for each other, and spin.
@@ -50,10 +51,15 @@ def pytest_configure(config: pytest.Config) -> None:
     )
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what uses the real input, so that `-m "not shared"` leaves it out; skip what needs transformers 4.57."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark what uses the real input, so that `-m "not shared"` leaves it out.
+
+    Skip what needs transformers 4.57 where that is not installed, and what installs packages unless it is chosen.
+    """
     line457 = version("transformers").startswith("4.57.")
     for item in items:
+        if item.get_closest_marker("sealed") and "sealed" not in config.option.markexpr:
+            item.add_marker(pytest.mark.skip(reason="installs packages: choose it with -m sealed"))
         if item.get_closest_marker("line457") and not line457:
             item.add_marker(pytest.mark.skip(reason="needs transformers 4.57"))
         if "shared" in getattr(item, "fixturenames", ()):
