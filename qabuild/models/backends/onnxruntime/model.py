@@ -40,26 +40,29 @@ def provider_options(provider: Provider, device: torch.device) -> dict[str, str]
 
 
 class OnnxModel(TorchModel):
-    """An ONNX graph in a session. It reads torch's tensors and writes into torch's tensors, where they are."""
+    """An ONNX graph in a session. On a GPU, inputs and outputs stay there."""
 
     def __init__(self, session: Any, config: Any, device: torch.device) -> None:
-        super().__init__(self._run, [node.name for node in session.get_inputs()], config, device)
+        run = self._run if device.type == "cpu" else self._run_bound
+        super().__init__(run, [node.name for node in session.get_inputs()], config, device)
         self.session = session
 
     def _run(self, **tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        inputs = {name: tensor.numpy() for name, tensor in completed(tensors, self.inputs).items()}
+        return tuple(torch.from_numpy(logits) for logits in self.session.run(OUTPUTS, inputs))
+
+    def _run_bound(self, **tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Run on the memory of torch's tensors: ONNX Runtime reads the inputs and writes the outputs in place."""
         inputs = {name: tensor.contiguous() for name, tensor in completed(tensors, self.inputs).items()}
-        shape = tensors["input_ids"].shape
+        shape = tuple(tensors["input_ids"].shape)
         outputs = {name: torch.empty(shape, dtype=torch.float32, device=self.device) for name in OUTPUTS}
+        place = self.device.type, self.device.index or 0
         binding = self.session.io_binding()
         for name, tensor in inputs.items():
-            binding.bind_input(name, *self._place, numpy.int64, tuple(shape), tensor.data_ptr())
+            binding.bind_input(name, *place, numpy.int64, shape, tensor.data_ptr())
         for name, tensor in outputs.items():
-            binding.bind_output(name, *self._place, numpy.float32, tuple(shape), tensor.data_ptr())
-        binding.synchronize_inputs()  # on a GPU, torch and ONNX Runtime compute on streams of their own
+            binding.bind_output(name, *place, numpy.float32, shape, tensor.data_ptr())
+        binding.synchronize_inputs()  # torch and ONNX Runtime compute on streams of their own
         self.session.run_with_iobinding(binding)
         binding.synchronize_outputs()
         return tuple(outputs.values())
-
-    @property
-    def _place(self) -> tuple[str, int]:
-        return self.device.type, self.device.index or 0
