@@ -1,4 +1,8 @@
-"""Retries with backoff after temporary errors of the Hub; messages for permanent ones, without tokens."""
+"""Retries with backoff after temporary errors of the Hub; messages for permanent ones, without tokens.
+
+For publishing, which must inspect the repository before it tries again. Downloads need none: huggingface_hub retries
+them itself, with backoff.
+"""
 
 from __future__ import annotations
 
