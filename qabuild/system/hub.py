@@ -6,6 +6,7 @@ import difflib
 import os
 import re
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -103,6 +104,9 @@ def errors_explained(repo_id: str, revision: str | None, repo_type: RepoType) ->
     """Convert huggingface_hub's exceptions inside the block into QABuildErrors with hints."""
     from huggingface_hub import errors
 
+    def not_fetched(error: Exception, hint: str) -> QABuildError:
+        return QABuildError(f"the {_KIND[repo_type]} '{repo_id}' could not be fetched: {first_line(error)}", hint)
+
     try:
         yield
     except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError) as error:
@@ -112,12 +116,20 @@ def errors_explained(repo_id: str, revision: str | None, repo_type: RepoType) ->
     except OSError as error:
         # An errno means a system error, such as a full disk; the caller handles missing files. huggingface_hub raises
         # the rest for malformed responses and corrupt downloads.
-        if error.errno is not None or isinstance(error, FileNotFoundError):
+        if error.errno is not None or (isinstance(error, FileNotFoundError) and not is_from_xet(error)):
             raise
-        raise QABuildError(
-            f"the {_KIND[repo_type]} '{repo_id}' could not be fetched: {first_line(error)}",
-            _RETRY_HINT,
-        ) from error
+        raise not_fetched(error, _RETRY_HINT) from error
+    except RuntimeError as error:
+        if not is_from_xet(error):
+            raise
+        hint = "check the network and the free space on the disk, or set HF_HUB_DISABLE_XET=1, and try again"
+        raise not_fetched(error, hint) from error
+
+
+def is_from_xet(error: Exception) -> bool:
+    """Whether huggingface_hub's transfer by Xet raised the error; the types of its errors differ between versions."""
+    frames = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return any("xet" in code.co_name and "huggingface_hub" in Path(code.co_filename).parts for code in frames)
 
 
 def first_line(error: BaseException) -> str:

@@ -101,7 +101,7 @@ def _refusal(error: Exception) -> _Refusal | None:
     chain = [cause for cause in _chain(error) if isinstance(cause, Exception)]
     if http_error := next((cause for cause in chain if _response(cause) is not None), None):
         return _http_refusal(http_error)
-    if _is_from_xet(error):
+    if hub.is_from_xet(error):
         return _Refusal(error=error, name="the transfer by Xet failed", detail=_detail([str(error)]), retryable=True)
     for cause in chain:
         # Skip the system's errors, which have an errno, except those of connections.
@@ -137,12 +137,6 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 def _response(error: BaseException) -> Any:
     return getattr(error, "response", None)
-
-
-def _is_from_xet(error: Exception) -> bool:
-    """Whether huggingface_hub's transfer by Xet raised the error; the types of its errors differ between versions."""
-    frames = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
-    return any("xet" in code.co_name and "huggingface_hub" in Path(code.co_filename).parts for code in frames)
 
 
 def _is_from_huggingface_hub(error: Exception) -> bool:

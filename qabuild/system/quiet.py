@@ -29,7 +29,8 @@ def quiet_tracing(level: int = logging.WARNING) -> Iterator[None]:
     from torch.jit import TracerWarning
 
     with quiet_logging(level), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=r"`?torch\.jit\.\w+`? is ", category=DeprecationWarning)
+        for category in (DeprecationWarning, FutureWarning):  # the latter from torch 2.14 on
+            warnings.filterwarnings("ignore", message=r"`?torch\.jit\.\w+`? is ", category=category)
         warnings.filterwarnings("ignore", category=TracerWarning)
         yield
 

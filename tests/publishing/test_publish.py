@@ -20,6 +20,7 @@ import yaml
 from hub import Hub, Repository
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from packaging.version import Version
 
 from qabuild.artifact import manifest as artifacts
 from qabuild.artifact import readme
@@ -43,8 +44,8 @@ SEALED = {
 RUN = "from qabuild.system import hub_retry; hub_retry.WAITS = (0.01,) * 4; from qabuild.cli import main; main()"
 
 
-ALWAYS_XET = int(version("huggingface_hub").split(".")[0]) >= 2
-"""From 2 on, huggingface_hub uploads large files by Xet without asking the Hub."""
+ALWAYS_XET = Version(version("huggingface_hub")) >= Version("1.20")
+"""From 1.20 on, huggingface_hub uploads large files by Xet without asking the Hub."""
 
 
 @dataclass
@@ -61,7 +62,7 @@ class Workspace:
         self, *arguments: object, token: str | None = TOKEN, xet: bool = not ALWAYS_XET
     ) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, **self.hub.environment(self.folder / "home")}
-        if xet:  # this Hub has no Xet, which a client before 2 detects
+        if xet:  # this Hub has no Xet, which an older client detects
             environment.pop("HF_HUB_DISABLE_XET")
         if token is not None:
             environment["HF_TOKEN"] = token

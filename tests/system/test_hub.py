@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 from pathlib import Path
+from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
@@ -45,6 +46,20 @@ def test_network_errors_are_explained() -> None:
             raise error
         assert caught.value.hint
         assert caught.value.__cause__ is error
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, FileNotFoundError])
+def test_a_failed_transfer_by_xet_is_explained(kind: type[Exception]) -> None:
+    """hf_xet's errors are known by the function of huggingface_hub that calls it."""
+    scope: dict[str, Any] = {"kind": kind}
+    source = "def xet_get():\n raise kind('CAS error')"
+    exec(compile(source, "/site-packages/huggingface_hub/file_download.py", "exec"), scope)
+    explained = hub.errors_explained("qa/tiny", None, "model")
+    with pytest.raises(QABuildError, match="could not be fetched: CAS error") as caught, explained:
+        scope["xet_get"]()
+    assert caught.value.hint
+    with pytest.raises(kind), hub.errors_explained("qa/tiny", None, "model"):
+        raise kind("not of Xet")
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), FileNotFoundError("no data")])

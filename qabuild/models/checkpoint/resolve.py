@@ -142,19 +142,13 @@ def _downloaded(name: str, sha: str, offline: bool) -> Path:
     """Download config, safetensors and tokenizer of this commit, nothing else; return the folder in the Hub's cache."""
     from huggingface_hub import snapshot_download
 
-    try:
-        with hub.errors_explained(name, sha, "model"), hub.bars_on_terminals_only():
-            folder = snapshot_download(
-                name,
-                revision=sha,
-                allow_patterns=[CONFIG, *WEIGHT_PATTERNS, *TOKENIZER_PATTERNS],
-                local_files_only=hub.is_offline(offline),
-            )
-    except RuntimeError as error:  # raised by hf_xet, the library that downloads large files
-        raise QABuildError(
-            f"the checkpoint '{name}' could not be fetched: {hub.first_line(error)}",
-            "check the network and the free space on the disk, or set HF_HUB_DISABLE_XET=1, and try again",
-        ) from error
+    with hub.errors_explained(name, sha, "model"), hub.bars_on_terminals_only():
+        folder = snapshot_download(
+            name,
+            revision=sha,
+            allow_patterns=[CONFIG, *WEIGHT_PATTERNS, *TOKENIZER_PATTERNS],
+            local_files_only=hub.is_offline(offline),
+        )
     return Path(folder)
 
 

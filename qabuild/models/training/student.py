@@ -9,6 +9,7 @@ from qabuild.models.checkpoint.load import load_model
 from qabuild.models.checkpoint.resolve import Checkpoint
 from qabuild.models.training.conditions import refuse_layers_beyond
 from qabuild.models.training.options import Train
+from qabuild.system.quiet import quiet_tracing
 
 
 def make_student(start: Checkpoint, train: Train) -> Any:
@@ -25,7 +26,8 @@ def make_student(start: Checkpoint, train: Train) -> Any:
     if train.dropout is not None:  # before the model is built: some store the value, some build dropout layers from it
         config.update(dict.fromkeys(_dropouts(config), train.dropout))
     if train.from_config:
-        model = AutoModelForQuestionAnswering.from_config(config, dtype=torch.float32)
+        with quiet_tracing():  # some models script functions when they are imported
+            model = AutoModelForQuestionAnswering.from_config(config, dtype=torch.float32)
     else:
         model = load_model(start, fresh_head=True, config=config)
     if train.layers is not None:
