@@ -69,6 +69,12 @@ class Backend(Protocol):
         `PACKAGES` and the device are checked elsewhere; this is for processor instructions, providers and the like.
         """
 
+    def native_code(self, options: Any) -> Sequence[str]:
+        """The files that `compile` writes with machine code in them, which `load` executes; empty if there are none.
+
+        Only those that this user compiled on this machine are loaded, or with the caller's explicit permission.
+        """
+
     def compile(self, checkpoint: Checkpoint, options: Any, runtime: Runtime, directory: Path) -> dict[str, Any]:
         """Compile the checkpoint into the empty `directory`: all that `load` needs, config and tokenizer included.
 
@@ -103,6 +109,7 @@ class Backend(Protocol):
 BACKENDS: dict[str, str] = {
     "eager": "qabuild.models.backends.eager",
     "torchscript": "qabuild.models.backends.torchscript",
+    "torch_export": "qabuild.models.backends.torch_export",
     "onnxruntime": "qabuild.models.backends.onnxruntime",
     "deepspeed": "qabuild.models.backends.deepspeed",
     "openvino": "qabuild.models.backends.openvino",
