@@ -79,9 +79,9 @@ class Backend(Protocol):
         """Compile the checkpoint into the empty `directory`: all that `load` needs, config and tokenizer included.
 
         A backend that converts the model compares its logits with the checkpoint's (`logit_check`) and raises
-        VerificationFailed if they differ. The same checkpoint and options must give the same bytes. Returns the
-        manifest's record of the compilation (counts of fused nodes, traced shapes), as JSON values. Runs in a
-        subprocess.
+        VerificationFailed if they differ. The same checkpoint and options must give the same bytes, except in files of
+        `native_code`. Returns the manifest's record of the compilation (counts of fused nodes, traced shapes), as JSON
+        values; the model card prints the sentences of its list `limits`. Runs in a subprocess.
         """
 
     def load(self, directory: Path, options: Any, runtime: Runtime) -> Any:

@@ -68,6 +68,13 @@ if lacking := needed - set(Path("/proc/cpuinfo").read_text().split()):
 """
 
 
+LIMITS = [
+    "`model.pt2` holds native code, for processors with the instructions that `export.json` lists. It can do whatever "
+    "its user can: load it only if you trust whoever published it."
+]
+"""Sentences for the model card of a program that AOTInductor compiled."""
+
+
 class Options(Frozen):
     """Whether the exported program runs as it is or is compiled to native code."""
 
@@ -182,6 +189,7 @@ def compile(checkpoint: Checkpoint, options: Options, runtime: Runtime, director
     if options.aot and not cxx():
         packages.refuse(["backend.aot = true needs a C++ compiler: install g++, or name another in CXX"])
     record = program.build(checkpoint, runtime, directory / PROGRAM, aot=options.aot)
+    record["limits"] = LIMITS if options.aot else []
     (directory / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     shutil.copyfile(checkpoint.directory / "config.json", directory / "config.json")
     copy_tokenizer(checkpoint, directory)

@@ -22,6 +22,11 @@ if TYPE_CHECKING:
     from qabuild.models.checkpoint.resolve import Checkpoint
 
 UNSUPPORTED_PYTHON = (3, 14)
+LIMITS = [
+    "It is TorchScript, which torch deprecates and does not support on Python 3.14 or newer. Its successor is "
+    "torch.export: qabuild's backend `torch_export`."
+]
+"""Sentences for the model card."""
 MODULE = "model.pt"
 TRACE = "trace.json"
 
@@ -142,6 +147,7 @@ def compile(checkpoint: Checkpoint, options: Options, runtime: Runtime, director
     packages.refuse(missing(options, runtime))
     with quiet_tracing():
         record = trace.build(checkpoint, runtime, directory / MODULE)
+    record["limits"] = LIMITS
     (directory / TRACE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     shutil.copyfile(checkpoint.directory / "config.json", directory / "config.json")
     copy_tokenizer(checkpoint, directory)
