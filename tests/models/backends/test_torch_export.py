@@ -65,6 +65,12 @@ def nodes(document: dict[str, Any]) -> list[dict[str, Any]]:
     return document["graph_module"]["graph"]["nodes"]  # type: ignore[no-any-return]
 
 
+def save_to_file(document: dict[str, Any]) -> None:
+    """Call `aten.save`, which writes a file, with a name."""
+    argument = {"name": "filename", "arg": {"as_string": "/tmp/file"}, "kind": 1}
+    nodes(document)[-1].update(target="torch.ops.aten.save.default", inputs=[argument])
+
+
 def pickled(entries: dict[str, bytes]) -> None:
     document = json.loads(entries[archive.PAYLOADS[0]])
     next(iter(document["config"].values()))["use_pickle"] = True
@@ -104,6 +110,7 @@ ATTACKS: dict[str, Callable[[dict[str, bytes]], None]] = {
     "a function of a module": call("torch.os.system"),
     "a custom operator": call("torch.ops.mine.run.default"),
     "a file operator": call("torch.ops.aten.from_file.default"),
+    "a file's name": in_graph(save_to_file),
     "an operator extension": call("#mine:run"),
     "a method call": call("_operator.methodcaller"),
     "guards": in_graph(lambda document: document.update(guards_code=["print(1)"])),

@@ -41,6 +41,8 @@ _FUNCTIONS = {
 }
 """What symbolic expressions may name: symbols, numbers, and arithmetic of sympy and torch."""
 _EXPRESSION = re.compile(r"[\w\s()+*/%,=<>&|~-]*")
+_MODE = re.compile(r"none|tanh|floor|trunc|[a-z]+(,[a-z]+)*->[a-z]*")
+"""Modes of GELU and of division, and equations of einsum. Some operators take names of files."""
 _WORD = re.compile(r"[\w.+-]*")
 _OBJECTS = {"as_operator", "as_custom_obj", "as_graph", "custom_obj", "custom_obj_values", "treespec_namedtuple_fields"}
 """Arguments and values that are neither tensors nor numbers nor texts."""
@@ -160,7 +162,9 @@ def _is_safe(key: str, text: str) -> bool:
         return _is_arithmetic(text)
     if key in ("in_spec", "out_spec"):
         return _is_plain(json.loads(text)[1])
-    return key in ("as_string", "as_strings") or _WORD.fullmatch(text) is not None
+    if key == "as_string":
+        return _MODE.fullmatch(text) is not None
+    return _WORD.fullmatch(text) is not None
 
 
 def _is_arithmetic(expression: str) -> bool:
