@@ -106,15 +106,7 @@ COMPILED = Way(
     supported=tuple(name for name in EXPORTED.supported if name != "deberta"),
     refused={**EXPORTED.refused, "deberta": "AOTInductor cannot compile shapes that depend on values, as it has them"},
 )
-FP16 = Way(
-    name="torch_export in fp16",
-    supported=tuple(name for name in EXPORTED.supported if name != "big_bird"),
-    refused={
-        **EXPORTED.refused,
-        "big_bird": "its logits of -1e6 overflow half precision",
-    },
-)
-WAYS = (EXPORTED, COMPILED, FP16)
+WAYS = (EXPORTED, COMPILED)
 
 
 def check(config: Mapping[str, Any], options: Options, runtime: Runtime) -> None:
@@ -140,12 +132,8 @@ def check(config: Mapping[str, Any], options: Options, runtime: Runtime) -> None
 
 
 def ways(options: Options, runtime: Runtime) -> tuple[Way, ...]:
-    """Export, then conversion to fp16, or compilation by AOTInductor."""
-    return (
-        EXPORTED,
-        *([FP16] if runtime.dtype == "fp16" else []),
-        *([COMPILED] if options.aot else []),
-    )
+    """Export, then compilation by AOTInductor with `aot`."""
+    return WAYS if options.aot else (EXPORTED,)
 
 
 def compile_packages(options: Options) -> Mapping[str, Sequence[str]]:
