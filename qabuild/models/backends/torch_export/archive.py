@@ -41,8 +41,11 @@ _FUNCTIONS = {
 }
 """What symbolic expressions may name: symbols, numbers, and arithmetic of sympy and torch."""
 _EXPRESSION = re.compile(r"[\w\s()+*/%,=<>&|~-]*")
-_MODE = re.compile(r"none|tanh|floor|trunc|[a-z]+(,[a-z]+)*->[a-z]*")
-"""Modes of GELU and of division, and equations of einsum. Some operators take names of files."""
+_MODE = re.compile(
+    r"none|tanh|floor|trunc|constant|[a-z]+(,[a-z]+)*->[a-z]*"
+    r"|Runtime assertion failed for expression [\w<>=+*() -]+ on node '\w+'"
+)
+"""Modes of GELU, division and padding, equations of einsum, and messages. Some operators take names of files."""
 _WORD = re.compile(r"[\w.+-]*")
 _OBJECTS = {"as_operator", "as_custom_obj", "as_graph", "custom_obj", "custom_obj_values", "treespec_namedtuple_fields"}
 """Arguments and values that are neither tensors nor numbers nor texts."""
