@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import torch
 
@@ -68,7 +69,20 @@ def export(model: Any, inputs: Sequence[str], example: Mapping[str, torch.Tensor
     sequence = torch.export.Dim("sequence", min=SHORTEST, max=longest)
     shapes = (tuple({0: batch, 1: sequence} for _ in inputs),)
     arguments = tuple(example[name] for name in inputs)
-    return torch.export.export(Positional(model, inputs).eval(), arguments, dynamic_shapes=shapes, strict=False)
+    with _without_disabled_autocast():
+        return torch.export.export(Positional(model, inputs).eval(), arguments, dynamic_shapes=shapes, strict=False)
+
+
+@contextmanager
+def _without_disabled_autocast() -> Iterator[None]:
+    """Make blocks that disable autocast plain blocks: it is off, and an export would hold a graph for each of them."""
+    autocast = torch.autocast
+
+    def plain_if_disabled(*args: Any, enabled: bool = True, **kwargs: Any) -> Any:
+        return autocast(*args, **kwargs) if enabled else nullcontext()
+
+    with mock.patch.object(torch, "autocast", plain_if_disabled):
+        yield
 
 
 def compile_aot(program: Any, path: Path) -> None:
