@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qabuild.artifact.manifest import Artifact, open_artifact
-from qabuild.errors import BadTarget
+from qabuild.errors import BadTarget, UntrustedInput
 from qabuild.models.backends import backend
-from qabuild.system import hub, packages
+from qabuild.system import hub, native_code, packages
 
 if TYPE_CHECKING:
     from qabuild.qa.pipeline import QuestionAnsweringPipeline
 
 
-def load(artifact: str | Path, *, revision: str | None = None, digest: str | None = None) -> QuestionAnsweringPipeline:
+def load(
+    artifact: str | Path, *, revision: str | None = None, digest: str | None = None, allow_native: bool = False
+) -> QuestionAnsweringPipeline:
     """A question-answering pipeline over an artifact: a path, or a repository on the Hub (owner/name).
 
     Every file is checked against the manifest, and the manifest against `digest` where one is given, before anything
     is deserialised. `revision` is a branch, tag or commit on the Hub; the default is the main branch.
+    `allow_native` loads native code that this user did not compile on this machine: it can do whatever you can.
     Raises BadTarget, UntrustedInput or MissingEnvironment; QABuildError where the Hub fails.
     """
     from qabuild.qa.pipeline import QuestionAnsweringPipeline
 
-    return QuestionAnsweringPipeline(*load_model(find(artifact, revision=revision, digest=digest)))
+    opened = find(artifact, revision=revision, digest=digest)
+    return QuestionAnsweringPipeline(*load_model(opened, allow_native=allow_native))
 
 
 def find(source: str | Path, *, revision: str | None = None, digest: str | None = None) -> Artifact:
@@ -51,14 +56,29 @@ def _download(repo_id: str, revision: str | None) -> Path:
         return Path(snapshot_download(repo_id, revision=sha, local_files_only=hub.is_offline(False)))
 
 
-def load_model(artifact: Artifact) -> tuple[Any, Any]:
+def load_model(artifact: Artifact, *, allow_native: bool = False) -> tuple[Any, Any]:
     """Model and tokenizer of an opened artifact, which was checked against its manifest.
 
-    Raises MissingEnvironment where the device or a package is missing on this machine.
+    Raises MissingEnvironment where the device or a package is missing on this machine, UntrustedInput for native code
+    that this user did not compile on this machine, unless `allow_native`.
     """
     from qabuild.models.checkpoint.load import load_tokenizer
 
     module = backend(artifact.manifest.backend["name"])
     options, runtime = artifact.manifest.options, artifact.manifest.runtime
+    if not allow_native:
+        _refuse_foreign_code(artifact, module.native_code(options))
     packages.require(dict.fromkeys(module.PACKAGES, module.EXTRAS), runtime.device)
     return module.load(artifact.directory, options, runtime), load_tokenizer(artifact.directory)
+
+
+def _refuse_foreign_code(artifact: Artifact, names: Sequence[str]) -> None:
+    for name in names:
+        sealed = artifact.manifest.files.get(name)
+        if sealed is None or not native_code.is_registered(sealed.sha256):
+            raise UntrustedInput(
+                f"{artifact.directory / name}: native code that you did not compile on this machine: it could do "
+                "whatever you can, and no check shows what it does",
+                "build the artifact here; or, if you trust whoever compiled it, pass --allow-native "
+                "(qabuild.load: allow_native=True)",
+            )

@@ -8,7 +8,7 @@ from dataclasses import asdict
 import click
 
 from qabuild.cli.console import Console
-from qabuild.cli.options import common
+from qabuild.cli.options import common, native_option
 from qabuild.errors import UntrustedInput
 
 
@@ -20,6 +20,7 @@ from qabuild.errors import UntrustedInput
 @click.option("--digest", metavar="SHA256", help="Required SHA-256 of the manifest.")
 @click.option("--top-k", type=click.IntRange(1), default=1, show_default=True, help="Number of answers per question.")
 @click.option("--no-answer", is_flag=True, help="Allow the empty answer, as in SQuAD v2.0.")
+@native_option
 @common
 def answer(
     artifact: str,
@@ -29,6 +30,7 @@ def answer(
     digest: str | None,
     top_k: int,
     no_answer: bool,
+    allow_native: bool,
     console: Console,
 ) -> None:
     """Answer a file of QUESTIONS with ARTIFACT, a folder or a repository on the Hub (owner/name).
@@ -47,7 +49,7 @@ def answer(
     require_place(questions, output)
     opened = find(artifact, revision=revision, digest=digest)
     summary = answer_file(
-        QuestionAnsweringPipeline(*load_model(opened)),
+        QuestionAnsweringPipeline(*load_model(opened, allow_native=allow_native)),
         questions,
         output,
         answered_by=opened.digest,

@@ -14,6 +14,7 @@ from qabuild.cli.options import (
     common,
     data_option,
     locked_option,
+    native_option,
     offline_option,
     output_option,
     set_option,
@@ -100,6 +101,7 @@ def build(
 @data_option
 @click.option("--checkpoint", metavar="SOURCE", help="The checkpoint that it was built from; adds the speedup.")
 @click.option("--digest", metavar="SHA256", help="Required SHA-256 of the manifest.")
+@native_option
 @offline_option
 @common
 def verify(
@@ -107,6 +109,7 @@ def verify(
     dataset: str | None,
     checkpoint: str | None,
     digest: str | None,
+    allow_native: bool,
     offline: bool,
     console: Console,
 ) -> None:
@@ -127,6 +130,7 @@ def verify(
                 dataset=dataset and absolute_source(dataset, folder),
                 checkpoint=checkpoint and absolute_source(checkpoint, folder),
                 digest=digest,
+                allow_native=allow_native,
                 offline=offline,
                 reporter=console,
             ),

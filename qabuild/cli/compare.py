@@ -12,7 +12,7 @@ import click
 
 from qabuild.cli.console import Console, emit, table
 from qabuild.cli.failures import print_error
-from qabuild.cli.options import BatchSizes, common, data_option, offline_option
+from qabuild.cli.options import BatchSizes, common, data_option, native_option, offline_option
 from qabuild.errors import BadTarget, QABuildError, VerificationFailed
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def measured_artifacts(command: Callable[..., Any]) -> Callable[..., Any]:
         help="Artifact that the others are compared with.  [the first that is eager fp32, or else the first]",
     )
     @data_option
+    @native_option
     @offline_option
     @functools.wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -67,6 +68,7 @@ def compare(
     batch_sizes: Sequence[int],
     latency: bool,
     dataset: str | None,
+    allow_native: bool,
     offline: bool,
     layout: str,
     console: Console,
@@ -89,6 +91,7 @@ def compare(
         batch_sizes=batch_sizes,
         latency=latency,
         dataset=dataset and absolute_source(dataset, Path.cwd()),
+        allow_native=allow_native,
         offline=offline,
         reporter=console,
     )
@@ -124,6 +127,7 @@ def report(
     baseline: str | None,
     batch_sizes: Sequence[int],
     dataset: str | None,
+    allow_native: bool,
     offline: bool,
     output: Path,
     png: Path | None,
@@ -153,6 +157,7 @@ def report(
         batch_sizes=batch_sizes,
         latency=True,
         dataset=dataset and absolute_source(dataset, Path.cwd()),
+        allow_native=allow_native,
         offline=offline,
         reporter=console,
     )

@@ -98,4 +98,9 @@ data_option = click.option(
 )
 
 
+native_option = click.option(
+    "--allow-native", is_flag=True, help="Load native code that you did not compile here; it can do whatever you can."
+)
+
+
 offline_option = click.option("--offline", is_flag=True, help="Use only what is cached; fail if anything is missing.")

@@ -39,17 +39,19 @@ def measure(
     questions: QuestionSet,
     baseline: Any | None = None,
     reporter: Reporter = SILENT,
+    *,
+    allow_native: bool = False,
 ) -> Measurement:
     """Reload the artifact from disk, run every question, and compare the answers with the sealed reference.
 
     `baseline` is the checkpoint's eager fp32 model on the artifact's device; without it, no speedup is measured.
     Raises MissingEnvironment if the artifact cannot be loaded on this machine, UntrustedInput if `questions` are not
-    those of the sealed reference.
+    those of the sealed reference, or for native code that is not this machine's, unless `allow_native`.
     """
     sealed = artifact.reference
     require_same_questions(questions, sealed)
     manifest = artifact.manifest
-    model, tokenizer = load_model(artifact)
+    model, tokenizer = load_model(artifact, allow_native=allow_native)
     squad_v2 = questions.has_unanswerable
     contestants: dict[str, Ask] = {ARTIFACT: answerer(model, tokenizer, squad_v2=squad_v2)}
     if baseline is not None:

@@ -27,14 +27,15 @@ def verify(
     checkpoint: str | None = None,
     digest: str | None = None,
     offline: bool = False,
+    allow_native: bool = False,
     reporter: Reporter = SILENT,
 ) -> Verification:
     """Verify the artifact at `path` again, and write the evidence beside its manifest.
 
     `dataset` names the source of the questions if it is not the one that the artifact names: a SQuAD-layout file, a
     Hub id or 'sample'. `checkpoint`, a path or Hub id of the checkpoint it was built from, adds the speedup. `digest`
-    pins the manifest. Raises BadTarget, UntrustedInput or MissingEnvironment. An artifact that fails its gates raises
-    nothing: `passed` of the Verification is false.
+    pins the manifest. `allow_native` is that of `qabuild.load`. Raises BadTarget, UntrustedInput or MissingEnvironment.
+    An artifact that fails its gates raises nothing: `passed` of the Verification is false.
     """
     artifact = artifacts.open_artifact(Path(path), digest)
     gates = artifact.manifest.gates
@@ -45,7 +46,7 @@ def verify(
         )
     questions = load_questions(artifact, dataset, offline=offline)
     baseline = _load_baseline(artifact, checkpoint, offline) if checkpoint else None
-    verification = judge(artifact, measure(artifact, questions, baseline, reporter), gates)
+    verification = judge(artifact, measure(artifact, questions, baseline, reporter, allow_native=allow_native), gates)
     try:
         write_evidence(verification, artifact.directory)
     except OSError as error:

@@ -104,6 +104,7 @@ def _facts(artifact: Artifact, verification: Verification) -> dict[str, Any]:
         "checkpoint": manifest.checkpoint,
         "training": manifest.training,
         "needs": manifest.record.get("needs") or {},
+        "limits": manifest.record.get("limits") or [],
         "backend": manifest.backend["name"],
         "runtime": manifest.runtime.model_dump(mode="json"),
         "qabuild": manifest.qabuild,

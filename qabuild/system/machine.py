@@ -31,6 +31,11 @@ FAST: dict[str, tuple[str, ...]] = {
 """Instruction sets for a dtype; without any of them a CPU emulates it with slower instructions."""
 
 
+COMPILER_FLAGS = re.compile(
+    "(sse|ssse|avx|amx|fma|bmi|sha|vaes|gfni|sve|asimd)\\w*|abm|adx|aes|f16c|fp|i8mm|bf16|lzcnt|movbe|pclmulqdq|popcnt"
+    "|vpclmulqdq"
+)
+
 CPUINFO = Path("/proc/cpuinfo")
 CGROUPS = Path("/sys/fs/cgroup")
 CGROUP = Path("/proc/self/cgroup")
@@ -87,6 +92,15 @@ def instruction_sets() -> tuple[str, ...]:
     """The usual names of those `INSTRUCTION_SETS` that the processor has."""
     flags = set(_processor(CPUINFO).get("flags", "").split())
     return tuple(name for flag, name in INSTRUCTION_SETS.items() if flag in flags)
+
+
+def compiler_flags() -> tuple[str, ...]:
+    """Flags of /proc/cpuinfo that tell a compiler which instructions it may use (-march=native), in order.
+
+    Others, such as those of virtual machines, have no influence on user code.
+    """
+    flags = _processor(CPUINFO).get("flags", _processor(CPUINFO).get("Features", "")).split()
+    return tuple(sorted(flag for flag in set(flags) if COMPILER_FLAGS.fullmatch(flag)))
 
 
 def lacks_instructions(dtype: str) -> bool:

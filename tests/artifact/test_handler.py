@@ -34,7 +34,7 @@ from qabuild.target.gates import Gates
 pytestmark = pytest.mark.hub
 
 SERVED: dict[str, tuple[tuple[str, str], ...]] = {
-    "torch": (("eager", "fp32"), ("eager", "bf16"), ("torchscript", "bf16")),
+    "torch": (("eager", "fp32"), ("eager", "bf16"), ("torchscript", "bf16"), ("torch_export", "bf16")),
     "onnxruntime": (("onnxruntime", "int8"),),
     "deepspeed": (("deepspeed", "bf16"),),
     "openvino": (("openvino", "fp32"),),

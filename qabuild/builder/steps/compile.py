@@ -11,6 +11,7 @@ from qabuild.builder.steps.step import ARTIFACT, Context, Facts, Requirements
 from qabuild.models import calibration
 from qabuild.models.backends import BACKENDS, backend
 from qabuild.qa import ask
+from qabuild.system import machine, native_code
 from qabuild.target.model import Target
 
 
@@ -44,6 +45,8 @@ class Compile:
 
         target = context.target
         record = compile_in_child(context.checkpoint, target.backend, target.runtime, directory)
+        for name in backend(target.backend.name).native_code(target.backend):
+            native_code.register(directory / name)
         handler.write(target.backend, target.runtime, package_versions(context.inputs), directory)
         return record
 
@@ -53,7 +56,12 @@ def _module(target: Target) -> str:
 
 
 def _hardware(target: Target, facts: Facts) -> dict[str, Any]:
-    """What low-precision kernels and GPU graphs are made for."""
+    """What low-precision kernels, GPU graphs and native code are made for; native code also names its compiler.
+
+    So native code of a cache that is shared, or was restored from elsewhere, is not taken for this machine's own.
+    """
+    if backend(target.backend.name).native_code(target.backend):
+        return {"compiler flags": list(machine.compiler_flags()), "compiler id": native_code.compiler_id()}
     if target.runtime.device == "cuda":
         return {"gpu architecture": facts.machine.get("gpu_architecture")}
     if target.runtime.dtype == "int8":

@@ -26,6 +26,7 @@ def compare(
     dataset: str | None = None,
     output: str | Path = FOLDER,
     offline: bool = False,
+    allow_native: bool = False,
     reporter: Reporter = SILENT,
 ) -> Comparison:
     """Measure artifacts in one run; each is a folder, or a target (a .toml file) whose artifact is in `output`.
@@ -33,7 +34,7 @@ def compare(
     `baseline` names the artifact that the others are compared with; the default is the first that is eager fp32, or
     else the first. All questions are answered in batches of the first artifact's `verify.batch_size`, and some at the
     further `batch_sizes`. `latency` measures single questions, too. `dataset` names the source of the questions if it
-    is not the one that the artifacts name.
+    is not the one that the artifacts name. `allow_native` is that of `qabuild.load`.
 
     An artifact that cannot be measured is listed in the comparison's `failures`. Raises BadTarget if there is nothing
     to compare or two artifacts were verified on different data, UntrustedInput if `dataset` has other questions; if no
@@ -48,5 +49,7 @@ def compare(
     for failure in failures:  # now, since measuring the others takes minutes
         reporter.say(f"{failure.name} is skipped: {failure.error.splitlines()[0]}")
     questions = load_questions(contestants, dataset, offline=offline)
-    runs = rounds.measure(contestants, failures, questions, batch_sizes, latency=latency, reporter=reporter)
+    runs = rounds.measure(
+        contestants, failures, questions, batch_sizes, latency=latency, allow_native=allow_native, reporter=reporter
+    )
     return score(runs, questions, baseline)

@@ -61,6 +61,7 @@ def measure(
     batch_sizes: Sequence[int],
     *,
     latency: bool,
+    allow_native: bool = False,
     reporter: Reporter,
 ) -> Runs:
     """Load each contestant in its own process, and run the questions on them in rounds.
@@ -74,7 +75,7 @@ def measure(
     throughput = {main_batch_size: Series(questions=count, batch_size=main_batch_size)}
     throughput |= {size: Series(questions=subset, batch_size=size) for size in batch_sizes if size != main_batch_size}
     single = Series(questions=subset, batch_size=1, one_by_one=True)
-    with start_workers(contestants) as workers:
+    with start_workers(contestants, allow_native=allow_native) as workers:
         scheduler = _Scheduler(workers, list(failures), reporter)
         started = time.perf_counter()
         load_seconds = scheduler.load(questions)

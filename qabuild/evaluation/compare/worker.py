@@ -38,13 +38,15 @@ def main() -> None:
 class LoadedArtifact:
     """A loaded artifact and the questions to answer: dictionaries with `question` and `context`."""
 
-    def __init__(self, artifact: str, digest: str, squad_v2: bool, questions: Sequence[Mapping[str, str]]) -> None:
+    def __init__(
+        self, artifact: str, digest: str, allow_native: bool, squad_v2: bool, questions: Sequence[Mapping[str, str]]
+    ) -> None:
         started = time.perf_counter()
         from qabuild.artifact.load import load_model
         from qabuild.artifact.manifest import open_artifact
         from qabuild.qa.pipeline import QuestionAnsweringPipeline
 
-        model, tokenizer = load_model(open_artifact(Path(artifact), digest))
+        model, tokenizer = load_model(open_artifact(Path(artifact), digest), allow_native=allow_native)
         self.load_seconds = time.perf_counter() - started
         self._model = _TimedModel(model)
         self._pipeline = QuestionAnsweringPipeline(self._model, tokenizer, handle_impossible_answer=squad_v2)

@@ -29,8 +29,9 @@ class Turn:
 class Worker:
     """A process that loads one artifact and answers questions with it."""
 
-    def __init__(self, contestant: Contestant) -> None:
+    def __init__(self, contestant: Contestant, *, allow_native: bool = False) -> None:
         self.contestant = contestant
+        self._allow_native = allow_native
         self._child = Child(
             "qabuild.evaluation.compare.worker", "its worker process", remedy="compare fewer artifacts at once"
         )
@@ -44,6 +45,7 @@ class Worker:
         request = {
             "artifact": str(artifact.directory),
             "digest": artifact.digest,
+            "allow_native": self._allow_native,
             "squad_v2": questions.has_unanswerable,
             "questions": [
                 {"question": question.question, "context": question.context} for question in questions.questions
@@ -62,12 +64,12 @@ class Worker:
 
 
 @contextmanager
-def start_workers(contestants: Sequence[Contestant]) -> Iterator[list[Worker]]:
+def start_workers(contestants: Sequence[Contestant], *, allow_native: bool = False) -> Iterator[list[Worker]]:
     """Start a worker for each contestant, without loading it; kills all of them at the end."""
     workers: list[Worker] = []
     try:
         for contestant in contestants:
-            workers.append(Worker(contestant))
+            workers.append(Worker(contestant, allow_native=allow_native))
         yield workers
     finally:
         for worker in workers:

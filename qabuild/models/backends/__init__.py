@@ -69,13 +69,19 @@ class Backend(Protocol):
         `PACKAGES` and the device are checked elsewhere; this is for processor instructions, providers and the like.
         """
 
+    def native_code(self, options: Any) -> Sequence[str]:
+        """The files that `compile` writes with machine code in them, which `load` executes; empty if there are none.
+
+        Only those that this user compiled on this machine are loaded, or with the caller's explicit permission.
+        """
+
     def compile(self, checkpoint: Checkpoint, options: Any, runtime: Runtime, directory: Path) -> dict[str, Any]:
         """Compile the checkpoint into the empty `directory`: all that `load` needs, config and tokenizer included.
 
         A backend that converts the model compares its logits with the checkpoint's (`logit_check`) and raises
-        VerificationFailed if they differ. The same checkpoint and options must give the same bytes. Returns the
-        manifest's record of the compilation (counts of fused nodes, traced shapes), as JSON values. Runs in a
-        subprocess.
+        VerificationFailed if they differ. The same checkpoint and options must give the same bytes, except in files of
+        `native_code`. Returns the manifest's record of the compilation (counts of fused nodes, traced shapes), as JSON
+        values; the model card prints the sentences of its list `limits`. Runs in a subprocess.
         """
 
     def load(self, directory: Path, options: Any, runtime: Runtime) -> Any:
@@ -103,6 +109,7 @@ class Backend(Protocol):
 BACKENDS: dict[str, str] = {
     "eager": "qabuild.models.backends.eager",
     "torchscript": "qabuild.models.backends.torchscript",
+    "torch_export": "qabuild.models.backends.torch_export",
     "onnxruntime": "qabuild.models.backends.onnxruntime",
     "deepspeed": "qabuild.models.backends.deepspeed",
     "openvino": "qabuild.models.backends.openvino",

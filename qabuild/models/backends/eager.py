@@ -106,6 +106,11 @@ def missing(options: Options, runtime: Runtime) -> list[str]:
     return []
 
 
+def native_code(options: Options) -> tuple[str, ...]:
+    """None."""
+    return ()
+
+
 def compile(checkpoint: Checkpoint, options: Options, runtime: Runtime, directory: Path) -> dict[str, Any]:
     """Copy config, weights and tokenizer byte for byte: `directory` becomes a checkpoint."""
     from qabuild.models.backends.torch_model import copy_checkpoint

@@ -192,7 +192,10 @@ def test_int8_graphs_are_quantised_and_within_tolerance(model_type: str, checkpo
 
 @pytest.mark.parametrize(
     ("name", "dtype"),
-    [("eager", "bf16"), ("eager", "fp16"), ("torchscript", "bf16"), ("torchscript", "fp16"), ("deepspeed", "bf16")],
+    [
+        *(("eager", "bf16"), ("eager", "fp16"), ("torchscript", "bf16"), ("torchscript", "fp16")),
+        *(("torch_export", "bf16"), ("deepspeed", "bf16")),
+    ],
 )
 def test_half_precision_in_torch_matches_the_eager_model(
     name: str, dtype: Any, checkpoint: Any, compiled: Compiled
@@ -210,7 +213,7 @@ def test_the_support_matrix_has_every_tiny_architecture() -> None:
 def test_the_support_matrix_is_a_markdown_table() -> None:
     lines = support.markdown().splitlines()
     assert len(lines) == len(support.model_types()) + 2
-    assert "| mobilebert | yes | yes | yes | yes | yes | no | yes | yes |" in lines
+    assert "| mobilebert | yes | yes | yes | yes | yes | yes | yes | no | yes | yes |" in lines
 
 
 @pytest.mark.parametrize("name", BACKENDS)
@@ -248,6 +251,9 @@ def test_importing_a_backend_imports_no_runtime() -> None:
     [
         ("eager", {}, {"dtype": "int8"}, "runtime.dtype"),
         ("torchscript", {}, {"dtype": "int8"}, "runtime.dtype"),
+        ("torch_export", {}, {"dtype": "int8"}, "runtime.dtype"),
+        ("torch_export", {}, {"dtype": "fp16"}, "runtime.dtype"),
+        ("torch_export", {"aot": True}, {"device": "cuda"}, "backend.aot"),
         ("deepspeed", {}, {"dtype": "int8"}, "runtime.dtype"),
         ("deepspeed", {}, {"dtype": "fp16"}, "runtime.dtype"),
         ("deepspeed", {"replace_with_kernel_inject": True}, {}, "backend.replace_with_kernel_inject"),
@@ -327,11 +333,12 @@ def test_an_artifact_loads_without_its_checkpoint(
         ("deepspeed", FP32, {}),
         ("openvino", FP32, {}),
         ("torchscript", Runtime(dtype="bf16"), {}),
+        ("torch_export", FP32, {}),
         ("onnxruntime", FP32, {}),
         ("onnxruntime", Runtime(dtype="int8"), {}),
         ("onnxruntime", Runtime(dtype="fp16"), {"allow_fp16_on_cpu": True}),
     ],
-    ids=["eager", "deepspeed", "openvino", "torchscript", "onnxruntime", "int8", "fp16"],
+    ids=["eager", "deepspeed", "openvino", "torchscript", "torch_export", "onnxruntime", "int8", "fp16"],
 )
 def test_compilation_is_reproducible_and_writes_no_paths(
     name: str, runtime: Runtime, options: dict[str, Any], compiled: Compiled, checkpoint: Any, tmp_path: Path
@@ -347,7 +354,7 @@ def test_compilation_is_reproducible_and_writes_no_paths(
         assert not [text for text in paths if text.encode() in path.read_bytes()], path.name
 
 
-@pytest.mark.parametrize("name", ["eager", "torchscript", "deepspeed", "onnxruntime"])
+@pytest.mark.parametrize("name", ["eager", "torchscript", "torch_export", "deepspeed", "onnxruntime"])
 def test_a_model_refuses_another_device_or_dtype(name: str, compiled: Compiled) -> None:
     import torch
 
@@ -418,6 +425,18 @@ def test_a_trace_is_bound_to_its_device(compiled: Compiled) -> None:
     assert record["device"] == "cpu"
     with pytest.raises(BadTarget, match="traced on cpu"):
         load("torchscript", directory, Runtime(device="cuda"))
+
+
+@pytest.mark.parametrize("python", [(3, 14), (3, 15)])
+def test_torchscript_is_refused_on_a_python_that_it_does_not_support(
+    python: tuple[int, int], compiled: Compiled, monkeypatch: Any
+) -> None:
+    directory, _ = compiled("torchscript")
+    monkeypatch.setattr(sys, "version_info", (*python, 0, "final", 0))
+    with pytest.raises(MissingEnvironment, match=r"Python 3\.1[45](.|\n)*torch_export"):
+        load("torchscript", directory)
+    with pytest.raises(MissingEnvironment, match="torch_export"):
+        compiled("torchscript")
 
 
 def test_torchscript_shows_no_warnings(compiled: Compiled, capsys: Any) -> None:
@@ -746,7 +765,7 @@ def test_on_a_gpu_attention_does_not_use_cudnn() -> None:
     assert torch.backends.cuda.cudnn_sdp_enabled() == before
 
 
-@pytest.mark.parametrize("name", ["eager", "torchscript", "deepspeed"])
+@pytest.mark.parametrize("name", ["eager", "torchscript", "torch_export", "deepspeed"])
 def test_a_torch_model_selects_attention_kernels_by_its_device(name: str, compiled: Compiled, monkeypatch: Any) -> None:
     import torch
 
@@ -812,7 +831,7 @@ def test_injected_kernels_run_growing_batches_of_several_models(checkpoint: Any,
 
 
 @pytest.mark.skipif(_gpu(), reason="there is a GPU")
-@pytest.mark.parametrize("name", ["eager", "deepspeed", "torchscript"])
+@pytest.mark.parametrize("name", ["eager", "deepspeed", "torchscript", "torch_export"])
 def test_a_missing_gpu_is_an_error(name: str, compiled: Compiled) -> None:
     runtime = Runtime(device="cuda", dtype="fp16")
     with pytest.raises(MissingEnvironment, match="no CUDA device"):

@@ -155,6 +155,11 @@ def missing(options: Options, runtime: Runtime) -> list[str]:
     return [f"ONNX Runtime has no {provider}: pip uninstall onnxruntime, then pip install 'qabuild[gpu]'"]
 
 
+def native_code(options: Options) -> tuple[str, ...]:
+    """None."""
+    return ()
+
+
 def compile(checkpoint: Checkpoint, options: Options, runtime: Runtime, directory: Path) -> dict[str, Any]:
     """Write `model.onnx`, config and tokenizer; optimum's ORTModelForQuestionAnswering loads the folder as well.
 

@@ -160,6 +160,11 @@ def _instructions(options: Options, runtime: Runtime) -> list[str]:
     ]
 
 
+def native_code(options: Options) -> tuple[str, ...]:
+    """None."""
+    return ()
+
+
 def compile(checkpoint: Checkpoint, options: Options, runtime: Runtime, directory: Path) -> dict[str, Any]:
     """Write graph, weights, config and tokenizer; optimum-intel's OVModelForQuestionAnswering loads the folder as well.
 

@@ -1,9 +1,10 @@
-"""TorchScript: the model traced under the autocast of its dtype, then frozen."""
+"""TorchScript: the model traced under the autocast of its dtype, then frozen. torch deprecates it for torch.export."""
 
 from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,12 +14,19 @@ from pydantic import Field
 from qabuild.errors import BadTarget
 from qabuild.models.capabilities import Rule, Way
 from qabuild.models.runtime import Dtype, Runtime
+from qabuild.system import packages
 from qabuild.system.frozen import Frozen
 from qabuild.system.quiet import quiet_tracing
 
 if TYPE_CHECKING:
     from qabuild.models.checkpoint.resolve import Checkpoint
 
+UNSUPPORTED_PYTHON = (3, 14)
+LIMITS = [
+    "It is TorchScript, which torch deprecates and does not support on Python 3.14 or newer. Its successor is "
+    "torch.export: qabuild's backend `torch_export`."
+]
+"""Sentences for the model card."""
 MODULE = "model.pt"
 TRACE = "trace.json"
 
@@ -61,7 +69,9 @@ model = Traced(directory).eval()
 class Options(Frozen):
     """TorchScript has no options; runtime.dtype decides on autocast."""
 
-    name: Literal["torchscript"] = Field("torchscript", description="traced and frozen TorchScript")
+    name: Literal["torchscript"] = Field(
+        "torchscript", description="traced and frozen TorchScript, which torch deprecates"
+    )
 
 
 PACKAGES = ("torch", "transformers")
@@ -110,8 +120,18 @@ def here() -> str:
 
 
 def missing(options: Options, runtime: Runtime) -> list[str]:
-    """Nothing: torch runs every dtype on any processor."""
-    return []
+    """A Python that TorchScript supports; torch runs every dtype on any processor."""
+    if sys.version_info < UNSUPPORTED_PYTHON:
+        return []
+    return [
+        f"torch does not support TorchScript on Python {sys.version_info[0]}.{sys.version_info[1]}: use Python 3.13 or "
+        "older, or backend.name = 'torch_export', its successor"
+    ]
+
+
+def native_code(options: Options) -> tuple[str, ...]:
+    """None."""
+    return ()
 
 
 def compile(checkpoint: Checkpoint, options: Options, runtime: Runtime, directory: Path) -> dict[str, Any]:
@@ -124,8 +144,10 @@ def compile(checkpoint: Checkpoint, options: Options, runtime: Runtime, director
     from qabuild.models.checkpoint.load import copy_tokenizer
 
     check(checkpoint.config, options, runtime)
+    packages.refuse(missing(options, runtime))
     with quiet_tracing():
         record = trace.build(checkpoint, runtime, directory / MODULE)
+    record["limits"] = LIMITS
     (directory / TRACE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     shutil.copyfile(checkpoint.directory / "config.json", directory / "config.json")
     copy_tokenizer(checkpoint, directory)
@@ -135,8 +157,10 @@ def compile(checkpoint: Checkpoint, options: Options, runtime: Runtime, director
 def load(directory: Path, options: Options, runtime: Runtime) -> Any:
     """Load the traced module on the device it was traced on.
 
-    Raises BadTarget if the runtime names another device, MissingEnvironment if the device is missing on this machine.
+    Raises BadTarget if the runtime names another device, MissingEnvironment if the device is missing on this machine or
+    Python is newer than TorchScript supports.
     """
+    packages.refuse(missing(options, runtime))
     from qabuild.models.backends.torchscript import trace
 
     record = json.loads((directory / TRACE).read_text(encoding="utf-8"))
