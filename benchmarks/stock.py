@@ -43,7 +43,7 @@ def main() -> None:
         make_environment(folder)
 
 
-def add_option(parser: argparse.ArgumentParser) -> None:
+def add_environment_option(parser: argparse.ArgumentParser) -> None:
     """Add --environment, whose value `Stock` takes."""
     parser.add_argument(
         "--environment", type=Path, metavar="FOLDER", help="of transformers 4.57, if not that of stock.py"
@@ -112,17 +112,20 @@ class Stock:
             environment={"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), str(ROOT)])},
             python=str(python(environment)),
         )
-        self._child.ask(
-            {
-                "checkpoint": str(checkpoint),
-                "model": model,
-                "device": device,
-                "dtype": dtype,
-                "batch_size": batch_size,
-                "squad_v2": squad_v2,
-                "calibration": [example(question) for question in calibration],
-            }
-        )
+        opening = {
+            "checkpoint": str(checkpoint),
+            "model": model,
+            "device": device,
+            "dtype": dtype,
+            "batch_size": batch_size,
+            "squad_v2": squad_v2,
+            "calibration": [example(question) for question in calibration],
+        }
+        try:
+            self._child.ask(opening)
+        except BaseException:
+            self._child.kill()
+            raise
 
     def __enter__(self) -> Self:
         return self
