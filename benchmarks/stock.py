@@ -3,9 +3,9 @@
     python benchmarks/stock.py --make-environment [FOLDER]
 
 makes a virtual environment of transformers 4.57, the last line that has a question-answering pipeline, with optimum and
-optimum-intel, from constraints/transformers-4.57.txt. The cache folder remembers where it is. Benchmarks run the stock
-pipeline there, or in the environment that they are given as --environment FOLDER, and their own pipelines in the
-environment that runs them.
+optimum-intel, from constraints/transformers-4.57.txt. The cache folder remembers where it is; without the option, the
+script prints its interpreter. Benchmarks run the stock pipeline there, or in the environment that they are given as
+--environment FOLDER, and their own pipelines in the environment that runs them.
 """
 
 from __future__ import annotations
