@@ -43,7 +43,7 @@ _FUNCTIONS = {
 _EXPRESSION = re.compile(r"[\w\s()+*/%,=<>&|~-]*")
 _MODE = re.compile(
     r"none|tanh|floor|trunc|constant|[a-z]+(,[a-z]+)*->[a-z]*"
-    r"|Runtime assertion failed for expression [\w<>=+*() -]+ on node '\w+'"
+    r"|Runtime assertion failed for expression [\w<>=+*(), -]+ on node '\w+'"
 )
 """Modes of GELU, division and padding, equations of einsum, and messages. Some operators take names of files."""
 _WORD = re.compile(r"[\w.+-]*")
