@@ -5,15 +5,16 @@
 compiles every contestant, including those of a distilled --student, and prints four tables:
 
 - speed: end-to-end pipelines taking turns on the same questions, qabuild's with the compiled model, transformers' own
-  at batch 8 with the checkpoint. A figure is the median of the rounds' ratios, with their range in brackets. The upper
-  bound by the processor's matrix products follows;
+  at batch 8 with the checkpoint, in a process and an environment of its own (see `stock.py`). A figure is the median of
+  the rounds' ratios, with their range in brackets. The upper bound by the processor's matrix products follows;
 - EM, F1 and changed answers, on all questions;
 - latency of single questions;
 - loading time and memory, each contestant in its own process.
 
 int8 is calibrated on questions of --train. Run nothing else on the machine. If that is impossible, `taskset -c 0 python
 benchmarks/cpu.py --cpu-time ...` gives every contestant one core and measures its CPU time.
---questions, --f1-questions and --latency-questions 0 omit a table.
+--questions, --f1-questions and --latency-questions 0 omit a table. --rivals adds optimum's models, optimum-intel's and
+a compiled one, all in the stock pipeline.
 """
 
 from __future__ import annotations
@@ -27,28 +28,31 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import logging, pipeline
+from stock import Stock, add_environment_option
+from transformers import logging
 
+from qabuild.models import calibration
 from qabuild.models.backends import backend
 from qabuild.models.checkpoint.load import load_model, load_tokenizer
 from qabuild.models.checkpoint.resolve import resolve
 from qabuild.models.runtime import Runtime
 from qabuild.qa import data, squad_metric
+from qabuild.qa.ask import Answered, Ask
 from qabuild.qa.data import Question
 from qabuild.qa.pipeline import QuestionAnsweringPipeline
 from qabuild.qa.pipeline.parameters import Parameters
 from qabuild.qa.pipeline.windows import WindowMaker
 from qabuild.system import machine, packages
 
-STOCK = "stock, eager fp32"
-Clock = Callable[[], float]
-Ask = Callable[[Sequence[Question]], list[str]]
+STOCK = "stock, eager"
+RIVALS = ("compile", "onnxruntime", "openvino", "openvino-int8")
 
 
 @dataclass(frozen=True)
@@ -106,18 +110,19 @@ def main() -> None:
     contestants = [one for one in contestants if getattr(arguments, one.of) and compiled(one, arguments, folder)]
     questions = data.load(data.DatasetRef(arguments.data)).questions
     asks = {contestant.name: answerer(contestant, arguments, folder) for contestant in contestants}
-    if arguments.questions:
-        subset = data.subset(questions, arguments.questions)
-        clock = time.process_time if arguments.cpu_time else time.perf_counter
-        speed({STOCK: stock(arguments.checkpoint), **asks}, subset, arguments.rounds, clock)
-        limits("checkpoint", arguments.checkpoint, subset)
-        if arguments.student:
-            limits("student", arguments.student, subset)
-    if arguments.f1_questions:
-        count = min(arguments.f1_questions, len(questions))
-        accuracy(asks, data.subset(questions, count), arguments.reference)
-    if arguments.latency_questions:
-        latency({STOCK: stock(arguments.checkpoint), **asks}, data.subset(questions, arguments.latency_questions))
+    with stock_pipelines(arguments) as stock:
+        rivals = {name: ask for name, ask in stock.items() if name != STOCK}
+        if arguments.questions:
+            subset = data.subset(questions, arguments.questions)
+            speed({**stock, **asks}, subset, arguments.rounds)
+            limits("checkpoint", arguments.checkpoint, subset)
+            if arguments.student:
+                limits("student", arguments.student, subset)
+        if arguments.f1_questions:
+            count = min(arguments.f1_questions, len(questions))
+            accuracy({**asks, **rivals}, data.subset(questions, count), arguments.reference)
+        if arguments.latency_questions:
+            latency({**stock, **asks}, data.subset(questions, arguments.latency_questions), arguments.clock)
     print("\nloading, in its own process")
     for contestant in contestants:
         print(f"  {contestant.name:<32} {load_in_process(contestant, folder)}")
@@ -137,8 +142,19 @@ def parse() -> argparse.Namespace:
         "--reference", type=int, default=0, metavar="N", help="contestant to count changed answers against"
     )
     parser.add_argument("--artifacts", type=Path, help="folder that caches compiled models for the next run")
-    parser.add_argument("--cpu-time", action="store_true", help="measure CPU time instead of wall-clock time")
+    parser.add_argument(
+        "--cpu-time",
+        dest="clock",
+        action="store_const",
+        const="process_time",
+        default="perf_counter",
+        help="measure CPU time instead of wall-clock time",
+    )
     parser.add_argument("--only", type=int, nargs="+", metavar="N", help="numbers of the contestants to run, from 0")
+    parser.add_argument(
+        "--rivals", nargs="+", choices=RIVALS, default=[], help="models to run the stock pipeline with, beside eager"
+    )
+    add_environment_option(parser)
     parser.add_argument("--load", type=int, nargs=1, help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -162,32 +178,39 @@ def answerer(contestant: Contestant, arguments: argparse.Namespace, folder: Path
     module, options, runtime = contestant.settings(arguments.train)
     directory = folder / contestant.name
     answer: Any = QuestionAnsweringPipeline(module.load(directory, options, runtime), load_tokenizer(directory))
+    clock = getattr(time, arguments.clock)
 
-    def ask(questions: Sequence[Question]) -> list[str]:
+    def ask(questions: Sequence[Question]) -> Answered:
+        begin = clock()
         results = answer([{"question": question.question, "context": question.context} for question in questions])
-        return [result["answer"] for result in (results if isinstance(results, list) else [results])]
+        seconds = clock() - begin
+        results = results if isinstance(results, list) else [results]
+        answers = {question.id: result["answer"] for question, result in zip(questions, results, strict=True)}
+        return Answered(answers=answers, seconds=seconds)
 
     return ask
 
 
-def stock(checkpoint: Path) -> Ask:
-    tokenizer = load_tokenizer(checkpoint)
-    answer = pipeline("question-answering", model=load_model(resolve(checkpoint)), tokenizer=tokenizer, batch_size=8)
+@contextmanager
+def stock_pipelines(arguments: argparse.Namespace) -> Iterator[dict[str, Ask]]:
+    """The stock pipeline over the eager model and those of --rivals. int8 is calibrated as qabuild's OpenVINO is."""
+    options = backend("openvino").Options(calibration=str(arguments.train))
+    with ExitStack() as stack:
+        asks: dict[str, Ask] = {}
+        for model in ("eager", *arguments.rivals):
+            sample = calibration.draw(options, calibration.questions(options)).questions if "int8" in model else ()
+            stock = Stock(
+                arguments.checkpoint,
+                model,
+                environment=arguments.environment,
+                calibration=sample,
+                clock=arguments.clock,
+            )
+            asks[f"stock, {model}"] = stack.enter_context(stock)
+        yield asks
 
-    def ask(questions: Sequence[Question]) -> list[str]:
-        results = answer([{"question": question.question, "context": question.context} for question in questions])
-        return [result["answer"] for result in (results if isinstance(results, list) else [results])]
 
-    return ask
-
-
-def timed(ask: Ask, questions: Sequence[Question], clock: Clock) -> float:
-    begin = clock()
-    ask(questions)
-    return clock() - begin
-
-
-def speed(asks: Mapping[str, Ask], questions: Sequence[Question], rounds: int, clock: Clock) -> None:
+def speed(asks: Mapping[str, Ask], questions: Sequence[Question], rounds: int) -> None:
     """Time every contestant in every round, rotating the order."""
     for ask in asks.values():
         ask(questions[:16])
@@ -196,7 +219,7 @@ def speed(asks: Mapping[str, Ask], questions: Sequence[Question], rounds: int, c
     for number in range(rounds):
         turn = number % len(names)
         for name in names[turn:] + names[:turn]:
-            seconds[name].append(timed(asks[name], questions, clock))
+            seconds[name].append(asks[name](questions).seconds)
     print(f"\nspeed, {len(questions)} questions, {rounds} rounds")
     for name, own in seconds.items():
         ratios = sorted(other / mine for other, mine in zip(seconds[STOCK], own, strict=True))
@@ -253,16 +276,16 @@ def accuracy(asks: Mapping[str, Ask], questions: Sequence[Question], reference: 
     gold = {question.id: question.answers for question in questions}
     print(f"\naccuracy, {len(questions)} questions")
     names = list(asks)
-    standard: list[str] | None = None
+    standard: Mapping[str, str] = {}
     for name in [names[reference], *(name for name in names if name != names[reference])]:
-        answers = asks[name](questions)
+        answers = asks[name](questions).answers
         standard = standard or answers
-        scores = squad_metric.score(dict(zip(gold, answers, strict=True)), gold)
-        changed = sum(one != other for one, other in zip(answers, standard, strict=True))
+        scores = squad_metric.score(answers, gold)
+        changed = sum(answers[key] != standard[key] for key in gold)
         print(f"  {name:<32} EM {scores.exact_match:6.2f}  F1 {scores.f1:6.2f}  {changed:5} changed", flush=True)
 
 
-def latency(asks: Mapping[str, Ask], questions: Sequence[Question]) -> None:
+def latency(asks: Mapping[str, Ask], questions: Sequence[Question], clock: str) -> None:
     """Time single questions, the contestants taking turns question by question.
 
     Threads of a runtime may spin for a while after their work (ONNX Runtime's do), so each contestant waits first.
@@ -271,8 +294,8 @@ def latency(asks: Mapping[str, Ask], questions: Sequence[Question]) -> None:
     for question in questions:
         for name, ask in asks.items():
             time.sleep(0.1)
-            seconds[name].append(timed(ask, [question], time.perf_counter))
-    print(f"\nlatency of single questions, {len(questions)} questions: milliseconds")
+            seconds[name].append(ask([question]).seconds)
+    print(f"\nlatency of single questions, {len(questions)} questions: milliseconds by {clock}")
     for name, own in seconds.items():
         p99 = statistics.quantiles(own, n=100)[98]
         print(f"  {name:<32} median {1e3 * statistics.median(own):7.1f}  p99 {1e3 * p99:7.1f}", flush=True)

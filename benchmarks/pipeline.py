@@ -6,6 +6,7 @@ prints two tables of ratios: the pipelines alone, on one core, with a model that
 window; and end to end, with the checkpoint in fp32 on all available cores. --device cuda measures only end to end, in
 fp16 on the GPU, and the share of time in which the GPU is idle. The stock pipeline has batch 8. The contestants take
 turns in every round on the same questions; a ratio is the median of the rounds' ratios, with their range in brackets.
+The stock pipeline runs in a process and an environment of its own: `python benchmarks/stock.py --make-environment`.
 Run nothing else on the machine: the first table holds CPU times, but another process on the same core slows those, too.
 
 --differential N gives both pipelines the same logits, on N questions spread over the data (10570: all of SQuAD's
@@ -32,13 +33,14 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 if "cuda" not in sys.argv:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # one core, for all contestants
 
 import torch
+from random_models import EmptyModel, HashingModel
+from stock import Stock, add_environment_option
 from tokenizers import Tokenizer
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer, logging
 
@@ -49,40 +51,9 @@ from qabuild.qa.pipeline import QuestionAnsweringPipeline
 Example = dict[str, Any]
 Parameters = dict[str, Any]
 Articles = list[list[dict[str, Any]]]
-Run = Callable[[list[Example]], object]
-
-
-class EmptyModel(torch.nn.Module):  # type: ignore[misc]
-    """A model of negligible cost: every window gets the first logits of one random row."""
-
-    device = torch.device("cpu")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.config = SimpleNamespace(model_type="bert")  # which the pipeline pads
-        self.logits = torch.randn(2, 1 << 20, generator=torch.Generator().manual_seed(0)) * 3
-
-    def forward(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor | None = None
-    ) -> dict[str, torch.Tensor]:
-        start, end = self.logits[:, : input_ids.numel()].view(2, *input_ids.shape)
-        return {"start_logits": start, "end_logits": end}
-
-
-class HashingModel(EmptyModel):
-    """Pseudo-random logits that depend only on the window's tokens and their positions, not on padding."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.logits = torch.randn(2, 1 << 23, generator=torch.Generator().manual_seed(0)) * 3
-
-    def forward(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor | None = None
-    ) -> dict[str, torch.Tensor]:
-        position = attention_mask.cumsum(1)
-        window = (input_ids * attention_mask * position).sum(1, keepdim=True)
-        entry = (input_ids * 2654435761 + position * 40503 + window * 7919) % self.logits.shape[1]
-        return {"start_logits": self.logits[0][entry], "end_logits": self.logits[1][entry]}
+STOCK = "stock, batch 8"
+Run = Callable[[list[Example]], float]
+"""Answers the examples and returns the seconds."""
 
 
 def main() -> None:
@@ -92,16 +63,17 @@ def main() -> None:
     articles = read(arguments.data)
     print(f"{processor()}, {len(os.sched_getaffinity(0))} cores, torch {torch.__version__}")
     if arguments.differential:
-        sys.exit(1 if differential(tokenizer, articles, arguments.differential)[UNKNOWN] else 0)
+        with Stock(arguments.checkpoint, "hashing", environment=arguments.environment) as stock:
+            sys.exit(1 if differential(stock, tokenizer, articles, arguments.differential)[UNKNOWN] else 0)
     elif arguments.stream:
         stream(tokenizer, articles, arguments.stream)
     elif arguments.long:
         long_documents(arguments.checkpoint, tokenizer, articles, arguments.long)
     elif arguments.device == "cuda":
-        end_to_end_on_gpu(arguments.checkpoint, tokenizer, articles, arguments.rounds, arguments.whole_questions)
+        end_to_end_on_gpu(arguments, tokenizer, articles)
     else:
-        alone(tokenizer, articles, arguments.rounds, arguments.questions)
-        end_to_end(arguments.checkpoint, tokenizer, articles, arguments.rounds, arguments.whole_questions)
+        alone(arguments, tokenizer, articles)
+        end_to_end(arguments, tokenizer, articles)
 
 
 def parse() -> argparse.Namespace:
@@ -113,6 +85,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--whole-questions", type=int, default=400, help="end to end")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--differential", type=int, metavar="N", help="compare both pipelines' answers on N questions")
+    add_environment_option(parser)
     parser.add_argument("--stream", type=int, metavar="N", help="memory over a stream of N questions")
     parser.add_argument("--long", type=int, metavar="N", help="both normalisations on N questions of long documents")
     return parser.parse_args()
@@ -148,58 +121,64 @@ def processor() -> str:
     return f"{values.get('model name')} ({family}; {', '.join(flags)})"
 
 
-def alone(tokenizer: Any, articles: Articles, rounds: int, count: int) -> None:
-    examples = draw(articles, count)
+def alone(arguments: argparse.Namespace, tokenizer: Any, articles: Articles) -> None:
+    examples = draw(articles, arguments.questions)
     model = EmptyModel()
     cores, threads = os.sched_getaffinity(0), torch.get_num_threads()
     os.sched_setaffinity(0, {min(cores)})
     torch.set_num_threads(1)
-    stock = stock_pipeline(model, tokenizer)
 
     def ours() -> Run:
         pipeline = QuestionAnsweringPipeline(model, tokenizer)  # a new one has an empty tokenisation cache
         pipeline(examples[:1])
-        return pipeline
+        return timed(pipeline, time.process_time)
 
     def tokenise() -> Run:
         backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
         backend.no_truncation()
         backend.no_padding()
-        return lambda batch: [
-            backend.encode_batch(list(dict.fromkeys(example[key] for example in batch)), add_special_tokens=False)
-            for key in ("question", "context")
-        ]
+        return timed(
+            lambda batch: [
+                backend.encode_batch(list(dict.fromkeys(example[key] for example in batch)), add_special_tokens=False)
+                for key in ("question", "context")
+            ],
+            time.process_time,
+        )
 
-    contestants = {"qabuild": ours, "stock, batch 8": lambda: stock, "bare tokenisation": tokenise}
-    show("the pipeline alone, one core", race(contestants, examples, rounds, time.process_time), len(examples))
+    with Stock(arguments.checkpoint, "empty", environment=arguments.environment, clock="process_time") as stock:
+        contestants = {"qabuild": ours, STOCK: lambda: seconds_of(stock), "bare tokenisation": tokenise}
+        show("the pipeline alone, one core", race(contestants, examples, arguments.rounds), len(examples))
     os.sched_setaffinity(0, cores)
     torch.set_num_threads(threads)
 
 
-def end_to_end(checkpoint: str, tokenizer: Any, articles: Articles, rounds: int, count: int) -> None:
-    examples = draw(articles, count)
-    model = AutoModelForQuestionAnswering.from_pretrained(checkpoint).eval()
-    stock = stock_pipeline(model, tokenizer)
-    contestants: dict[str, Callable[[], Run]] = {
-        "qabuild": lambda: QuestionAnsweringPipeline(model, tokenizer),
-        "stock, batch 8": lambda: stock,
-    }
-    title = f"end to end, fp32, {torch.get_num_threads()} threads"
-    show(title, race(contestants, examples, rounds, time.perf_counter), len(examples))
+def end_to_end(arguments: argparse.Namespace, tokenizer: Any, articles: Articles) -> None:
+    examples = draw(articles, arguments.whole_questions)
+    model = AutoModelForQuestionAnswering.from_pretrained(arguments.checkpoint).eval()
+    with Stock(arguments.checkpoint, environment=arguments.environment) as stock:
+        contestants: dict[str, Callable[[], Run]] = {
+            "qabuild": lambda: timed(QuestionAnsweringPipeline(model, tokenizer), time.perf_counter),
+            STOCK: lambda: seconds_of(stock),
+        }
+        title = f"end to end, fp32, {torch.get_num_threads()} threads"
+        show(title, race(contestants, examples, arguments.rounds), len(examples))
 
 
-def end_to_end_on_gpu(checkpoint: str, tokenizer: Any, articles: Articles, rounds: int, count: int) -> None:
-    examples = draw(articles, count)
+def end_to_end_on_gpu(arguments: argparse.Namespace, tokenizer: Any, articles: Articles) -> None:
+    checkpoint, examples = arguments.checkpoint, draw(articles, arguments.whole_questions)
     model = AutoModelForQuestionAnswering.from_pretrained(checkpoint, dtype=torch.float16).to("cuda").eval()
-    runs = {"qabuild": QuestionAnsweringPipeline(model, tokenizer), "stock, batch 8": stock_pipeline(model, tokenizer)}
-    with sdpa_kernels.of_any_shape("cuda"):  # for both, as in an artifact
+    pipeline = QuestionAnsweringPipeline(model, tokenizer)
+    with (
+        Stock(checkpoint, environment=arguments.environment, device="cuda", dtype="float16") as stock,
+        sdpa_kernels.of_any_shape("cuda"),  # for both, as in an artifact
+    ):
+        runs = {"qabuild": timed(pipeline, time.perf_counter), STOCK: seconds_of(stock)}
         for run in runs.values():
             run(examples[:500])  # the first calls load kernels
-        seconds = race({name: lambda run=run: run for name, run in runs.items()}, examples, rounds, time.perf_counter)
-        idle = {name: 1 - busy(run, examples) / statistics.median(seconds[name]) for name, run in runs.items()}
+        seconds = race({name: lambda run=run: run for name, run in runs.items()}, examples, arguments.rounds)
+        idle = 1 - busy(runs["qabuild"], examples) / statistics.median(seconds["qabuild"])
     show(f"end to end, fp16, {torch.cuda.get_device_name()}", seconds, len(examples))
-    for name, share in idle.items():
-        print(f"  {name}: the GPU is idle for {share:.0%} of the time")
+    print(f"  qabuild: the GPU is idle for {idle:.0%} of the time")
 
 
 def busy(run: Run, examples: list[Example]) -> float:
@@ -216,33 +195,30 @@ def busy(run: Run, examples: list[Example]) -> float:
     return total / 1e6
 
 
-def stock_pipeline(model: Any, tokenizer: Any) -> Run:
-    pipeline = stock(model, tokenizer)
-    return lambda examples: list(pipeline((example for example in examples), batch_size=8))
+def timed(answer: Callable[[list[Example]], object], clock: Callable[[], float]) -> Run:
+    def run(examples: list[Example]) -> float:
+        gc.collect()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            begin = clock()
+            answer(examples)
+            return clock() - begin
+
+    return run
 
 
-def stock(model: Any, tokenizer: Any) -> Any:
-    from transformers.pipelines.question_answering import QuestionAnsweringPipeline as Stock
-
-    logging.set_verbosity(50)  # it warns about the class of the empty model, but accepts it
-    return Stock(model, tokenizer, framework="pt", device=model.device)
+def seconds_of(stock: Stock) -> Run:
+    return lambda examples: stock.answer(examples)[1]
 
 
-def race(
-    contestants: dict[str, Callable[[], Run]], examples: list[Example], rounds: int, clock: Callable[[], float]
-) -> dict[str, list[float]]:
+def race(contestants: dict[str, Callable[[], Run]], examples: list[Example], rounds: int) -> dict[str, list[float]]:
     """Seconds of every contestant in every round, rotating the order."""
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     names = list(contestants)
     for round_ in range(rounds):
         for name in names[round_ % len(names) :] + names[: round_ % len(names)]:
             run = contestants[name]()
-            gc.collect()
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                begin = clock()
-                run(examples)
-                seconds[name].append(clock() - begin)
+            seconds[name].append(run(examples))
     return seconds
 
 
@@ -271,11 +247,10 @@ def searches(full: bool) -> Iterator[Parameters]:
             yield {"top_k": 4, "handle_impossible_answer": impossible, **limits}
 
 
-def differential(tokenizer: Any, articles: Articles, count: int) -> Counter[str]:
+def differential(stock: Stock, tokenizer: Any, articles: Articles, count: int) -> Counter[str]:
     """Count the differences of both pipelines on the same logits, by kind."""
     examples = spread(articles, count)
-    model = HashingModel()
-    theirs, ours = stock(model, tokenizer), QuestionAnsweringPipeline(model, tokenizer)
+    pipeline = QuestionAnsweringPipeline(HashingModel(), tokenizer)
     kinds: Counter[str] = Counter()
     for cut in CUTS:
         parameters = list(searches(full=not cut))
@@ -283,14 +258,14 @@ def differential(tokenizer: Any, articles: Articles, count: int) -> Counter[str]
         windows = 0
         for at in range(0, len(examples), 500):
             batch = examples[at : at + 500]
-            outputs = [[theirs.forward(window) for window in theirs.preprocess(example, **cut)] for example in batch]
-            windows += sum(map(len, outputs))
-            for search in parameters:
-                for example, output, result in zip(batch, outputs, ours(batch, **cut, **search), strict=True):
-                    kind = difference(result, theirs.postprocess(output, **search))
+            results, of_batch = stock.search(batch, cut, parameters)
+            windows += of_batch
+            for search, theirs in zip(parameters, results, strict=True):
+                for example, our, their in zip(batch, pipeline(batch, **cut, **search), theirs, strict=True):
+                    kind = difference(our, their)
                     counts[kind] += 1
                     if kind == UNKNOWN:
-                        print(f"  {cut | search}\n  {example}\n  {result}\n  {theirs.postprocess(output, **search)}")
+                        print(f"  {cut | search}\n  {example}\n  {our}\n  {their}")
         print(f"\n{cut or 'defaults'}: {len(examples)} questions, {windows} windows, {counts.total()} cases")
         for kind, number in counts.most_common():
             print(f"  {number:>8} {kind}")

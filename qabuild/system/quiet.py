@@ -31,6 +31,8 @@ def quiet_tracing(level: int = logging.WARNING) -> Iterator[None]:
     with quiet_logging(level), warnings.catch_warnings():
         for category in (DeprecationWarning, FutureWarning):  # the latter from torch 2.14 on
             warnings.filterwarnings("ignore", message=r"`?torch\.jit\.\w+`? is ", category=category)
+        # A trace reads every attribute of the model, deprecated ones too.
+        warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.modeling_utils")
         warnings.filterwarnings("ignore", category=TracerWarning)
         yield
 

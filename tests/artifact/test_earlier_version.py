@@ -45,6 +45,7 @@ def test_it_verifies_and_answers(folder):
 
 
 @pytest.mark.hub
+@pytest.mark.line457  # under other versions than it pins it verifies, but cannot be published
 def test_it_publishes(folder):
     with Hub({"hf_mine": ("me", "write")}) as hub:
         environment = {**os.environ, **hub.environment(folder / "home"), "HF_TOKEN": "hf_mine"}

@@ -190,7 +190,7 @@ def _verification(name: str, flips: Sequence[Flip], where: Mapping[str, Any]) ->
         flips=flips,
         samples_per_second=1,
         speed=None,
-        stock=None,
+        cross_check=None,
         same_tokens=True,
         finite_logits=True,
         logit_difference=0,

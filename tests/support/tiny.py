@@ -89,7 +89,9 @@ def make(directory: Path, model_type: str = "bert", **config_overrides: Any) -> 
     """
     import torch
     from transformers import AutoConfig, AutoModelForQuestionAnswering
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # transformers 5 shows one when it saves
     tokenizer = make_tokenizer(model_type)
     special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos", "sep")}
     config = AutoConfig.for_model(
