@@ -39,7 +39,7 @@ class Exported(torch.nn.Module):
         self.device = torch.device("$device")
         self.config = AutoConfig.from_pretrained(directory)
         self.inputs = json.loads(Path(directory, "export.json").read_text())["inputs"]
-        self.program = $load
+        self.run = $load  # no submodule: a program has neither train() nor eval()
         type(self).__name__ = self.config.architectures[0]  # the name that transformers' pipeline knows
 
     def forward(self, input_ids, attention_mask=None, token_type_ids=None):
@@ -49,7 +49,7 @@ class Exported(torch.nn.Module):
             "token_type_ids": torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids,
         }
         with torch.inference_mode():
-            start, end = self.program(*(given[name].to(self.device).contiguous() for name in self.inputs))
+            start, end = self.run(*(given[name].to(self.device).contiguous() for name in self.inputs))
         return QuestionAnsweringModelOutput(start_logits=start.float(), end_logits=end.float())
 
 
@@ -57,7 +57,7 @@ tokenizer = AutoTokenizer.from_pretrained(directory)
 model = Exported(directory).eval()
 """)
 
-LOAD = 'torch.export.load(str(Path(directory, "model.pt2"))).module()'
+LOAD = 'torch.export.load(str(Path(directory, "model.pt2"))).module().__call__'
 LOAD_AOT = 'torch._inductor.aoti_load_package(str(Path(directory, "model.pt2")))'
 
 GUARD = """\
