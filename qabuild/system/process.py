@@ -39,7 +39,7 @@ class Child:
         *,
         environment: Mapping[str, str] | None = None,
         remedy: str = "build on a machine with more",
-        python: str = sys.executable,
+        python: str | None = None,
     ) -> None:
         """`what` is its name in messages; `environment` is added to this process' own; `remedy` is the hint if it is
         killed for lack of memory. Another `python` needs a PYTHONPATH of its own in `environment`."""
@@ -47,7 +47,7 @@ class Child:
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - close() does
         self._process = subprocess.Popen(
             # -P: import nothing from the current folder; PYTHONPATH: import what this process would.
-            [python, "-P", "-m", module],
+            [python or sys.executable, "-P", "-m", module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
