@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from qabuild.artifact import FOLDER as FOLDER
 from qabuild.artifact import sealed_reference
 from qabuild.artifact.sealed_reference import Reference
 from qabuild.errors import BadTarget, UntrustedInput
@@ -34,8 +35,6 @@ from qabuild.target.gates import Gates
 Table = TypeVar("Table", bound=Frozen)
 
 EVIDENCE = "verification.json"
-FOLDER = "artifacts"
-"""Default output folder; each artifact has the name of its target there."""
 UNSEALED = frozenset({MANIFEST, EVIDENCE, "README.md", ".gitattributes"})
 CACHE = ".cache"
 UNSEALED_FOLDERS = frozenset({CACHE})

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from qabuild.artifact.manifest import FOLDER
+from qabuild.artifact import FOLDER
 from qabuild.cli.console import Console
 
 FLAGS = {"-q", "--quiet", "-v", "--verbose", "--json"}
