@@ -1044,6 +1044,18 @@ def test_commands_that_compute_nothing_import_nothing_heavy(empty, code):
     assert result.stderr.splitlines()[-1] == "imported []"
 
 
+@pytest.mark.parametrize("argument", ["--help", "--version"])
+def test_help_and_version_do_not_even_import_pydantic(argument):
+    """It takes longer than all the rest of them."""
+    script = (
+        "import atexit, sys\n"
+        "atexit.register(lambda: print('pydantic' in sys.modules, file=sys.stderr))\n"
+        f"from qabuild.cli import main\nmain([{argument!r}])\n"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert result.stderr.splitlines()[-1] == "False"
+
+
 def test_a_cached_build_and_its_plan_import_no_runtime(built):
     script = (
         "import atexit, sys\n"
