@@ -10,10 +10,15 @@ if TYPE_CHECKING:
 
 def answer_loss(start_logits: Tensor, end_logits: Tensor, starts: Tensor, ends: Tensor, mask: Tensor) -> Tensor:
     """Cross entropy of start and end, averaged. Logits and `mask` are [rows, length], positions [rows]."""
+    return answer_losses(start_logits, end_logits, starts, ends, mask).mean()
+
+
+def answer_losses(start_logits: Tensor, end_logits: Tensor, starts: Tensor, ends: Tensor, mask: Tensor) -> Tensor:
+    """The same for each row, [rows]."""
     from torch.nn.functional import cross_entropy
 
-    start = cross_entropy(_unpadded(start_logits, mask), starts)
-    end = cross_entropy(_unpadded(end_logits, mask), ends)
+    start = cross_entropy(_unpadded(start_logits, mask), starts, reduction="none")
+    end = cross_entropy(_unpadded(end_logits, mask), ends, reduction="none")
     return (start + end) / 2
 
 

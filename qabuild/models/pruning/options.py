@@ -1,0 +1,44 @@
+"""The table `[prune]` of a target."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from qabuild.qa.data.dataset_ref import SOURCE, DatasetTable
+
+PACKAGES = ("tokenizers", "torch", "transformers")
+
+KeptShare = Annotated[float, Field(gt=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Prune(DatasetTable):
+    """Which FFN neurons and attention heads are left in each layer, and the questions that tell their importance."""
+
+    ffn: KeptShare | None = Field(None, description="share of the FFN neurons that are kept")
+    heads: KeptShare | None = Field(None, description="share of the attention heads that are kept")
+    flops: KeptShare | None = Field(
+        None, description="share of the operations of the layers' products that is kept; chooses both widths by layer"
+    )
+    widths: tuple[tuple[Count, Count], ...] | None = Field(
+        None, strict=False, min_length=1, description="neurons and heads of each layer, as a build states them"
+    )
+    round_to: int = Field(32, ge=1, description="the number of neurons of a layer is a multiple of this")
+    method: Literal["fisher"] = Field("fisher", description="how importance is measured: Fisher information")
+    dataset: str = Field("rajpurkar/squad", min_length=1, description=f"what importance is measured on: {SOURCE}")
+    samples: int = Field(256, ge=1, description="how many of its questions, drawn by `seed`")
+
+    @model_validator(mode="after")
+    def _names_one_size(self) -> Self:
+        shares = self.ffn is not None or self.heads is not None
+        ways = [shares, self.flops is not None, self.widths is not None]
+        if sum(ways) != 1:
+            raise ValueError("name one of `ffn` and `heads` (either or both), `flops`, `widths`")
+        return self
+
+    @property
+    def prunes_heads(self) -> bool:
+        """Whether a layer may lose attention heads."""
+        return self.heads is not None or self.flops is not None or self.widths is not None
