@@ -12,6 +12,7 @@ from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_
 from qabuild.models.backends import BACKENDS, backend
 from qabuild.models.calibration import Calibrated
 from qabuild.models.checkpoint.source import CheckpointSource
+from qabuild.models.pruning.options import Prune
 from qabuild.models.runtime import Runtime
 from qabuild.models.training.options import Distill, Train
 from qabuild.qa.data.dataset_ref import DatasetRef, DatasetTable
@@ -42,7 +43,7 @@ class Verify(DatasetTable):
 RENAMED: Mapping[tuple[str, str], str] = {("verify", "stock"): "cross_check"}
 """New name of a key, by its table and its old name, which still works."""
 
-STAGES = ("train",)
+STAGES = ("train", "prune")
 """Tables that derive a checkpoint from another one, in this order; `distill` configures the training further."""
 
 
@@ -71,6 +72,7 @@ class Target(Frozen):
     checkpoint: CheckpointSource = Field(description="where the weights come from")
     train: Train | None = Field(None, description="fine-tune the checkpoint first")
     distill: Distill | None = Field(None, description="let a teacher take part in the training")
+    prune: Prune | None = Field(None, description="remove FFN neurons and attention heads before it is compiled")
     backend: BackendOptions
     runtime: Runtime = Field(Runtime(), description="device and dtype")
     verify: Verify = Field(Verify(), description="the round trip that verifies the artifact")

@@ -6,13 +6,14 @@ one has the name of its table, which stands in `qabuild.target.model.STAGES`.
 
 from __future__ import annotations
 
-from qabuild.builder.steps import compile, reference, training, verify
+from qabuild.builder.steps import compile, prune, reference, training, verify
 from qabuild.builder.steps.step import Step
 
 STEPS: tuple[Step, ...] = (
     training.Logits(),
     training.Search(),
     training.Train(),
+    prune.Prune(),
     compile.Compile(),
     reference.Reference(),
     reference.Teacher(),
