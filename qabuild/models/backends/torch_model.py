@@ -119,9 +119,7 @@ def _indexed(device: torch.device) -> torch.device:
     return torch.device(device.type) if device.type == "cpu" else device
 
 
-def stored_model(
-    directory: Path, attention: Literal["eager", "sdpa"] | None = None, *, compact: bool = True
-) -> Any:
+def stored_model(directory: Path, attention: Literal["eager", "sdpa"] | None = None, *, compact: bool = True) -> Any:
     """Load the eager fp32 model in `directory`, on the CPU; with `compact`, without its pruned places."""
     from qabuild.models.checkpoint.load import load_model
     from qabuild.models.checkpoint.resolve import Checkpoint
