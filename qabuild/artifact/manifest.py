@@ -25,6 +25,7 @@ from qabuild.artifact import sealed_reference
 from qabuild.artifact.sealed_reference import Reference
 from qabuild.errors import BadTarget, UntrustedInput
 from qabuild.models.backends import backend
+from qabuild.models.checkpoint.inspect import refuse_code
 from qabuild.models.runtime import Runtime
 from qabuild.system import files
 from qabuild.system.files import sha256
@@ -184,7 +185,7 @@ def open_artifact(directory: Path, digest: str | None = None, *, linked: bool = 
     Files may be `linked` in the Hub's cache, which links to the content it stores.
 
     Raises BadTarget where `directory` is not an artifact or `digest` not a SHA-256, UntrustedInput where a file was
-    changed, removed or added. Nothing of the artifact has been deserialised when this returns.
+    changed, removed or added, or makes transformers run code. Nothing of the artifact has been deserialised when this returns.
     """
     if digest is not None and not re.fullmatch("[0-9a-fA-F]{64}", digest):
         raise BadTarget(
@@ -199,6 +200,7 @@ def open_artifact(directory: Path, digest: str | None = None, *, linked: bool = 
         )
     manifest = _parse_manifest(directory / MANIFEST, text)
     _compare(directory, manifest.files, linked)
+    refuse_code(directory, manifest.files)
     _refuse_other_evidence(directory, actual)
     return Artifact(directory=directory, manifest=manifest, digest=actual)
 

@@ -21,8 +21,9 @@ SNIPPET = """\
 import torch
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained(directory)
-model = AutoModelForQuestionAnswering.from_pretrained(directory, dtype=torch.float32).to("$device").eval()
+tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+model = AutoModelForQuestionAnswering.from_pretrained(directory, trust_remote_code=False, dtype=torch.float32)
+model = model.to("$device").eval()
 """
 
 SNIPPET_AUTOCAST = """

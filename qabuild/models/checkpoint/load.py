@@ -69,6 +69,15 @@ def load_model(
     return model.eval()
 
 
+def load_config(directory: Path) -> Any:
+    """transformers' config in the folder of a checkpoint or an artifact. Raises as `examine_config` does."""
+    from transformers import AutoConfig
+
+    examine_config(directory)
+    with _quiet(), _explained(directory, "config"):
+        return AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
+
+
 def load_tokenizer(directory: Path) -> Any:
     """Load the fast tokenizer (a `PreTrainedTokenizerFast`) of a checkpoint's or an artifact's folder.
 

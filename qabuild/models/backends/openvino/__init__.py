@@ -39,7 +39,7 @@ class Graph(torch.nn.Module):
     def __init__(self, directory):
         super().__init__()
         self.device = torch.device("cpu")
-        self.config = AutoConfig.from_pretrained(directory)
+        self.config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
         settings = {"INFERENCE_PRECISION_HINT": "$precision"}
         self.graph = openvino.Core().compile_model(Path(directory, "openvino_model.xml"), "CPU", settings)
         type(self).__name__ = self.config.architectures[0]  # the name that transformers' pipeline knows
@@ -55,7 +55,7 @@ class Graph(torch.nn.Module):
         return QuestionAnsweringModelOutput(start_logits=start, end_logits=end)
 
 
-tokenizer = AutoTokenizer.from_pretrained(directory)
+tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
 model = Graph(directory).eval()
 """
 )
@@ -189,14 +189,13 @@ def load(directory: Path, options: Options, runtime: Runtime) -> Any:
 
     Raises MissingEnvironment if this processor lacks the instructions that the dtype needs.
     """
-    from transformers import AutoConfig
-
     packages.refuse(missing(options, runtime))
     from qabuild.models.backends.openvino import model
+    from qabuild.models.checkpoint.load import load_config
 
     if not (directory / FILE).is_file():
         raise UntrustedInput(f"{directory}: there is no {FILE} in it", "rebuild the artifact")
-    config = AutoConfig.from_pretrained(directory, local_files_only=True)
+    config = load_config(directory)
     return model.load(directory / FILE, config, options, runtime)
 
 

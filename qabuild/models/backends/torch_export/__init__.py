@@ -37,7 +37,7 @@ class Exported(torch.nn.Module):
     def __init__(self, directory):
         super().__init__()
         self.device = torch.device("$device")
-        self.config = AutoConfig.from_pretrained(directory)
+        self.config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
         self.inputs = json.loads(Path(directory, "export.json").read_text())["inputs"]
         self.run = $load  # no submodule: a program has neither train() nor eval()
         type(self).__name__ = self.config.architectures[0]  # the name that transformers' pipeline knows
@@ -53,7 +53,7 @@ class Exported(torch.nn.Module):
         return QuestionAnsweringModelOutput(start_logits=start.float(), end_logits=end.float())
 
 
-tokenizer = AutoTokenizer.from_pretrained(directory)
+tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
 model = Exported(directory).eval()
 """)
 
@@ -192,6 +192,7 @@ def load(directory: Path, options: Options, runtime: Runtime) -> Any:
     compiled holds more than tensors and a graph.
     """
     from qabuild.models.backends.torch_export import program
+    from qabuild.models.checkpoint.load import load_config
 
     record = json.loads((directory / RECORD).read_text(encoding="utf-8"))
     if record["device"] != runtime.device:
@@ -200,9 +201,7 @@ def load(directory: Path, options: Options, runtime: Runtime) -> Any:
             f"rebuild it with runtime.device = {runtime.device!r}",
         )
     packages.refuse(lacking(record["instructions"]))
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(directory, local_files_only=True)
+    config = load_config(directory)
     return program.load(directory / PROGRAM, record, config, runtime, aot=options.aot)
 
 

@@ -44,7 +44,7 @@ class Traced(torch.nn.Module):
     def __init__(self, directory):
         super().__init__()
         self.device = torch.device("$device")
-        self.config = AutoConfig.from_pretrained(directory)
+        self.config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
         self.module = torch.jit.load(Path(directory, "model.pt"), map_location=self.device)
         self.inputs = json.loads(Path(directory, "trace.json").read_text())["inputs"]
         type(self).__name__ = self.config.architectures[0]  # the name that transformers' pipeline knows
@@ -61,7 +61,7 @@ class Traced(torch.nn.Module):
         return QuestionAnsweringModelOutput(start_logits=start.float(), end_logits=end.float())
 
 
-tokenizer = AutoTokenizer.from_pretrained(directory)
+tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
 model = Traced(directory).eval()
 """
 
@@ -162,6 +162,7 @@ def load(directory: Path, options: Options, runtime: Runtime) -> Any:
     """
     packages.refuse(missing(options, runtime))
     from qabuild.models.backends.torchscript import trace
+    from qabuild.models.checkpoint.load import load_config
 
     record = json.loads((directory / TRACE).read_text(encoding="utf-8"))
     if record["device"] != runtime.device:
@@ -169,9 +170,7 @@ def load(directory: Path, options: Options, runtime: Runtime) -> Any:
             f"this module was traced on {record['device']} and is bound to it; it cannot run on {runtime.device}",
             f"rebuild it with runtime.device = {runtime.device!r}",
         )
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(directory, local_files_only=True)
+    config = load_config(directory)
     with quiet_tracing():
         return trace.load(directory / MODULE, record["inputs"], record["refused"], config, runtime)
 
