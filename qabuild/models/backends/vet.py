@@ -9,15 +9,14 @@ import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from xml.parsers.expat import ExpatError
 
 from qabuild.errors import UntrustedInput
 
 _UNREADABLE = (
     *(ArithmeticError, AttributeError, LookupError, MemoryError, OSError, RuntimeError, SyntaxError, TypeError),
-    *(ValueError, ExpatError, zipfile.BadZipFile),
+    *(ValueError, zipfile.BadZipFile),
 )
-"""What readers raise on damaged files; torch's raises RuntimeError."""
+"""What readers raise on damaged files; torch's raises RuntimeError, that of XML a SyntaxError."""
 
 
 def vet(path: Path, problems: Callable[[Path], Iterator[str]]) -> None:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.modeling_outputs import QuestionAnsweringModelOutput
 
+from qabuild.models.backends import vet
+from qabuild.models.backends.openvino import graph_check
 from qabuild.models.backends.openvino.core import core
 from qabuild.models.backends.openvino.options import precision
 from qabuild.models.backends.torch_model import TorchModel, completed, named
@@ -30,7 +32,11 @@ long as a window or two: so the lengths are few."""
 
 
 def load(path: Path, config: Any, options: Options, runtime: Runtime) -> Any:
-    """Load the graph in `path` on all cores that this process may use."""
+    """Load the graph in `path` on all cores that this process may use.
+
+    Raises UntrustedInput for a graph of other operators than OpenVINO's own.
+    """
+    vet.vet(path, graph_check.problems)
     settings = {
         "INFERENCE_PRECISION_HINT": precision(options, runtime),
         "INFERENCE_NUM_THREADS": machine.cores(),
