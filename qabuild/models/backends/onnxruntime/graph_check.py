@@ -13,7 +13,26 @@ from pathlib import Path
 
 STANDARD = ("", "ai.onnx")
 """The names of ONNX's own domain, whose operators compute on tensors and have no other effect."""
-FUSED: Mapping[str, frozenset[str]] = {}
+FUSED: Mapping[str, frozenset[str]] = {
+    "com.microsoft": frozenset(
+        {
+            # Those of every supported architecture, level and dtype.
+            *("Attention", "BiasGelu", "DynamicQuantizeMatMul", "FastGelu", "FusedConv", "FusedGemm", "FusedMatMul"),
+            *("Gelu", "MatMulIntegerToFloat", "QAttention", "QuickGelu", "SkipLayerNormalization"),
+            # Others that the optimiser has for encoders, and the quantiser for what they consist of.
+            *("BiasAdd", "BiasSoftmax", "BiasSplitGelu", "EmbedLayerNormalization", "GatedRelativePositionBias"),
+            *("GemmFastGelu", "MatMulNBits", "MultiHeadAttention", "PackedAttention", "PackedMultiHeadAttention"),
+            *("QEmbedLayerNormalization", "QGemm", "QLinearAdd", "QLinearConcat", "QLinearLeakyRelu", "QLinearMul"),
+            *("QLinearReduceMean", "QLinearSigmoid", "QLinearSoftmax", "QLinearWhere", "RelativePositionBias"),
+            *("RemovePadding", "RestorePadding", "RotaryEmbedding", "SkipSimplifiedLayerNormalization"),
+            *("TransposeMatMul",),
+        }
+    ),
+    # Level 99 lays out convolutions for the processor.
+    "com.microsoft.nchwc": frozenset(
+        {"AveragePool", "Conv", "GlobalAveragePool", "GlobalMaxPool", "MaxPool", "ReorderInput", "ReorderOutput"}
+    ),
+}
 """Operators of ONNX Runtime's own that its optimiser, fp16 conversion and quantiser make, by domain."""
 
 _FUNCTIONS, _TRAINING = 25, 20
