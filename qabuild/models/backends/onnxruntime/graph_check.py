@@ -17,15 +17,14 @@ FUSED: Mapping[str, frozenset[str]] = {
     "com.microsoft": frozenset(
         {
             # Those of every supported architecture, level and dtype.
-            *("Attention", "BiasGelu", "DynamicQuantizeMatMul", "FastGelu", "FusedConv", "FusedGemm", "FusedMatMul"),
-            *("Gelu", "MatMulIntegerToFloat", "QAttention", "QuickGelu", "SkipLayerNormalization"),
+            *("Attention", "BiasGelu", "FastGelu", "Gelu", "QAttention", "QuickGelu", "SkipLayerNormalization"),
             # Others that the optimiser has for encoders, and the quantiser for what they consist of.
-            *("BiasAdd", "BiasSoftmax", "BiasSplitGelu", "EmbedLayerNormalization", "GatedRelativePositionBias"),
-            *("GemmFastGelu", "MatMulNBits", "MultiHeadAttention", "PackedAttention", "PackedMultiHeadAttention"),
-            *("QEmbedLayerNormalization", "QGemm", "QLinearAdd", "QLinearConcat", "QLinearLeakyRelu", "QLinearMul"),
-            *("QLinearReduceMean", "QLinearSigmoid", "QLinearSoftmax", "QLinearWhere", "RelativePositionBias"),
-            *("RemovePadding", "RestorePadding", "RotaryEmbedding", "SkipSimplifiedLayerNormalization"),
-            *("TransposeMatMul",),
+            *("BiasAdd", "BiasSoftmax", "DynamicQuantizeMatMul", "EmbedLayerNormalization", "FusedConv", "FusedGemm"),
+            *("FusedMatMul", "GatedRelativePositionBias", "GemmFastGelu", "MatMulIntegerToFloat", "MatMulNBits"),
+            *("MultiHeadAttention", "PackedAttention", "PackedMultiHeadAttention", "QEmbedLayerNormalization"),
+            *("QGemm", "QLinearAdd", "QLinearConcat", "QLinearLeakyRelu", "QLinearMul", "QLinearReduceMean"),
+            *("QLinearSigmoid", "QLinearSoftmax", "QLinearWhere", "RelativePositionBias", "RemovePadding"),
+            *("RestorePadding", "RotaryEmbedding", "SkipSimplifiedLayerNormalization", "TransposeMatMul"),
         }
     ),
     # Level 99 lays out convolutions for the processor.
