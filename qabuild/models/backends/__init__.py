@@ -95,7 +95,10 @@ class Backend(Protocol):
         `submit`, which takes the arguments of a call and returns a future at once. The future's `result()` waits for
         the output; after that, its `seconds` is the latency, from start to end.
 
-        Raises MissingEnvironment if the device, or an entry of `missing`, is missing.
+        Before a runtime opens a file that can hold code, it is examined: `load` accepts only what `compile` writes.
+
+        Raises MissingEnvironment if the device, or an entry of `missing`, is missing; UntrustedInput for a file that
+        holds more.
         """
 
     def snippet(self, options: Any, runtime: Runtime) -> str:
