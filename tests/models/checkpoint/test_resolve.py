@@ -320,6 +320,8 @@ def test_a_revision_without_a_hub_id_is_refused(tiny_checkpoint: Make) -> None:
         ("text_config.attn_implementation", {"text_config": {"attn_implementation": {"": "evil/kernel"}}}),
         ("a.b[1].c._attn_implementation", {"a": {"b": [[], {"c": {"_attn_implementation": "sdpa"}}]}}),
         ("a.auto_map", {"a": {"auto_map": {}}}),
+        ("custom_pipelines", {"custom_pipelines": {"qa": {"impl": "evil.Pipeline"}}}),
+        ("configuration_files", {"configuration_files": ["config.json", "config.4.0.0.json"]}),
     ],
 )
 def test_a_config_that_can_run_code_is_refused(checkpoint: Make, place: str, changes: dict[str, Any]) -> None:
@@ -328,6 +330,13 @@ def test_a_config_that_can_run_code_is_refused(checkpoint: Make, place: str, cha
     with pytest.raises(UntrustedInput, match=r"config\.json: .* run code") as caught:
         resolve(directory)
     assert f"config.json: {place} can" in caught.value.message
+
+
+@pytest.mark.parametrize("value", [None, [], ["config.json"]])
+def test_a_config_that_names_no_other_config_is_accepted(checkpoint: Make, value: Any) -> None:
+    directory = checkpoint()
+    edit(directory / "config.json", configuration_files=value)
+    resolve(directory)
 
 
 @pytest.mark.parametrize("value", ["eager", "sdpa"])
