@@ -71,7 +71,7 @@ def load_config(directory: Path) -> Any:
     from transformers import AutoConfig
 
     examine_config(directory)
-    with _quiet(), _explained(directory, "config"):
+    with quiet_transformers(), _explained(directory, "config"):
         return AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
 
 
