@@ -133,18 +133,20 @@ class Artifact:
 def sealed_files(directory: Path, *, linked: bool = False) -> Iterator[str]:
     """Names (POSIX, relative) of the files that the manifest covers, in order.
 
-    Raises UntrustedInput for anything that is neither a file nor a folder, and for links unless files may be `linked`.
+    Raises UntrustedInput for anything that is neither a file nor a folder, and for links unless files may be `linked`;
+    so it does in `UNSEALED_FOLDERS`, where other programs may add and remove files at the same time.
     """
     for folder, folders, names in os.walk(directory):
         relative = Path(folder).relative_to(directory)
-        if relative == Path("."):
-            folders[:] = [name for name in folders if name not in UNSEALED_FOLDERS]
+        unsealed = relative.parts[:1] and relative.parts[0] in UNSEALED_FOLDERS
         folders.sort()
         for name in sorted(names + [f for f in folders if Path(folder, f).is_symlink()]):
             path = Path(folder, name)
+            if unsealed and not os.path.lexists(path):
+                continue
             if (path.is_symlink() and not linked) or not path.is_file():
                 raise UntrustedInput(f"{path}: not a plain file", "an artifact holds no links; copy it without them")
-            if relative != Path(".") or name not in UNSEALED:
+            if not unsealed and (relative != Path(".") or name not in UNSEALED):
                 yield (relative / name).as_posix()
 
 
@@ -168,14 +170,17 @@ def write_unsealed(path: Path, content: bytes) -> None:
     """Write `content` atomically to `path`, one of an artifact's `UNSEALED` files.
 
     The temporary file is in `CACHE`: left beside `path` by a kill, it would be a file that the manifest does not name.
+    Raises OSError where `CACHE` is a link.
     """
     stage = path.parent / CACHE
-    stage.mkdir(exist_ok=True)
-    try:
-        files.write(path, content, stage)
-    finally:
-        with suppress(OSError):  # the Hub client keeps files there too
-            stage.rmdir()
+    with files.locked(path.parent):
+        with suppress(FileExistsError):
+            stage.mkdir()
+        try:
+            files.write(path, content, stage)
+        finally:
+            with suppress(OSError):  # the Hub client keeps files there too
+                stage.rmdir()
 
 
 def open_artifact(directory: Path, digest: str | None = None, *, linked: bool = False) -> Artifact:

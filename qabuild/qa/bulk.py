@@ -29,6 +29,7 @@ from qabuild.errors import BadTarget, QABuildError
 from qabuild.qa.question_stream import PIPE, QuestionsFormat, Row, bad_row, is_pipe, opened, read_rows
 from qabuild.system.reporter import SILENT, Reporter
 from qabuild.system.sealed import require_outside
+from qabuild.system.terminal import visible
 
 AnswersFormat = Literal["jsonl", "predictions"]
 Record = dict[str, Any]
@@ -114,7 +115,8 @@ class _Run:
                 _write_predictions(stream, records, tally, self.reporter)
             else:
                 for record in records:
-                    stream.write(_line(record))
+                    line = _line(record)
+                    stream.write(visible(line.decode()).encode() if stream.isatty() else line)
                     stream.flush()
         except BrokenPipeError:  # the reader closed the pipe; keep the interpreter from flushing to it again at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
