@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from qabuild.artifact.manifest import Artifact, open_artifact
 from qabuild.errors import BadTarget, UntrustedInput
 from qabuild.models.backends import backend
-from qabuild.system import hub, native_code, packages
+from qabuild.system import hub, hub_files, native_code, packages
 
 if TYPE_CHECKING:
     from qabuild.qa.pipeline import QuestionAnsweringPipeline
@@ -49,11 +49,7 @@ def find(source: str | Path, *, revision: str | None = None, digest: str | None 
 
 def _download(repo_id: str, revision: str | None) -> Path:
     """The folder in the Hub's cache that holds that revision of the repository."""
-    from huggingface_hub import snapshot_download
-
-    sha = hub.commit(repo_id, revision, "artifact")
-    with hub.errors_explained(repo_id, sha, "artifact"), hub.bars_on_terminals_only():
-        return Path(snapshot_download(repo_id, revision=sha, local_files_only=hub.is_offline(False)))
+    return hub_files.download(repo_id, hub.commit(repo_id, revision, "artifact"), "artifact", ["*"])
 
 
 def load_model(artifact: Artifact, *, allow_native: bool = False) -> tuple[Any, Any]:

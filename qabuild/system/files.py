@@ -7,6 +7,7 @@ import fcntl
 import fnmatch
 import hashlib
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from qabuild.errors import QABuildError
+from qabuild.system.terminal import visible
 
 
 def write(path: Path, content: bytes, stage: Path | None = None) -> None:
@@ -62,6 +64,12 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether it is a relative path (POSIX) with neither '..' nor backslashes, control characters or surrogates."""
+    parts = name.split("/")
+    return not {"", ".", ".."} & {*parts} and not re.search(r"[\\\n\t\ud800-\udfff]", name) and visible(name) == name
 
 
 class NotRegular(OSError):

@@ -27,7 +27,7 @@ from qabuild.models.checkpoint.inspect import (
 )
 from qabuild.models.checkpoint.weights import PATTERNS as WEIGHT_PATTERNS
 from qabuild.models.checkpoint.weights import examine_weights, refuse_headless
-from qabuild.system import hub
+from qabuild.system import hub, hub_files
 
 _SHOWN = 5  # tensors that a message names; of the others it gives the count
 
@@ -140,16 +140,7 @@ def _folder_name(source: str | os.PathLike[str]) -> str:
 
 def _downloaded(name: str, sha: str, offline: bool) -> Path:
     """Download config, safetensors and tokenizer of this commit, nothing else; return the folder in the Hub's cache."""
-    from huggingface_hub import snapshot_download
-
-    with hub.errors_explained(name, sha, "model"), hub.bars_on_terminals_only():
-        folder = snapshot_download(
-            name,
-            revision=sha,
-            allow_patterns=[CONFIG, *WEIGHT_PATTERNS, *TOKENIZER_PATTERNS],
-            local_files_only=hub.is_offline(offline),
-        )
-    return Path(folder)
+    return hub_files.download(name, sha, "model", [CONFIG, *WEIGHT_PATTERNS, *TOKENIZER_PATTERNS], offline=offline)
 
 
 def _other_hub_files(name: str, sha: str, directory: Path, offline: bool) -> Sequence[str]:
