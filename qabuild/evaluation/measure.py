@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from qabuild.artifact import sealed_reference
-from qabuild.artifact.evidence import CrossCheck, Flip, Measurement, Speed
+from qabuild.artifact.evidence import CrossCheck, Flip, Machine, Measurement, Speed
 from qabuild.artifact.load import load_model
 from qabuild.artifact.manifest import Artifact
 from qabuild.errors import BadTarget, UntrustedInput
@@ -75,7 +75,7 @@ def measure(
         cross_check=checked,
         **_compare_logits(artifact.directory, model, tokenizer, questions, sealed),
         versions=packages.versions({*cross_check.PACKAGES, *backend(manifest.backend["name"]).PACKAGES}),
-        machine=machine.describe(),
+        machine=cast(Machine, machine.describe()),
     )
 
 

@@ -124,7 +124,8 @@ def _verify_download(push: Push, verify: bool, dataset: str | None, reporter: Re
     assert push.commit is not None
     with TemporaryDirectory() as folder:
         reporter.say(f"{push.repo}: fetching commit {push.commit} back")
-        with_retries(lambda: _fetch_back(push, push.commit, Path(folder)), push.repo, reporter)
+        commit = push.commit
+        with_retries(lambda: _fetch_back(push, commit, Path(folder)), push.repo, reporter)
         downloaded = open_artifact(Path(folder), push.artifact.digest)
         for name in (EVIDENCE, readme.FILE):
             sent, path = push.content[name], downloaded.directory / name

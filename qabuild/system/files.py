@@ -13,8 +13,8 @@ import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 from qabuild.errors import QABuildError
 from qabuild.system.terminal import visible
@@ -79,7 +79,7 @@ class NotRegular(OSError):
         super().__init__(errno.EINVAL, "not a regular file", str(path))
 
 
-def opened(path: Path, *, follow: bool = True) -> BinaryIO:
+def opened(path: Path, *, follow: bool = True) -> BufferedReader:
     """Open the regular file `path` for reading; with `follow` false, it must be no link.
 
     Never blocks. Raises NotRegular, IsADirectoryError and other OSErrors.

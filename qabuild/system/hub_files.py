@@ -16,9 +16,7 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 
-def download(
-    repo_id: str, sha: str, repo_type: hub.RepoType, patterns: list[str], *, offline: bool = False
-) -> Path:
+def download(repo_id: str, sha: str, repo_type: hub.RepoType, patterns: list[str], *, offline: bool = False) -> Path:
     """Download the files of the commit whose names match a pattern; return their folder in the Hub's cache.
 
     Files of the cache suffice if the Hub does not answer. Raises UntrustedInput as `require_plain` does, BadTarget for
@@ -57,8 +55,9 @@ def require_plain(names: Sequence[str], repo_id: str) -> None:
     """Raise UntrustedInput unless every name is a path below a folder, and stays another on any file system."""
     copies = Counter(name.casefold() for name in names)
     for name in names:
-        if not files.is_plain_name(name) or copies[name.casefold()] > 1:
-            problem = "is no plain name" if not files.is_plain_name(name) else "is there twice, up to the case of letters"
+        plain = files.is_plain_name(name)
+        if not plain or copies[name.casefold()] > 1:
+            problem = "is there twice, up to the case of letters" if plain else "is no plain name"
             raise UntrustedInput(
                 f"{repo_id}: the Hub lists a file whose name {problem}: {name!r}",
                 "nothing was downloaded; ask the owner of the repository to rename it",

@@ -18,10 +18,10 @@ from qabuild.models.runtime import Runtime
 FACTS = {
     "name": "x",
     "qabuild": "0",
-    "checkpoint": {"name": "sample"},
+    "checkpoint": {"name": "sample", "revision": None, "digest": "d" * 64, "model_type": "bert"},
     "backend": {"name": "eager"},
     "runtime": Runtime(device="cpu", dtype="fp32"),
-    "verify": {},
+    "verify": {"split": "validation", "samples": None, "seed": 0, "batch_size": 8, "gates": {}},
     "publish": {},
     "record": {},
     "versions": {},

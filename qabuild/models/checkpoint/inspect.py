@@ -6,12 +6,12 @@ tokenizer can show (missing weights, NaN values) is left to `load_model` and `lo
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from qabuild.errors import BadTarget, UntrustedInput
+from qabuild.system import documents, files
 
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
@@ -134,10 +134,10 @@ def read_object(directory: Path, name: str) -> dict[str, Any]:
     """Read the JSON object in a file of the folder. Raises UntrustedInput if it cannot be read or is no JSON object."""
     path = directory / name
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = documents.read_json(files.read(path))
     except OSError as error:
         raise UntrustedInput(f"{path}: cannot be read ({error.strerror})", "download the checkpoint again") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UntrustedInput(
             f"{path}: not JSON ({error})", "the file is damaged: download the checkpoint again"
         ) from error
@@ -242,7 +242,7 @@ def _vocabulary(directory: Path, names: Sequence[str], contents: Mapping[str, Ma
     elif "vocab.json" in names:
         vocabulary = _integers(contents["vocab.json"])
     elif "vocab.txt" in names:
-        lines = (directory / "vocab.txt").read_bytes().splitlines()
+        lines = files.read(directory / "vocab.txt").splitlines()
         vocabulary = {line.decode(errors="replace"): number for number, line in enumerate(lines)}
     return vocabulary | _integers(contents.get("added_tokens.json", {}))
 

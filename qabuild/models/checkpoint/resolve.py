@@ -22,7 +22,7 @@ from qabuild.models.checkpoint.inspect import (
 )
 from qabuild.models.checkpoint.weights import PATTERNS as WEIGHT_PATTERNS
 from qabuild.models.checkpoint.weights import examine_weights, refuse_headless
-from qabuild.system import hub, hub_files
+from qabuild.system import files, hub, hub_files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,8 +104,7 @@ def _vocab_size(config: Mapping[str, Any]) -> int | None:
 def _digest(directory: Path, names: Sequence[str]) -> str:
     lines = []
     for name in sorted(names):
-        with (directory / name).open("rb") as file:
-            lines.append(f"{name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n")
+        lines.append(f"{name}\0{files.sha256(directory / name)}\n")
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 

@@ -15,9 +15,10 @@ from string import Template
 from typing import TYPE_CHECKING, Any
 
 from qabuild.errors import BadTarget, MissingEnvironment, QABuildError
-from qabuild.models.backends.deepspeed.options import ROWS, Options
+from qabuild.models.backends.deepspeed.options import ROWS, Options, Settings
 from qabuild.models.capabilities import Rule, Way
 from qabuild.models.runtime import Dtype, Runtime
+from qabuild.system import documents
 from qabuild.system.quiet import captured, quiet_logging
 
 if TYPE_CHECKING:
@@ -189,8 +190,8 @@ def load(directory: Path, options: Options, runtime: Runtime) -> Any:
 
     target = device(runtime)
     _require_processes(options.tensor_parallel)
-    settings = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
-    settings["dtype"] = getattr(torch, settings["dtype"])
+    read = documents.load(Settings, directory / CONFIG, "build the artifact again")
+    settings = {**read, "dtype": getattr(torch, read["dtype"])}
     # The kernels take a mask of one row for each sequence, as eager attention does.
     model = stored_model(directory, attention="eager" if options.replace_with_kernel_inject else None)
     inputs = input_names(model)
