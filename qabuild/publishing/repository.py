@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from qabuild.system import files
+from qabuild.system import files, hub
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

@@ -7,6 +7,7 @@ files themselves.
 from __future__ import annotations
 
 import difflib
+import os
 import tomllib
 import warnings
 from collections.abc import Iterator, Sequence
@@ -172,13 +173,13 @@ def _with_absolute_sources(content: Toml, folder: Path) -> Toml:
 
 def _target_path(source: str, folder: Path) -> str:
     """The file of a target given by path, or by name if it is in the folder of this file."""
-    return str(Path(folder, source if source.endswith(".toml") else f"{source}.toml").expanduser().absolute())
+    return str(Path(folder, os.path.expanduser(source if source.endswith(".toml") else f"{source}.toml")).absolute())
 
 
 def absolute_source(source: str, folder: Path) -> str:
     """`source` made absolute: ~ is expanded, ./ and ../ are relative to `folder`; anything else stays as it is."""
     if source.startswith("~"):
-        return str(Path(source).expanduser())
+        return str(Path(os.path.expanduser(source)))
     if source in (".", "..") or source.startswith(("./", "../")):
         return str(Path(folder, source).absolute())
     return source

@@ -6,6 +6,7 @@ tokenizer can show (missing weights, NaN values) is left to `load_model` and `lo
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -228,7 +229,7 @@ def _is_elsewhere(name: str, directory: Path) -> bool:
     Paths of the author's machine are often left in these files; they are harmless if nothing exists there.
     """
     try:
-        path = Path(name).expanduser()
+        path = Path(os.path.expanduser(name))
         return path.is_file() and not path.resolve().is_relative_to(directory.resolve())
     except (OSError, ValueError, RuntimeError):
         return False

@@ -113,7 +113,7 @@ def _local(source: str | os.PathLike[str]) -> Path:
         from qabuild.qa import sample
 
         return Path(sample.CHECKPOINT)
-    directory = Path(source).expanduser().absolute()
+    directory = Path(os.path.expanduser(source)).absolute()
     if not directory.is_dir():
         problem = "is a file, not a folder" if directory.exists() else "there is no such folder"
         raise BadTarget(
@@ -124,7 +124,7 @@ def _local(source: str | os.PathLike[str]) -> Path:
 
 
 def _folder_name(source: str | os.PathLike[str]) -> str:
-    return Path(source).expanduser().resolve().name or "checkpoint"
+    return Path(os.path.expanduser(source)).resolve().name or "checkpoint"
 
 
 def _downloaded(name: str, sha: str, offline: bool) -> Path:
