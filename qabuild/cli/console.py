@@ -80,7 +80,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    rows = [[visible(cell) for cell in row] for row in rows]
+    columns, *rows = ([visible(cell) for cell in row] for row in (columns, *rows))
     buffer = io.StringIO()
     console = _rich(sys.stdout, buffer)
     if _is_too_wide(columns, rows, console.width):
