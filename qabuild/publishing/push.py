@@ -15,7 +15,7 @@ from qabuild.artifact.manifest import EVIDENCE, Artifact, read_manifest
 from qabuild.errors import BadTarget, QABuildError
 from qabuild.publishing import card, repository
 from qabuild.publishing.repository import Change, Snapshot
-from qabuild.system import hub
+from qabuild.system import files, hub
 from qabuild.system.sealed import MANIFEST
 
 if TYPE_CHECKING:
@@ -132,7 +132,10 @@ class Push:
 
     def _card(self, remote: str | None) -> str:
         path = self.artifact.directory / readme.FILE
-        local = path.read_text(encoding="utf-8") if path.exists() else None
+        try:
+            local = files.read(path, follow=False).decode() if path.exists() else None
+        except UnicodeDecodeError as error:
+            raise BadTarget(f"{path}: not UTF-8 at byte {error.start}", "save it as UTF-8") from None
         return card.make(
             self.artifact,
             self.evidence,

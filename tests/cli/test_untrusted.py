@@ -220,6 +220,10 @@ def test_answer_still_reads_process_substitution_and_standard_input(artifact, tm
     assert json.loads(output)["id"] == "1"
 
 
+def test_a_device_is_no_file_of_questions(artifact, refusal):
+    assert "/dev/zero: is a device" in refusal(2, "answer", "x", "/dev/zero")
+
+
 # --- damaged documents and models -------------------------------------------------------------------------------------
 
 DEEP = "[" * 100_000 + "]" * 100_000
@@ -282,8 +286,6 @@ def test_a_wrong_value_in_a_manifest_is_status_4_and_named(artifact, tmp_path, r
 
 GARBAGE = {
     "empty": b"",
-    "zeros": bytes(4096),
-    "text": b"x" * 100,
     "archive": b"PK\x03\x04" + bytes(200),
     "protobuf": bytes(range(256)) * 16,
     "xml": b'<?xml version="1.0"?><net name="x" version="11"><layers></layers><edges></edges></net>',
