@@ -142,7 +142,8 @@ class _Run:
             if form == "predictions":
                 partial.seek(0)
                 complete = partial_path.with_suffix(".whole")
-                with open(complete, "wb") as file:
+                complete.unlink(missing_ok=True)
+                with open(complete, "xb") as file:
                     _write_predictions(file, map(json.loads, partial), tally, self.reporter)
                     _sync(file)
                 os.replace(complete, path)
@@ -311,7 +312,7 @@ def _partial(path: Path, digest: str | None) -> Iterator[tuple[IO[bytes], Path]]
     import fcntl
 
     partial_path = path.with_name(f"{path.name}.{digest}.partial" if digest else f"{path.name}.partial")
-    with open(partial_path, "a+b") as file:
+    with open(partial_path, "a+b", opener=_open_no_link) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -321,6 +322,10 @@ def _partial(path: Path, digest: str | None) -> Iterator[tuple[IO[bytes], Path]]
         if digest is None:
             file.truncate(0)
         yield file, partial_path
+
+
+def _open_no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def _complete_records(partial: IO[bytes]) -> Iterator[Record]:

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qabuild.artifact import sealed_reference
-from qabuild.artifact.evidence import Verification, evidence_of
+from qabuild.artifact.evidence import CrossCheck, Verification, evidence_of
 from qabuild.artifact.manifest import Artifact, Manifest, open_artifact
 from qabuild.artifact.readme import UserContent
 from qabuild.builder.store.local import ENTRY, Store
@@ -31,7 +31,7 @@ from qabuild.models.training.distributed import VARIABLES, Ranks
 from qabuild.publishing import card
 from qabuild.qa.data import read_squad
 from qabuild.qa.question_stream import read_rows
-from qabuild.system import documents
+from qabuild.system import documents, machine
 from qabuild.target import lock
 from qabuild.target.read import load as load_target
 
@@ -102,7 +102,15 @@ def texts(draw: st.DrawFn, document: Any) -> bytes:
 
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    return open_artifact(proven.make(tmp_path_factory.mktemp("proven") / "tiny"))
+    """An artifact whose manifest and evidence have all of their optional parts."""
+    start = {"name": "them/base", "revision": "b" * 40, "digest": "d" * 64, "model_type": "bert"}
+    training = {"start": start, "train": {}, "teacher": {**start, "exact_match": 50.0, "f1": 60.0}}
+    record = {"needs": {"int8": ["AVX512-VNNI"]}, "limits": ["At most 512 tokens."]}
+    folder = proven.make(tmp_path_factory.mktemp("proven") / "tiny", training=training, record=record)
+    checked = CrossCheck(questions=2, batch_size=8, differences=1, ties=1, samples_per_second=9.0, speedup=2.0)
+    gpu = {**machine.describe(), "gpus": ["H100"], "driver": "1"}
+    proven.verify(open_artifact(folder), cross_check=checked, machine=gpu)
+    return open_artifact(folder)
 
 
 def outcome(error: type[QABuildError] | tuple[type[QABuildError], ...], work: Callable[[], Any]) -> Any:
