@@ -40,7 +40,8 @@ def download(repo_id: str, sha: str, repo_type: hub.RepoType, patterns: list[str
 
 def list_names(api: HfApi, repo_id: str, sha: str, patterns: Sequence[str] = ("*",)) -> list[str]:
     """The names of the commit's files that match a pattern. Raises UntrustedInput as `require_plain` does."""
-    listed = api.list_repo_files(repo_id, revision=sha)
+    # Not `list_repo_files`, which retries for half a minute where the cache would suffice.
+    listed = [file.rfilename for file in api.model_info(repo_id, revision=sha, timeout=30).siblings or ()]
     names = [name for name in listed if any(fnmatchcase(name, pattern) for pattern in patterns)]
     require_plain(names, repo_id)
     return names

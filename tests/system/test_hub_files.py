@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import proven
 import pytest
@@ -66,8 +67,9 @@ def test_a_checkpoint_with_a_strange_name_is_not_downloaded(hub, tmp_path, name)
 
 def test_names_of_other_files_do_not_matter_to_a_checkpoint(hub):
     class Listing:
-        def list_repo_files(self, repo_id: str, revision: str) -> list[str]:
-            return ["config.json", "README.md", "readme.md", "../x"]
+        def model_info(self, repo_id: str, **options: object) -> SimpleNamespace:
+            names = ["config.json", "README.md", "readme.md", "../x"]
+            return SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in names])
 
     assert hub_files.list_names(Listing(), "me/x", "0" * 40, ["config.json"]) == ["config.json"]  # type: ignore[arg-type]
     with pytest.raises(UntrustedInput):
