@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, with_config
+from typing_extensions import TypedDict
 
 from qabuild.artifact.manifest import EVIDENCE, Artifact
+from qabuild.artifact.sealed_reference import Data
 from qabuild.errors import UntrustedInput
+from qabuild.system import documents
+from qabuild.system.documents import OPEN, Count
+
+Asked = Annotated[int, Field(ge=1, le=2**53)]
+"""A number of questions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +41,8 @@ class Speed:
     speedup: float
     speedup_interval: tuple[float, float]
     """95 %, bootstrap over the rounds."""
-    questions: int
-    rounds: int
+    questions: Asked
+    rounds: Asked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,11 +51,11 @@ class CrossCheck:
 
     pipeline: str = "stock"
     """"stock", transformers' own, or "plain_decoder"."""
-    questions: int
-    batch_size: int
-    differences: int
+    questions: Asked
+    batch_size: Asked
+    differences: Count
     """Questions that the two answer differently; batches differ between them, which changes logits slightly."""
-    ties: int
+    ties: Count
     """Those `differences` where our scores of the two answers differ by at most 1e-4."""
     samples_per_second: float
     """Of the second pipeline."""
@@ -59,12 +68,28 @@ class CrossCheck:
         return 1 - (self.differences - self.ties) / self.questions
 
 
+@with_config(OPEN)
+class Machine(TypedDict, total=False):
+    """The hardware and system of a measurement."""
+
+    cpu: str
+    cores: Count
+    instruction_sets: Sequence[str]
+    gpus: Sequence[str]
+    gpu_architecture: str | None
+    driver: str | None
+    system: str
+    python: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
     """What a verification measured, before any gate is applied."""
 
-    data: Mapping[str, Any]
-    questions: int
+    __pydantic_config__ = documents.CLOSED
+
+    data: Data
+    questions: Asked
     checkpoint_exact_match: float
     checkpoint_f1: float
     exact_match: float
@@ -86,10 +111,10 @@ class Measurement:
     finite_logits: bool
     logit_difference: float
     """Largest on the probes, where attention_mask is 1."""
-    probes: Sequence[Mapping[str, Any]]
+    probes: Sequence[Mapping[str, float]]
     """batch, sequence and largest difference of each probe."""
     versions: Mapping[str, str]
-    machine: Mapping[str, Any]
+    machine: Machine
 
     @property
     def f1_retention(self) -> float:
@@ -101,20 +126,18 @@ class Measurement:
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> Measurement:
+        """Raises ValueError where the document is no measurement."""
+        return documents.typed(cls, cls.current(document))
+
+    @staticmethod
+    def current(document: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields of the document, under their present names."""
         fields = {name: value for name, value in document.items() if name != "f1_retention"}
         if "stock" in fields:  # qabuild 0.1.0
-            stock = fields.pop("stock")
-            fields["cross_check"] = {**stock, "speedup": stock.pop("times_stock")} if stock else None
-        speed, cross_check = fields["speed"], fields["cross_check"]
-        return cls(
-            **{
-                **fields,
-                "flips": [Flip(**flip) for flip in fields["flips"]],
-                "speed": Speed(**{**speed, "speedup_interval": tuple(speed["speedup_interval"])}) if speed else None,
-                "cross_check": CrossCheck(**cross_check) if cross_check else None,
-                "f1_difference_interval": tuple(fields["f1_difference_interval"]),
-            }
-        )
+            stock, renamed = fields.pop("stock"), {"times_stock": "speedup"}
+            renames = isinstance(stock, dict)
+            fields["cross_check"] = {renamed.get(k, k): v for k, v in stock.items()} if renames else stock
+        return fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +163,8 @@ def _figure(value: float | bool | None) -> str:
 class Verification:
     """The evidence: the measurement of an artifact, and whether it passed its gates."""
 
+    __pydantic_config__ = documents.CLOSED
+
     artifact: str
     manifest: str
     """Digest of the manifest: the evidence applies to these bytes only."""
@@ -163,8 +188,10 @@ class Verification:
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> Verification:
-        gates = [Gate(**gate) for gate in document["gates"]]
-        return cls(**{**document, "gates": gates, "measurement": Measurement.from_dict(document["measurement"])})
+        measurement = document.get("measurement")
+        if not isinstance(measurement, dict):
+            raise ValueError("it holds no measurement")
+        return documents.typed(cls, {**document, "measurement": Measurement.current(measurement)})
 
 
 def evidence_of(artifact: Artifact) -> Verification | None:
@@ -175,7 +202,7 @@ def evidence_of(artifact: Artifact) -> Verification | None:
     document = artifact.evidence
     try:
         return Verification.from_dict(document) if document else None
-    except (KeyError, TypeError, AttributeError) as error:
+    except ValueError as error:
         raise UntrustedInput(
             f"{artifact.directory / EVIDENCE}: damaged, or written by another version: {error}",
             f"verify it again: qabuild verify {artifact.directory}",

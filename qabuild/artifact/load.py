@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qabuild.artifact.manifest import Artifact, open_artifact
-from qabuild.errors import BadTarget, UntrustedInput
+from qabuild.errors import BadTarget, QABuildError, UntrustedInput
 from qabuild.models.backends import backend
-from qabuild.system import hub, native_code, packages
+from qabuild.system import hub, hub_files, native_code, packages
 
 if TYPE_CHECKING:
     from qabuild.qa.pipeline import QuestionAnsweringPipeline
@@ -49,11 +50,7 @@ def find(source: str | Path, *, revision: str | None = None, digest: str | None 
 
 def _download(repo_id: str, revision: str | None) -> Path:
     """The folder in the Hub's cache that holds that revision of the repository."""
-    from huggingface_hub import snapshot_download
-
-    sha = hub.commit(repo_id, revision, "artifact")
-    with hub.errors_explained(repo_id, sha, "artifact"), hub.bars_on_terminals_only():
-        return Path(snapshot_download(repo_id, revision=sha, local_files_only=hub.is_offline(False)))
+    return hub_files.download(repo_id, hub.commit(repo_id, revision, "artifact"), "artifact", ["*"])
 
 
 def load_model(artifact: Artifact, *, allow_native: bool = False) -> tuple[Any, Any]:
@@ -69,7 +66,29 @@ def load_model(artifact: Artifact, *, allow_native: bool = False) -> tuple[Any, 
     if not allow_native:
         _refuse_foreign_code(artifact, module.native_code(options))
     packages.require(dict.fromkeys(module.PACKAGES, module.EXTRAS), runtime.device)
-    return module.load(artifact.directory, options, runtime), load_tokenizer(artifact.directory)
+    with damage_explained(artifact.directory):
+        return module.load(artifact.directory, options, runtime), load_tokenizer(artifact.directory)
+
+
+@contextmanager
+def damage_explained(directory: Path) -> Iterator[None]:
+    """Turn what a runtime raises when it loads or runs the files in `directory` into UntrustedInput.
+
+    The files are those that were sealed, but who sealed them may have sealed anything. Errors of the system pass.
+    """
+    try:
+        yield
+    except (QABuildError, MemoryError, ImportError):
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        if "out of memory" in str(error).lower():
+            raise QABuildError(f"{directory}: {hub.first_line(error)}", "use a device with more memory") from error
+        raise UntrustedInput(
+            f"{directory}: its model cannot be used: {hub.first_line(error)}",
+            "its files are damaged or do not belong together: build or fetch it again; -v shows where it came from",
+        ) from error
 
 
 def _refuse_foreign_code(artifact: Artifact, names: Sequence[str]) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
-from qabuild.errors import UntrustedInput
+from pydantic import with_config
+from typing_extensions import TypedDict
+
+from qabuild.system import documents
+from qabuild.system.documents import Count
 
 FOLDER = "reference"
 ANSWERS = "answers.json"
@@ -19,14 +22,29 @@ PROBES = "probes.safetensors"
 PROBE_SHAPES: tuple[tuple[int, int, bool], ...] = ((1, 48, False), (3, 128, False), (2, 384, True), (5, 224, False))
 
 
+@with_config(documents.OPEN)
+class Data(TypedDict):
+    """The source of the questions."""
+
+    dataset: str
+    file: bool
+    configuration: NotRequired[str | None]
+    revision: str | None
+    split: str | None
+    samples: Count
+    seed: int | None
+    fingerprint: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class Reference:
     """The sealed answers, and the data they belong to."""
 
+    __pydantic_config__ = documents.CLOSED
+
     answers: Mapping[str, str]
     """Answer text by question id, in the order of the questions."""
-    data: Mapping[str, Any]
-    """dataset, configuration, revision, split, samples, seed, fingerprint, unanswerable"""
+    data: Data
     probes: tuple[tuple[str, ...], ...]
     """Question ids of each probe."""
 
@@ -36,14 +54,7 @@ def read(directory: Path) -> Reference:
 
     Raises UntrustedInput where it cannot be read.
     """
-    path = directory / ANSWERS
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        return Reference(
-            answers=document["answers"], data=document["data"], probes=tuple(tuple(ids) for ids in document["probes"])
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UntrustedInput(f"{path}: not a reference: {error}", "build the artifact again") from None
+    return documents.load(Reference, directory / ANSWERS, "build the artifact again")
 
 
 def read_probes(directory: Path) -> list[dict[str, Any]]:

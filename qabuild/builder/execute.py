@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -21,10 +20,12 @@ from qabuild.builder.steps.reference import score
 from qabuild.builder.steps.step import ARTIFACT, VERIFICATION, Context, Facts, Step, require_checkpoint
 from qabuild.builder.steps.verify import MEASUREMENT
 from qabuild.builder.store.local import Entry, Store, link_or_copy
+from qabuild.errors import UntrustedInput
 from qabuild.evaluation.judge import judge
 from qabuild.evaluation.verify import write_evidence
 from qabuild.models import calibration
 from qabuild.models.checkpoint.resolve import Checkpoint
+from qabuild.system import documents, files
 from qabuild.system.reporter import Reporter
 from qabuild.target.model import Target
 
@@ -87,8 +88,7 @@ class Execution:
         if planned.key and (entry := self.store.find(planned.key)) and entry.record["files"] != files:
             self.store.drop(planned.key)
         measured = self._carry_out(step, planned, plan.target, plan.facts, {}, artifact)
-        document = json.loads((measured.directory / MEASUREMENT).read_text(encoding="utf-8"))
-        measurement = Measurement.from_dict(document)
+        measurement = _read_measurement(measured.directory / MEASUREMENT)
         verification = judge(artifact, measurement, plan.target.verify.gates, planned.key)
         write_evidence(verification, artifact.directory)
         return verification
@@ -165,6 +165,13 @@ class Execution:
     def _record_of(self, derivation: Derivation) -> Mapping[str, Any]:
         entry = self.store.find(derivation.key or "")
         return entry.record if entry else {}
+
+
+def _read_measurement(path: Path) -> Measurement:
+    try:
+        return Measurement.from_dict(documents.read_json(files.read(path)))
+    except ValueError as error:
+        raise UntrustedInput(f"{path}: damaged: {error}", "remove it: qabuild cache prune --older-than 0h") from None
 
 
 def _described(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -39,7 +39,7 @@ def answer(
     answers are JSON Lines, or SQuAD's predictions if OUTPUT ends in .json. Run again after an interruption, it resumes
     where it stopped. A row that cannot be answered is reported and does not end the run; the exit status is then 4.
     """
-    from qabuild.artifact.load import find, load_model
+    from qabuild.artifact.load import damage_explained, find, load_model
     from qabuild.qa.bulk import answer_file, require_place
     from qabuild.qa.pipeline import QuestionAnsweringPipeline
     from qabuild.qa.question_stream import is_pipe
@@ -48,14 +48,16 @@ def answer(
         raise click.UsageError("--json prints a summary on stdout, where the answers go: name a file with -o")
     require_place(questions, output)
     opened = find(artifact, revision=revision, digest=digest)
-    summary = answer_file(
-        QuestionAnsweringPipeline(*load_model(opened, allow_native=allow_native)),
-        questions,
-        output,
-        answered_by=opened.digest,
-        parameters={"top_k": top_k, "handle_impossible_answer": no_answer},
-        reporter=console,
-    )
+    pipeline = QuestionAnsweringPipeline(*load_model(opened, allow_native=allow_native))
+    with damage_explained(opened.directory):
+        summary = answer_file(
+            pipeline,
+            questions,
+            output,
+            answered_by=opened.digest,
+            parameters={"top_k": top_k, "handle_impossible_answer": no_answer},
+            reporter=console,
+        )
     console.say(f"{summary.answered} answered, {summary.bad} without an answer, {summary.resumed} from an earlier run")
     if console.json:
         console.result({"answers": output, "manifest": opened.digest, **asdict(summary)}, lambda: None)

@@ -12,6 +12,7 @@ import click
 
 from qabuild.artifact import FOLDER
 from qabuild.cli.console import Console
+from qabuild.system.environment import require_usable
 
 FLAGS = {"-q", "--quiet", "-v", "--verbose", "--json"}
 """Options of every command."""
@@ -59,6 +60,7 @@ def common(command: Callable[..., Any]) -> Callable[..., Any]:
     @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON document on stdout.")
     @functools.wraps(command)
     def wrapped(*args: Any, quiet: bool, verbose: bool, as_json: bool, **kwargs: Any) -> Any:
+        require_usable()
         return command(*args, console=Console(quiet=quiet, verbose=verbose, json=as_json), **kwargs)
 
     return wrapped

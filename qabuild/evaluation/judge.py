@@ -63,7 +63,8 @@ def _cross_check_gate(artifact: Artifact, checked: CrossCheck | None, limits: Ga
 
 def _teacher_f1_retention(artifact: Artifact, measurement: Measurement) -> float | None:
     """F1 of the distilled checkpoint over F1 of its teacher, on the same questions; None without a teacher."""
-    teacher = (artifact.manifest.training or {}).get("teacher")
+    training = artifact.manifest.training
+    teacher = training.get("teacher") if training else None
     return measurement.checkpoint_f1 / teacher["f1"] if teacher and teacher["f1"] else None
 
 

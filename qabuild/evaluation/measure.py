@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from qabuild.artifact import sealed_reference
-from qabuild.artifact.evidence import CrossCheck, Flip, Measurement, Speed
-from qabuild.artifact.load import load_model
+from qabuild.artifact.evidence import CrossCheck, Flip, Machine, Measurement, Speed
+from qabuild.artifact.load import damage_explained, load_model
 from qabuild.artifact.manifest import Artifact
 from qabuild.errors import BadTarget, UntrustedInput
 from qabuild.evaluation import cross_check, reference
@@ -62,9 +62,11 @@ def measure(
     )
     if share:
         contestants[SECOND] = second
-    rounds = _run_rounds(contestants, questions.questions, share, reporter)
+    with damage_explained(artifact.directory):
+        rounds = _run_rounds(contestants, questions.questions, share, reporter)
+        checked = _cross_check([turns for turns in rounds if SECOND in turns], second, questions, model, tokenizer)
+        compared_logits = _compare_logits(artifact.directory, model, tokenizer, questions, sealed)
     answers = _answers_by(ARTIFACT, rounds)
-    checked = _cross_check([turns for turns in rounds if SECOND in turns], second, questions, model, tokenizer)
     reporter.say(_describe(checked))
     return Measurement(
         data=sealed.data,
@@ -73,9 +75,9 @@ def measure(
         samples_per_second=len(questions) / sum(turns[ARTIFACT].seconds for turns in rounds),
         speed=_speed([turns for turns in rounds if CHECKPOINT in turns]),
         cross_check=checked,
-        **_compare_logits(artifact.directory, model, tokenizer, questions, sealed),
+        **compared_logits,
         versions=packages.versions({*cross_check.PACKAGES, *backend(manifest.backend["name"]).PACKAGES}),
-        machine=machine.describe(),
+        machine=cast(Machine, machine.describe()),
     )
 
 

@@ -16,8 +16,8 @@ from qabuild.errors import BadTarget, QABuildError, UntrustedInput, Verification
 from qabuild.publishing import preconditions
 from qabuild.publishing.login import log_in
 from qabuild.publishing.push import Push
-from qabuild.publishing.repository import MAIN, Change
-from qabuild.system import hub
+from qabuild.publishing.repository import ATTRIBUTES, MAIN, Change
+from qabuild.system import hub, hub_files
 from qabuild.system.hub_retry import with_retries
 from qabuild.system.reporter import SILENT, Reporter
 
@@ -124,9 +124,8 @@ def _verify_download(push: Push, verify: bool, dataset: str | None, reporter: Re
     assert push.commit is not None
     with TemporaryDirectory() as folder:
         reporter.say(f"{push.repo}: fetching commit {push.commit} back")
-        with_retries(
-            lambda: push.api.snapshot_download(push.repo, revision=push.commit, local_dir=folder), push.repo, reporter
-        )
+        commit = push.commit
+        with_retries(lambda: _fetch_back(push, commit, Path(folder)), push.repo, reporter)
         downloaded = open_artifact(Path(folder), push.artifact.digest)
         for name in (EVIDENCE, readme.FILE):
             sent, path = push.content[name], downloaded.directory / name
@@ -138,6 +137,17 @@ def _verify_download(push: Push, verify: bool, dataset: str | None, reporter: Re
     if not verification.passed:
         raise VerificationFailed(*preconditions.explain_failure(verification, Path(push.repo)))
     return verification
+
+
+def _fetch_back(push: Push, commit: str, folder: Path) -> None:
+    """Download the files of the commit. Raises UntrustedInput where the Hub lists others than those sent."""
+    names = hub_files.list_names(push.api, push.repo, commit)
+    if differing := sorted(({*names} ^ {*push.content}) - {ATTRIBUTES}):
+        raise UntrustedInput(
+            f"{push.repo}: the commit {commit} does not hold the files that were sent: {', '.join(differing[:5])}",
+            "publish again; if the repository is not yours alone, ask who else commits to it",
+        )
+    push.api.snapshot_download(push.repo, revision=commit, local_dir=folder, allow_patterns=hub_files.only(names))
 
 
 def _write_card(artifact: Artifact, content: Path | bytes) -> None:

@@ -15,6 +15,7 @@ from qabuild.artifact.manifest import EVIDENCE, Artifact, read_manifest
 from qabuild.errors import BadTarget, QABuildError
 from qabuild.publishing import card, repository
 from qabuild.publishing.repository import Change, Snapshot
+from qabuild.system import files, hub
 from qabuild.system.sealed import MANIFEST
 
 if TYPE_CHECKING:
@@ -119,7 +120,8 @@ class Push:
         except HfHubHTTPError as error:
             self.sent = error.response.status_code >= 500
             raise
-        self.commit, self.pull_request, self.changed = commit.oid, commit.pr_url, True
+        self.pull_request, self.changed = commit.pr_url, True
+        self.commit = hub.require_sha(commit.oid, self.repo)
 
     def _fetch(self, name: str, folder: Path) -> str | None:
         """The text of a file of the snapshot, downloaded into `folder`; None where the snapshot lacks it."""
@@ -130,7 +132,10 @@ class Push:
 
     def _card(self, remote: str | None) -> str:
         path = self.artifact.directory / readme.FILE
-        local = path.read_text(encoding="utf-8") if path.exists() else None
+        try:
+            local = files.read(path, follow=False).decode() if path.exists() else None
+        except UnicodeDecodeError as error:
+            raise BadTarget(f"{path}: not UTF-8 at byte {error.start}", "save it as UTF-8") from None
         return card.make(
             self.artifact,
             self.evidence,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from qabuild.system import files
+from qabuild.system import files, hub
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -72,7 +72,8 @@ def inspect(api: HfApi, repo: str, revision: str) -> Snapshot:
         )
         for file in info.siblings or []
     }
-    return Snapshot(exists=True, private=bool(info.private), branch=branch, commit=info.sha, files=blobs)
+    sha = hub.require_sha(info.sha, repo)
+    return Snapshot(exists=True, private=bool(info.private), branch=branch, commit=sha, files=blobs)
 
 
 def compare(content: Mapping[str, Path | bytes], snapshot: Snapshot) -> list[Change]:

@@ -11,7 +11,7 @@ LAYOUT = "v1"
 def default_root() -> Path:
     """QABUILD_CACHE, or qabuild's folder in the platform's cache folder."""
     if root := os.environ.get("QABUILD_CACHE"):
-        return Path(root).expanduser().absolute()
+        return Path(os.path.expanduser(root)).absolute()
     from platformdirs import user_cache_path
 
     return user_cache_path("qabuild")

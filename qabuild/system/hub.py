@@ -210,8 +210,13 @@ def _query_commit(repo_id: str, revision: str | None, repo_type: RepoType) -> st
 
     with errors_explained(repo_id, revision, repo_type):
         sha = HfApi().repo_info(repo_id, revision=revision, repo_type=_hub_repo_type(repo_type), timeout=30).sha
+    return require_sha(sha, f"the {_KIND[repo_type]} '{repo_id}'")
+
+
+def require_sha(sha: object, about: str) -> str:
+    """`sha`, if it is the full sha of a commit, as it becomes the name of a folder. Raises QABuildError otherwise."""
     if not isinstance(sha, str) or not _FULL_SHA.fullmatch(sha):
-        raise QABuildError(f"the Hub named no commit of the {_KIND[repo_type]} '{repo_id}'", _RETRY_HINT)
+        raise QABuildError(f"the Hub named no commit of {about}", _RETRY_HINT)
     return sha
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from qabuild.errors import BadTarget
 from qabuild.models.checkpoint.source import CheckpointSource
@@ -155,10 +155,10 @@ def read(path: Path) -> Lock | None:
     """The lock file at `path`, or None where it does not exist."""
     _refuse_folder(path)
     try:
-        return Lock.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+        return Lock.model_validate(tomllib.loads(files.read(path).decode()))
     except FileNotFoundError:
         return None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, ValidationError) as error:
+    except (files.NotRegular, ValueError, RecursionError) as error:
         why = str(error).splitlines()[0]
         raise BadTarget(f"{path}: damaged: {why}", f"run `qabuild lock {path.with_suffix('.toml')}`") from None
 

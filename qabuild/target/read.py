@@ -7,6 +7,7 @@ files themselves.
 from __future__ import annotations
 
 import difflib
+import os
 import tomllib
 import warnings
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,7 @@ from pydantic import ValidationError
 
 from qabuild.errors import BadTarget, RenamedKey
 from qabuild.models.support import check
+from qabuild.system.files import read as read_file
 from qabuild.system.hub import is_path
 from qabuild.target import explain
 from qabuild.target.model import DATASET_TABLES, RENAMED, NamedPath, Target
@@ -120,7 +122,7 @@ def _describe_dependents(built_on_by: tuple[Path, ...]) -> str:
 def _read(path: Path, reason: str) -> File:
     suffix = f" ({reason})" if reason else ""
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = read_file(path).decode("utf-8-sig")
     except FileNotFoundError:
         raise BadTarget(f"{path}: no such target{suffix}", _suggest_target(path)) from None
     except IsADirectoryError:
@@ -133,7 +135,7 @@ def _read(path: Path, reason: str) -> File:
         raise BadTarget(f"{path}: is empty{suffix}", "see `qabuild schema`, or copy one of targets/")
     try:
         content = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # not TOML, a number of thousands of digits, deep nesting
         twice = "overwrite" in str(error) or "twice" in str(error)
         hint = "a key or a table is defined twice" if twice else "write strings in quotes, table names in [brackets]"
         raise BadTarget(f"{path}: not TOML: {error}{suffix}", hint) from None
@@ -171,13 +173,13 @@ def _with_absolute_sources(content: Toml, folder: Path) -> Toml:
 
 def _target_path(source: str, folder: Path) -> str:
     """The file of a target given by path, or by name if it is in the folder of this file."""
-    return str(Path(folder, source if source.endswith(".toml") else f"{source}.toml").expanduser().absolute())
+    return str(Path(folder, os.path.expanduser(source if source.endswith(".toml") else f"{source}.toml")).absolute())
 
 
 def absolute_source(source: str, folder: Path) -> str:
     """`source` made absolute: ~ is expanded, ./ and ../ are relative to `folder`; anything else stays as it is."""
     if source.startswith("~"):
-        return str(Path(source).expanduser())
+        return str(Path(os.path.expanduser(source)))
     if source in (".", "..") or source.startswith(("./", "../")):
         return str(Path(folder, source).absolute())
     return source
@@ -210,7 +212,7 @@ def _parse_override(override: str) -> Toml:
         raise BadTarget(f"--set {override}: not of the form key=value", "for example --set verify.samples=200")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         value = text  # a bare word is a string, which saves nested quotes in the shell
     if path == ["extends"]:
         raise BadTarget(f"--set {override}: `extends` cannot be overridden", "write a file for it")

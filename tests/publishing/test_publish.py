@@ -377,6 +377,24 @@ def test_a_file_above_the_known_limit_is_refused_before_any_upload(tmp_path, no_
         publish(proven.make(tmp_path / "tiny", weights=b"w" * 30_000))
 
 
+@pytest.mark.parametrize(
+    "name", ["../x", "a/../../x", "/x", "a\\x", "config.JSON", "x\x1b[2J", "x\u202etxt", "plain"], ids=ascii
+)
+def test_a_commit_that_holds_other_files_than_those_sent_is_refused(workspace, name):
+    artifact = workspace.artifact()
+    workspace.hub.fail("POST /api/models/me/tiny/commit/main", then=lambda: workspace.hub.planted.update({name: b"x"}))
+
+    def present() -> set[Path]:
+        return {path for path in workspace.folder.rglob("*") if "home" not in path.parts}
+
+    before = present()
+    output = workspace.publish(artifact, status=4)
+    assert "the Hub lists a file whose name" in output or "does not hold the files that were sent: plain" in output
+    assert {*"\x1b\u202e"}.isdisjoint(output)
+    assert present() - before <= {artifact / "README.md"}
+    assert not any("/resolve/" in request and name in request for request in workspace.hub.requests)
+
+
 # --- retries --------------------------------------------------------------------------------------------------------
 
 

@@ -17,6 +17,7 @@ from qabuild.builder.steps.step import Context, Facts, Requirements
 from qabuild.errors import BadTarget
 from qabuild.models.training import conditions, options
 from qabuild.models.training.options import StepName
+from qabuild.system import documents, files
 from qabuild.system.hub import is_path
 from qabuild.target.model import Target
 
@@ -146,7 +147,7 @@ def _options(target: Target) -> dict[str, Any]:
 def _content(path: str) -> str:
     """A config counts by what it says, however that is laid out."""
     try:
-        return json.dumps(json.loads(Path(path).read_text(encoding="utf-8")), sort_keys=True)
+        return json.dumps(documents.read_json(files.read(Path(path))), sort_keys=True)
     except (OSError, ValueError) as error:
         raise BadTarget(f"train.deepspeed: {path}: {error}", "let it name a DeepSpeed config, a JSON file") from None
 

@@ -134,7 +134,8 @@ def _require_same_data(contestants: Sequence[Contestant]) -> None:
 
 
 def _differences(one: Contestant, other: Contestant) -> list[str]:
-    left, right = one.reference.data, other.reference.data
+    left: Mapping[str, Any] = one.reference.data
+    right: Mapping[str, Any] = other.reference.data
     return [f"{key}: {_short(left, key)} and {_short(right, key)}" for key in left if left[key] != right.get(key)]
 
 

@@ -6,12 +6,13 @@ tokenizer can show (missing weights, NaN values) is left to `load_model` and `lo
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from qabuild.errors import BadTarget, UntrustedInput
+from qabuild.system import documents, files
 
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
@@ -152,10 +153,10 @@ def read_object(directory: Path, name: str) -> dict[str, Any]:
     """Read the JSON object in a file of the folder. Raises UntrustedInput if it cannot be read or is no JSON object."""
     path = directory / name
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = documents.read_json(files.read(path))
     except OSError as error:
         raise UntrustedInput(f"{path}: cannot be read ({error.strerror})", "download the checkpoint again") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UntrustedInput(
             f"{path}: not JSON ({error})", "the file is damaged: download the checkpoint again"
         ) from error
@@ -242,7 +243,7 @@ def _is_elsewhere(name: str, directory: Path) -> bool:
     Paths of the author's machine are often left in these files; they are harmless if nothing exists there.
     """
     try:
-        path = Path(name).expanduser()
+        path = Path(os.path.expanduser(name))
         return path.is_file() and not path.resolve().is_relative_to(directory.resolve())
     except (OSError, ValueError, RuntimeError):
         return False
@@ -256,7 +257,7 @@ def _vocabulary(directory: Path, names: Sequence[str], contents: Mapping[str, Ma
     elif "vocab.json" in names:
         vocabulary = _integers(contents["vocab.json"])
     elif "vocab.txt" in names:
-        lines = (directory / "vocab.txt").read_bytes().splitlines()
+        lines = files.read(directory / "vocab.txt").splitlines()
         vocabulary = {line.decode(errors="replace"): number for number, line in enumerate(lines)}
     return vocabulary | _integers(contents.get("added_tokens.json", {}))
 

@@ -17,6 +17,7 @@ from qabuild.errors import BadTarget, MissingEnvironment, QABuildError
 from qabuild.models.backends.deepspeed.options import ROWS, Options
 from qabuild.models.capabilities import Rule, Way
 from qabuild.models.runtime import Dtype, Runtime
+from qabuild.system.environment import integer
 from qabuild.system.quiet import captured, quiet_logging
 
 if TYPE_CHECKING:
@@ -248,7 +249,7 @@ def _kernels(model: Any, settings: Mapping[str, Any], inputs: Sequence[str], dev
 
 
 def _require_processes(count: int) -> None:
-    if count > 1 and count != int(os.environ.get("WORLD_SIZE", "1")):
+    if count > 1 and count != integer("WORLD_SIZE", 1, least=1):
         raise MissingEnvironment(
             f"backend.tensor_parallel = {count} needs {count} processes at once, one for each GPU",
             f"start it as `deepspeed --num_gpus {count} --module qabuild verify ...`, or set it to 1",

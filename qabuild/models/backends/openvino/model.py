@@ -19,7 +19,7 @@ from qabuild.models.backends.openvino.options import precision
 from qabuild.models.backends.torch_model import TorchModel, completed, named
 from qabuild.models.runtime import Runtime
 from qabuild.qa.padding import is_paddable
-from qabuild.system import machine
+from qabuild.system import files, machine
 from qabuild.system.cache import compiled_for_this_machine
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def _cache_setting(path: Path) -> dict[str, str]:
 
     The cache is outside the artifact; OpenVINO detects a damaged entry and recompiles.
     """
-    digest = hashlib.sha256(path.read_bytes() + path.with_suffix(".bin").read_bytes()).hexdigest()
+    digest = hashlib.sha256(files.read(path) + files.read(path.with_suffix(".bin"))).hexdigest()
     folder = compiled_for_this_machine(digest)
     try:
         folder.mkdir(parents=True, exist_ok=True)

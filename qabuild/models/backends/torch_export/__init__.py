@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from qabuild.errors import BadTarget
+from qabuild.models.backends.record import Program
 from qabuild.models.capabilities import Rule, Way
 from qabuild.models.runtime import Dtype, Runtime
-from qabuild.system import machine, packages
+from qabuild.system import documents, machine, packages
 from qabuild.system.frozen import Frozen
 
 if TYPE_CHECKING:
@@ -73,6 +74,12 @@ LIMITS = [
     "its user can: load it only if you trust whoever published it."
 ]
 """Sentences for the model card of a program that AOTInductor compiled."""
+
+
+class Exported(Program):
+    """What loading an exported program needs of its record."""
+
+    instructions: list[str]
 
 
 class Options(Frozen):
@@ -194,7 +201,7 @@ def load(directory: Path, options: Options, runtime: Runtime) -> Any:
     from qabuild.models.backends.torch_export import program
     from qabuild.models.checkpoint.load import load_config
 
-    record = json.loads((directory / RECORD).read_text(encoding="utf-8"))
+    record = documents.load(Exported, directory / RECORD, "build the artifact again")
     if record["device"] != runtime.device:
         raise BadTarget(
             f"this program was exported on {record['device']} and is bound to it; it cannot run on {runtime.device}",

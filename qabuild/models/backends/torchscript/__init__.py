@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from qabuild.errors import BadTarget
+from qabuild.models.backends.record import Program
 from qabuild.models.capabilities import Rule, Way
 from qabuild.models.runtime import Dtype, Runtime
-from qabuild.system import packages
+from qabuild.system import documents, packages
 from qabuild.system.frozen import Frozen
 from qabuild.system.quiet import quiet_tracing
 
@@ -164,7 +165,7 @@ def load(directory: Path, options: Options, runtime: Runtime) -> Any:
     from qabuild.models.backends.torchscript import trace
     from qabuild.models.checkpoint.load import load_config
 
-    record = json.loads((directory / TRACE).read_text(encoding="utf-8"))
+    record = documents.load(Program, directory / TRACE, "build the artifact again")
     if record["device"] != runtime.device:
         raise BadTarget(
             f"this module was traced on {record['device']} and is bound to it; it cannot run on {runtime.device}",
