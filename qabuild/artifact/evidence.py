@@ -9,6 +9,9 @@ from typing import Any
 from qabuild.artifact.manifest import EVIDENCE, Artifact
 from qabuild.errors import UntrustedInput
 
+FORMAT = 2
+"""Format of verification.json; 1 was that of qabuild 0.1.0, which names none."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Flip:
@@ -60,6 +63,24 @@ class CrossCheck:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReferenceCheck:
+    """The checkpoint, which answered again, compared with the sealed reference."""
+
+    questions: int
+    differences: int
+    """Questions that it answers differently now."""
+    ties: int
+    """Those `differences` where its scores of the two answers differ by at most 1e-3."""
+    logit_difference: float
+    """Largest to the sealed logits of the probes, where attention_mask is 1."""
+
+    @property
+    def agreement(self) -> float:
+        """Share of questions with the same answer; a tie counts as the same."""
+        return 1 - (self.differences - self.ties) / self.questions
+
+
+@dataclass(frozen=True, kw_only=True)
 class Measurement:
     """What a verification measured, before any gate is applied."""
 
@@ -90,6 +111,10 @@ class Measurement:
     """batch, sequence and largest difference of each probe."""
     versions: Mapping[str, str]
     machine: Mapping[str, Any]
+    f1_difference_interval_999: tuple[float, float] | None = None
+    """As `f1_difference_interval`, at 99.9 %; None in evidence of qabuild 0.1.0."""
+    reference_check: ReferenceCheck | None = None
+    """None where the checkpoint was not available, and in evidence of qabuild 0.1.0."""
 
     @property
     def f1_retention(self) -> float:
@@ -106,6 +131,7 @@ class Measurement:
             stock = fields.pop("stock")
             fields["cross_check"] = {**stock, "speedup": stock.pop("times_stock")} if stock else None
         speed, cross_check = fields["speed"], fields["cross_check"]
+        interval_999, reference_check = fields.get("f1_difference_interval_999"), fields.get("reference_check")
         return cls(
             **{
                 **fields,
@@ -113,6 +139,8 @@ class Measurement:
                 "speed": Speed(**{**speed, "speedup_interval": tuple(speed["speedup_interval"])}) if speed else None,
                 "cross_check": CrossCheck(**cross_check) if cross_check else None,
                 "f1_difference_interval": tuple(fields["f1_difference_interval"]),
+                "f1_difference_interval_999": tuple(interval_999) if interval_999 else None,
+                "reference_check": ReferenceCheck(**reference_check) if reference_check else None,
             }
         )
 
@@ -152,6 +180,7 @@ class Verification:
     """Key of the plan's step that measured it; None outside a build."""
     other_versions: Mapping[str, str] = field(default_factory=dict)
     """Packages pinned by requirements.txt that were installed in another version: the pinned ones are not verified."""
+    format: int = FORMAT
 
     @property
     def failed_gates(self) -> list[Gate]:
@@ -164,11 +193,12 @@ class Verification:
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> Verification:
         gates = [Gate(**gate) for gate in document["gates"]]
-        return cls(**{**document, "gates": gates, "measurement": Measurement.from_dict(document["measurement"])})
+        measurement = Measurement.from_dict(document["measurement"])
+        return cls(**{"format": 1, **document, "gates": gates, "measurement": measurement})
 
 
 def evidence_of(artifact: Artifact) -> Verification | None:
-    """The artifact's evidence; None where it was never verified.
+    """The artifact's evidence as it is written; None where it was never verified. `validation` says if it holds.
 
     Raises UntrustedInput where the evidence is damaged or has another version.
     """

@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from qabuild.artifact import handler, sealed_reference
+from qabuild.artifact import handler, judge, sealed_reference
 from qabuild.artifact import manifest as artifacts
 from qabuild.artifact.evidence import Flip, Measurement, Speed
 from qabuild.artifact.manifest import Artifact
-from qabuild.evaluation import cross_check, judge
+from qabuild.evaluation import cross_check
 from qabuild.evaluation.verify import write_evidence
 from qabuild.models.backends import eager
 from qabuild.models.runtime import Runtime

@@ -7,10 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+from qabuild.artifact.evidence import Measurement
+from qabuild.artifact.manifest import Artifact
 from qabuild.builder.keys import Inputs, flat, key_or_unknown, package_inputs
 from qabuild.builder.steps.compile import Compile
 from qabuild.builder.steps.reference import Reference
 from qabuild.builder.steps.step import VERIFICATION, Context, Facts, Requirements
+from qabuild.builder.store.local import Entry
 from qabuild.evaluation import cross_check
 from qabuild.models.backends import BACKENDS, backend
 from qabuild.target.model import Target
@@ -54,4 +57,21 @@ class Verify:
         measurement = measure.measure(context.artifact, questions, baseline, context.reporter)
         document = json.dumps(measurement.to_dict(), ensure_ascii=False)
         (directory / MEASUREMENT).write_text(document, encoding="utf-8")
-        return {"files": {name: file.sha256 for name, file in context.artifact.manifest.files.items()}}
+        return {"files": _digests(context.artifact)}
+
+
+def is_of(entry: Entry, artifact: Artifact) -> bool:
+    """Whether a result of this step was measured on the artifact's very files.
+
+    The key says how the files came about; whether they are the very bytes that were measured, only the bytes say.
+    """
+    return bool(entry.record["files"] == _digests(artifact))
+
+
+def read(entry: Entry) -> Measurement:
+    """The measurement in a result of this step."""
+    return Measurement.from_dict(json.loads((entry.directory / MEASUREMENT).read_text(encoding="utf-8")))
+
+
+def _digests(artifact: Artifact) -> dict[str, str]:
+    return {name: file.sha256 for name, file in artifact.manifest.files.items()}
