@@ -78,8 +78,13 @@ def _problems(artifact: Artifact, evidence: Verification, judged: Verification) 
         yield f"it is evidence of '{evidence.artifact}'"
     if evidence.manifest != artifact.digest:
         yield f"it is evidence of another manifest, {evidence.manifest}"
-    yield from _questions(artifact, measurement)
+    questions = list(_questions(artifact, measurement))
+    yield from questions
+    if questions:  # then nothing else can be compared
+        return
     yield from _scores(measurement)
+    document = artifact.evidence or {}  # it states the retention, too, which is not read
+    yield from _equal("f1_retention", document["measurement"]["f1_retention"], measurement.f1_retention)
     yield from _flips(artifact, measurement)
     yield from _logits(artifact, measurement)
     yield from _speed(measurement)
