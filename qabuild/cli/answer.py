@@ -40,6 +40,7 @@ def answer(
     QUESTIONS is JSON Lines (id, question, context) or a SQuAD document (.json, .json.gz); "-" is standard input. The
     answers are JSON Lines, or SQuAD's predictions if OUTPUT ends in .json. Run again after an interruption, it resumes
     where it stopped. A row that cannot be answered is reported and does not end the run; the exit status is then 4.
+    Refuses an artifact that did not pass its verification.
     """
     from qabuild.artifact.load import find, load_model
     from qabuild.artifact.validation import unverified
