@@ -129,7 +129,8 @@ class Measurement:
         fields = {name: value for name, value in document.items() if name != "f1_retention"}
         if "stock" in fields:  # qabuild 0.1.0
             stock = fields.pop("stock")
-            fields["cross_check"] = {**stock, "speedup": stock.pop("times_stock")} if stock else None
+            renamed = {"speedup" if name == "times_stock" else name: value for name, value in (stock or {}).items()}
+            fields["cross_check"] = renamed or None
         speed, cross_check = fields["speed"], fields["cross_check"]
         interval_999, reference_check = fields.get("f1_difference_interval_999"), fields.get("reference_check")
         return cls(
