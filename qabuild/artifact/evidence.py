@@ -18,6 +18,9 @@ from qabuild.system.documents import OPEN, Count
 Asked = Annotated[int, Field(ge=1, le=2**53)]
 """A number of questions."""
 
+FORMAT = 2
+"""Format of verification.json; 1 was that of qabuild 0.1.0, which names none."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Flip:
@@ -83,6 +86,24 @@ class Machine(TypedDict, total=False):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReferenceCheck:
+    """The checkpoint, which answered again, compared with the sealed reference."""
+
+    questions: int
+    differences: int
+    """Questions that it answers differently now."""
+    ties: int
+    """Those `differences` where its scores of the two answers differ by at most 1e-3."""
+    logit_difference: float
+    """Largest to the sealed logits of the probes, where attention_mask is 1."""
+
+    @property
+    def agreement(self) -> float:
+        """Share of questions with the same answer; a tie counts as the same."""
+        return 1 - (self.differences - self.ties) / self.questions
+
+
+@dataclass(frozen=True, kw_only=True)
 class Measurement:
     """What a verification measured, before any gate is applied."""
 
@@ -115,6 +136,10 @@ class Measurement:
     """batch, sequence and largest difference of each probe."""
     versions: Mapping[str, str]
     machine: Machine
+    f1_difference_interval_999: tuple[float, float] | None = None
+    """As `f1_difference_interval`, at 99.9 %; None in evidence of qabuild 0.1.0."""
+    reference_check: ReferenceCheck | None = None
+    """None where the checkpoint was not available, and in evidence of qabuild 0.1.0."""
 
     @property
     def f1_retention(self) -> float:
@@ -177,6 +202,7 @@ class Verification:
     """Key of the plan's step that measured it; None outside a build."""
     other_versions: Mapping[str, str] = field(default_factory=dict)
     """Packages pinned by requirements.txt that were installed in another version: the pinned ones are not verified."""
+    format: int = FORMAT
 
     @property
     def failed_gates(self) -> list[Gate]:
@@ -191,11 +217,11 @@ class Verification:
         measurement = document.get("measurement")
         if not isinstance(measurement, dict):
             raise ValueError("it holds no measurement")
-        return documents.typed(cls, {**document, "measurement": Measurement.current(measurement)})
+        return documents.typed(cls, {"format": 1, **document, "measurement": Measurement.current(measurement)})
 
 
 def evidence_of(artifact: Artifact) -> Verification | None:
-    """The artifact's evidence; None where it was never verified.
+    """The artifact's evidence as it is written; None where it was never verified. `validation` says if it holds.
 
     Raises UntrustedInput where the evidence is damaged or has another version.
     """

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qabuild.artifact.manifest import Artifact, open_artifact
+from qabuild.artifact.validation import require_passed, unverified
 from qabuild.errors import BadTarget, QABuildError, UntrustedInput
 from qabuild.models.backends import backend
 from qabuild.system import hub, hub_files, native_code, packages
@@ -17,26 +19,36 @@ if TYPE_CHECKING:
 
 
 def load(
-    artifact: str | Path, *, revision: str | None = None, digest: str | None = None, allow_native: bool = False
+    artifact: str | Path,
+    *,
+    revision: str | None = None,
+    digest: str | None = None,
+    allow_native: bool = False,
+    allow_unverified: bool = False,
 ) -> QuestionAnsweringPipeline:
     """A question-answering pipeline over an artifact: a path, or a repository on the Hub (owner/name).
 
     Every file is checked against the manifest, and the manifest against `digest` where one is given, before anything
     is deserialised. `revision` is a branch, tag or commit on the Hub; the default is the main branch.
     `allow_native` loads native code that this user did not compile on this machine: it can do whatever you can.
-    Raises BadTarget, UntrustedInput or MissingEnvironment; QABuildError where the Hub fails.
+    `allow_unverified` loads, with a warning, an artifact that failed its verification or has no evidence that holds.
+    Raises BadTarget, VerificationFailed, UntrustedInput or MissingEnvironment; QABuildError where the Hub fails.
     """
     from qabuild.qa.pipeline import QuestionAnsweringPipeline
 
-    opened = find(artifact, revision=revision, digest=digest)
-    return QuestionAnsweringPipeline(*load_model(opened, allow_native=allow_native))
+    opened = find(artifact, revision=revision, digest=digest, allow_unverified=allow_unverified)
+    if allow_unverified and (reason := unverified(opened)):
+        warnings.warn(f"{reason}; loaded all the same", UserWarning, stacklevel=2)
+    return QuestionAnsweringPipeline(*load_model(opened, allow_native=allow_native, allow_unverified=allow_unverified))
 
 
-def find(source: str | Path, *, revision: str | None = None, digest: str | None = None) -> Artifact:
+def find(
+    source: str | Path, *, revision: str | None = None, digest: str | None = None, allow_unverified: bool = False
+) -> Artifact:
     """The artifact that `load` would load: downloaded if need be, and checked against its manifest.
 
     A local path of that name comes first; a name within an existing local folder, without a revision, is never looked
-    up on the Hub. Raises as `load` does.
+    up on the Hub. With `allow_unverified`, its evidence may name another manifest. Raises as `load` does.
     """
     is_local = Path(source).exists() or (revision is None and Path(source).parent.is_dir())
     if hub.is_path(source) or "/" not in str(source) or is_local:
@@ -44,8 +56,8 @@ def find(source: str | Path, *, revision: str | None = None, digest: str | None 
             raise BadTarget(
                 f"revision '{revision}' is given for {source}, which is not on the Hub", "leave out the revision"
             )
-        return open_artifact(Path(source), digest)
-    return open_artifact(_download(str(source), revision), digest, linked=True)
+        return open_artifact(Path(source), digest, any_evidence=allow_unverified)
+    return open_artifact(_download(str(source), revision), digest, linked=True, any_evidence=allow_unverified)
 
 
 def _download(repo_id: str, revision: str | None) -> Path:
@@ -53,14 +65,17 @@ def _download(repo_id: str, revision: str | None) -> Path:
     return hub_files.download(repo_id, hub.commit(repo_id, revision, "artifact"), "artifact", ["*"])
 
 
-def load_model(artifact: Artifact, *, allow_native: bool = False) -> tuple[Any, Any]:
+def load_model(artifact: Artifact, *, allow_native: bool = False, allow_unverified: bool = False) -> tuple[Any, Any]:
     """Model and tokenizer of an opened artifact, which was checked against its manifest.
 
     Raises MissingEnvironment where the device or a package is missing on this machine, UntrustedInput for native code
-    that this user did not compile on this machine, unless `allow_native`.
+    that this user did not compile on this machine, unless `allow_native`, VerificationFailed or UntrustedInput where
+    its evidence does not say that it passed, unless `allow_unverified`.
     """
     from qabuild.models.checkpoint.load import load_tokenizer
 
+    if not allow_unverified:
+        _refuse_unverified(artifact)
     module = backend(artifact.manifest.backend["name"])
     options, runtime = artifact.manifest.options, artifact.manifest.runtime
     if not allow_native:
@@ -89,6 +104,15 @@ def damage_explained(directory: Path) -> Iterator[None]:
             f"{directory}: its model cannot be used: {hub.first_line(error)}",
             "its files are damaged or do not belong together: build or fetch it again; -v shows where it came from",
         ) from error
+
+
+def _refuse_unverified(artifact: Artifact) -> None:
+    try:
+        require_passed(artifact)
+    except QABuildError as error:
+        allowed = "to load it all the same, pass --allow-unverified (qabuild.load: allow_unverified=True)"
+        error.hint = f"{error.hint}; {allowed}"
+        raise
 
 
 def _refuse_foreign_code(artifact: Artifact, names: Sequence[str]) -> None:

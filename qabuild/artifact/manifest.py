@@ -251,10 +251,13 @@ def write_unsealed(path: Path, content: bytes) -> None:
                 stage.rmdir()
 
 
-def open_artifact(directory: Path, digest: str | None = None, *, linked: bool = False) -> Artifact:
+def open_artifact(
+    directory: Path, digest: str | None = None, *, linked: bool = False, any_evidence: bool = False
+) -> Artifact:
     """Check every file against the manifest, and the manifest against `digest` where one is given.
 
-    Files may be `linked` in the Hub's cache, which links to the content it stores.
+    Files may be `linked` in the Hub's cache, which links to the content it stores. `any_evidence` opens it even if the
+    evidence names another manifest.
 
     Raises BadTarget where `directory` is not an artifact or `digest` not a SHA-256, UntrustedInput where a file was
     changed, removed or added, or a config makes transformers run code. Nothing of the artifact has been deserialised
@@ -274,7 +277,8 @@ def open_artifact(directory: Path, digest: str | None = None, *, linked: bool = 
     manifest = _parse_manifest(directory / MANIFEST, text)
     _compare(directory, manifest.files, linked)
     refuse_code(directory, manifest.files)
-    _refuse_other_evidence(directory, actual)
+    if not any_evidence:
+        _refuse_other_evidence(directory, actual)
     return Artifact(directory=directory, manifest=manifest, digest=actual)
 
 

@@ -9,23 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from qabuild.artifact import manifest as artifacts
-from qabuild.artifact.evidence import Measurement, Verification
+from qabuild.artifact.evidence import Verification
+from qabuild.artifact.judge import judge
 from qabuild.artifact.manifest import Artifact
 from qabuild.builder import plan as plans
 from qabuild.builder.facts import Derivation
 from qabuild.builder.keys import package_versions, step_key
 from qabuild.builder.plan import Plan, PlanStep
 from qabuild.builder.steps import of_stage
+from qabuild.builder.steps import verify as measured
 from qabuild.builder.steps.reference import score
 from qabuild.builder.steps.step import ARTIFACT, VERIFICATION, Context, Facts, Step, require_checkpoint
-from qabuild.builder.steps.verify import MEASUREMENT
 from qabuild.builder.store.local import Entry, Store, link_or_copy
-from qabuild.errors import UntrustedInput
-from qabuild.evaluation.judge import judge
 from qabuild.evaluation.verify import write_evidence
 from qabuild.models import calibration
 from qabuild.models.checkpoint.resolve import Checkpoint
-from qabuild.system import documents, files
 from qabuild.system.reporter import Reporter
 from qabuild.target.model import Target
 
@@ -83,13 +81,10 @@ class Execution:
         """Measure what was staged, or take a measurement of the very same files from the store, and judge it."""
         (step,) = of_stage(VERIFICATION)
         planned = plan.step(step.name)
-        files = {name: file.sha256 for name, file in artifact.manifest.files.items()}
-        # The key says how the files came about; whether they are the very bytes that were measured, only the bytes say.
-        if planned.key and (entry := self.store.find(planned.key)) and entry.record["files"] != files:
+        if planned.key and (entry := self.store.find(planned.key)) and not measured.is_of(entry, artifact):
             self.store.drop(planned.key)
-        measured = self._carry_out(step, planned, plan.target, plan.facts, {}, artifact)
-        measurement = _read_measurement(measured.directory / MEASUREMENT)
-        verification = judge(artifact, measurement, plan.target.verify.gates, planned.key)
+        entry = self._carry_out(step, planned, plan.target, plan.facts, {}, artifact)
+        verification = judge(artifact, measured.read(entry), plan.target.verify.gates, planned.key)
         write_evidence(verification, artifact.directory)
         return verification
 
@@ -165,13 +160,6 @@ class Execution:
     def _record_of(self, derivation: Derivation) -> Mapping[str, Any]:
         entry = self.store.find(derivation.key or "")
         return entry.record if entry else {}
-
-
-def _read_measurement(path: Path) -> Measurement:
-    try:
-        return Measurement.from_dict(documents.read_json(files.read(path)))
-    except ValueError as error:
-        raise UntrustedInput(f"{path}: damaged: {error}", "remove it: qabuild cache prune --older-than 0h") from None
 
 
 def _described(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -99,7 +99,11 @@ def build(
 @click.command()
 @artifact_folders
 @data_option
-@click.option("--checkpoint", metavar="SOURCE", help="The checkpoint that it was built from; adds the speedup.")
+@click.option(
+    "--checkpoint",
+    metavar="SOURCE",
+    help="The checkpoint that it was built from; checks the reference answers, and adds the speedup.",
+)
 @click.option("--digest", metavar="SHA256", help="Required SHA-256 of the manifest.")
 @native_option
 @offline_option

@@ -105,4 +105,9 @@ native_option = click.option(
 )
 
 
+unverified_option = click.option(
+    "--allow-unverified", is_flag=True, help="Load an artifact that failed its verification, or has no valid evidence."
+)
+
+
 offline_option = click.option("--offline", is_flag=True, help="Use only what is cached; fail if anything is missing.")

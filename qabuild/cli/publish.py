@@ -37,7 +37,8 @@ def publish(artifact: Path, repo: str | None, dataset: str | None, console: Cons
     """Push a verified ARTIFACT to the Hugging Face Hub in one commit, fetch it back, and check it.
 
     Refuses an artifact that is unverified, changed since its verification, or would replace anything but an earlier
-    build of its target. After a failure, run it again: it completes what is left.
+    build of its target. Verifies it again if it was not verified on this machine. After a failure, run it again: it
+    completes what is left.
     """
     from qabuild.publishing.publish import publish as publish_artifact
     from qabuild.target.read import absolute_source
@@ -63,7 +64,9 @@ def then_published(outcome: Outcome, built: Built, console: Console) -> Outcome:
 
     require_uninterrupted()
     try:
-        published = publish_artifact(built.directory, built.plan.target.publish.repo, reporter=console)
+        target = built.plan.target
+        dataset = str(target.verify.dataset)
+        published = publish_artifact(built.directory, target.publish.repo, dataset=dataset, reporter=console)
     except (QABuildError, OSError, MemoryError) as error:
         require_uninterrupted(error)
         return replace(outcome, error=to_qabuild_error(error))

@@ -48,7 +48,7 @@ def attempt_to(work: Callable[[], T], console: Console) -> T | QABuildError:
 
 
 def failure(verification: Verification | None, directory: Path) -> VerificationFailed | None:
-    from qabuild.evaluation.judge import explain_failure
+    from qabuild.artifact.judge import explain_failure
 
     if verification is None or verification.passed:
         return None

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import ceil
 from pathlib import Path
 from typing import Any, cast
 
-from qabuild.artifact import sealed_reference
-from qabuild.artifact.evidence import CrossCheck, Flip, Machine, Measurement, Speed
+from qabuild.artifact import measurements, sealed_reference
+from qabuild.artifact.evidence import CrossCheck, Flip, Machine, Measurement, ReferenceCheck, Speed
 from qabuild.artifact.load import damage_explained, load_model
 from qabuild.artifact.manifest import Artifact
-from qabuild.errors import BadTarget, UntrustedInput
+from qabuild.errors import BadTarget, MissingEnvironment, UntrustedInput
 from qabuild.evaluation import cross_check, reference
 from qabuild.evaluation.bootstrap import mean_interval, ratio_interval
 from qabuild.models.backends import backend
 from qabuild.qa import data, squad_metric
-from qabuild.qa.ask import Answered, Ask, answerer, chunks
+from qabuild.qa.ask import Answered, Ask, answerer, chunks, takes_part
 from qabuild.qa.data import DatasetRef, Question, QuestionSet
 from qabuild.system import machine, packages
 from qabuild.system.reporter import SILENT, Reporter
@@ -34,24 +33,30 @@ WARM_UP = 8  # questions that each contestant answers before the first round
 TIE = 1e-4  # score difference within which floating-point summation order may swap two answers
 
 
+REFERENCE_TIE = 1e-3  # the same on another machine or another release of transformers, for fp32
+
+
 def measure(
     artifact: Artifact,
     questions: QuestionSet,
     baseline: Any | None = None,
     reporter: Reporter = SILENT,
     *,
+    whole_reference: bool = False,
     allow_native: bool = False,
 ) -> Measurement:
     """Reload the artifact from disk, run every question, and compare the answers with the sealed reference.
 
-    `baseline` is the checkpoint's eager fp32 model on the artifact's device; without it, no speedup is measured.
+    `baseline` is the checkpoint's eager fp32 model on the artifact's device; without it, no speedup is measured, and
+    the reference is not checked. It answers the first `SPEED_QUESTIONS`, or all for a `whole_reference`. The
+    measurement is entered in the register of those made here.
     Raises MissingEnvironment if the artifact cannot be loaded on this machine, UntrustedInput if `questions` are not
     those of the sealed reference, or for native code that is not this machine's, unless `allow_native`.
     """
     sealed = artifact.reference
     require_same_questions(questions, sealed)
     manifest = artifact.manifest
-    model, tokenizer = load_model(artifact, allow_native=allow_native)
+    model, tokenizer = load_model(artifact, allow_native=allow_native, allow_unverified=True)
     squad_v2 = questions.has_unanswerable
     contestants: dict[str, Ask] = {ARTIFACT: answerer(model, tokenizer, squad_v2=squad_v2)}
     if baseline is not None:
@@ -62,13 +67,14 @@ def measure(
     )
     if share:
         contestants[SECOND] = second
+    asked = len(questions) if whole_reference else SPEED_QUESTIONS
     with damage_explained(artifact.directory):
-        rounds = _run_rounds(contestants, questions.questions, share, reporter)
+        rounds = _run_rounds(contestants, questions.questions, share, asked, reporter)
         checked = _cross_check([turns for turns in rounds if SECOND in turns], second, questions, model, tokenizer)
         compared_logits = _compare_logits(artifact.directory, model, tokenizer, questions, sealed)
     answers = _answers_by(ARTIFACT, rounds)
     reporter.say(_describe(checked))
-    return Measurement(
+    measurement = Measurement(
         data=sealed.data,
         questions=len(questions),
         **_compare_answers(questions.questions, answers, sealed.answers),
@@ -78,7 +84,17 @@ def measure(
         **compared_logits,
         versions=packages.versions({*cross_check.PACKAGES, *backend(manifest.backend["name"]).PACKAGES}),
         machine=cast(Machine, machine.describe()),
+        reference_check=_check_reference(rounds, baseline, tokenizer, questions, artifact),
     )
+    _register(artifact, measurement, reporter)
+    return measurement
+
+
+def _register(artifact: Artifact, measurement: Measurement, reporter: Reporter) -> None:
+    try:
+        measurements.register(artifact, measurement)
+    except MissingEnvironment as error:  # the measurement is as good; only `publish` will make it anew
+        reporter.say(f"{error.message}; {error.hint}")
 
 
 def require_same_questions(questions: QuestionSet, sealed: sealed_reference.Reference) -> None:
@@ -96,9 +112,9 @@ Round = Mapping[str, Answered]
 
 
 def _run_rounds(
-    contestants: Mapping[str, Ask], questions: Sequence[Question], share: float, reporter: Reporter
+    contestants: Mapping[str, Ask], questions: Sequence[Question], share: float, asked: int, reporter: Reporter
 ) -> list[Round]:
-    """Run every question on the artifact, and in some rounds on the other contestants, too.
+    """Run every question on the artifact, `asked` of them on the checkpoint, and a `share` on the second pipeline.
 
     The order rotates, so that a change in the machine's speed affects all alike.
     """
@@ -109,12 +125,12 @@ def _run_rounds(
     done = 0
     with reporter.progress("artifact answers", len(questions)) as advance:
         for number, batch in enumerate(batches):
-            takes_part = {
+            asks = {
                 ARTIFACT: True,
-                CHECKPOINT: done < SPEED_QUESTIONS,
-                SECOND: ceil((number + 1) * share) > ceil(number * share),
+                CHECKPOINT: done < asked,
+                SECOND: takes_part(number, share),
             }
-            names = [name for name in contestants if takes_part[name]]
+            names = [name for name in contestants if asks[name]]
             first = number % len(names)
             rounds.append({name: contestants[name](batch) for name in names[first:] + names[:first]})
             done += len(batch)
@@ -179,8 +195,9 @@ def _ties(
     squad_v2: bool,
     model: Any,
     tokenizer: Any,
+    tie: float = TIE,
 ) -> int:
-    """Number of questions whose two answers have scores within `TIE` of each other, in qabuild's pipeline."""
+    """Number of questions whose two answers have scores within `tie` of each other, in qabuild's pipeline."""
     from qabuild.qa.pipeline import QuestionAnsweringPipeline
 
     pipeline = QuestionAnsweringPipeline(model, tokenizer, top_k=5, handle_impossible_answer=squad_v2)
@@ -190,8 +207,30 @@ def _ties(
         ranked = result if isinstance(result, list) else [result]  # a single answer is not in a list
         scores = {answer["answer"]: answer["score"] for answer in ranked}
         own, other = scores.get(answers[question.id]), scores.get(others[question.id])
-        ties += own is not None and other is not None and abs(own - other) <= TIE
+        ties += own is not None and other is not None and abs(own - other) <= tie
     return ties
+
+
+def _check_reference(
+    rounds: Sequence[Round], baseline: Any | None, tokenizer: Any, questions: QuestionSet, artifact: Artifact
+) -> ReferenceCheck | None:
+    """Compare the checkpoint's answers and logits with the sealed ones."""
+    if baseline is None:
+        return None
+    answers = _answers_by(CHECKPOINT, [turns for turns in rounds if CHECKPOINT in turns])
+    sealed = artifact.reference.answers
+    differing = [q for q in questions.questions if q.id in answers and answers[q.id] != sealed[q.id]]
+    largest = 0.0
+    for probe in sealed_reference.read_probes(artifact.directory / sealed_reference.FOLDER):
+        expected = probe.pop("start_logits"), probe.pop("end_logits")
+        actual = reference.logits(baseline, probe)
+        largest = max(largest, _logit_difference(actual, expected, probe["attention_mask"] == 1))
+    return ReferenceCheck(
+        questions=len(answers),
+        differences=len(differing),
+        ties=_ties(differing, answers, sealed, questions.has_unanswerable, baseline, tokenizer, REFERENCE_TIE),
+        logit_difference=largest,
+    )
 
 
 def _compare_answers(
@@ -220,6 +259,7 @@ def _compare_answers(
         "f1": artifact.f1,
         "f1_difference": artifact.f1 - checkpoint.f1,
         "f1_difference_interval": mean_interval(differences),
+        "f1_difference_interval_999": mean_interval(differences, 0.999),
         "agreement": 1 - len(flips) / len(questions),
         "flips": sorted(flips, key=lambda flip: flip.f1_difference),
     }
@@ -240,14 +280,19 @@ def _compare_logits(
         unpadded = probe["attention_mask"] == 1
         actual = reference.logits(model, probe)
         finite &= all(bool(logits[unpadded].isfinite().all()) for logits in actual)
-        difference = max(
-            float((logits - reference_logits)[unpadded].abs().nan_to_num(nan=3e38, posinf=3e38).max())
-            for logits, reference_logits in zip(actual, expected, strict=True)
-        )
+        difference = _logit_difference(actual, expected, unpadded)
         largest = max(largest, difference)
         batch, sequence = probe["input_ids"].shape
         probes.append({"batch": batch, "sequence": sequence, "logit_difference": difference})
     return {"same_tokens": same_tokens, "finite_logits": finite, "logit_difference": largest, "probes": probes}
+
+
+def _logit_difference(actual: Sequence[Any], expected: Sequence[Any], unpadded: Any) -> float:
+    """Largest difference of start and end logits where `unpadded`; 3e38 for NaN and infinity, which JSON has not."""
+    return max(
+        float((logits - reference_logits)[unpadded].abs().nan_to_num(nan=3e38, posinf=3e38).max())
+        for logits, reference_logits in zip(actual, expected, strict=True)
+    )
 
 
 def load_questions(artifact: Artifact, source: str | None = None, *, offline: bool = False) -> QuestionSet:

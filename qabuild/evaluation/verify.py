@@ -13,9 +13,9 @@ from typing import Any
 
 from qabuild.artifact import manifest as artifacts
 from qabuild.artifact.evidence import Verification
+from qabuild.artifact.judge import judge
 from qabuild.artifact.manifest import Artifact
 from qabuild.errors import BadTarget, UntrustedInput
-from qabuild.evaluation.judge import judge
 from qabuild.evaluation.measure import load_questions, measure
 from qabuild.system.reporter import SILENT, Reporter
 
@@ -33,8 +33,9 @@ def verify(
     """Verify the artifact at `path` again, and write the evidence beside its manifest.
 
     `dataset` names the source of the questions if it is not the one that the artifact names: a SQuAD-layout file, a
-    Hub id or 'sample'. `checkpoint`, a path or Hub id of the checkpoint it was built from, adds the speedup. `digest`
-    pins the manifest. `allow_native` is that of `qabuild.load`. Raises BadTarget, UntrustedInput or MissingEnvironment.
+    Hub id or 'sample'. `checkpoint`, a path or Hub id of the checkpoint it was built from, answers all questions, too:
+    this checks the reference answers, and adds the speedup. `digest` pins the manifest. `allow_native` is that of
+    `qabuild.load`. Raises BadTarget, UntrustedInput or MissingEnvironment.
     An artifact that fails its gates raises nothing: `passed` of the Verification is false.
     """
     artifact = artifacts.open_artifact(Path(path), digest)
@@ -42,11 +43,12 @@ def verify(
     if gates.min_speedup is not None and checkpoint is None:
         raise BadTarget(
             f"{path}: its gate min_speedup needs the checkpoint",
-            f"give it with --checkpoint ({artifact.manifest.checkpoint['name']})",
+            f"give it: qabuild verify {path} --checkpoint {artifact.manifest.checkpoint['name']}",
         )
     questions = load_questions(artifact, dataset, offline=offline)
     baseline = _load_baseline(artifact, checkpoint, offline) if checkpoint else None
-    verification = judge(artifact, measure(artifact, questions, baseline, reporter, allow_native=allow_native), gates)
+    measurement = measure(artifact, questions, baseline, reporter, whole_reference=True, allow_native=allow_native)
+    verification = judge(artifact, measurement, gates)
     try:
         write_evidence(verification, artifact.directory)
     except OSError as error:

@@ -65,8 +65,9 @@ def publish(
     """Push the artifact at `path` to `repo`, or to where its target says, as one commit; then download and check it.
 
     `revision` is the branch to commit to; `create_pr` opens a pull request against it instead. `tag` tags the commit.
-    `dry_run` only lists the changes. `verify_remote` runs the questions on the download again; `dataset` is where they
-    are, as for `qabuild.verify`.
+    `dry_run` only lists the changes. `verify_remote` runs the questions on the download again. An artifact
+    that was not measured on this machine is verified again before it is sent. For both, `dataset` is where the
+    questions are, as for `qabuild.verify`.
 
     Raises BadTarget, VerificationFailed or UntrustedInput for an artifact that must not be published or a repository
     that holds something else, MissingEnvironment without a token that may write, QABuildError where the Hub fails.
@@ -79,6 +80,7 @@ def publish(
     _require_within_limits(artifact)
     with _with_hub_state(lambda: f"nothing was published: {repo} is as it was"):
         api = with_retries(log_in, repo, reporter)
+        evidence = preconditions.require_measured_here(artifact, evidence, dataset, dry_run=dry_run, reporter=reporter)
     push = Push(api, artifact, evidence, repo, private=private, revision=revision, create_pr=create_pr, tag=tag)
     verification = None
     with _with_hub_state(push.state):

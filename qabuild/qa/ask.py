@@ -5,11 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from math import ceil
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from qabuild.qa.data import Question
 
+
+T = TypeVar("T")
 
 PACKAGES = ("transformers", "tokenizers", "torch")
 """Distributions that, beside the model, determine a pipeline's answers."""
@@ -52,6 +55,11 @@ def answerer(model: Any, tokenizer: Any, *, squad_v2: bool) -> Ask:
     return ask
 
 
-def chunks(questions: Sequence[Question]) -> list[Sequence[Question]]:
-    """The questions in order, `CHUNK` at a time."""
+def chunks(questions: Sequence[T]) -> list[Sequence[T]]:
+    """The questions, or their ids, in order, `CHUNK` at a time."""
     return [questions[start : start + CHUNK] for start in range(0, len(questions), CHUNK)]
+
+
+def takes_part(number: int, share: float) -> bool:
+    """Whether the chunk `number`, from 0, is one of a share of all chunks, 0 to 1, spread evenly over them."""
+    return ceil((number + 1) * share) > ceil(number * share)

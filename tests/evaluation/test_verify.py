@@ -21,13 +21,13 @@ import qabuild
 from qabuild.artifact import manifest as artifacts
 from qabuild.artifact import sealed_reference
 from qabuild.artifact.evidence import Verification
+from qabuild.artifact.judge import explain_failure, judge
 from qabuild.artifact.manifest import Artifact, open_artifact, seal
 from qabuild.builder.store.local import Store
 from qabuild.errors import BadTarget, UntrustedInput
 from qabuild.evaluation import cross_check, measure
 from qabuild.evaluation import verify as verify_module
 from qabuild.evaluation.bootstrap import mean_interval
-from qabuild.evaluation.judge import explain_failure, judge
 from qabuild.evaluation.verify import verify
 from qabuild.models.checkpoint.load import load_model, load_tokenizer
 from qabuild.models.checkpoint.resolve import resolve

@@ -211,7 +211,7 @@ def replace_evidence(artifact: Path, **fields: Any) -> None:
 
 
 def forge_evidence(artifact: Path) -> None:
-    replace_evidence(artifact, f1=1.0)
+    replace_evidence(artifact, **proven.FAILED)
     path = artifact / "verification.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "passed": True}))
 
@@ -230,8 +230,8 @@ def remove_handler(artifact: Path) -> None:
 
 UNVERIFIED: dict[str, tuple[Callable[[Path], object], int, str]] = {
     "unverified": (lambda a: (a / "verification.json").unlink(), 1, "not verified"),
-    "failed": (lambda a: replace_evidence(a, f1=1.0), 1, "min_f1_retention"),
-    "failed, with evidence that claims a pass": (forge_evidence, 1, "min_f1_retention"),
+    "failed": (lambda a: replace_evidence(a, **proven.FAILED), 1, "min_f1_retention"),
+    "failed, with evidence that claims a pass": (forge_evidence, 4, "passed is True, and its gates say otherwise"),
     "changed since": (lambda a: (a / "config.json").write_text("{}"), 4, "config.json: 2 bytes instead of"),
     "changed and resealed": (reseal, 4, "changed since it was verified"),
     "other data": (lambda a: replace_evidence(a, data={**proven.DATA, "fingerprint": "0" * 64}), 4, "other questions"),
@@ -260,7 +260,7 @@ def test_an_artifact_that_its_evidence_does_not_verify_is_refused(tmp_path, no_h
 
 def test_the_command_exits_with_the_status_of_the_failure(workspace):
     artifact = workspace.artifact()
-    replace_evidence(artifact, f1=1.0)
+    replace_evidence(artifact, **proven.FAILED)
     assert "verification failed" in workspace.publish(artifact, status=1)
     assert not workspace.hub.requests
 

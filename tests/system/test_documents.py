@@ -169,14 +169,6 @@ def test_a_sealed_reference_is_read_or_refused(tmp_path, data):
 RECORDS: list[tuple[Any, dict[str, Any]]] = [
     (Program, {"inputs": ["input_ids"], "refused": [], "device": "cpu", "traced_shape": [1, 2]}),
     (Exported, {"inputs": ["input_ids"], "refused": [], "device": "cpu", "instructions": ["avx2"]}),
-    (
-        {
-            "dtype": "float32",
-            "replace_with_kernel_inject": False,
-            "tensor_parallel": {"tp_size": 1},
-            "keep_module_on_host": True,
-        },
-    ),
 ]
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from qabuild.artifact.evidence import Gate
+from qabuild.artifact.judge import at_least, must_be
 from qabuild.evaluation.compare.accuracy import Gold, ScoredAnswers, answers_by_id
 from qabuild.evaluation.compare.contestants import Contestant
 from qabuild.evaluation.compare.rounds import Run
-from qabuild.evaluation.judge import at_least, must_be
 from qabuild.qa import squad_metric
 from qabuild.system import machine, packages
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qabuild.artifact.evidence import Verification, evidence_of
+from qabuild.artifact.evidence import Verification
 from qabuild.artifact.manifest import Artifact, open_artifact
 from qabuild.artifact.sealed_reference import Reference
+from qabuild.artifact.validation import judged_evidence
 from qabuild.errors import BadTarget, MissingEnvironment, QABuildError, UntrustedInput
 from qabuild.evaluation import measure
 from qabuild.evaluation.compare.result import Failure
@@ -115,7 +116,7 @@ def _unique_names(folders: Sequence[Path]) -> list[str]:
 
 def _open(name: str, folder: Path, dataset: str | None) -> Contestant:
     artifact = open_artifact(folder)
-    verification = evidence_of(artifact)
+    verification = judged_evidence(artifact)
     if verification is None:
         raise BadTarget(f"{folder}: not verified", f"verify it first: qabuild verify {folder}")
     sealed = artifact.reference

@@ -458,12 +458,19 @@ def test_verified_answers_are_the_reference_answers_with_the_flips_applied(build
 
 
 def test_an_artifact_that_fails_the_audit_is_marked_and_the_exit_status_is_1(build, tmp_path, capfd):
-    def claim(evidence: Any) -> None:
-        first = next(iter(open_contestants([build("eager")], Path())[0][0].reference.answers))
-        flip = {"id": first, "question": "", "checkpoint": "", "artifact": "else", "gold": [], "f1_difference": 0.0}
-        evidence["measurement"]["flips"] = [flip]
+    original = open_artifact(build("eager"))
+    verify = original.manifest.verify
 
-    tampered = resealed(build("eager"), tmp_path / "tampered", claim)
+    def claim(evidence: Any) -> None:
+        id, text = next(iter(original.reference.answers.items()))
+        flip = {"id": id, "question": "", "checkpoint": text, "artifact": "else", "gold": [], "f1_difference": 0.0}
+        evidence["measurement"] |= {"flips": [flip], "agreement": 39 / 40}
+        for gate in evidence["gates"]:
+            if gate["name"] == "min_agreement":
+                gate |= {"limit": 0.9, "value": 39 / 40}
+
+    gates = {"verify": {**verify, "gates": {**verify["gates"], "min_agreement": 0.9}}}
+    tampered = resealed(original.directory, tmp_path / "tampered", claim, **gates)
     status, out, err = command(capfd, "compare", tampered, "--format", "csv")
     assert status == 1
     (row,) = csv.DictReader(io.StringIO(out))

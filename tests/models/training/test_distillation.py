@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 
+from qabuild.artifact.judge import explain_failure
 from qabuild.builder import plan as planning
 from qabuild.builder import preview as previewing
 from qabuild.builder.build import build, train
 from qabuild.builder.plan import Plan
 from qabuild.builder.store.local import Store
 from qabuild.errors import BadTarget
-from qabuild.evaluation.judge import explain_failure
 from qabuild.models.checkpoint.resolve import resolve
 from qabuild.target.lineage import Derived, derivations
 from qabuild.target.read import load

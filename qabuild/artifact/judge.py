@@ -11,6 +11,15 @@ from qabuild.artifact.evidence import CrossCheck, Gate, Measurement, Verificatio
 from qabuild.artifact.manifest import Artifact
 from qabuild.target.gates import Gates
 
+MOST_F1_GAIN = 1.0
+"""Points of F1 that an artifact may gain on its checkpoint, at 99.9 % confidence.
+
+No artifact surpasses its checkpoint by much. One that seems to is compared with answers that are not the checkpoint's.
+"""
+
+MOST_REFERENCE_LOGIT_DIFFERENCE = 1e-3
+"""Of the checkpoint's logits to its sealed ones: that of fp32 in `GATES_BY_DTYPE`, for another machine or release."""
+
 LOWEST_CROSS_CHECK = 0.9
 """Minimum agreement of two pipelines for a dtype without a `min_agreement`: int8, whose scales depend on the batch."""
 
@@ -25,6 +34,7 @@ def judge(artifact: Artifact, measurement: Measurement, gates: Gates, key: str |
     results = [
         *must_be("same_tokens", True, measurement.same_tokens),
         *must_be("finite_logits", True, measurement.finite_logits),
+        *_reference_gates(measurement),
         *at_least("min_f1_retention", limits.min_f1_retention, measurement.f1_retention),
         *at_least("min_agreement", limits.min_agreement, measurement.agreement),
         *at_most("max_logit_difference", limits.max_logit_difference, measurement.logit_difference),
@@ -46,6 +56,19 @@ def judge(artifact: Artifact, measurement: Measurement, gates: Gates, key: str |
             artifact.manifest.backend["name"], artifact.manifest.versions, measurement.versions
         ),
     )
+
+
+def _reference_gates(measurement: Measurement) -> list[Gate]:
+    """Gates on the sealed reference itself: it must be plausible, and be what the checkpoint answers if it was asked.
+
+    None on what evidence of qabuild 0.1.0 does not hold.
+    """
+    interval, check = measurement.f1_difference_interval_999, measurement.reference_check
+    gates = [] if interval is None else at_most("plausible_reference", MOST_F1_GAIN, interval[0])
+    if check is not None:
+        gates += at_least("same_reference", 1.0, check.agreement)
+        gates += at_most("same_reference_logits", MOST_REFERENCE_LOGIT_DIFFERENCE, check.logit_difference)
+    return gates
 
 
 def _cross_check_gate(artifact: Artifact, checked: CrossCheck | None, limits: Gates) -> list[Gate]:
