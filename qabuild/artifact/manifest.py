@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from qabuild.artifact import FOLDER as FOLDER
-from qabuild.artifact import sealed_reference
+from qabuild.artifact import handler, sealed_reference
 from qabuild.artifact.sealed_reference import Reference
 from qabuild.errors import BadTarget, UntrustedInput
 from qabuild.models.backends import backend
@@ -184,7 +184,7 @@ def open_artifact(directory: Path, digest: str | None = None, *, linked: bool = 
     Files may be `linked` in the Hub's cache, which links to the content it stores.
 
     Raises BadTarget where `directory` is not an artifact or `digest` not a SHA-256, UntrustedInput where a file was
-    changed, removed or added. Nothing of the artifact has been deserialised when this returns.
+    changed, removed or added, or where the handler is none that qabuild writes. Nothing of the artifact has been deserialised when this returns.
     """
     if digest is not None and not re.fullmatch("[0-9a-fA-F]{64}", digest):
         raise BadTarget(
@@ -199,6 +199,7 @@ def open_artifact(directory: Path, digest: str | None = None, *, linked: bool = 
         )
     manifest = _parse_manifest(directory / MANIFEST, text)
     _compare(directory, manifest.files, linked)
+    _refuse_changed_handler(directory, manifest)
     _refuse_other_evidence(directory, actual)
     return Artifact(directory=directory, manifest=manifest, digest=actual)
 
@@ -265,6 +266,11 @@ def _refuse_other_evidence(directory: Path, digest: str) -> None:
                 f"names {evidence['manifest']}",
                 f"build or fetch it again; or, if you trust the files, remove {EVIDENCE} and verify it",
             )
+
+
+def _refuse_changed_handler(directory: Path, manifest: Manifest) -> None:
+    """A digest shows that the handler is the one that was sealed; only qabuild shows that it is qabuild's."""
+    handler.refuse_changed(directory, manifest.files, manifest.options, manifest.runtime, manifest.versions)
 
 
 def _compare(directory: Path, files: Mapping[str, SealedFile], linked: bool) -> None:
