@@ -121,8 +121,8 @@ def refuse_changed(
     for file in accepted.keys() & set(names):
         if files.sha256(directory / file) not in accepted[file]:
             raise UntrustedInput(
-                f"{directory / file}: not what qabuild writes for the backend and the versions that the manifest names",
-                "it was changed, or a newer qabuild wrote it: fetch the artifact from whom you trust, or build it again",
+                f"{directory / file}: not what qabuild writes for backend and versions of the manifest",
+                "it was changed, or is of a newer qabuild: build the artifact again, or fetch it from whom you trust",
             )
 
 

@@ -184,7 +184,8 @@ def open_artifact(directory: Path, digest: str | None = None, *, linked: bool = 
     Files may be `linked` in the Hub's cache, which links to the content it stores.
 
     Raises BadTarget where `directory` is not an artifact or `digest` not a SHA-256, UntrustedInput where a file was
-    changed, removed or added, or where the handler is none that qabuild writes. Nothing of the artifact has been deserialised when this returns.
+    changed, removed or added, or where the handler is none that qabuild writes. Nothing of the artifact has been
+    deserialised when this returns.
     """
     if digest is not None and not re.fullmatch("[0-9a-fA-F]{64}", digest):
         raise BadTarget(

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from qabuild.artifact import handler
+from typing import TYPE_CHECKING
+
+from qabuild.artifact import disclosure, handler
 from qabuild.artifact.evidence import Verification, evidence_of
 from qabuild.artifact.manifest import Artifact
 from qabuild.errors import BadTarget, UntrustedInput, VerificationFailed
 from qabuild.evaluation import judge, measure
 from qabuild.evaluation.judge import explain_failure
+from qabuild.publishing import repository
+from qabuild.system.hub_retry import with_retries
 from qabuild.system.reporter import Reporter
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
 
 __all__ = ["explain_failure", "remeasure", "require_verified"]
 
@@ -36,6 +43,21 @@ def require_verified(artifact: Artifact) -> Verification:
             f"verify it where {handler.REQUIREMENTS} is installed, or rebuild it here",
         )
     return verification
+
+
+def require_public_data(api: HfApi, artifact: Artifact, reporter: Reporter) -> None:
+    """Raise BadTarget where the artifact shows texts of a data set that not everyone can read, unless its target says
+    so."""
+    data = artifact.reference.data
+    if data["file"] or not data["revision"] or disclosure.shown(data) != disclosure.FULL:
+        return
+    if artifact.manifest.publish.get("data") is None and (
+        with_retries(lambda: repository.is_public(api, data["dataset"]), data["dataset"], reporter) is False
+    ):
+        raise BadTarget(
+            f"{artifact.directory}: shows texts of {data['dataset']}, which is not public",
+            "set publish.data = 'ids' or 'none' in its target and build it again; or 'full', if all may see them",
+        )
 
 
 def remeasure(artifact: Artifact, dataset: str | None, reporter: Reporter) -> Verification:

@@ -19,6 +19,7 @@ def load(directory: Path, config: Any, provider: Provider) -> Any:
     """Load the graph in `directory` on exactly this provider. Raises MissingEnvironment if it does not start."""
     import onnxruntime
 
+    onnxruntime.disable_telemetry_events()  # it may have been imported before qabuild, see system/telemetry.py
     target = device(Runtime(device=DEVICE[provider]))
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 3  # with CUDA, every session would warn of nodes that stay on the CPU
