@@ -102,7 +102,7 @@ def publish(
         api = with_retries(log_in, repo, reporter)
         preconditions.require_public_data(api, artifact, reporter)
     push = Push(api, artifact, evidence, repo, private=private, revision=revision, create_pr=create_pr, tag=tag)
-    if not dry_run:
+    if artifact.reference.data["file"] and not dry_run:
         reporter.say(f"{repo}: shown {data}")
     verification = None
     with _with_hub_state(push.state):
