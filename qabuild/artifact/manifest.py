@@ -77,7 +77,7 @@ class Manifest:
     stages: Sequence[Mapping[str, Any]] | None = None
     """Records of the other stages applied to the checkpoint, in order; None without such stages."""
 
-    @cached_property
+    @property
     def options(self) -> Any:
         """The options of the backend that compiled it, parsed from `backend`."""
         return _parse_table(backend(self.backend["name"]).Options, self.backend, "backend")
