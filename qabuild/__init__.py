@@ -4,7 +4,8 @@
     verification = qabuild.verify("artifacts/quickstart")
     answer = qabuild.load("artifacts/quickstart")
 
-Importing this package imports nothing heavy; each function imports what it needs when it is called.
+Importing this package imports nothing heavy; each function imports what it needs when it is called. It switches off the
+telemetry of the libraries that they import.
 """
 
 from __future__ import annotations
@@ -12,7 +13,10 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from qabuild.system import telemetry
 from qabuild.system.version import VERSION
+
+telemetry.switch_off()
 
 __version__ = VERSION
 

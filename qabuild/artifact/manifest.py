@@ -22,7 +22,7 @@ from pydantic import Field, ValidationError, with_config
 from typing_extensions import TypedDict
 
 from qabuild.artifact import FOLDER as FOLDER
-from qabuild.artifact import sealed_reference
+from qabuild.artifact import handler, sealed_reference
 from qabuild.artifact.sealed_reference import Reference
 from qabuild.errors import BadTarget, UntrustedInput
 from qabuild.models.backends import backend
@@ -145,7 +145,7 @@ class Manifest:
     stages: Sequence[Mapping[str, Any]] | None = None
     """Records of the other stages applied to the checkpoint, in order; None without such stages."""
 
-    @cached_property
+    @property
     def options(self) -> Any:
         """The options of the backend that compiled it, parsed from `backend`."""
         return _parse_table(backend(self.backend["name"]).Options, self.backend, "backend")
@@ -260,8 +260,8 @@ def open_artifact(
     evidence names another manifest.
 
     Raises BadTarget where `directory` is not an artifact or `digest` not a SHA-256, UntrustedInput where a file was
-    changed, removed or added, or a config makes transformers run code. Nothing of the artifact has been deserialised
-    when this returns.
+    changed, removed or added, a config makes transformers run code, or the handler is none that qabuild writes. Nothing
+    of the artifact has been deserialised when this returns.
     """
     if digest is not None and not re.fullmatch("[0-9a-fA-F]{64}", digest):
         raise BadTarget(
@@ -277,6 +277,7 @@ def open_artifact(
     manifest = _parse_manifest(directory / MANIFEST, text)
     _compare(directory, manifest.files, linked)
     refuse_code(directory, manifest.files)
+    _refuse_changed_handler(directory, manifest)
     if not any_evidence:
         _refuse_other_evidence(directory, actual)
     return Artifact(directory=directory, manifest=manifest, digest=actual)
@@ -352,6 +353,11 @@ def _refuse_other_evidence(directory: Path, digest: str) -> None:
                 f"names {evidence['manifest']}",
                 f"build or fetch it again; or, if you trust the files, remove {EVIDENCE} and verify it",
             )
+
+
+def _refuse_changed_handler(directory: Path, manifest: Manifest) -> None:
+    """A digest shows that the handler is the one that was sealed; only qabuild shows that it is qabuild's."""
+    handler.refuse_changed(directory, manifest.files, manifest.options, manifest.runtime, manifest.versions)
 
 
 def _compare(directory: Path, files: Mapping[str, SealedFile], linked: bool) -> None:

@@ -29,7 +29,11 @@ if TYPE_CHECKING:
 @click.option("--revision", default="main", show_default=True, metavar="BRANCH", help="Branch to push to.")
 @click.option("--create-pr", is_flag=True, help="Open a pull request instead of committing to the branch.")
 @click.option("--tag", metavar="NAME", help="Tag the commit, as in --tag v1.")
-@click.option("--dry-run", is_flag=True, help="List the files that would be pushed, and their sizes; push nothing.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="List the files that would be pushed, their sizes, and what they show of the questions; push nothing.",
+)
 @click.option("--verify-remote", is_flag=True, help="Run the verification on the fetched copy, too.")
 @data_option
 @common
@@ -76,4 +80,8 @@ def then_published(outcome: Outcome, built: Built, console: Console) -> Outcome:
 def _show_published(published: Published) -> None:
     if published.commit is None or published.changed:
         table(["file", "", "size"], [[c.name, c.does, size_of(c.size)] for c in published.changes])
+    if published.commit is None:
+        emit(f"shown {published.data}")
     emit(describe_published(published))
+    if published.unchecked:
+        emit(f"{published.repo}: not compared with the Hub: {published.unchecked}")

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from qabuild.artifact import measurements, sealed_reference
+from qabuild.artifact import disclosure, measurements, sealed_reference
 from qabuild.artifact.evidence import CrossCheck, Flip, Machine, Measurement, ReferenceCheck, Speed
 from qabuild.artifact.load import damage_explained, load_model
 from qabuild.artifact.manifest import Artifact
@@ -77,7 +77,7 @@ def measure(
     measurement = Measurement(
         data=sealed.data,
         questions=len(questions),
-        **_compare_answers(questions.questions, answers, sealed.answers),
+        **_compare_answers(questions, answers, sealed),
         samples_per_second=len(questions) / sum(turns[ARTIFACT].seconds for turns in rounds),
         speed=_speed([turns for turns in rounds if CHECKPOINT in turns]),
         cross_check=checked,
@@ -234,9 +234,10 @@ def _check_reference(
 
 
 def _compare_answers(
-    questions: Sequence[Question], answers: Mapping[str, str], expected: Mapping[str, str]
+    questions: QuestionSet, answers: Mapping[str, str], sealed: sealed_reference.Reference
 ) -> dict[str, Any]:
-    gold = {question.id: question.answers for question in questions}
+    expected = disclosure.reveal_answers(sealed, questions)
+    gold = {question.id: question.answers for question in questions.questions}
     artifact, checkpoint = squad_metric.score(answers, gold), squad_metric.score(expected, gold)
     artifact_scores, checkpoint_scores = (squad_metric.score_each(texts, gold) for texts in (answers, expected))
     differences = [artifact_scores[name].f1 - checkpoint_scores[name].f1 for name in gold]
@@ -249,7 +250,7 @@ def _compare_answers(
             gold=question.answers,
             f1_difference=difference,
         )
-        for question, difference in zip(questions, differences, strict=True)
+        for question, difference in zip(questions.questions, differences, strict=True)
         if answers[question.id] != expected[question.id]
     ]
     return {
@@ -261,22 +262,23 @@ def _compare_answers(
         "f1_difference_interval": mean_interval(differences),
         "f1_difference_interval_999": mean_interval(differences, 0.999),
         "agreement": 1 - len(flips) / len(questions),
-        "flips": sorted(flips, key=lambda flip: flip.f1_difference),
+        "flips": disclosure.hide_flips(sorted(flips, key=lambda flip: flip.f1_difference), sealed.data, questions),
     }
 
 
 def _compare_logits(
     directory: Path, model: Any, tokenizer: Any, questions: QuestionSet, sealed: sealed_reference.Reference
 ) -> dict[str, Any]:
-    import torch
-
-    by_id = {question.id: question for question in questions.questions}
+    by_name = disclosure.by_name(sealed.data, questions)
     probes, largest, finite, same_tokens = [], 0.0, True, True
     stored = sealed_reference.read_probes(directory / sealed_reference.FOLDER)
     for ids, shape, probe in zip(sealed.probes, sealed_reference.PROBE_SHAPES, stored, strict=True):
         expected = probe.pop("start_logits"), probe.pop("end_logits")
-        inputs = reference.encode_probe(tokenizer, [by_id[i] for i in ids], shape, probe.keys())
-        same_tokens &= inputs.keys() == probe.keys() and all(torch.equal(inputs[n], probe[n]) for n in probe)
+        inputs = reference.encode_probe(tokenizer, [by_name[i] for i in ids], shape, probe.keys())
+        probe, same = disclosure.reveal_probe(probe, inputs)
+        same_tokens &= same
+        if not same and probe["input_ids"].shape != expected[0].shape:
+            continue  # hidden inputs of another tokenizer: they have no sealed logits
         unpadded = probe["attention_mask"] == 1
         actual = reference.logits(model, probe)
         finite &= all(bool(logits[unpadded].isfinite().all()) for logits in actual)
@@ -302,12 +304,14 @@ def load_questions(artifact: Artifact, source: str | None = None, *, offline: bo
     exist, UntrustedInput if it is damaged or lacks some of the questions.
     """
     sealed = artifact.reference
+    dataset = sealed.data["dataset"]
+    hidden = disclosure.shown(sealed.data) == disclosure.NONE
     if source is None and sealed.data["file"]:
+        named = "which is not part of it" if hidden else f"{dataset}, which is not part of it"
         raise BadTarget(
-            f"{artifact.directory}: its questions come from a file, {sealed.data['dataset']}, which is not part of it",
+            f"{artifact.directory}: its questions come from a file, {named}",
             "give the file with --data",
         )
-    dataset = sealed.data["dataset"]
     loaded = data.load(
         DatasetRef(
             source or dataset,
@@ -317,4 +321,6 @@ def load_questions(artifact: Artifact, source: str | None = None, *, offline: bo
         ),
         offline=offline,
     )
-    return data.select(loaded, list(sealed.answers))
+    if not hidden:
+        return data.select(loaded, list(sealed.answers))
+    return data.subset(loaded, len(sealed.answers), sealed.data["seed"]) if sealed.data["seed"] is not None else loaded

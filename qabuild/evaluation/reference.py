@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qabuild.artifact import disclosure
 from qabuild.artifact.sealed_reference import ANSWERS, PROBE_SHAPES, PROBES
 from qabuild.qa.ask import answerer, chunks
 from qabuild.qa.model_inputs import input_names
@@ -30,7 +31,8 @@ def write_reference(
 ) -> None:
     """Run every question on the checkpoint's `model`, and write answers and probes into `directory`.
 
-    `data` describes the questions' source and is written along with the answers.
+    `data` describes the questions' source and is written along with the answers; its `shown` says how much of the
+    questions is, see `qabuild.artifact.disclosure`.
     """
     from safetensors.torch import save
 
@@ -46,10 +48,10 @@ def write_reference(
     for number, (ids, shape) in enumerate(zip(probes, PROBE_SHAPES, strict=True)):
         inputs = encode_probe(tokenizer, [q for i in ids for q in questions.questions if q.id == i], shape, names)
         start, end = logits(model, inputs)
-        probe = {**inputs, "start_logits": start, "end_logits": end}
+        probe = disclosure.hide_probe({**inputs, "start_logits": start, "end_logits": end}, data)
         tensors |= {f"{number}.{name}": tensor.contiguous().cpu() for name, tensor in probe.items()}
     (directory / PROBES).write_bytes(save(tensors))  # not `save_file`, which makes the file readable by its owner only
-    document = {"data": dict(data), "probes": probes, "answers": answers}
+    document = disclosure.hide({"data": dict(data), "probes": probes, "answers": answers}, questions)
     (directory / ANSWERS).write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

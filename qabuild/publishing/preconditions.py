@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from qabuild.artifact import handler, judge, measurements
+from typing import TYPE_CHECKING
+
+from qabuild.artifact import disclosure, handler, judge, measurements
 from qabuild.artifact.evidence import Verification
 from qabuild.artifact.judge import explain_failure
 from qabuild.artifact.manifest import EVIDENCE, Artifact
@@ -10,9 +12,14 @@ from qabuild.artifact.validation import require_passed
 from qabuild.errors import BadTarget, QABuildError, VerificationFailed
 from qabuild.evaluation import measure
 from qabuild.evaluation.verify import verify
+from qabuild.publishing import repository
+from qabuild.system.hub_retry import with_retries
 from qabuild.system.reporter import Reporter
 
-__all__ = ["explain_failure", "remeasure", "require_measured_here", "require_verified"]
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+__all__ = ["explain_failure", "remeasure", "require_measured_here", "require_public_data", "require_verified"]
 
 
 def require_verified(artifact: Artifact) -> Verification:
@@ -55,6 +62,21 @@ def require_measured_here(
     if measurements.digest(artifact, written.measurement) != measurements.digest(artifact, verification.measurement):
         raise QABuildError(f"{directory}: its {EVIDENCE} cannot be replaced", "copy it to a folder that is writable")
     return written
+
+
+def require_public_data(api: HfApi, artifact: Artifact, reporter: Reporter) -> None:
+    """Raise BadTarget where the artifact shows texts of a data set that not everyone can read, unless its target says
+    so."""
+    data = artifact.reference.data
+    if data["file"] or not data["revision"] or disclosure.shown(data) != disclosure.FULL:
+        return
+    if artifact.manifest.publish.get("data") is None and (
+        with_retries(lambda: repository.is_public(api, data["dataset"]), data["dataset"], reporter) is False
+    ):
+        raise BadTarget(
+            f"{artifact.directory}: shows texts of {data['dataset']}, which is not public",
+            "set publish.data = 'ids' or 'none' in its target and build it again; or 'full', if all may see them",
+        )
 
 
 def remeasure(artifact: Artifact, dataset: str | None, reporter: Reporter) -> Verification:

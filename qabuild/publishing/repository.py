@@ -122,6 +122,24 @@ def license_of(api: HfApi, checkpoint: Mapping[str, Any]) -> str | None:
     return license if isinstance(license, str) else None
 
 
+def validate_card(api: HfApi, text: str) -> None:
+    """Let the Hub check the card, as it does before a commit. Raises ValueError for metadata that it refuses."""
+    api._validate_yaml(text, repo_type="model")
+
+
+def is_public(api: HfApi, dataset: str) -> bool | None:
+    """Whether anyone can read the data set; None if this account cannot find it either."""
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    for token in (False, None):
+        try:
+            info = api.dataset_info(dataset, token=token)
+        except RepositoryNotFoundError:
+            continue
+        return token is False and not info.gated
+    return None
+
+
 def tagged_commit(api: HfApi, repo: str, tag: str) -> str | None:
     """The commit that the tag names; None where the tag does not exist."""
     from huggingface_hub.errors import RevisionNotFoundError

@@ -16,6 +16,7 @@ from qabuild.models.runtime import Runtime
 from qabuild.models.training.options import Distill, Train
 from qabuild.qa.data.dataset_ref import DatasetRef, DatasetTable
 from qabuild.system.frozen import Frozen
+from qabuild.system.hub import is_path
 from qabuild.target.gates import Gates
 from qabuild.target.lineage import Derived, Origin
 
@@ -47,11 +48,16 @@ STAGES = ("train",)
 
 
 class Publish(Frozen):
-    """Where `qabuild publish` pushes the artifact."""
+    """Where `qabuild publish` pushes the artifact, and what of its questions it shows."""
 
     repo: str | None = Field(None, pattern=r"^[\w.-]+/[\w.-]+$", description="a Hub repository, owner/name")
     license: str | None = Field(
         None, description="an id such as apache-2.0; the default is that of the card, or of the checkpoint"
+    )
+    data: Literal["full", "ids", "none"] | None = Field(
+        None,
+        description="what the artifact shows of its questions: full (ids and texts), ids, or none (neither); "
+        "the default is ids for a file, full for a Hub data set and the sample",
     )
 
 
@@ -82,6 +88,11 @@ class Target(Frozen):
     def origin(self) -> Origin:
         """The lineage of the checkpoint that is compiled, across targets."""
         return self._origin or self._own_origin({})
+
+    @property
+    def shown(self) -> Literal["full", "ids", "none"]:
+        """What the artifact shows of its questions."""
+        return self.publish.data or ("ids" if is_path(self.verify.dataset) else "full")
 
     @property
     def stages(self) -> tuple[str, ...]:

@@ -34,13 +34,14 @@ class Reference:
         return {
             "checkpoint": facts.identity,
             **flat("verify", _questions(target, facts)),
+            "publish.data": target.shown,
             "reference.device": _device(target, facts),
             **package_inputs(facts.versions, self.requires(target)),
             "code": facts.code.digest(*WORK),
         }
 
     def run(self, context: Context, directory: Path) -> Mapping[str, Any]:
-        _answer(context, context.checkpoint, directory)
+        _answer(context, context.checkpoint, directory, context.target.shown)
         return {}
 
 
@@ -57,10 +58,11 @@ class Teacher:
     def inputs(self, target: Target, facts: Facts) -> Inputs | None:
         if target.distill is None:
             return None
-        return Reference().inputs(target, replace(facts, checkpoint=facts.teacher, made_by=facts.teacher_made_by))
+        inputs = Reference().inputs(target, replace(facts, checkpoint=facts.teacher, made_by=facts.teacher_made_by))
+        return {**(inputs or {}), "publish.data": "full"}  # no artifact holds it
 
     def run(self, context: Context, directory: Path) -> Mapping[str, Any]:
-        _answer(context, require_checkpoint(context.facts.teacher), directory)
+        _answer(context, require_checkpoint(context.facts.teacher), directory, "full")
         return {}
 
 
@@ -74,7 +76,7 @@ def score(answers: Path, target: Target, *, offline: bool) -> dict[str, float]:
     return {"exact_match": scores.exact_match, "f1": scores.f1}
 
 
-def _answer(context: Context, checkpoint: Checkpoint, directory: Path) -> QuestionSet:
+def _answer(context: Context, checkpoint: Checkpoint, directory: Path, shown: str) -> QuestionSet:
     from qabuild.builder.leakage import questions_of
     from qabuild.models.checkpoint.load import load_model, load_tokenizer
 
@@ -89,6 +91,7 @@ def _answer(context: Context, checkpoint: Checkpoint, directory: Path) -> Questi
         "samples": len(questions),
         "seed": target.verify.seed if target.verify.samples else None,
         "fingerprint": questions.fingerprint,
+        "shown": shown,
     }
     model = load_model(checkpoint).to(context.inputs["reference.device"])
     tokenizer = load_tokenizer(checkpoint.directory)

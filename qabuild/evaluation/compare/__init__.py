@@ -49,6 +49,7 @@ def compare(
     for failure in failures:  # now, since measuring the others takes minutes
         reporter.say(f"{failure.name} is skipped: {failure.error.splitlines()[0]}")
     questions = load_questions(contestants, dataset, offline=offline)
+    contestants = [contestant.reveal(questions) for contestant in contestants]
     runs = rounds.measure(
         contestants, failures, questions, batch_sizes, latency=latency, allow_native=allow_native, reporter=reporter
     )

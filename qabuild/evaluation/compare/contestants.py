@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qabuild.artifact import disclosure
 from qabuild.artifact.evidence import Verification
 from qabuild.artifact.manifest import Artifact, open_artifact
 from qabuild.artifact.sealed_reference import Reference
@@ -45,6 +46,18 @@ class Contestant:
         """The artifact's answers during its verification, by question id."""
         flipped = {flip.id: flip.artifact for flip in self.verification.measurement.flips}
         return {**self.reference.answers, **flipped}
+
+    def reveal(self, questions: QuestionSet) -> Contestant:
+        """The same, with the texts of answers that the artifact does not show."""
+        data, measurement = self.reference.data, self.verification.measurement
+        if disclosure.shown(data) == disclosure.FULL:
+            return self
+        answers = disclosure.reveal_answers(self.reference, questions)
+        flipped = disclosure.reveal({flip.id: flip.artifact for flip in measurement.flips}, data, questions)
+        ids = {name: question.id for name, question in disclosure.by_name(data, questions).items()}
+        flips = [replace(flip, id=ids[flip.id], artifact=flipped[ids[flip.id]]) for flip in measurement.flips]
+        verification = replace(self.verification, measurement=replace(measurement, flips=flips))
+        return replace(self, reference=replace(self.reference, answers=answers), verification=verification)
 
 
 def open_contestants(paths: Sequence[str | Path], output: Path) -> tuple[list[Contestant], list[Failure]]:

@@ -211,6 +211,24 @@ def test_a_tokenizer_without_tokenizer_json_is_converted_from_its_vocabulary(che
     assert encoded["offset_mapping"] == expected["offset_mapping"]
 
 
+@pytest.mark.both_lines
+@pytest.mark.parametrize("tokenizer_class", ["TokenizersBackend", None])
+@pytest.mark.parametrize("model_type", ["bert", "roberta", "albert"])
+def test_a_copied_tokenizer_loads_without_qabuild_on_either_line(
+    model_type: str, tokenizer_class: str | None, checkpoint: Make, tmp_path: Path
+) -> None:
+    """As sealed handlers load it."""
+    from transformers import AutoTokenizer
+
+    directory = checkpoint(model_type)
+    as_transformers_5_saves_it(directory, tokenizer_class)
+    copy_tokenizer(resolve(directory), tmp_path)
+    tokenizer, expected = AutoTokenizer.from_pretrained(tmp_path), load_tokenizer(directory)
+    assert tokenizer(tiny.QUESTION, "Port Aldena") == expected(tiny.QUESTION, "Port Aldena")
+    assert set(tokenizer.all_special_tokens) == set(expected.all_special_tokens)
+    assert load_tokenizer(tmp_path)(tiny.QUESTION, "a") == expected(tiny.QUESTION, "a")
+
+
 SPECIAL = [f"{name}_token" for name in ("pad", "unk", "cls", "sep", "mask", "bos", "eos")]
 
 

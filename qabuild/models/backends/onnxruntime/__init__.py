@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 
 
 SNIPPET = """\
+import os
 from pathlib import Path
 
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime reads it when it is imported
 import onnxruntime
 import torch
 from transformers import AutoConfig, AutoTokenizer

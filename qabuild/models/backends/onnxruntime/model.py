@@ -25,6 +25,7 @@ def load(directory: Path, config: Any, provider: Provider) -> Any:
     """
     import onnxruntime
 
+    onnxruntime.disable_telemetry_events()  # it may have been imported before qabuild, see system/telemetry.py
     target = device(Runtime(device=DEVICE[provider]))
     vet.vet(directory / FILE, graph_check.problems)
     settings = onnxruntime.SessionOptions()

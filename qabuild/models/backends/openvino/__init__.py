@@ -25,8 +25,10 @@ if TYPE_CHECKING:
 
 SNIPPET = Template(
     """\
+import sys
 from pathlib import Path
 
+sys.modules.setdefault("openvino_telemetry", None)  # without this package, OpenVINO sends no usage statistics
 import openvino
 import torch
 from transformers import AutoConfig, AutoTokenizer
