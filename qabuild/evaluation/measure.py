@@ -12,7 +12,7 @@ from qabuild.artifact.evidence import CrossCheck, Flip, Measurement, Speed
 from qabuild.artifact.load import load_model
 from qabuild.artifact.manifest import Artifact
 from qabuild.errors import BadTarget, UntrustedInput
-from qabuild.evaluation import cross_check, reference
+from qabuild.evaluation import cross_check, probes, reference
 from qabuild.evaluation.bootstrap import mean_interval, ratio_interval
 from qabuild.models.backends import backend
 from qabuild.qa import data, squad_metric
@@ -229,11 +229,11 @@ def _compare_logits(
     import torch
 
     by_id = {question.id: question for question in questions.questions}
-    probes, largest, finite, same_tokens = [], 0.0, True, True
+    measured, largest, finite, same_tokens = [], 0.0, True, True
     stored = sealed_reference.read_probes(directory / sealed_reference.FOLDER)
-    for ids, shape, probe in zip(sealed.probes, sealed_reference.PROBE_SHAPES, stored, strict=True):
+    for described, probe in zip(sealed.probes, stored, strict=True):
         expected = probe.pop("start_logits"), probe.pop("end_logits")
-        inputs = reference.encode_probe(tokenizer, [by_id[i] for i in ids], shape, probe.keys())
+        inputs = probes.encode(described, tokenizer, by_id, probe.keys())
         same_tokens &= inputs.keys() == probe.keys() and all(torch.equal(inputs[n], probe[n]) for n in probe)
         unpadded = probe["attention_mask"] == 1
         actual = reference.logits(model, probe)
@@ -244,8 +244,8 @@ def _compare_logits(
         )
         largest = max(largest, difference)
         batch, sequence = probe["input_ids"].shape
-        probes.append({"batch": batch, "sequence": sequence, "logit_difference": difference})
-    return {"same_tokens": same_tokens, "finite_logits": finite, "logit_difference": largest, "probes": probes}
+        measured.append({"batch": batch, "sequence": sequence, "logit_difference": difference})
+    return {"same_tokens": same_tokens, "finite_logits": finite, "logit_difference": largest, "probes": measured}
 
 
 def load_questions(artifact: Artifact, source: str | None = None, *, offline: bool = False) -> QuestionSet:
