@@ -41,7 +41,7 @@ class Reference:
     answers: Mapping[str, str]
     """Answer text by question id, in the order of the questions."""
     data: Mapping[str, Any]
-    """dataset, revision, split, samples, seed, fingerprint, unanswerable"""
+    """dataset, configuration, revision, split, samples, seed, fingerprint, unanswerable"""
     probes: tuple[Probe, ...]
 
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import logging
 import tempfile
-import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from qabuild.qa import ask, squad_metric
 from qabuild.qa.ask import Answered
+from qabuild.system.quiet import quiet_transformers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -163,16 +163,10 @@ def _metric(folder: str) -> Any:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Silence the libraries' warnings on wrapped models, deprecations, devices and metrics, which users cannot fix."""
-    from transformers.utils import logging as transformers_logging
-
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity(transformers_logging.CRITICAL)
     evaluator = logging.getLogger("evaluate.evaluator.question_answering")
     evaluator.disabled = True
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet_transformers():
             yield
     finally:
-        transformers_logging.set_verbosity(verbosity)
         evaluator.disabled = False

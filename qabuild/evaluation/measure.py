@@ -264,6 +264,7 @@ def load_questions(artifact: Artifact, source: str | None = None, *, offline: bo
     loaded = data.load(
         DatasetRef(
             source or dataset,
+            configuration=sealed.data.get("configuration") if source in (None, dataset) else None,
             revision=sealed.data["revision"] if source in (None, dataset) else None,
             split=sealed.data["split"] or "validation",
         ),

@@ -28,6 +28,9 @@ class Calibrated(Frozen):
         description="int8: data whose training questions tell the range of activations: a Hub id, a SQuAD-layout file "
         "that begins with ./, ../, / or ~, or 'sample'",
     )
+    calibration_configuration: str | None = Field(
+        None, min_length=1, description="configuration of a Hub data set that has several"
+    )
     calibration_revision: str | None = Field(None, description="branch, tag or commit of a Hub data set")
     calibration_fingerprint: str | None = Field(
         None, pattern="^[0-9a-f]{64}$", description="what the fingerprint of the whole split must be"
@@ -38,7 +41,13 @@ class Calibrated(Frozen):
     @property
     def data(self) -> DatasetRef:
         """The training split that these options name."""
-        return DatasetRef(self.calibration, self.calibration_revision, SPLIT, fingerprint=self.calibration_fingerprint)
+        return DatasetRef(
+            self.calibration,
+            self.calibration_configuration,
+            self.calibration_revision,
+            SPLIT,
+            fingerprint=self.calibration_fingerprint,
+        )
 
     def with_data(self, data: DatasetRef) -> Self:
         """These options, pinned to the revision and fingerprint of `data`."""
@@ -97,9 +106,10 @@ def windows(sample: QuestionSet, tokenizer: Any, names: Sequence[str]) -> list[M
 
 
 def dataset_record(questions: QuestionSet) -> dict[str, Any]:
-    """The manifest's record of a question set: data set, revision, number of questions, fingerprint."""
+    """The manifest's record of a question set: data set, configuration, revision, number of questions, fingerprint."""
     return {
         "dataset": questions.name,
+        "configuration": questions.configuration,
         "revision": questions.revision,
         "questions": len(questions),
         "fingerprint": questions.fingerprint,

@@ -49,7 +49,9 @@ def _require_same_questions(artifact: Artifact, verification: Verification) -> N
     """Checks the evidence against the sealed reference, and the reference against the target."""
     sealed, verify = artifact.reference, artifact.manifest.verify
     data = verification.measurement.data
-    differing = [key for key in ("fingerprint", "samples", "split") if data.get(key) != sealed.data.get(key)]
+    differing = [
+        key for key in ("fingerprint", "samples", "configuration", "split") if data.get(key) != sealed.data.get(key)
+    ]
     if verify["samples"] not in (None, sealed.data["samples"]):
         differing.append("samples")
     if sealed.data["split"] not in (None, verify["split"]):  # a file has no split

@@ -38,6 +38,24 @@ def quiet_tracing(level: int = logging.WARNING) -> Iterator[None]:
 
 
 @contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Silence the log, warnings and progress bars of transformers inside the block; it raises its errors too."""
+    from transformers.utils import logging as transformers_logging
+
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity(transformers_logging.CRITICAL)
+    transformers_logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+@contextmanager
 def captured(descriptor: int) -> Iterator[IO[bytes]]:
     """Redirect stdout (1) or stderr (2) to a temporary file inside the block and yield it.
 

@@ -41,6 +41,7 @@ class DataPin(Frozen):
     """A data set as the target names it, and the commit and fingerprint it resolved to."""
 
     dataset: str
+    configuration: str | None = None
     revision: str | None = None
     split: str
     commit: str | None = None
@@ -200,7 +201,12 @@ def _checkpoint_fields(source: CheckpointSource) -> dict[str, Any]:
 
 
 def _data_fields(ref: DatasetRef) -> dict[str, Any]:
-    return {"dataset": ref.shown, "revision": ref.revision, "split": ref.split}
+    return {
+        "dataset": ref.shown,
+        "configuration": ref.configuration,
+        "revision": ref.revision,
+        "split": ref.split,
+    }
 
 
 def _pinned_checkpoint(lock: Lock) -> dict[str, Any]:
@@ -208,7 +214,7 @@ def _pinned_checkpoint(lock: Lock) -> dict[str, Any]:
 
 
 def _pinned_fields(pin: DataPin) -> dict[str, Any]:
-    return pin.model_dump(include={"dataset", "revision", "split"})
+    return pin.model_dump(include={"dataset", "configuration", "revision", "split"})
 
 
 def _name(source: str) -> str:

@@ -190,8 +190,8 @@ def _merge(base: Toml, over: Toml) -> Toml:
     """
     merged = dict(base)
     if any(over.get(key, base.get(key)) != base.get(key) for key in ("model", "target", "dataset", "calibration")):
-        pins = ("revision", "digest", "fingerprint", "calibration_revision", "calibration_fingerprint")
-        for key in ("model", "target", *pins):
+        belonging = ("configuration", "revision", "digest", "fingerprint")
+        for key in ("model", "target", *belonging, *(f"calibration_{name}" for name in belonging)):
             merged.pop(key, None)
     for key, value in over.items():
         old = merged.get(key)

@@ -41,7 +41,7 @@ def questions(count: int = 160) -> QuestionSet:
                 answer_starts=(context.index(answer),),
             )
         )
-    return question_set(tuple(made), "bridges", None, None)
+    return question_set(tuple(made), "bridges")
 
 
 def right(question: Question) -> Answer:

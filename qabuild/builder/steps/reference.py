@@ -83,6 +83,7 @@ def _answer(context: Context, checkpoint: Checkpoint, directory: Path) -> Questi
     described = {
         "dataset": questions.name,
         "file": is_path(target.verify.dataset),
+        "configuration": questions.configuration,
         "revision": questions.revision,
         "split": questions.split,
         "samples": len(questions),
@@ -101,6 +102,7 @@ def _questions(target: Target, facts: Facts) -> dict[str, Any]:
     return {
         "dataset": facts.data_identity("verify.dataset"),
         "source": f"the file {verify.data.shown}" if is_path(verify.dataset) else verify.dataset,
+        "configuration": verify.configuration,
         "split": None if is_path(verify.dataset) else verify.split,  # a file has none
         "samples": verify.samples,
         "seed": verify.seed if verify.samples else None,  # it draws nothing where all are asked

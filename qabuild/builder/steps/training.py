@@ -123,6 +123,7 @@ def _windows(target: Target, facts: Facts) -> dict[str, Any]:
     drawn = train.samples is not None or train.held_out > 0
     return {
         "train.dataset": facts.data_identity("train.dataset"),
+        "train.configuration": train.configuration,
         "train.split": None if is_path(train.dataset) else train.split,
         "train.samples": train.samples,
         "train.held_out": train.held_out,
@@ -136,8 +137,8 @@ def _windows(target: Target, facts: Facts) -> dict[str, Any]:
 def _options(target: Target) -> dict[str, Any]:
     """What else decides the training, but for how often its state is saved."""
     train = target.training
-    elsewhere = {"dataset", "revision", "fingerprint", "split", "samples", "held_out", "max_misplaced", "dtype"}
-    elsewhere |= {"max_seq_len", "doc_stride", "save_steps", "deepspeed"}
+    elsewhere = {"dataset", "configuration", "revision", "fingerprint", "split", "samples", "held_out"}
+    elsewhere |= {"max_misplaced", "dtype", "max_seq_len", "doc_stride", "save_steps", "deepspeed"}
     chosen = flat("train", train.model_dump(mode="json", exclude=elsewhere))
     return chosen | ({"train.deepspeed": _content(train.deepspeed)} if train.deepspeed else {})
 

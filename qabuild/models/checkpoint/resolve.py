@@ -8,28 +8,21 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qabuild.errors import BadTarget, MissingEnvironment, QABuildError, UntrustedInput
+from qabuild.errors import BadTarget, UntrustedInput
 from qabuild.models.checkpoint.inspect import (
     CONFIG,
-    GENERIC_CLASS,
-    TOKENIZER_CONFIG,
     TOKENIZER_PATTERNS,
     examine_config,
     examine_tokenizer,
-    own_file,
-    read_object,
 )
 from qabuild.models.checkpoint.weights import PATTERNS as WEIGHT_PATTERNS
 from qabuild.models.checkpoint.weights import examine_weights, refuse_headless
 from qabuild.system import hub
-
-_SHOWN = 5  # tensors that a message names; of the others it gives the count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,9 +77,6 @@ def _resolved(source: str | os.PathLike[str], revision: str | None, head: bool, 
     sha = hub.commit(str(source), revision, "model", offline=offline)
     directory = _downloaded(str(source), sha, offline)
     return _examined(directory, str(source), sha, head, _other_hub_files(str(source), sha, directory, offline))
-
-
-# --- finding and inspecting --------------------------------------------------------------------------------------
 
 
 def _examined(
@@ -160,113 +150,3 @@ def _other_hub_files(name: str, sha: str, directory: Path, offline: bool) -> Seq
 
     with hub.errors_explained(name, sha, "model"):
         return tuple(HfApi().list_repo_files(name, revision=sha))
-
-
-# --- loading -----------------------------------------------------------------------------------------------------
-
-
-def _refuse_unmapped(checkpoint: Checkpoint) -> None:
-    from transformers.models.auto.modeling_auto import MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES as KNOWN
-
-    model_type = checkpoint.config["model_type"]
-    if model_type not in KNOWN:
-        raise BadTarget(
-            f"{checkpoint.name}: transformers has no question-answering model of type {model_type!r}",
-            "name a plain text encoder fine-tuned for extractive question answering, such as a BERT or RoBERTa",
-        )
-
-
-def _refuse_fresh_weights(report: Mapping[str, Any], directory: Path, fresh: str | None = None) -> None:
-    """Refuse a model with weights that the checkpoint lacks, since transformers initialises them randomly.
-
-    Weights whose names begin with `fresh` may be random.
-    """
-    missing = [key for key in report["missing_keys"] if fresh is None or not key.startswith(fresh)]
-    # transformers 4.57 reports names, other versions tuples that begin with the name.
-    misshapen = [item if isinstance(item, str) else item[0] for item in report["mismatched_keys"]]
-    for random, problem in ((missing, "missing"), (misshapen, "of another shape than config.json says")):
-        if random:
-            shown = ", ".join(map(repr, sorted(random)[:_SHOWN])) + (", ..." if len(random) > _SHOWN else "")
-            raise UntrustedInput(
-                f"{directory}: {len(random)} weights of the model are {problem}: {shown}",
-                "they would be random: name a complete checkpoint fine-tuned for question answering",
-            )
-
-
-def _refuse_non_finite_weights(model: Any, directory: Path) -> None:
-    import torch
-
-    broken = [
-        name
-        for name, tensor in model.state_dict().items()
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all()
-    ]
-    if broken:
-        raise UntrustedInput(
-            f"{directory}: {len(broken)} tensors hold NaN or infinite values, {broken[0]!r} among them",
-            "its training diverged, or the file is damaged: use another checkpoint",
-        )
-
-
-def _refuse_slow_class(directory: Path) -> None:
-    """Refuse, before it is constructed, a tokenizer class that has no fast version in transformers."""
-    from transformers import PreTrainedTokenizerFast
-    from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
-
-    names = (
-        read_object(directory, file).get("tokenizer_class")
-        for file in (TOKENIZER_CONFIG, CONFIG)
-        if own_file(directory, file) is not None
-    )
-    name = next((name for name in names if name is not None), None)
-    if name in (None, GENERIC_CLASS):
-        return
-    fast = tokenizer_class_from_name(name.removesuffix("Fast") + "Fast") if isinstance(name, str) else None
-    if fast is None or not issubclass(fast, PreTrainedTokenizerFast):  # transformers 5 finds the slow class instead
-        raise _slow(directory, str(name))
-
-
-def _slow(directory: Path, class_name: str) -> UntrustedInput:
-    return UntrustedInput(
-        f"{directory}: its tokenizer ({class_name!r}) has no fast version in transformers",
-        "only a fast tokenizer gives the character offsets of answers: use a checkpoint that has one",
-    )
-
-
-@contextmanager
-def _explained(directory: Path, part: str) -> Iterator[None]:
-    """Turn whatever transformers raises on damaged files into one clear error, with the original as its cause."""
-    try:
-        yield
-    except (QABuildError, MemoryError):
-        raise
-    except ImportError as error:
-        raise MissingEnvironment(
-            f"{directory}: the {part} needs a package that is not installed: {hub.first_line(error)}",
-            "install it, or use a checkpoint that does not need it (a tokenizer.json needs no further package)",
-        ) from error
-    except Exception as error:
-        raise UntrustedInput(
-            f"{directory}: the {part} cannot be loaded: {hub.first_line(error)}",
-            "the files are damaged or do not belong together: download the checkpoint again",
-        ) from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the warnings and progress bars of transformers, then restore them: what it warns of is an error here."""
-    import warnings
-
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()

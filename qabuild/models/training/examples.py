@@ -55,7 +55,12 @@ def load(train: Train, tokenizer: Any, *, offline: bool = False) -> Examples:
     dataset = questions_of(train, offline=offline)
     training, held_out = hold_out(dataset.questions, train.held_out, train.seed)
     examples = make(training, tokenizer, train, held_out, misplaced=dataset.misplaced)
-    source = {"dataset": dataset.name, "revision": dataset.revision, "fingerprint": dataset.fingerprint}
+    source = {
+        "dataset": dataset.name,
+        "configuration": dataset.configuration,
+        "revision": dataset.revision,
+        "fingerprint": dataset.fingerprint,
+    }
     return replace(examples, counts={**source, **examples.counts})
 
 

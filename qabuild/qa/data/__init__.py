@@ -42,16 +42,17 @@ __all__ = [
 def load(ref: DatasetRef, *, offline: bool = False) -> QuestionSet:
     """Load the questions that `ref` names; with `offline`, from the cache only.
 
-    Raises BadTarget for a missing file, data set, revision or split, UntrustedInput for damaged questions or another
-    fingerprint, QABuildError if the Hub or the disk fails.
+    Raises BadTarget for a missing file, data set, configuration, revision or split, UntrustedInput for damaged
+    questions or another fingerprint, QABuildError if the Hub or the disk fails.
     """
     source = ref.dataset
     if hub.is_id(source):
-        questions = load_table(str(source), ref.revision, ref.split, offline, ref.max_misplaced)
-    elif ref.revision is not None:
+        questions = load_table(ref, offline)
+    elif ref.revision is not None or ref.configuration is not None:
+        given = "configuration" if ref.revision is None else "revision"
         raise BadTarget(
-            f"revision '{ref.revision}' is given for the data '{source}', which is not on the Hub",
-            "leave out the revision, or name a Hub id",
+            f"{given} '{getattr(ref, given)}' is given for the data '{source}', which is not on the Hub",
+            f"leave out the {given}, or name a Hub id",
         )
     else:
         questions = _sample(ref.split) if source == hub.SAMPLE else _from_file(Path(source), ref.max_misplaced)
@@ -70,9 +71,9 @@ def _sample(split: str) -> QuestionSet:
     files = {"train": sample.TRAIN, "validation": sample.HELDOUT}
     if split not in files:
         raise BadTarget(f"the sample has no split '{split}'", "use 'train' or 'validation'")
-    return question_set(read_squad(Path(files[split])), hub.SAMPLE, None, split)
+    return question_set(read_squad(Path(files[split])), hub.SAMPLE, split=split)
 
 
 def _from_file(path: Path, max_misplaced: float) -> QuestionSet:
     path = path.expanduser()
-    return question_set(read_squad(path, max_misplaced), path.name, None, None)
+    return question_set(read_squad(path, max_misplaced), path.name)

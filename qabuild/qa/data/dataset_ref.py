@@ -1,4 +1,4 @@
-"""References to questions: a data set, its revision and split, and a sample of it."""
+"""References to questions: a data set, its configuration, revision and split, and a sample of it."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ class DatasetRef:
 
     dataset: str | os.PathLike[str]
     """"sample", a path (text that begins with '/', '.' or '~', or a path object) or a Hub id."""
+    configuration: str | None = None
+    """Of a Hub id: one of the tables that its repository holds; None: its default one."""
     revision: str | None = None
     """Of a Hub id: a branch, tag or commit sha; None: the main branch."""
     split: str = "validation"
@@ -53,6 +55,9 @@ class DatasetTable(Frozen):
     """A table of a target that names questions."""
 
     dataset: str = Field("rajpurkar/squad", min_length=1, description=SOURCE)
+    configuration: str | None = Field(
+        None, min_length=1, description="configuration of a Hub data set that has several, such as xquad.de"
+    )
     revision: str | None = Field(None, description="branch, tag or commit of a Hub data set")
     fingerprint: str | None = Field(
         None, pattern=FINGERPRINT, description="what the fingerprint of the whole split must be"
@@ -64,7 +69,14 @@ class DatasetTable(Frozen):
     @property
     def data(self) -> DatasetRef:
         return DatasetRef(
-            self.dataset, self.revision, self.split, self.samples, self.seed, self.fingerprint, self.misplaced_allowed
+            self.dataset,
+            self.configuration,
+            self.revision,
+            self.split,
+            self.samples,
+            self.seed,
+            self.fingerprint,
+            self.misplaced_allowed,
         )
 
     @property

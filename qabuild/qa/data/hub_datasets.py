@@ -7,53 +7,72 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from qabuild.errors import BadTarget, QABuildError, UntrustedInput
+from qabuild.qa.data.dataset_ref import DatasetRef
 from qabuild.qa.data.questions import Question, QuestionSet, check, question_set
 from qabuild.qa.data.schema import field, wrong_layout
 from qabuild.system import hub
 from qabuild.system.hub import first_line
 
 _SPLIT = re.compile(r"\w+(\.\w+)*")
+_CONFIGURATION = re.compile(r"\w[\w.+-]*")
 
 
-def load_table(name: str, revision: str | None, split: str, offline: bool, max_misplaced: float = 0.0) -> QuestionSet:
+def load_table(ref: DatasetRef, offline: bool) -> QuestionSet:
     """The questions of one split: a table with columns id, question, context and answers {text, answer_start}.
 
-    Raises BadTarget for a missing data set, revision or split, UntrustedInput for damaged questions, QABuildError if
-    the Hub fails or, with `offline`, if the split is not in the cache.
+    Raises BadTarget for a missing data set, configuration, revision or split, UntrustedInput for damaged questions,
+    QABuildError if the Hub fails or, with `offline`, if the split is not in the cache.
     """
-    if not _SPLIT.fullmatch(split):
-        raise BadTarget(f"'{split}' is no name of a split", "name a whole split; use `samples` to draw a part of it")
-    sha = hub.commit(name, revision, "dataset", offline=offline)
-    where = f"{name} ({split})"
-    questions = tuple(_row(row, index, where) for index, row in enumerate(_table(name, sha, split, offline)))
-    check(questions, where, max_misplaced)
-    return question_set(questions, name, sha, split)
-
-
-def _table(name: str, sha: str, split: str, offline: bool) -> Any:
-    """The split at exactly this commit as a `datasets.Dataset`, from the cache or else from the Hub."""
-    table = _cached(name, sha, split)
-    if table is not None:
-        return table
-    if hub.is_offline(offline):
-        raise QABuildError(
-            f"the data set '{name}' (revision {sha}, split '{split}') is not in the cache, and this run is offline",
-            "run once with a network (without HF_HUB_OFFLINE and offline options), or name a file of questions",
+    if not _SPLIT.fullmatch(ref.split):
+        raise BadTarget(
+            f"'{ref.split}' is no name of a split", "name a whole split; use `samples` to draw a part of it"
         )
-    return _fetch(name, sha, split)
+    if ref.configuration is not None and not _CONFIGURATION.fullmatch(ref.configuration):
+        raise BadTarget(f"'{ref.configuration}' is no name of a configuration", f"see the card of '{ref.dataset}'")
+    name = str(ref.dataset)
+    table = _Table(name, ref.configuration, hub.commit(name, ref.revision, "dataset", offline=offline), ref.split)
+    where = str(table)
+    questions = tuple(_row(row, index, where) for index, row in enumerate(table.load(offline)))
+    check(questions, where, ref.max_misplaced)
+    return question_set(questions, name, configuration=ref.configuration, revision=table.sha, split=ref.split)
 
 
-def _cache() -> Path:
-    """Our folder in the cache of `datasets`; elsewhere may lie other configurations of the same data set."""
+class _Table(NamedTuple):
+    """One split of a data set at exactly this commit."""
+
+    name: str
+    configuration: str | None
+    sha: str
+    split: str
+
+    def __str__(self) -> str:
+        return f"{self.name} ({', '.join(filter(None, (self.configuration, self.split)))})"
+
+    def load(self, offline: bool) -> Any:
+        """The split as a `datasets.Dataset`, from the cache or else from the Hub."""
+        if (cached := _cached(self)) is not None:
+            return cached
+        if hub.is_offline(offline):
+            configuration = f"configuration '{self.configuration}', " if self.configuration else ""
+            raise QABuildError(
+                f"the data set '{self.name}' ({configuration}revision {self.sha}, split '{self.split}') is not in the "
+                "cache, and this run is offline",
+                "run once with a network (without HF_HUB_OFFLINE and offline options), or name a file of questions",
+            )
+        return _fetch(self)
+
+
+def _cache(configuration: str | None) -> Path:
+    """Our folder in the cache of `datasets`, one for each configuration; elsewhere may lie other configurations."""
     from datasets import config
 
-    return Path(config.HF_DATASETS_CACHE, "qabuild")
+    return Path(config.HF_DATASETS_CACHE, "qabuild", configuration or "")
 
 
-def _cached(name: str, sha: str, split: str) -> Any | None:
+def _cached(table: _Table) -> Any | None:
     """The split as an earlier `load_dataset` of this commit cached it, or None.
 
     Read directly, since without a network `load_dataset` takes the newest cached version of any commit.
@@ -62,8 +81,8 @@ def _cached(name: str, sha: str, split: str) -> Any | None:
 
     arrow_files = sorted(
         path
-        for path in _cache().glob(f"{_cache_folder(name)}/*/*/{sha}/*.arrow")
-        if (path.parent / "dataset_info.json").is_file() and _is_of_split(path.stem, split)
+        for path in _cache(table.configuration).glob(f"{_cache_folder(table.name)}/*/*/{table.sha}/*.arrow")
+        if (path.parent / "dataset_info.json").is_file() and _is_of_split(path.stem, table.split)
     )
     if not arrow_files:
         return None
@@ -83,15 +102,18 @@ def _is_of_split(stem: str, split: str) -> bool:
     return re.fullmatch(rf".*-{re.escape(split)}(-\d+-of-\d+)?", stem) is not None
 
 
-def _fetch(name: str, sha: str, split: str) -> Any:
+def _fetch(table: _Table) -> Any:
     import datasets
 
+    name, configuration, sha, split = table
     hub.confirm(name, sha, "dataset")
     with _explained(name, sha), hub.bars_on_terminals_only(), _quiet():
-        table = datasets.load_dataset(name, revision=sha, split=split, cache_dir=str(_cache()))
-    if not all(sha in Path(file["filename"]).parts for file in table.cache_files):
+        loaded = datasets.load_dataset(
+            name, configuration, revision=sha, split=split, cache_dir=str(_cache(configuration))
+        )
+    if not all(sha in Path(file["filename"]).parts for file in loaded.cache_files):
         raise hub.unreachable(name, "dataset", ConnectionError("another commit was taken from the cache"))
-    return table
+    return loaded
 
 
 @contextmanager
@@ -117,8 +139,9 @@ def _explained(name: str, sha: str) -> Iterator[None]:
         ) from error
     except (exceptions.DatasetsError, FileNotFoundError, ValueError, RuntimeError) as error:
         raise BadTarget(
-            f"{problem}: {first_line(error)}",
-            "name a data set with the columns id, question, context and answers, and one of its splits",
+            f"{problem}: {' '.join(str(error).partition('Example of usage')[0].split())}",
+            "name a data set with the columns id, question, context and answers, one of its splits, and its "
+            "`configuration` if it has several",
         ) from error
 
 

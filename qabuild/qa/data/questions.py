@@ -38,6 +38,7 @@ class QuestionSet:
 
     questions: tuple[Question, ...]
     name: str
+    configuration: str | None = None
     revision: str | None
     split: str | None
     fingerprint: str
@@ -54,10 +55,22 @@ class QuestionSet:
         return len(self.questions)
 
 
-def question_set(questions: tuple[Question, ...], name: str, revision: str | None, split: str | None) -> QuestionSet:
+def question_set(
+    questions: tuple[Question, ...],
+    name: str,
+    *,
+    configuration: str | None = None,
+    revision: str | None = None,
+    split: str | None = None,
+) -> QuestionSet:
     """The questions as a set, with their fingerprint."""
     return QuestionSet(
-        questions=questions, name=name, revision=revision, split=split, fingerprint=fingerprint(questions)
+        questions=questions,
+        name=name,
+        configuration=configuration,
+        revision=revision,
+        split=split,
+        fingerprint=fingerprint(questions),
     )
 
 
@@ -186,8 +199,7 @@ def _in_place(question: Question) -> bool:
 
 
 def _part_of(questions: QuestionSet, chosen: tuple[Question, ...]) -> QuestionSet:
-    part = question_set(chosen, questions.name, questions.revision, questions.split)
-    return replace(part, misplaced=questions.misplaced)
+    return replace(questions, questions=chosen, fingerprint=fingerprint(chosen))
 
 
 def refuse_leakage(training: Sequence[Question], verification: Sequence[Question]) -> None:

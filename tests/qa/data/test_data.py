@@ -530,6 +530,21 @@ def hub() -> Iterator[Hub]:
         yield hub
 
 
+TWO_TABLES = """\
+---
+configs:
+- config_name: squad.de
+  data_files:
+  - split: validation
+    path: de.json
+- config_name: squad.en
+  data_files:
+  - split: validation
+    path: en.json
+---
+"""
+
+
 LOADER = """
 import json, sys
 from qabuild.qa import data
@@ -634,3 +649,38 @@ def test_without_a_network_another_cached_commit_is_not_used(tmp_path: Path) -> 
     assert missing[0] == unknown[0] == "QABuildError"
     assert f"revision {new}, split 'validation') is not in the cache" in missing[1]
     assert "'qa/none' (main) is not in the cache" in unknown[1]
+
+
+@pytest.mark.hub
+def test_a_data_set_with_several_configurations_is_read_by_the_name_of_one(
+    tmp_path: Path, write: Callable[..., Path]
+) -> None:
+    with Hub() as hub:
+        tables = {"de.json": rows(SQUAD)[:1], "en.json": rows(SQUAD)[1:]}
+        files = {name: json.dumps(table).encode() for name, table in tables.items()}
+        hub.commit("dataset", "qa/two", {"README.md": TWO_TABLES.encode(), **files})
+        wanted = [{"source": "qa/two", "configuration": name} for name in ("squad.de", "squad.en")]
+        german, english, none, unknown, odd = load_in_process(
+            hub,
+            tmp_path,
+            *wanted,
+            {"source": "qa/two"},
+            {"source": "qa/two", "configuration": "squad.fr"},
+            {"source": "qa/two", "configuration": "../de"},
+        )
+    assert german[3] == data.fingerprint(data.load(data.DatasetRef(write(SQUAD))).questions[:1])
+    assert english[3] != german[3]
+    assert (none[0], unknown[0], odd[0]) == ("BadTarget",) * 3
+    assert "squad.de" in none[1]
+    assert "squad.en" in none[1]
+    assert "`configuration`" in none[1]
+    assert "squad.fr" in unknown[1]
+    assert "'../de' is no name of a configuration" in odd[1]
+    # Each is cached on its own.
+    arguments = [{**one, "offline": True} for one in wanted]
+    assert load_in_process(hub, tmp_path, *arguments, HF_HUB_OFFLINE="1") == [german, english]
+
+
+def test_a_configuration_is_of_data_on_the_hub_alone() -> None:
+    with pytest.raises(BadTarget, match=r"configuration 'squad\.de' is given for the data 'sample'"):
+        data.load(data.DatasetRef("sample", configuration="squad.de"))

@@ -206,15 +206,16 @@ def test_a_calibration_file_is_relative_to_the_target(tmp_path: Path) -> None:
     assert calibration.options_record(options)["calibration"] == "train.json"
 
 
-def test_a_calibration_revision_is_not_inherited_by_another_data_set(tmp_path: Path) -> None:
+@pytest.mark.parametrize("key", ["calibration_configuration", "calibration_revision"])
+def test_what_belongs_to_a_calibration_is_not_inherited_by_another_data_set(tmp_path: Path, key: str) -> None:
     from qabuild.target.read import load
 
     (tmp_path / "base.toml").write_text(
-        '[checkpoint]\nmodel = "sample"\n[backend]\nname = "openvino"\ncalibration_revision = "main"\n'
+        f'[checkpoint]\nmodel = "sample"\n[backend]\nname = "openvino"\n{key} = "main"\n'
     )
     (tmp_path / "x.toml").write_text('extends = "base.toml"\n[backend]\ncalibration = "./train.json"\n')
-    assert load(tmp_path / "base.toml").backend.calibration_revision == "main"
-    assert load(tmp_path / "x.toml").backend.calibration_revision is None
+    assert getattr(load(tmp_path / "base.toml").backend, key) == "main"
+    assert getattr(load(tmp_path / "x.toml").backend, key) is None
 
 
 # --- running --------------------------------------------------------------------------------------------------------
