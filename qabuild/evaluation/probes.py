@@ -58,9 +58,7 @@ def choose(questions: Sequence[Question], tokenizer: Any, longest: int) -> list[
     ]
 
 
-def encode(
-    probe: Probe, tokenizer: Any, questions: Mapping[str, Question], names: Collection[str]
-) -> dict[str, Any]:
+def encode(probe: Probe, tokenizer: Any, questions: Mapping[str, Question], names: Collection[str]) -> dict[str, Any]:
     """The inputs `names` of a probe: int64 tensors, [rows, tokens]. `questions` are by id."""
     encoded = tokenizer(
         [questions[row[0]].question for row in probe.rows],
