@@ -60,6 +60,17 @@ class CrossCheck:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BatchAccuracy:
+    """Scores of an artifact whose answers depend on the batch, at one batch size."""
+
+    batch_size: int
+    """Windows of a batch."""
+    exact_match: float
+    f1: float
+    agreement: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Measurement:
     """What a verification measured, before any gate is applied."""
 
@@ -90,6 +101,12 @@ class Measurement:
     """batch, sequence and largest difference of each probe."""
     versions: Mapping[str, str]
     machine: Mapping[str, Any]
+    logit_rms: float | None = None
+    """Root mean square of the difference of a logit, over all probes; None in evidence of earlier versions."""
+    batch_size: int | None = None
+    """Windows per batch of the answers above, where answers depend on the batch: the one of the worst F1."""
+    by_batch: Sequence[BatchAccuracy] = ()
+    """At each batch size, where answers depend on it; else empty."""
 
     @property
     def f1_retention(self) -> float:
@@ -112,6 +129,7 @@ class Measurement:
                 "flips": [Flip(**flip) for flip in fields["flips"]],
                 "speed": Speed(**{**speed, "speedup_interval": tuple(speed["speedup_interval"])}) if speed else None,
                 "cross_check": CrossCheck(**cross_check) if cross_check else None,
+                "by_batch": [BatchAccuracy(**accuracy) for accuracy in fields.get("by_batch", ())],
                 "f1_difference_interval": tuple(fields["f1_difference_interval"]),
             }
         )
@@ -134,6 +152,11 @@ def describe(gate: Gate) -> str:
 
 def _figure(value: float | bool | None) -> str:
     return "not measured" if value is None else str(value) if isinstance(value, bool) else f"{value:.4g}"
+
+
+def at_batch(batch_size: int | None) -> str:
+    """What to add to a figure of a measurement with that `batch_size`; nothing if answers do not depend on it."""
+    return "" if batch_size is None else f" at batch {batch_size}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -76,6 +76,8 @@ class Manifest:
 
     stages: Sequence[Mapping[str, Any]] | None = None
     """Records of the other stages applied to the checkpoint, in order; None without such stages."""
+    deviation: Mapping[str, Any] | None = None
+    """How far the compiled model was from its checkpoint; None in fp32, and where it could not be measured."""
 
     @cached_property
     def options(self) -> Any:
@@ -96,8 +98,9 @@ class Manifest:
     def to_dict(self) -> dict[str, Any]:
         """As JSON values, as they stand in manifest.json."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        if values["stages"] is None:
-            del values["stages"]
+        for name in ("stages", "deviation"):
+            if values[name] is None:
+                del values[name]
         files = {name: vars(file) for name, file in sorted(self.files.items())}
         return {"format": FORMAT, **values, "runtime": self.runtime.model_dump(mode="json"), "files": files}
 

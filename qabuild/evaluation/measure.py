@@ -8,20 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from qabuild.artifact import sealed_reference
-from qabuild.artifact.evidence import CrossCheck, Flip, Measurement, Speed
+from qabuild.artifact.evidence import BatchAccuracy, CrossCheck, Flip, Measurement, Speed
 from qabuild.artifact.load import load_model
 from qabuild.artifact.manifest import Artifact
 from qabuild.errors import BadTarget, UntrustedInput
 from qabuild.evaluation import cross_check, probes, reference
 from qabuild.evaluation.bootstrap import mean_interval, ratio_interval
 from qabuild.models.backends import backend
+from qabuild.models.runtime import Runtime
 from qabuild.qa import data, squad_metric
 from qabuild.qa.ask import Answered, Ask, answerer, chunks
 from qabuild.qa.data import DatasetRef, Question, QuestionSet
 from qabuild.system import machine, packages
 from qabuild.system.reporter import SILENT, Reporter
 
-ARTIFACT, CHECKPOINT, SECOND = "artifact", "checkpoint", "second pipeline"
+ARTIFACT, ALONE, CHECKPOINT, SECOND = "artifact", "artifact at batch 1", "checkpoint", "second pipeline"
 """The contestants: artifact and checkpoint in qabuild's pipeline, and the artifact in the cross-check's."""
 
 
@@ -53,7 +54,10 @@ def measure(
     manifest = artifact.manifest
     model, tokenizer = load_model(artifact, allow_native=allow_native)
     squad_v2 = questions.has_unanswerable
-    contestants: dict[str, Ask] = {ARTIFACT: answerer(model, tokenizer, squad_v2=squad_v2)}
+    sizes = batch_sizes(manifest.options, manifest.runtime, manifest.verify["batch_size"])
+    contestants: dict[str, Ask] = {
+        name: answerer(model, tokenizer, squad_v2=squad_v2, batch_size=size) for name, size in sizes.items()
+    }
     if baseline is not None:
         contestants[CHECKPOINT] = answerer(baseline, tokenizer, squad_v2=squad_v2)
     share = manifest.cross_check
@@ -63,20 +67,32 @@ def measure(
     if share:
         contestants[SECOND] = second
     rounds = _run_rounds(contestants, questions.questions, share, reporter)
-    answers = _answers_by(ARTIFACT, rounds)
-    checked = _cross_check([turns for turns in rounds if SECOND in turns], second, questions, model, tokenizer)
+    answers, judged = _judged_answers(questions, sealed, {sizes[name]: _answers_by(name, rounds) for name in sizes})
+    alike = next((name for name, size in sizes.items() if size == second.batch_size), ARTIFACT)
+    checked = _cross_check([turns for turns in rounds if SECOND in turns], alike, second, questions, model, tokenizer)
     reporter.say(_describe(checked))
     return Measurement(
         data=sealed.data,
         questions=len(questions),
+        **judged,
         **_compare_answers(questions.questions, answers, sealed.answers),
         samples_per_second=len(questions) / sum(turns[ARTIFACT].seconds for turns in rounds),
         speed=_speed([turns for turns in rounds if CHECKPOINT in turns]),
         cross_check=checked,
-        **_compare_logits(artifact.directory, model, tokenizer, questions, sealed),
+        **compare_logits(artifact.directory / sealed_reference.FOLDER, model, tokenizer, questions, sealed),
         versions=packages.versions({*cross_check.PACKAGES, *backend(manifest.backend["name"]).PACKAGES}),
         machine=machine.describe(),
     )
+
+
+def batch_sizes(options: Any, runtime: Runtime, batch_size: int) -> dict[str, int | None]:
+    """The batch sizes at which an artifact is measured, by name; `batch_size` is that of its target.
+
+    Where the backend states that answers depend on the batch, they are two: the target's and one window at a time.
+    """
+    if runtime.dtype not in backend(options.name).BATCH_DEPENDENT:
+        return {ARTIFACT: None}
+    return {ARTIFACT: batch_size, **({ALONE: 1} if batch_size != 1 else {})}
 
 
 def require_same_questions(questions: QuestionSet, sealed: sealed_reference.Reference) -> None:
@@ -108,11 +124,10 @@ def _run_rounds(
     with reporter.progress("artifact answers", len(questions)) as advance:
         for number, batch in enumerate(batches):
             takes_part = {
-                ARTIFACT: True,
                 CHECKPOINT: done < SPEED_QUESTIONS,
                 SECOND: ceil((number + 1) * share) > ceil(number * share),
             }
-            names = [name for name in contestants if takes_part[name]]
+            names = [name for name in contestants if takes_part.get(name, True)]
             first = number % len(names)
             rounds.append({name: contestants[name](batch) for name in names[first:] + names[:first]})
             done += len(batch)
@@ -141,6 +156,7 @@ def _speed(rounds: Sequence[Round]) -> Speed | None:
 
 def _cross_check(
     rounds: Sequence[Round],
+    name: str,
     second: cross_check.SecondPipeline,
     questions: QuestionSet,
     model: Any,
@@ -148,17 +164,18 @@ def _cross_check(
 ) -> CrossCheck | None:
     if not rounds:
         return None
-    answers, others = _answers_by(ARTIFACT, rounds), _answers_by(SECOND, rounds)
+    """Compare the second pipeline with the artifact in ours, whose rounds have that `name`."""
+    answers, others = _answers_by(name, rounds), _answers_by(SECOND, rounds)
     differing = [question for question in questions.questions if answers.get(question.id) != others.get(question.id)]
-    seconds = {name: sum(turns[name].seconds for turns in rounds) for name in (ARTIFACT, SECOND)}
+    own, other = (sum(turns[each].seconds for turns in rounds) for each in (name, SECOND))
     return CrossCheck(
         pipeline=second.name,
         questions=len(answers),
         batch_size=second.batch_size,
         differences=len(differing),
         ties=_ties(differing, answers, others, questions.has_unanswerable, model, tokenizer),
-        samples_per_second=len(answers) / seconds[SECOND],
-        speedup=seconds[SECOND] / seconds[ARTIFACT],
+        samples_per_second=len(answers) / other,
+        speedup=other / own,
     )
 
 
@@ -192,6 +209,23 @@ def _ties(
     return ties
 
 
+def _judged_answers(
+    questions: QuestionSet, sealed: sealed_reference.Reference, answers: Mapping[int | None, Mapping[str, str]]
+) -> tuple[Mapping[str, str], dict[str, Any]]:
+    """Of the answers at each batch size those of the worst F1, and the fields of a Measurement that tell them apart."""
+    if list(answers) == [None]:
+        return answers[None], {}
+    gold = {question.id: question.answers for question in questions.questions}
+    by_batch = []
+    for size, texts in answers.items():
+        assert size is not None
+        scores = squad_metric.score(texts, gold)
+        same = sum(text == sealed.answers[name] for name, text in texts.items()) / len(texts)
+        by_batch.append(BatchAccuracy(batch_size=size, exact_match=scores.exact_match, f1=scores.f1, agreement=same))
+    worst = min(by_batch, key=lambda accuracy: accuracy.f1).batch_size
+    return answers[worst], {"batch_size": worst, "by_batch": by_batch}
+
+
 def _compare_answers(
     questions: Sequence[Question], answers: Mapping[str, str], expected: Mapping[str, str]
 ) -> dict[str, Any]:
@@ -223,29 +257,36 @@ def _compare_answers(
     }
 
 
-def _compare_logits(
+def compare_logits(
     directory: Path, model: Any, tokenizer: Any, questions: QuestionSet, sealed: sealed_reference.Reference
 ) -> dict[str, Any]:
+    """The fields of a Measurement on the probes of the reference in `directory`. Raises UntrustedInput without any."""
     import torch
 
+    if not sealed.probes:
+        raise UntrustedInput(f"{directory}: a reference without probes", "build the artifact again")
     by_id = {question.id: question for question in questions.questions}
-    measured, largest, finite, same_tokens = [], 0.0, True, True
-    stored = sealed_reference.read_probes(directory / sealed_reference.FOLDER)
+    measured, differences, finite, same_tokens = [], [], True, True
+    stored = sealed_reference.read_probes(directory)
     for described, probe in zip(sealed.probes, stored, strict=True):
-        expected = probe.pop("start_logits"), probe.pop("end_logits")
+        expected = torch.stack([probe.pop("start_logits"), probe.pop("end_logits")])
         inputs = probes.encode(described, tokenizer, by_id, probe.keys())
         same_tokens &= inputs.keys() == probe.keys() and all(torch.equal(inputs[n], probe[n]) for n in probe)
         unpadded = probe["attention_mask"] == 1
-        actual = reference.logits(model, probe)
-        finite &= all(bool(logits[unpadded].isfinite().all()) for logits in actual)
-        difference = max(
-            float((logits - reference_logits)[unpadded].abs().nan_to_num(nan=3e38, posinf=3e38).max())
-            for logits, reference_logits in zip(actual, expected, strict=True)
-        )
-        largest = max(largest, difference)
+        actual = torch.stack(reference.logits(model, probe))[:, unpadded]
+        finite &= bool(actual.isfinite().all())
+        difference = (actual.double() - expected[:, unpadded]).abs().nan_to_num(nan=3e38, posinf=3e38).flatten()
+        differences.append(difference)
         batch, sequence = probe["input_ids"].shape
-        measured.append({"batch": batch, "sequence": sequence, "logit_difference": difference})
-    return {"same_tokens": same_tokens, "finite_logits": finite, "logit_difference": largest, "probes": measured}
+        measured.append({"batch": batch, "sequence": sequence, "logit_difference": float(difference.max())})
+    all_differences = torch.cat(differences)
+    return {
+        "same_tokens": same_tokens,
+        "finite_logits": finite,
+        "logit_difference": float(all_differences.max()),
+        "logit_rms": float(all_differences.square().mean().sqrt()),
+        "probes": measured,
+    }
 
 
 def load_questions(artifact: Artifact, source: str | None = None, *, offline: bool = False) -> QuestionSet:
