@@ -7,15 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import contests
+import proven
 import pytest
 import torch
 
 import qabuild
+from qabuild.artifact import readme
+from qabuild.artifact.evidence import BatchAccuracy, evidence_of
 from qabuild.artifact.manifest import open_artifact
 from qabuild.builder.store.local import Store
+from qabuild.cli import results
 from qabuild.evaluation.compare import compare, tables
 from qabuild.evaluation.compare.score import score
 from qabuild.models.backends import eager
+from qabuild.publishing import card
 
 TARGET = """
 [checkpoint]
@@ -109,3 +114,16 @@ def test_the_answers_of_a_comparison_are_the_worst_of_a_run():
     assert [gate.name for gate in measured.failed_gates] == ["min_f1_retention"]
     assert measured.accuracy.batch_size == 1
     assert "at batch 1" in tables.rows(compared)[0][3]
+
+
+def test_card_and_table_name_the_batch_size(tmp_path):
+    artifact = open_artifact(proven.make(tmp_path / "tiny"))
+    scores = {"exact_match": 50.0, "agreement": 0.5}
+    by_batch = [BatchAccuracy(batch_size=8, f1=51.25, **scores), BatchAccuracy(batch_size=1, f1=50.0, **scores)]
+    proven.verify(artifact, batch_size=1, by_batch=by_batch)
+    verification = evidence_of(artifact)
+    user = readme.UserContent()
+    text = card.make(artifact, verification, user, repo="me/tiny", revision="main", base_license=None)
+    assert "F1 is 51.25 at batch size 8, 50.00 at batch size 1. The table shows the worst, at 1." in text
+    row = results._row(results.Outcome(label="tiny", document={}, error=None, verification=verification))
+    assert row[3] == "50.00 % (>= 40) at batch 1"
