@@ -104,6 +104,17 @@ class ReferenceCheck:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BatchAccuracy:
+    """Scores of an artifact whose answers depend on the batch, at one batch size."""
+
+    batch_size: int
+    """Windows of a batch."""
+    exact_match: float
+    f1: float
+    agreement: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Measurement:
     """What a verification measured, before any gate is applied."""
 
@@ -140,6 +151,12 @@ class Measurement:
     """As `f1_difference_interval`, at 99.9 %; None in evidence of qabuild 0.1.0."""
     reference_check: ReferenceCheck | None = None
     """None where the checkpoint was not available, and in evidence of qabuild 0.1.0."""
+    logit_rms: float | None = None
+    """Root mean square of the difference of a logit, over all probes; None in evidence of earlier versions."""
+    batch_size: int | None = None
+    """Windows per batch of the answers above, where answers depend on the batch: the one of the worst F1."""
+    by_batch: Sequence[BatchAccuracy] = ()
+    """At each batch size, where answers depend on it; else empty."""
 
     @property
     def f1_retention(self) -> float:
@@ -182,6 +199,11 @@ def describe(gate: Gate) -> str:
 
 def _figure(value: float | bool | None) -> str:
     return "not measured" if value is None else str(value) if isinstance(value, bool) else f"{value:.4g}"
+
+
+def at_batch(batch_size: int | None) -> str:
+    """What to add to a figure of a measurement with that `batch_size`; nothing if answers do not depend on it."""
+    return "" if batch_size is None else f" at batch {batch_size}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from pathlib import Path
 
-from qabuild.artifact import handler
+from qabuild.artifact import as_built, handler
 from qabuild.artifact import manifest as artifacts
 from qabuild.artifact.evidence import CrossCheck, Gate, Measurement, Verification, describe
 from qabuild.artifact.manifest import Artifact
@@ -38,6 +38,7 @@ def judge(artifact: Artifact, measurement: Measurement, gates: Gates, key: str |
         *at_least("min_f1_retention", limits.min_f1_retention, measurement.f1_retention),
         *at_least("min_agreement", limits.min_agreement, measurement.agreement),
         *at_most("max_logit_difference", limits.max_logit_difference, measurement.logit_difference),
+        *as_built.gates(artifact, measurement),
         *_cross_check_gate(artifact, checked, limits),
         *at_least("min_speedup", limits.min_speedup, speed.speedup if speed else None),
         *at_least(

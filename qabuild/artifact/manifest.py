@@ -52,6 +52,18 @@ class SealedFile:
     sha256: str
 
 
+class Deviation(TypedDict):
+    """How far the compiled model was from its checkpoint when it was built."""
+
+    logit_difference: float
+    """Largest on the probes."""
+    logit_rms: float
+    """Root mean square over all logits of the probes."""
+    questions: Count
+    changed_answers: Count
+    """Among the first `questions` of the reference."""
+
+
 class Named(TypedDict):
     """A checkpoint."""
 
@@ -89,6 +101,8 @@ class PublishTable(TypedDict, total=False):
 
     repo: str | None
     license: str | None
+    data: str | None
+    """How much of the questions it shows, where the target says so."""
 
 
 @with_config(OPEN)
@@ -144,6 +158,8 @@ class Manifest:
 
     stages: Sequence[Mapping[str, Any]] | None = None
     """Records of the other stages applied to the checkpoint, in order; None without such stages."""
+    deviation: Deviation | None = None
+    """How far the compiled model was from its checkpoint; None in fp32, and where it could not be measured."""
 
     @property
     def options(self) -> Any:
@@ -164,8 +180,9 @@ class Manifest:
     def to_dict(self) -> dict[str, Any]:
         """As JSON values, as they stand in manifest.json."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        if values["stages"] is None:
-            del values["stages"]
+        for name in ("stages", "deviation"):
+            if values[name] is None:
+                del values[name]
         files = {name: vars(file) for name, file in sorted(self.files.items())}
         return {"format": FORMAT, **values, "runtime": self.runtime.model_dump(mode="json"), "files": files}
 

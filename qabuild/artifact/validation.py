@@ -17,6 +17,7 @@ from qabuild.artifact.evidence import FORMAT, Gate, Measurement, Verification, d
 from qabuild.artifact.judge import explain_failure, judge
 from qabuild.artifact.manifest import EVIDENCE, Artifact
 from qabuild.errors import QABuildError, UntrustedInput, VerificationFailed
+from qabuild.models.backends import backend
 from qabuild.qa.ask import chunks, takes_part
 
 SHOWN = 10  # problems in one message
@@ -91,6 +92,7 @@ def _problems(artifact: Artifact, evidence: Verification, judged: Verification) 
     yield from _cross_check(artifact, measurement)
     if evidence.format > 1:  # what qabuild 0.1.0 did not measure
         yield from _reference_check(measurement)
+        yield from _batches(artifact, measurement)
     yield from _gates(evidence, judged)
 
 
@@ -173,6 +175,22 @@ def _reference_check(m: Measurement) -> Iterator[str]:
     if check:
         yield from _ordered("reference_check", [0, check.ties, check.differences, check.questions])
         yield from _within("reference_check.logit_difference", check.logit_difference, 0)
+
+
+def _batches(artifact: Artifact, m: Measurement) -> Iterator[str]:
+    """Checks the scores at each batch size, of which the figures above are the worst."""
+    manifest = artifact.manifest
+    depends = manifest.runtime.dtype in backend(manifest.options.name).BATCH_DEPENDENT
+    sizes = {each.batch_size for each in m.by_batch}
+    if sizes != ({1, manifest.verify["batch_size"]} if depends else set()) or len(sizes) < len(m.by_batch):
+        yield f"by_batch: measured at {sorted(sizes)}"
+        return
+    for each in m.by_batch:
+        yield from _within(f"f1 at batch {each.batch_size}", each.f1, m.f1, 100)
+        yield from _within(f"agreement at batch {each.batch_size}", each.agreement, 0, 1)
+    at = [each.f1 for each in m.by_batch if each.batch_size == m.batch_size] if depends else [m.f1]
+    yield from _equal("f1 at batch_size", at[0] if at else math.nan, m.f1)
+    yield from _within("logit_rms", math.nan if m.logit_rms is None else m.logit_rms, 0, m.logit_difference + 1e-6)
 
 
 def _gates(evidence: Verification, judged: Verification) -> Iterator[str]:

@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from qabuild.models.checkpoint.resolve import Checkpoint
 
 
+SEALED = ("compile", "reference", "deviation")
+"""The steps whose results the manifest seals."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Built:
     """What a build left behind."""
@@ -173,5 +177,5 @@ def _target_facts(plan: Plan) -> Mapping[str, Any]:
         # Where the questions are, and which they are, the reference says.
         "verify": target.verify.model_dump(mode="json", exclude={"dataset", "revision", "fingerprint"}),
         "publish": target.publish.model_dump(mode="json"),
-        "steps": {step.name: step.key for step in plan.steps if step.name in ("compile", "reference")},
+        "steps": {step.name: step.key for step in plan.steps if step.name in SEALED},
     }

@@ -7,20 +7,21 @@ from pathlib import Path
 from typing import Any, cast
 
 from qabuild.artifact import disclosure, measurements, sealed_reference
-from qabuild.artifact.evidence import CrossCheck, Flip, Machine, Measurement, ReferenceCheck, Speed
+from qabuild.artifact.evidence import BatchAccuracy, CrossCheck, Flip, Machine, Measurement, ReferenceCheck, Speed
 from qabuild.artifact.load import damage_explained, load_model
 from qabuild.artifact.manifest import Artifact
 from qabuild.errors import BadTarget, MissingEnvironment, UntrustedInput
-from qabuild.evaluation import cross_check, reference
+from qabuild.evaluation import cross_check, probes, reference
 from qabuild.evaluation.bootstrap import mean_interval, ratio_interval
 from qabuild.models.backends import backend
+from qabuild.models.runtime import Runtime
 from qabuild.qa import data, squad_metric
 from qabuild.qa.ask import Answered, Ask, answerer, chunks, takes_part
 from qabuild.qa.data import DatasetRef, Question, QuestionSet
 from qabuild.system import machine, packages
 from qabuild.system.reporter import SILENT, Reporter
 
-ARTIFACT, CHECKPOINT, SECOND = "artifact", "checkpoint", "second pipeline"
+ARTIFACT, ALONE, CHECKPOINT, SECOND = "artifact", "artifact at batch 1", "checkpoint", "second pipeline"
 """The contestants: artifact and checkpoint in qabuild's pipeline, and the artifact in the cross-check's."""
 
 
@@ -58,7 +59,10 @@ def measure(
     manifest = artifact.manifest
     model, tokenizer = load_model(artifact, allow_native=allow_native, allow_unverified=True)
     squad_v2 = questions.has_unanswerable
-    contestants: dict[str, Ask] = {ARTIFACT: answerer(model, tokenizer, squad_v2=squad_v2)}
+    sizes = batch_sizes(manifest.options, manifest.runtime, manifest.verify["batch_size"])
+    contestants: dict[str, Ask] = {
+        name: answerer(model, tokenizer, squad_v2=squad_v2, batch_size=size) for name, size in sizes.items()
+    }
     if baseline is not None:
         contestants[CHECKPOINT] = answerer(baseline, tokenizer, squad_v2=squad_v2)
     share = manifest.cross_check
@@ -70,21 +74,28 @@ def measure(
     asked = len(questions) if whole_reference else SPEED_QUESTIONS
     with damage_explained(artifact.directory):
         rounds = _run_rounds(contestants, questions.questions, share, asked, reporter)
-        checked = _cross_check([turns for turns in rounds if SECOND in turns], second, questions, model, tokenizer)
-        compared_logits = _compare_logits(artifact.directory, model, tokenizer, questions, sealed)
-    answers = _answers_by(ARTIFACT, rounds)
+        alike = next((name for name, size in sizes.items() if size == second.batch_size), ARTIFACT)
+        checked = _cross_check(
+            [turns for turns in rounds if SECOND in turns], alike, second, questions, model, tokenizer
+        )
+        compared_logits = compare_logits(
+            artifact.directory / sealed_reference.FOLDER, model, tokenizer, questions, sealed
+        )
+    expected = disclosure.reveal_answers(sealed, questions)
+    answers, judged = _judged_answers(questions, expected, {sizes[name]: _answers_by(name, rounds) for name in sizes})
     reporter.say(_describe(checked))
     measurement = Measurement(
         data=sealed.data,
         questions=len(questions),
-        **_compare_answers(questions, answers, sealed),
+        **judged,
+        **_compare_answers(questions, answers, expected, sealed.data),
         samples_per_second=len(questions) / sum(turns[ARTIFACT].seconds for turns in rounds),
         speed=_speed([turns for turns in rounds if CHECKPOINT in turns]),
         cross_check=checked,
         **compared_logits,
         versions=packages.versions({*cross_check.PACKAGES, *backend(manifest.backend["name"]).PACKAGES}),
         machine=cast(Machine, machine.describe()),
-        reference_check=_check_reference(rounds, baseline, tokenizer, questions, artifact),
+        reference_check=_check_reference(rounds, baseline, tokenizer, questions, expected, artifact),
     )
     _register(artifact, measurement, reporter)
     return measurement
@@ -95,6 +106,16 @@ def _register(artifact: Artifact, measurement: Measurement, reporter: Reporter) 
         measurements.register(artifact, measurement)
     except MissingEnvironment as error:  # the measurement is as good; only `publish` will make it anew
         reporter.say(f"{error.message}; {error.hint}")
+
+
+def batch_sizes(options: Any, runtime: Runtime, batch_size: int) -> dict[str, int | None]:
+    """The batch sizes at which an artifact is measured, by name; `batch_size` is that of its target.
+
+    Where the backend states that answers depend on the batch, they are two: the target's and one window at a time.
+    """
+    if runtime.dtype not in backend(options.name).BATCH_DEPENDENT:
+        return {ARTIFACT: None}
+    return {ARTIFACT: batch_size, **({ALONE: 1} if batch_size != 1 else {})}
 
 
 def require_same_questions(questions: QuestionSet, sealed: sealed_reference.Reference) -> None:
@@ -125,12 +146,8 @@ def _run_rounds(
     done = 0
     with reporter.progress("artifact answers", len(questions)) as advance:
         for number, batch in enumerate(batches):
-            asks = {
-                ARTIFACT: True,
-                CHECKPOINT: done < asked,
-                SECOND: takes_part(number, share),
-            }
-            names = [name for name in contestants if asks[name]]
+            asks = {CHECKPOINT: done < asked, SECOND: takes_part(number, share)}
+            names = [name for name in contestants if asks.get(name, True)]
             first = number % len(names)
             rounds.append({name: contestants[name](batch) for name in names[first:] + names[:first]})
             done += len(batch)
@@ -159,24 +176,26 @@ def _speed(rounds: Sequence[Round]) -> Speed | None:
 
 def _cross_check(
     rounds: Sequence[Round],
+    name: str,
     second: cross_check.SecondPipeline,
     questions: QuestionSet,
     model: Any,
     tokenizer: Any,
 ) -> CrossCheck | None:
+    """Compare the second pipeline with the artifact in ours, whose rounds have that `name`."""
     if not rounds:
         return None
-    answers, others = _answers_by(ARTIFACT, rounds), _answers_by(SECOND, rounds)
+    answers, others = _answers_by(name, rounds), _answers_by(SECOND, rounds)
     differing = [question for question in questions.questions if answers.get(question.id) != others.get(question.id)]
-    seconds = {name: sum(turns[name].seconds for turns in rounds) for name in (ARTIFACT, SECOND)}
+    own, other = (sum(turns[each].seconds for turns in rounds) for each in (name, SECOND))
     return CrossCheck(
         pipeline=second.name,
         questions=len(answers),
         batch_size=second.batch_size,
         differences=len(differing),
         ties=_ties(differing, answers, others, questions.has_unanswerable, model, tokenizer),
-        samples_per_second=len(answers) / seconds[SECOND],
-        speedup=seconds[SECOND] / seconds[ARTIFACT],
+        samples_per_second=len(answers) / other,
+        speedup=other / own,
     )
 
 
@@ -212,31 +231,48 @@ def _ties(
 
 
 def _check_reference(
-    rounds: Sequence[Round], baseline: Any | None, tokenizer: Any, questions: QuestionSet, artifact: Artifact
+    rounds: Sequence[Round],
+    baseline: Any | None,
+    tokenizer: Any,
+    questions: QuestionSet,
+    expected: Mapping[str, str],
+    artifact: Artifact,
 ) -> ReferenceCheck | None:
-    """Compare the checkpoint's answers and logits with the sealed ones."""
+    """Compare the checkpoint's answers and logits with the sealed ones; `expected` are the sealed answers."""
     if baseline is None:
         return None
     answers = _answers_by(CHECKPOINT, [turns for turns in rounds if CHECKPOINT in turns])
-    sealed = artifact.reference.answers
-    differing = [q for q in questions.questions if q.id in answers and answers[q.id] != sealed[q.id]]
-    largest = 0.0
-    for probe in sealed_reference.read_probes(artifact.directory / sealed_reference.FOLDER):
-        expected = probe.pop("start_logits"), probe.pop("end_logits")
-        actual = reference.logits(baseline, probe)
-        largest = max(largest, _logit_difference(actual, expected, probe["attention_mask"] == 1))
+    differing = [q for q in questions.questions if q.id in answers and answers[q.id] != expected[q.id]]
+    folder = artifact.directory / sealed_reference.FOLDER
     return ReferenceCheck(
         questions=len(answers),
         differences=len(differing),
-        ties=_ties(differing, answers, sealed, questions.has_unanswerable, baseline, tokenizer, REFERENCE_TIE),
-        logit_difference=largest,
+        ties=_ties(differing, answers, expected, questions.has_unanswerable, baseline, tokenizer, REFERENCE_TIE),
+        logit_difference=compare_logits(folder, baseline, tokenizer, questions, artifact.reference)["logit_difference"],
     )
 
 
+def _judged_answers(
+    questions: QuestionSet, expected: Mapping[str, str], answers: Mapping[int | None, Mapping[str, str]]
+) -> tuple[Mapping[str, str], dict[str, Any]]:
+    """Of the answers at each batch size those of the worst F1, and the fields of a Measurement that tell them apart."""
+    if list(answers) == [None]:
+        return answers[None], {}
+    gold = {question.id: question.answers for question in questions.questions}
+    by_batch = []
+    for size, texts in answers.items():
+        assert size is not None
+        scores = squad_metric.score(texts, gold)
+        same = sum(text == expected[name] for name, text in texts.items()) / len(texts)
+        by_batch.append(BatchAccuracy(batch_size=size, exact_match=scores.exact_match, f1=scores.f1, agreement=same))
+    worst = min(by_batch, key=lambda accuracy: accuracy.f1).batch_size
+    return answers[worst], {"batch_size": worst, "by_batch": by_batch}
+
+
 def _compare_answers(
-    questions: QuestionSet, answers: Mapping[str, str], sealed: sealed_reference.Reference
+    questions: QuestionSet, answers: Mapping[str, str], expected: Mapping[str, str], shown: Mapping[str, Any]
 ) -> dict[str, Any]:
-    expected = disclosure.reveal_answers(sealed, questions)
+    """The fields of a Measurement on the answers; `shown` is the reference's `data`, which may hide the flips."""
     gold = {question.id: question.answers for question in questions.questions}
     artifact, checkpoint = squad_metric.score(answers, gold), squad_metric.score(expected, gold)
     artifact_scores, checkpoint_scores = (squad_metric.score_each(texts, gold) for texts in (answers, expected))
@@ -262,39 +298,42 @@ def _compare_answers(
         "f1_difference_interval": mean_interval(differences),
         "f1_difference_interval_999": mean_interval(differences, 0.999),
         "agreement": 1 - len(flips) / len(questions),
-        "flips": disclosure.hide_flips(sorted(flips, key=lambda flip: flip.f1_difference), sealed.data, questions),
+        "flips": disclosure.hide_flips(sorted(flips, key=lambda flip: flip.f1_difference), shown, questions),
     }
 
 
-def _compare_logits(
+def compare_logits(
     directory: Path, model: Any, tokenizer: Any, questions: QuestionSet, sealed: sealed_reference.Reference
 ) -> dict[str, Any]:
-    by_name = disclosure.by_name(sealed.data, questions)
-    probes, largest, finite, same_tokens = [], 0.0, True, True
-    stored = sealed_reference.read_probes(directory / sealed_reference.FOLDER)
-    for ids, shape, probe in zip(sealed.probes, sealed_reference.PROBE_SHAPES, stored, strict=True):
-        expected = probe.pop("start_logits"), probe.pop("end_logits")
-        inputs = reference.encode_probe(tokenizer, [by_name[i] for i in ids], shape, probe.keys())
-        probe, same = disclosure.reveal_probe(probe, inputs)
+    """The fields of a Measurement on the probes of the reference in `directory`. Raises UntrustedInput without any."""
+    import torch
+
+    if not sealed.probes:
+        raise UntrustedInput(f"{directory}: a reference without probes", "build the artifact again")
+    named = disclosure.by_name(sealed.data, questions)
+    measured, differences, finite, same_tokens = [], [], True, True
+    stored = sealed_reference.read_probes(directory)
+    for described, probe in zip(sealed.probes, stored, strict=True):
+        expected = torch.stack([probe.pop("start_logits"), probe.pop("end_logits")])
+        inputs, same = disclosure.reveal_probe(probe, probes.encode(described, tokenizer, named, probe.keys()))
         same_tokens &= same
-        if not same and probe["input_ids"].shape != expected[0].shape:
-            continue  # hidden inputs of another tokenizer: they have no sealed logits
-        unpadded = probe["attention_mask"] == 1
-        actual = reference.logits(model, probe)
-        finite &= all(bool(logits[unpadded].isfinite().all()) for logits in actual)
-        difference = _logit_difference(actual, expected, unpadded)
-        largest = max(largest, difference)
+        if inputs["input_ids"].shape != expected.shape[1:]:  # hidden inputs of another tokenizer: without sealed logits
+            inputs = {name: tensor.new_ones(expected.shape[1:]) for name, tensor in inputs.items()}
+        unpadded = inputs["attention_mask"] == 1
+        actual = torch.stack(reference.logits(model, inputs))[:, unpadded]
+        finite &= bool(actual.isfinite().all())
+        difference = (actual.double() - expected[:, unpadded]).abs().nan_to_num(nan=3e38, posinf=3e38).flatten()
+        differences.append(difference)
         batch, sequence = probe["input_ids"].shape
-        probes.append({"batch": batch, "sequence": sequence, "logit_difference": difference})
-    return {"same_tokens": same_tokens, "finite_logits": finite, "logit_difference": largest, "probes": probes}
-
-
-def _logit_difference(actual: Sequence[Any], expected: Sequence[Any], unpadded: Any) -> float:
-    """Largest difference of start and end logits where `unpadded`; 3e38 for NaN and infinity, which JSON has not."""
-    return max(
-        float((logits - reference_logits)[unpadded].abs().nan_to_num(nan=3e38, posinf=3e38).max())
-        for logits, reference_logits in zip(actual, expected, strict=True)
-    )
+        measured.append({"batch": batch, "sequence": sequence, "logit_difference": float(difference.max())})
+    all_differences = torch.cat(differences)
+    return {
+        "same_tokens": same_tokens,
+        "finite_logits": finite,
+        "logit_difference": float(all_differences.max()),
+        "logit_rms": float(all_differences.square().mean().sqrt()),
+        "probes": measured,
+    }
 
 
 def load_questions(artifact: Artifact, source: str | None = None, *, offline: bool = False) -> QuestionSet:

@@ -33,14 +33,15 @@ class Answered:
 Ask = Callable[["Sequence[Question]"], Answered]
 
 
-def answerer(model: Any, tokenizer: Any, *, squad_v2: bool) -> Ask:
+def answerer(model: Any, tokenizer: Any, *, squad_v2: bool, batch_size: int | None = None) -> Ask:
     """A function that answers questions with `qabuild.QuestionAnsweringPipeline` and its defaults.
 
-    `squad_v2` lets the pipeline answer that a question has no answer; set it if the data has unanswerable questions.
+    `batch_size` is in windows; None leaves it to the pipeline. `squad_v2` lets the pipeline answer that a question has
+    no answer; set it if the data has unanswerable questions.
     """
     from qabuild.qa.pipeline import QuestionAnsweringPipeline
 
-    pipeline = QuestionAnsweringPipeline(model, tokenizer, handle_impossible_answer=squad_v2)
+    pipeline = QuestionAnsweringPipeline(model, tokenizer, handle_impossible_answer=squad_v2, batch_size=batch_size)
 
     def ask(questions: Sequence[Question]) -> Answered:
         # A stream, since a list of one question would not be answered with a list.

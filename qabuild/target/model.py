@@ -36,7 +36,12 @@ class Verify(DatasetTable):
     cross_check: Annotated[float, Field(ge=0, le=1)] | Literal["all"] = Field(
         0.1, description='share of the questions that a second pipeline answers as well, 0 to 1 or "all"'
     )
-    batch_size: int = Field(8, ge=1, description="windows per batch of transformers' own pipeline, in the cross-check")
+    batch_size: int = Field(
+        8,
+        ge=1,
+        description="windows per batch of transformers' own pipeline, in the cross-check; an artifact whose answers "
+        "depend on the batch is verified at this size and at 1",
+    )
     gates: Gates = Field(Gates(), description="what must hold")
 
 

@@ -6,7 +6,7 @@ one has the name of its table, which stands in `qabuild.target.model.STAGES`.
 
 from __future__ import annotations
 
-from qabuild.builder.steps import compile, reference, training, verify
+from qabuild.builder.steps import compile, deviation, reference, training, verify
 from qabuild.builder.steps.step import Step
 
 STEPS: tuple[Step, ...] = (
@@ -16,6 +16,7 @@ STEPS: tuple[Step, ...] = (
     compile.Compile(),
     reference.Reference(),
     reference.Teacher(),
+    deviation.Deviation(),
     verify.Verify(),
 )
 

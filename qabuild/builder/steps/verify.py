@@ -11,6 +11,7 @@ from qabuild.artifact.evidence import Measurement
 from qabuild.artifact.manifest import Artifact
 from qabuild.builder.keys import Inputs, flat, key_or_unknown, package_inputs
 from qabuild.builder.steps.compile import Compile
+from qabuild.builder.steps.deviation import MEASURED_ON
 from qabuild.builder.steps.reference import Reference
 from qabuild.builder.steps.step import VERIFICATION, Context, Facts, Requirements
 from qabuild.builder.store.local import Entry
@@ -36,13 +37,12 @@ class Verify:
         compiled, answered = Compile().inputs(target, facts), Reference().inputs(target, facts)
         assert compiled is not None
         assert answered is not None
-        measured_on = ("cpu", "cores", "gpus", "driver")
         return {
             "compile": key_or_unknown(compiled),
             "reference": key_or_unknown(answered),
             "verify.cross_check": target.verify.cross_check,
             "verify.batch_size": target.verify.batch_size,
-            **flat("machine", {name: value for name, value in facts.machine.items() if name in measured_on}),
+            **flat("machine", {name: value for name, value in facts.machine.items() if name in MEASURED_ON}),
             **package_inputs(facts.versions, self.requires(target)),
             "code": facts.code.digest(
                 "qabuild.evaluation.measure", "qabuild.models.checkpoint.load", BACKENDS[target.backend.name]

@@ -35,6 +35,9 @@ class Backend(Protocol):
     DTYPES: Mapping[str, tuple[Dtype, ...]]
     """The supported dtypes of each device; a device that is missing here is not supported."""
 
+    BATCH_DEPENDENT: tuple[Dtype, ...]
+    """The dtypes in which a window's logits depend on the windows that share its batch, by more than rounding."""
+
     WAYS: tuple[Way, ...]
     """The modes in which the backend runs models, each with the architectures it supports; see `Way`."""
 

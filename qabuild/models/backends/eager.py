@@ -54,6 +54,7 @@ class Options(Frozen):
 PACKAGES = ("torch", "transformers")
 EXTRAS: tuple[str, ...] = ()
 DTYPES: Mapping[str, tuple[Dtype, ...]] = {"cpu": ("fp32", "bf16", "fp16"), "cuda": ("fp32", "bf16", "fp16")}
+BATCH_DEPENDENT: tuple[Dtype, ...] = ()
 RUNTIME = ("torch", "torch")
 SPEED: tuple[Rule, ...] = ()
 

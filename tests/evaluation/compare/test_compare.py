@@ -323,21 +323,21 @@ def test_an_idle_worker_uses_no_cpu_time_and_a_dead_one_is_dropped(build):
     with start_workers(contestants) as workers:
         scheduler = rounds._Scheduler(workers, [], SILENT)
         scheduler.load(dataset)
-        scheduler.run(rounds.Series(questions=4, batch_size=4))
+        scheduler.run(rounds.Series(questions=4, batch_size=4), workers)
         idle = [cpu_seconds(worker) for worker in workers]
         time.sleep(1)
         assert [cpu_seconds(worker) - before for worker, before in zip(workers, idle, strict=True)] == pytest.approx(
             [0, 0], abs=0.05
         )
         workers[0]._child._process.kill()
-        turns = scheduler.run(rounds.Series(questions=4, batch_size=4))
+        turns = scheduler.run(rounds.Series(questions=4, batch_size=4), workers)
         assert [(failure.name, "killed by signal 9" in failure.error) for failure in scheduler.failures] == [
             ("eager-40", True)
         ]
         assert len(turns[workers[1]]) == 1
         workers[1]._child._process.kill()
         with pytest.raises(QABuildError, match="was killed by signal 9"):
-            scheduler.run(rounds.Series(questions=4, batch_size=4))
+            scheduler.run(rounds.Series(questions=4, batch_size=4), workers)
 
 
 def cpu_seconds(worker: Any) -> float:

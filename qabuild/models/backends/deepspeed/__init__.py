@@ -68,6 +68,7 @@ model = Inference(directory).eval()
 PACKAGES = ("torch", "transformers", "deepspeed")
 EXTRAS: tuple[str, ...] = ("deepspeed",)
 DTYPES: Mapping[str, tuple[Dtype, ...]] = {"cpu": ("fp32", "bf16"), "cuda": ("fp32", "bf16", "fp16")}
+BATCH_DEPENDENT: tuple[Dtype, ...] = ()
 RUNTIME = ("DeepSpeed", "deepspeed")
 SPEED: tuple[Rule, ...] = ()
 

@@ -60,6 +60,7 @@ model = Graph(directory).eval()
 PACKAGES = ("torch", "transformers", "onnxruntime")
 EXTRAS: tuple[str, ...] = ("cpu", "gpu")
 DTYPES: Mapping[str, tuple[Dtype, ...]] = {"cpu": ("fp32", "fp16", "int8"), "cuda": ("fp32", "fp16")}
+BATCH_DEPENDENT: tuple[Dtype, ...] = ("int8",)  # dynamic: the range of each batch sets the scales of activations
 RUNTIME = ("ONNX Runtime", "onnxruntime")
 SPEED: tuple[Rule, ...] = (
     Rule(

@@ -72,6 +72,7 @@ if not {"avx512_vnni", "avx_vnni", "amx_int8"} & set(Path("/proc/cpuinfo").read_
 PACKAGES = ("torch", "transformers", "openvino")
 EXTRAS: tuple[str, ...] = ("openvino",)
 DTYPES: Mapping[str, tuple[Dtype, ...]] = {"cpu": ("fp32", "bf16", "int8")}
+BATCH_DEPENDENT: tuple[Dtype, ...] = ()
 RUNTIME = ("OpenVINO", "openvino")
 SPEED: tuple[Rule, ...] = (
     Rule(
