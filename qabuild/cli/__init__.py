@@ -20,7 +20,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from qabuild import __version__
-from qabuild.cli import answer, build, compare, inspect, publish
+from qabuild.cli import answer, build, compare, inspect, publish, sign
 from qabuild.cli.failures import (
     handle_signals,
     print_error,
@@ -85,6 +85,7 @@ def cli() -> None:
 
 for command in (
     *(build.build, build.verify, compare.compare, compare.report, build.plan, publish.publish),
+    *(sign.keygen, sign.sign, sign.sbom),
     *(build.lock, answer.answer, inspect.cache, inspect.targets, inspect.doctor, inspect.schema),
 ):
     cli.add_command(command)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
+from typing import Any
 
 import click
 
 from qabuild.cli.console import Console
-from qabuild.cli.options import common, native_option
+from qabuild.cli.options import common, native_option, signer_options
 from qabuild.errors import UntrustedInput
 
 
@@ -20,6 +21,7 @@ from qabuild.errors import UntrustedInput
 @click.option("--digest", metavar="SHA256", help="Required SHA-256 of the manifest.")
 @click.option("--top-k", type=click.IntRange(1), default=1, show_default=True, help="Number of answers per question.")
 @click.option("--no-answer", is_flag=True, help="Allow the empty answer, as in SQuAD v2.0.")
+@signer_options
 @native_option
 @common
 def answer(
@@ -30,6 +32,7 @@ def answer(
     digest: str | None,
     top_k: int,
     no_answer: bool,
+    signer: Any,
     allow_native: bool,
     console: Console,
 ) -> None:
@@ -47,9 +50,9 @@ def answer(
     if console.json and is_pipe(output):
         raise click.UsageError("--json prints a summary on stdout, where the answers go: name a file with -o")
     require_place(questions, output)
-    opened = find(artifact, revision=revision, digest=digest)
+    opened = find(artifact, revision=revision, digest=digest, key=signer)
     summary = answer_file(
-        QuestionAnsweringPipeline(*load_model(opened, allow_native=allow_native)),
+        QuestionAnsweringPipeline(*load_model(opened, allow_native=allow_native or signer is not None)),
         questions,
         output,
         answered_by=opened.digest,

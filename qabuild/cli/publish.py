@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 @click.option("--tag", metavar="NAME", help="Tag the commit, as in --tag v1.")
 @click.option("--dry-run", is_flag=True, help="List the files that would be pushed, and their sizes; push nothing.")
 @click.option("--verify-remote", is_flag=True, help="Run the verification on the fetched copy, too.")
+@click.option("--sign", metavar="FILE", type=click.Path(path_type=Path), help="Sign it first, by that private key.")
 @data_option
 @common
 def publish(artifact: Path, repo: str | None, dataset: str | None, console: Console, **options: Any) -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from qabuild.artifact import readme
+from qabuild.artifact import readme, signature
 from qabuild.artifact.evidence import Verification
-from qabuild.artifact.manifest import EVIDENCE, Artifact, open_artifact, write_unsealed
+from qabuild.artifact.manifest import UNSEALED, Artifact, open_artifact, write_unsealed
 from qabuild.errors import BadTarget, QABuildError, UntrustedInput, VerificationFailed
 from qabuild.publishing import preconditions
 from qabuild.publishing.login import log_in
@@ -20,6 +20,7 @@ from qabuild.publishing.repository import MAIN, Change
 from qabuild.system import hub
 from qabuild.system.hub_retry import with_retries
 from qabuild.system.reporter import SILENT, Reporter
+from qabuild.system.sealed import MANIFEST
 
 LARGEST_FILE = 50 * 10**9
 """Bytes; https://huggingface.co/docs/hub/repositories-recommendations"""
@@ -60,13 +61,15 @@ def publish(
     dry_run: bool = False,
     verify_remote: bool = False,
     dataset: str | None = None,
+    sign: str | Path | None = None,
     reporter: Reporter = SILENT,
 ) -> Published:
     """Push the artifact at `path` to `repo`, or to where its target says, as one commit; then download and check it.
 
     `revision` is the branch to commit to; `create_pr` opens a pull request against it instead. `tag` tags the commit.
     `dry_run` only lists the changes. `verify_remote` runs the questions on the download again; `dataset` is where they
-    are, as for `qabuild.verify`.
+    are, as for `qabuild.verify`. `sign` is a private key: the artifact is signed before it is sent, see `qabuild.sign`;
+    a dry run signs nothing.
 
     Raises BadTarget, VerificationFailed or UntrustedInput for an artifact that must not be published or a repository
     that holds something else, MissingEnvironment without a token that may write, QABuildError where the Hub fails.
@@ -77,6 +80,8 @@ def publish(
     repo = _repository(artifact, repo)
     _require_names(revision, tag)
     _require_within_limits(artifact)
+    if sign is not None and not dry_run:
+        signature.sign_artifact(artifact, sign)
     with _with_hub_state(lambda: f"nothing was published: {repo} is as it was"):
         api = with_retries(log_in, repo, reporter)
     push = Push(api, artifact, evidence, repo, private=private, revision=revision, create_pr=create_pr, tag=tag)
@@ -128,7 +133,7 @@ def _verify_download(push: Push, verify: bool, dataset: str | None, reporter: Re
             lambda: push.api.snapshot_download(push.repo, revision=push.commit, local_dir=folder), push.repo, reporter
         )
         downloaded = open_artifact(Path(folder), push.artifact.digest)
-        for name in (EVIDENCE, readme.FILE):
+        for name in sorted(UNSEALED & set(push.content) - {MANIFEST}):
             sent, path = push.content[name], downloaded.directory / name
             if not path.is_file() or path.read_bytes() != (sent if isinstance(sent, bytes) else sent.read_bytes()):
                 raise UntrustedInput(f"{push.repo}: {name} is not what was sent", "publish again")
