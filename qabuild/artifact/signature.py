@@ -283,10 +283,14 @@ def _key_explained(path: Path, half: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise BadTarget(f"{path}: {error.strerror}", f"name the file of a {half} key; `qabuild keygen` makes a pair") from None
+        raise BadTarget(
+            f"{path}: {error.strerror}", f"name the file of a {half} key; `qabuild keygen` makes a pair"
+        ) from None
     except Exception as error:
         if "password" in str(error).lower():
-            raise BadTarget(f"{path}: {error}", f"give the passphrase in {PASSPHRASE}, or none for a key without one") from None
+            raise BadTarget(
+                f"{path}: {error}", f"give the passphrase in {PASSPHRASE}, or none for a key without one"
+            ) from None
         raise BadTarget(
             f"{path}: not a {half} key on the curve P-256, P-384 or P-521, in PEM", "`qabuild keygen` makes a pair"
         ) from error
@@ -299,5 +303,6 @@ def _sigstore_explained() -> Iterator[None]:
         yield
     except Exception as error:
         raise QABuildError(
-            f"Sigstore: {error or type(error).__name__}", "it needs a network, and a browser or the identity of a CI job"
+            f"Sigstore: {error or type(error).__name__}",
+            "it needs a network, and a browser or the identity of a CI job",
         ) from error

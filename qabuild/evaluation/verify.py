@@ -37,8 +37,8 @@ def verify(
 
     `dataset` names the source of the questions if it is not the one that the artifact names: a SQuAD-layout file, a
     Hub id or 'sample'. `checkpoint`, a path or Hub id of the checkpoint it was built from, adds the speedup. `digest`
-    pins the manifest. `key` and `allow_native` are those of `qabuild.load`. Raises BadTarget, UntrustedInput or MissingEnvironment.
-    An artifact that fails its gates raises nothing: `passed` of the Verification is false.
+    pins the manifest. `key` and `allow_native` are those of `qabuild.load`. Raises BadTarget, UntrustedInput or
+    MissingEnvironment. An artifact that fails its gates raises nothing: `passed` of the Verification is false.
     """
     artifact = artifacts.open_artifact(Path(path), digest)
     if key is not None:

@@ -318,6 +318,40 @@ def test_an_unverified_artifact_is_signed_without_a_test_result(artifact, key):
     assert is_signed(artifact, key)
 
 
+# --- commands -------------------------------------------------------------------------------------------------------
+
+
+def run(*arguments: object) -> tuple[int, str]:
+    """Exit status and output of a command."""
+    command = [sys.executable, "-m", "qabuild", *map(str, arguments)]
+    process = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    return process.returncode, process.stdout
+
+
+def test_verify_and_answer_refuse_what_the_key_did_not_sign(artifact, key, tmp_path):
+    (tmp_path / "questions.jsonl").write_text("")
+    for command in (["verify", artifact], ["answer", artifact, tmp_path / "questions.jsonl"]):
+        status, output = run(*command, "--key", key.with_suffix(".pub"))
+        assert (status, "not signed: it holds no model.sig" in output) == (4, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["sign", "tiny"], "one of the two"),
+        (["sign", "tiny", "--key", "a.key", "--sigstore"], "one of the two"),
+        (["verify", "tiny", "--identity", "me@example.org"], "--identity and --issuer need each other"),
+        (["verify", "tiny", "--identity", "me", "--issuer", "it", "--key", "a.pub"], "exclude each other"),
+        (["sign", "nowhere", "--key", "a.key"], "no such folder"),
+        (["sbom", "tiny", "-o", "tiny/bill.json"], "which is sealed"),
+    ],
+)
+def test_wrong_usage_is_status_2(artifact, monkeypatch, arguments, message):
+    monkeypatch.chdir(artifact.parent)
+    status, output = run(*arguments)
+    assert (status, message in output) == (2, True), output
+
+
 # --- what the statements say ----------------------------------------------------------------------------------------
 
 
