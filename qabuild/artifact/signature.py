@@ -15,9 +15,10 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 from qabuild.artifact import attestation
 from qabuild.artifact.evidence import evidence_of
@@ -46,7 +47,8 @@ MODEL = "https://model_signing/signature/v1.0"
 KINDS = {MODEL_SIGNATURE: MODEL, PROVENANCE: attestation.SLSA, EVIDENCE_SIGNATURE: attestation.TEST_RESULT}
 
 
-class Identity(NamedTuple):
+@dataclass(frozen=True)
+class Identity:
     """A signer without a key: an identity that Sigstore certified, and the provider that authenticated it."""
 
     identity: str
