@@ -267,6 +267,15 @@ def test_a_damaged_signature_is_refused(artifact, key, damage, capfd):
     assert capfd.readouterr().out == ""
 
 
+def test_a_signature_that_does_not_name_its_key_prints_nothing(artifact, key, capfd):
+    qabuild.sign(artifact, key)
+    bundle = json.loads((artifact / "model.sig").read_text())
+    del bundle["verificationMaterial"]["publicKey"]["hint"]
+    (artifact / "model.sig").write_text(json.dumps(bundle))
+    assert is_signed(artifact, key)
+    assert capfd.readouterr().out == ""
+
+
 def test_a_forged_statement_is_refused(artifact, key):
     """The envelope's payload is replaced by that of another artifact; the signature is not made anew."""
     qabuild.sign(artifact, key)
@@ -434,3 +443,14 @@ def test_sigstore_without_a_network_is_explained(artifact, key, monkeypatch):
         find(artifact, key=qabuild.Identity("me@example.org", "https://accounts.example.org"))
     with pytest.raises(QABuildError, match="Sigstore: "):
         qabuild.sign(artifact)
+
+
+def test_a_key_is_no_identity(artifact, key, monkeypatch):
+    """Sigstore's roots of trust come with its package here; it would fetch the newest."""
+    from sigstore.models import ClientTrustConfig
+
+    offline = ClientTrustConfig.production(offline=True)
+    monkeypatch.setattr(ClientTrustConfig, "production", lambda: offline)
+    qabuild.sign(artifact, key)
+    with pytest.raises(UntrustedInput, match=r"model\.sig: not a signature by me@example\.org \(https://accounts"):
+        find(artifact, key=qabuild.Identity("me@example.org", "https://accounts.example.org"))
