@@ -80,10 +80,10 @@ def publish(
     repo = _repository(artifact, repo)
     _require_names(revision, tag)
     _require_within_limits(artifact)
-    if sign is not None and not dry_run:
-        signature.sign_artifact(artifact, sign)
     with _with_hub_state(lambda: f"nothing was published: {repo} is as it was"):
         api = with_retries(log_in, repo, reporter)
+    if sign is not None and not dry_run:
+        signature.sign_artifact(artifact, sign)
     push = Push(api, artifact, evidence, repo, private=private, revision=revision, create_pr=create_pr, tag=tag)
     verification = None
     with _with_hub_state(push.state):
