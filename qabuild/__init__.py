@@ -18,8 +18,9 @@ __version__ = VERSION
 
 if TYPE_CHECKING:
     from qabuild.artifact.evidence import Verification
+    from qabuild.artifact.key_pair import keygen
     from qabuild.artifact.load import load
-    from qabuild.artifact.signature import Identity, keygen, sign
+    from qabuild.artifact.signature import Identity, sign
     from qabuild.builder.build import Built, build, train
     from qabuild.builder.plan import Plan
     from qabuild.builder.preview import plan
@@ -52,7 +53,7 @@ _HOMES = {
     "answer_file": "qa.bulk",
     "build": "builder.build",
     "compare": "evaluation.compare",
-    "keygen": "artifact.signature",
+    "keygen": "artifact.key_pair",
     "load": "artifact.load",
     "lock": "target.lock",
     "plan": "builder.preview",

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
@@ -20,7 +19,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from qabuild.artifact import attestation
+from qabuild.artifact import attestation, key_pair
 from qabuild.artifact.evidence import evidence_of
 from qabuild.artifact.manifest import (
     EVIDENCE,
@@ -34,14 +33,10 @@ from qabuild.artifact.manifest import (
     open_artifact,
     write_unsealed,
 )
-from qabuild.errors import BadTarget, QABuildError, UntrustedInput
-from qabuild.system import packages
+from qabuild.errors import QABuildError, UntrustedInput
 from qabuild.system.files import sha256
-from qabuild.system.sealed import MANIFEST, require_outside
+from qabuild.system.sealed import MANIFEST
 
-PACKAGES = ("model-signing", "pyopenssl")
-PASSPHRASE = "QABUILD_KEY_PASSPHRASE"
-"""The environment variable that holds the passphrase of a private key."""
 IN_TOTO = "application/vnd.in-toto+json"
 MODEL = "https://model_signing/signature/v1.0"
 KINDS = {MODEL_SIGNATURE: MODEL, PROVENANCE: attestation.SLSA, EVIDENCE_SIGNATURE: attestation.TEST_RESULT}
@@ -64,35 +59,6 @@ Signer = str | Path | Identity
 """Whose signature is required: the file of a public key, or an identity."""
 
 
-def keygen(path: str | Path) -> Path:
-    """Make a pair of keys: the private one at `path`, readable by you alone, the public one beside it, in `.pub`.
-
-    The environment variable QABUILD_KEY_PASSPHRASE, where it is set, encrypts the private key. Returns the path of the
-    public key. Raises BadTarget where one of the files exists.
-    """
-    _require_library()
-    from cryptography.hazmat.primitives import serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    private, public = Path(path), Path(path).with_suffix(".pub")
-    if private == public:
-        raise BadTarget(f"{private}: the name of the public key", f"name the private key {private.stem}.key")
-    for file in (private, public):
-        require_outside(file)
-        if os.path.lexists(file):
-            raise BadTarget(f"{file}: exists, and no key is overwritten", "name another file, or move it away")
-    passphrase = _passphrase()
-    key = ec.generate_private_key(ec.SECP256R1())
-    secret = key.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.BestAvailableEncryption(passphrase) if passphrase else serialization.NoEncryption(),
-    )
-    _create(private, secret, 0o600)
-    _create(public, _public_pem(key), 0o644)
-    return public
-
-
 def sign(path: str | Path, key: str | Path | None = None) -> list[str]:
     """Sign the artifact at `path` with the private key in the file `key`, or without one by your Sigstore identity.
 
@@ -105,7 +71,7 @@ def sign(path: str | Path, key: str | Path | None = None) -> list[str]:
 
 def sign_artifact(artifact: Artifact, key: str | Path | None) -> list[str]:
     """Sign an opened artifact, as `sign` does."""
-    _require_library()
+    key_pair.require_library()
     signer = _private_key(Path(key)) if key is not None else _sigstore_signer()
     statements = _statements(artifact)
     for name, statement in statements.items():
@@ -123,7 +89,7 @@ def require(artifact: Artifact, signer: Signer, *, evidence: bool = True) -> Non
 
     Without `evidence`, only the manifest and its files count: a verification is about to replace the evidence.
     """
-    _require_library()
+    key_pair.require_library()
     verifier = _verifier(signer)
     for name in SIGNATURES if evidence else (MODEL_SIGNATURE,):
         path = artifact.directory / name
@@ -222,15 +188,15 @@ def _verifier(signer: Signer) -> Any:
     if isinstance(signer, Identity):
         with _sigstore_explained():
             return config.use_sigstore_verifier(identity=signer.identity, oidc_issuer=signer.issuer)._verifier
-    with _key_explained(Path(signer), "public"):
+    with key_pair.errors_explained(Path(signer), "public"):
         return config.use_elliptic_key_verifier(public_key=signer)._verifier
 
 
 def _private_key(path: Path) -> Any:
     from model_signing import signing
 
-    with _key_explained(path, "private"):
-        return signing.Config().use_elliptic_key_signer(private_key=path, password=_passphrase())._signer
+    with key_pair.errors_explained(path, "private"):
+        return signing.Config().use_elliptic_key_signer(private_key=path, password=key_pair.passphrase())._signer
 
 
 def _sigstore_signer() -> Any:
@@ -242,12 +208,10 @@ def _sigstore_signer() -> Any:
 
 def _signed_by(artifact: Artifact, key: Path) -> set[str]:
     """The signatures of the artifact that are valid, by the private key in the file `key`."""
-    from cryptography.hazmat.primitives.serialization import load_pem_private_key
-
     valid = set()
     with tempfile.TemporaryDirectory() as folder:
         public = Path(folder) / "key.pub"
-        public.write_bytes(_public_pem(load_pem_private_key(key.read_bytes(), _passphrase())))
+        public.write_bytes(key_pair.public_half(key))
         verifier = _verifier(public)
     for name in SIGNATURES:
         try:
@@ -256,46 +220,6 @@ def _signed_by(artifact: Artifact, key: Path) -> set[str]:
         except UntrustedInput:
             continue
     return valid
-
-
-def _public_pem(key: Any) -> bytes:
-    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-
-    pem: bytes = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-    return pem
-
-
-def _create(path: Path, content: bytes, mode: int) -> None:
-    """Write a new file, never through a link and never over a file that exists."""
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-        file.write(content)
-
-
-def _passphrase() -> bytes | None:
-    return os.environ.get(PASSPHRASE, "").encode() or None
-
-
-def _require_library() -> None:
-    packages.refuse(packages.missing(dict.fromkeys(PACKAGES, ("sign",)), "cpu"))
-
-
-@contextmanager
-def _key_explained(path: Path, half: str) -> Iterator[None]:
-    """Turn what the library raises for the file of a key into BadTarget."""
-    try:
-        yield
-    except OSError as error:
-        raise BadTarget(
-            f"{path}: {error.strerror}", f"name the file of a {half} key; `qabuild keygen` makes a pair"
-        ) from None
-    except Exception as error:
-        if "password" in str(error).lower():
-            raise BadTarget(
-                f"{path}: {error}", f"give the passphrase in {PASSPHRASE}, or none for a key without one"
-            ) from None
-        raise BadTarget(
-            f"{path}: not a {half} key on the curve P-256, P-384 or P-521, in PEM", "`qabuild keygen` makes a pair"
-        ) from error
 
 
 @contextmanager

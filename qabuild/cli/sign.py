@@ -20,7 +20,7 @@ def keygen(key: Path, console: Console) -> None:
 
     The environment variable QABUILD_KEY_PASSPHRASE, where it is set, encrypts the private key.
     """
-    from qabuild.artifact.signature import keygen as make_keys
+    from qabuild.artifact.key_pair import keygen as make_keys
 
     public = make_keys(key)
     document = {"private": str(key), "public": str(public)}

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 import qabuild
-from qabuild.artifact import signature
+from qabuild.artifact import key_pair, signature
 from qabuild.artifact.load import find
 from qabuild.artifact.manifest import SIGNATURES, open_artifact
 from qabuild.errors import BadTarget, MissingEnvironment, QABuildError, UntrustedInput
@@ -423,7 +423,7 @@ def test_the_test_result_of_a_failed_artifact_says_so(artifact, key):
 
 
 def test_without_the_extra_the_message_names_it(artifact, tmp_path, monkeypatch):
-    monkeypatch.setattr(signature, "PACKAGES", ("model-signing-of-tomorrow",))
+    monkeypatch.setattr(key_pair, "PACKAGES", ("model-signing-of-tomorrow",))
     for attempt in (
         lambda: qabuild.keygen(tmp_path / "a.key"),
         lambda: qabuild.sign(artifact, tmp_path / "a.key"),

@@ -25,8 +25,8 @@ from packaging.version import Version
 from qabuild.artifact import manifest as artifacts
 from qabuild.artifact import readme
 from qabuild.artifact.evidence import Verification
+from qabuild.artifact.key_pair import keygen
 from qabuild.artifact.manifest import SIGNATURES, open_artifact
-from qabuild.artifact.signature import keygen
 from qabuild.errors import BadTarget, QABuildError, UntrustedInput
 from qabuild.publishing import card
 from qabuild.publishing import publish as publishing
@@ -624,8 +624,8 @@ ROUND_TRIP = """\
 import secrets, sys
 from pathlib import Path
 from huggingface_hub import HfApi
+from qabuild.artifact.key_pair import keygen
 from qabuild.artifact.manifest import SIGNATURES, open_artifact
-from qabuild.artifact.signature import keygen
 from qabuild.artifact.load import find
 from qabuild.publishing.publish import publish
 api, artifact = HfApi(), Path(sys.argv[1])
