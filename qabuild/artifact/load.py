@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qabuild.artifact import signature
 from qabuild.artifact.manifest import Artifact, open_artifact
 from qabuild.artifact.validation import require_passed, unverified
 from qabuild.errors import BadTarget, QABuildError, UntrustedInput
@@ -15,6 +16,7 @@ from qabuild.models.backends import backend
 from qabuild.system import hub, hub_files, native_code, packages
 
 if TYPE_CHECKING:
+    from qabuild.artifact.signature import Signer
     from qabuild.qa.pipeline import QuestionAnsweringPipeline
 
 
@@ -23,6 +25,7 @@ def load(
     *,
     revision: str | None = None,
     digest: str | None = None,
+    key: Signer | None = None,
     allow_native: bool = False,
     allow_unverified: bool = False,
 ) -> QuestionAnsweringPipeline:
@@ -30,22 +33,30 @@ def load(
 
     Every file is checked against the manifest, and the manifest against `digest` where one is given, before anything
     is deserialised. `revision` is a branch, tag or commit on the Hub; the default is the main branch.
-    `allow_native` loads native code that this user did not compile on this machine: it can do whatever you can.
+    `key` requires a signature: by the public key in that file, or by a `qabuild.Identity`.
+    `allow_native` loads native code that this user did not compile on this machine: it can do whatever you can. What
+    `key` signed needs no such permission.
     `allow_unverified` loads, with a warning, an artifact that failed its verification or has no evidence that holds.
     Raises BadTarget, VerificationFailed, UntrustedInput or MissingEnvironment; QABuildError where the Hub fails.
     """
     from qabuild.qa.pipeline import QuestionAnsweringPipeline
 
-    opened = find(artifact, revision=revision, digest=digest, allow_unverified=allow_unverified)
+    opened = find(artifact, revision=revision, digest=digest, key=key, allow_unverified=allow_unverified)
     if allow_unverified and (reason := unverified(opened)):
         warnings.warn(f"{reason}; loaded all the same", UserWarning, stacklevel=2)
-    return QuestionAnsweringPipeline(*load_model(opened, allow_native=allow_native, allow_unverified=allow_unverified))
+    native = allow_native or key is not None
+    return QuestionAnsweringPipeline(*load_model(opened, allow_native=native, allow_unverified=allow_unverified))
 
 
 def find(
-    source: str | Path, *, revision: str | None = None, digest: str | None = None, allow_unverified: bool = False
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    digest: str | None = None,
+    key: Signer | None = None,
+    allow_unverified: bool = False,
 ) -> Artifact:
-    """The artifact that `load` would load: downloaded if need be, and checked against its manifest.
+    """The artifact that `load` would load: downloaded if need be, checked against its manifest, and signed by `key`.
 
     A local path of that name comes first; a name within an existing local folder, without a revision, is never looked
     up on the Hub. With `allow_unverified`, its evidence may name another manifest. Raises as `load` does.
@@ -56,8 +67,13 @@ def find(
             raise BadTarget(
                 f"revision '{revision}' is given for {source}, which is not on the Hub", "leave out the revision"
             )
-        return open_artifact(Path(source), digest, any_evidence=allow_unverified)
-    return open_artifact(_download(str(source), revision), digest, linked=True, any_evidence=allow_unverified)
+        opened = open_artifact(Path(source), digest, any_evidence=allow_unverified)
+    else:
+        downloaded = _download(str(source), revision)
+        opened = open_artifact(downloaded, digest, linked=True, any_evidence=allow_unverified)
+    if key is not None:
+        signature.require(opened, key)
+    return opened
 
 
 def _download(repo_id: str, revision: str | None) -> Path:
@@ -122,6 +138,6 @@ def _refuse_foreign_code(artifact: Artifact, names: Sequence[str]) -> None:
             raise UntrustedInput(
                 f"{artifact.directory / name}: native code that you did not compile on this machine: it could do "
                 "whatever you can, and no check shows what it does",
-                "build the artifact here; or, if you trust whoever compiled it, pass --allow-native "
-                "(qabuild.load: allow_native=True)",
+                "build the artifact here; or, if you trust whoever compiled it, pass the --key that signed it, or "
+                "--allow-native (qabuild.load: key=..., allow_native=True)",
             )

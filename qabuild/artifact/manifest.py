@@ -2,7 +2,8 @@
 
 `manifest.json` names every file that is loaded or executed, with size and SHA-256. `verification.json` names the
 manifest's own digest. So one digest pins the entire artifact, and a change to any byte of it voids the evidence.
-Digests verify integrity, not origin: whoever can replace the folder can reseal it, unless the digest is pinned.
+Digests verify integrity, not origin: whoever can replace the folder can reseal it, unless the digest is pinned or the
+artifact is signed, see `signature`.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ from qabuild.target.gates import Gates
 Table = TypeVar("Table", bound=Frozen)
 
 EVIDENCE = "verification.json"
-UNSEALED = frozenset({MANIFEST, EVIDENCE, "README.md", ".gitattributes"})
+MODEL_SIGNATURE, EVIDENCE_SIGNATURE, PROVENANCE = "model.sig", "verification.sig", "provenance.sig"
+SIGNATURES = (MODEL_SIGNATURE, EVIDENCE_SIGNATURE, PROVENANCE)
+UNSEALED = frozenset({MANIFEST, EVIDENCE, *SIGNATURES, "README.md", ".gitattributes"})
 CACHE = ".cache"
 UNSEALED_FOLDERS = frozenset({CACHE})
 FORMAT = 1

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
+from typing import Any
 
 import click
 
 from qabuild.cli.console import Console
-from qabuild.cli.options import common, native_option, unverified_option
+from qabuild.cli.options import common, native_option, signer_options, unverified_option
 from qabuild.errors import UntrustedInput
 
 
@@ -20,6 +21,7 @@ from qabuild.errors import UntrustedInput
 @click.option("--digest", metavar="SHA256", help="Required SHA-256 of the manifest.")
 @click.option("--top-k", type=click.IntRange(1), default=1, show_default=True, help="Number of answers per question.")
 @click.option("--no-answer", is_flag=True, help="Allow the empty answer, as in SQuAD v2.0.")
+@signer_options
 @native_option
 @unverified_option
 @common
@@ -31,6 +33,7 @@ def answer(
     digest: str | None,
     top_k: int,
     no_answer: bool,
+    signer: Any,
     allow_native: bool,
     allow_unverified: bool,
     console: Console,
@@ -51,12 +54,11 @@ def answer(
     if console.json and is_pipe(output):
         raise click.UsageError("--json prints a summary on stdout, where the answers go: name a file with -o")
     require_place(questions, output)
-    opened = find(artifact, revision=revision, digest=digest, allow_unverified=allow_unverified)
+    opened = find(artifact, revision=revision, digest=digest, key=signer, allow_unverified=allow_unverified)
     if allow_unverified and (reason := unverified(opened)):
         console.say(f"{reason}; loaded all the same")
-    pipeline = QuestionAnsweringPipeline(
-        *load_model(opened, allow_native=allow_native, allow_unverified=allow_unverified)
-    )
+    native = allow_native or signer is not None
+    pipeline = QuestionAnsweringPipeline(*load_model(opened, allow_native=native, allow_unverified=allow_unverified))
     with damage_explained(opened.directory):
         summary = answer_file(
             pipeline,

@@ -18,6 +18,7 @@ from qabuild.cli.options import (
     offline_option,
     output_option,
     set_option,
+    signer_options,
     target_files,
 )
 from qabuild.cli.publish import require_publishable, then_published
@@ -105,6 +106,7 @@ def build(
     help="The checkpoint that it was built from; checks the reference answers, and adds the speedup.",
 )
 @click.option("--digest", metavar="SHA256", help="Required SHA-256 of the manifest.")
+@signer_options
 @native_option
 @offline_option
 @common
@@ -113,6 +115,7 @@ def verify(
     dataset: str | None,
     checkpoint: str | None,
     digest: str | None,
+    signer: Any,
     allow_native: bool,
     offline: bool,
     console: Console,
@@ -134,6 +137,7 @@ def verify(
                 dataset=dataset and absolute_source(dataset, folder),
                 checkpoint=checkpoint and absolute_source(checkpoint, folder),
                 digest=digest,
+                key=signer,
                 allow_native=allow_native,
                 offline=offline,
                 reporter=console,

@@ -110,4 +110,26 @@ unverified_option = click.option(
 )
 
 
+def signer_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add `--key`, `--identity` and `--issuer`, and pass the required signer to the command as `signer`."""
+
+    @click.option("--key", metavar="FILE", type=click.Path(path_type=Path), help="Require a signature by a public key.")
+    @click.option("--identity", metavar="NAME", help="Require a signature by an identity, through Sigstore.")
+    @click.option("--issuer", metavar="URL", help="Who must have authenticated the identity.")
+    @functools.wraps(command)
+    def wrapped(*args: Any, key: Path | None, identity: str | None, issuer: str | None, **kwargs: Any) -> Any:
+        if (identity is None) != (issuer is None):
+            raise click.UsageError("--identity and --issuer need each other")
+        if key and identity:
+            raise click.UsageError("--key and --identity exclude each other")
+        signer: Any = key
+        if identity and issuer:
+            from qabuild.artifact.signature import Identity
+
+            signer = Identity(identity, issuer)
+        return command(*args, signer=signer, **kwargs)
+
+    return wrapped
+
+
 offline_option = click.option("--offline", is_flag=True, help="Use only what is cached; fail if anything is missing.")

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     help="List the files that would be pushed, their sizes, and what they show of the questions; push nothing.",
 )
 @click.option("--verify-remote", is_flag=True, help="Run the verification on the fetched copy, too.")
+@click.option("--sign", metavar="FILE", type=click.Path(path_type=Path), help="Sign it first, by that private key.")
 @data_option
 @common
 def publish(artifact: Path, repo: str | None, dataset: str | None, console: Console, **options: Any) -> None:

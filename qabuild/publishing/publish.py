@@ -9,9 +9,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from qabuild.artifact import disclosure, readme
+from qabuild.artifact import disclosure, readme, signature
 from qabuild.artifact.evidence import Verification
-from qabuild.artifact.manifest import EVIDENCE, Artifact, open_artifact, write_unsealed
+from qabuild.artifact.manifest import UNSEALED, Artifact, open_artifact, write_unsealed
 from qabuild.errors import BadTarget, QABuildError, UntrustedInput, VerificationFailed
 from qabuild.publishing import preconditions
 from qabuild.publishing.login import log_in
@@ -20,6 +20,7 @@ from qabuild.publishing.repository import ATTRIBUTES, MAIN, Change, Snapshot, co
 from qabuild.system import hub, hub_files
 from qabuild.system.hub_retry import with_retries
 from qabuild.system.reporter import SILENT, Reporter
+from qabuild.system.sealed import MANIFEST
 
 LARGEST_FILE = 50 * 10**9
 """Bytes; https://huggingface.co/docs/hub/repositories-recommendations"""
@@ -64,6 +65,7 @@ def publish(
     dry_run: bool = False,
     verify_remote: bool = False,
     dataset: str | None = None,
+    sign: str | Path | None = None,
     reporter: Reporter = SILENT,
 ) -> Published:
     """Push the artifact at `path` to `repo`, or to where its target says, as one commit; then download and check it.
@@ -72,7 +74,8 @@ def publish(
     An artifact that was not measured on this machine is verified again before it is sent. `dry_run` only lists the
     changes, and what of the questions is shown. It needs neither token nor network; with both, it checks the name, the
     rights and the card, too. `verify_remote` runs the questions on the download again. For both verifications,
-    `dataset` is where the questions are, as for `qabuild.verify`.
+    `dataset` is where the questions are, as for `qabuild.verify`. `sign` is a private key: the artifact is signed
+    before it is sent, see `qabuild.sign`; a dry run signs nothing.
 
     Raises BadTarget, VerificationFailed or UntrustedInput for an artifact that must not be published or a repository
     that holds something else, MissingEnvironment without a token that may write, QABuildError where the Hub fails.
@@ -103,6 +106,8 @@ def publish(
         api = with_retries(log_in, repo, reporter)
         preconditions.require_public_data(api, artifact, reporter)
         evidence = preconditions.require_measured_here(artifact, evidence, dataset, dry_run=dry_run, reporter=reporter)
+    if sign is not None and not dry_run:
+        signature.sign_artifact(artifact, sign)
     push = Push(api, artifact, evidence, repo, private=private, revision=revision, create_pr=create_pr, tag=tag)
     if artifact.reference.data["file"] and not dry_run:
         reporter.say(f"{repo}: shown {data}")
@@ -169,7 +174,7 @@ def _verify_download(push: Push, verify: bool, dataset: str | None, reporter: Re
         commit = push.commit
         with_retries(lambda: _fetch_back(push, commit, Path(folder)), push.repo, reporter)
         downloaded = open_artifact(Path(folder), push.artifact.digest)
-        for name in (EVIDENCE, readme.FILE):
+        for name in sorted(UNSEALED & set(push.content) - {MANIFEST}):
             sent, path = push.content[name], downloaded.directory / name
             if not path.is_file() or path.read_bytes() != (sent if isinstance(sent, bytes) else sent.read_bytes()):
                 raise UntrustedInput(f"{push.repo}: {name} is not what was sent", "publish again")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from qabuild.artifact import readme
 from qabuild.artifact.evidence import Verification
-from qabuild.artifact.manifest import EVIDENCE, Artifact, read_manifest
+from qabuild.artifact.manifest import EVIDENCE, SIGNATURES, Artifact, read_manifest
 from qabuild.errors import BadTarget, QABuildError
 from qabuild.publishing import card, login, repository
 from qabuild.publishing.repository import Change, Snapshot
@@ -145,7 +145,7 @@ class Push:
         others: list[str] = []
         with suppress(QABuildError):  # no manifest, or not one of qabuild
             manifest = read_manifest(folder)
-            replaceable = {*manifest.files, MANIFEST, EVIDENCE}
+            replaceable = {*manifest.files, MANIFEST, EVIDENCE, *SIGNATURES}
             others = [f"the artifact '{manifest.name}'"] if manifest.name != self.artifact.manifest.name else []
         others += sorted(set(self.snapshot.files) - replaceable - {readme.FILE, repository.ATTRIBUTES})
         if others:
@@ -194,7 +194,8 @@ def content(
         raise BadTarget(f"{path}: not UTF-8 at byte {error.start}", "save it as UTF-8") from None
     user = readme.merge(readme.read(local), readme.read(remote_card))
     text = card.make(artifact, evidence, user, repo=repo, revision=revision, base_license=base_license)
-    names = (*artifact.manifest.files, MANIFEST, EVIDENCE)
+    signatures = (name for name in SIGNATURES if (artifact.directory / name).exists())
+    names = (*artifact.manifest.files, MANIFEST, EVIDENCE, *signatures)
     return {**{name: artifact.directory / name for name in names}, readme.FILE: text.encode()}
 
 

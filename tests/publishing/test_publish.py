@@ -25,7 +25,8 @@ from packaging.version import Version
 from qabuild.artifact import manifest as artifacts
 from qabuild.artifact import readme
 from qabuild.artifact.evidence import Verification
-from qabuild.artifact.manifest import open_artifact
+from qabuild.artifact.key_pair import keygen
+from qabuild.artifact.manifest import SIGNATURES, open_artifact
 from qabuild.errors import BadTarget, QABuildError, UntrustedInput
 from qabuild.publishing import card
 from qabuild.publishing import publish as publishing
@@ -114,6 +115,27 @@ def test_every_file_is_uploaded_in_one_commit_unchanged(workspace, tmp_path):
     assert f"published: commit {workspace.repository().branches['main']}, tag v1" in output
     assert not any("xet" in request for request in workspace.hub.requests)
     assert any("resolve" in request and "model.safetensors" in request for request in workspace.hub.requests)
+
+
+def test_signatures_travel_with_the_artifact(workspace):
+    artifact = workspace.artifact()
+    keygen(workspace.folder / "ours.key")
+    workspace.publish(artifact, "--sign", "ours.key")
+    files = workspace.files()
+    assert set(files) == {*SEALED, *SIGNATURES, "README.md", ".gitattributes"}
+    assert all(files[name] == (artifact / name).read_bytes() for name in SIGNATURES)
+    assert "nothing to do, it is there already" in workspace.publish(artifact, "--sign", "ours.key")
+    assert workspace.commits() == ["tiny cccccccccccc: EM 50.00, F1 50.00 (50.00 % of the reference)"]
+    proven.verify(open_artifact(artifact))  # removes the signature of the evidence, there too
+    workspace.publish(artifact)
+    assert set(workspace.files()) == {*SEALED, "model.sig", "provenance.sig", "README.md", ".gitattributes"}
+
+
+def test_a_dry_run_signs_nothing(workspace):
+    artifact = workspace.artifact()
+    keygen(workspace.folder / "ours.key")
+    workspace.publish(artifact, "--sign", "ours.key", "--dry-run")
+    assert not any((artifact / name).exists() for name in SIGNATURES)
 
 
 def test_publishing_again_does_nothing_and_reports_that(workspace):
@@ -620,7 +642,8 @@ ROUND_TRIP = """\
 import secrets, sys
 from pathlib import Path
 from huggingface_hub import HfApi
-from qabuild.artifact.manifest import open_artifact
+from qabuild.artifact.key_pair import keygen
+from qabuild.artifact.manifest import SIGNATURES, open_artifact
 from qabuild.artifact.load import find
 from qabuild.publishing.publish import publish
 api, artifact = HfApi(), Path(sys.argv[1])
