@@ -16,13 +16,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from qabuild.evaluation.judge import judge
 from safetensors.torch import load_file, save_file
 
 import qabuild
 from qabuild.artifact import as_built
 from qabuild.artifact import manifest as artifacts
 from qabuild.artifact.evidence import Flip, Verification
+from qabuild.artifact.judge import judge
 from qabuild.artifact.manifest import Artifact, Manifest, open_artifact, seal
 from qabuild.builder.store.local import Store
 from qabuild.errors import MissingEnvironment
