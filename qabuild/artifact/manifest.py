@@ -328,7 +328,7 @@ def _parse_manifest(path: Path, text: bytes) -> Manifest:
     try:
         document = documents.read_json(text)
         if not isinstance(document, dict) or "format" not in document:
-            raise ValueError("it names no format")
+            raise ValueError("it lacks 'format'")
         if document.pop("format") != FORMAT:
             raise UntrustedInput(f"{path}: its format is not {FORMAT}", "a newer qabuild may read it")
         manifest = documents.typed(Manifest, document)
