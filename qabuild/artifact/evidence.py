@@ -143,7 +143,7 @@ class Measurement:
     finite_logits: bool
     logit_difference: float
     """Largest on the probes, where attention_mask is 1."""
-    probes: Sequence[Mapping[str, float]]
+    probes: Sequence[Mapping[str, int | float]]
     """batch, sequence and largest difference of each probe."""
     versions: Mapping[str, str]
     machine: Machine

@@ -190,7 +190,8 @@ def _batches(artifact: Artifact, m: Measurement) -> Iterator[str]:
         yield from _within(f"agreement at batch {each.batch_size}", each.agreement, 0, 1)
     at = [each.f1 for each in m.by_batch if each.batch_size == m.batch_size] if depends else [m.f1]
     yield from _equal("f1 at batch_size", at[0] if at else math.nan, m.f1)
-    yield from _within("logit_rms", math.nan if m.logit_rms is None else m.logit_rms, 0, m.logit_difference + 1e-6)
+    if m.logit_rms is not None:
+        yield from _within("logit_rms", m.logit_rms, 0, m.logit_difference + 1e-6)
 
 
 def _gates(evidence: Verification, judged: Verification) -> Iterator[str]:

@@ -324,7 +324,7 @@ def compare_logits(
         finite &= bool(actual.isfinite().all())
         difference = (actual.double() - expected[:, unpadded]).abs().nan_to_num(nan=3e38, posinf=3e38).flatten()
         differences.append(difference)
-        batch, sequence = probe["input_ids"].shape
+        batch, sequence = inputs["input_ids"].shape
         measured.append({"batch": batch, "sequence": sequence, "logit_difference": float(difference.max())})
     all_differences = torch.cat(differences)
     return {

@@ -75,7 +75,7 @@ def command(request: Any, tmp_path: Path, capfd: Any) -> Callable[[Path], tuple[
 
     def run(folder: Path) -> tuple[int, str]:
         (tmp_path / "questions.jsonl").write_text(json.dumps(QUESTION))
-        arguments = [] if request.param == "verify" else [tmp_path / "questions.jsonl"]
+        arguments = [] if request.param == "verify" else [tmp_path / "questions.jsonl", "--allow-unverified"]
         with pytest.raises(SystemExit) as stop:
             main([request.param, str(folder), *map(str, arguments)])
         return int(stop.value.code or 0), capfd.readouterr().err

@@ -195,8 +195,7 @@ def change_a_byte(artifact: Path) -> None:
 
 CHANGES = {
     "a changed byte": change_a_byte,
-    "another handler": lambda artifact: (artifact / "handler.py").write_text("print('theirs')\n"),
-    "an extra file": lambda artifact: (artifact / "extra.py").write_text("print('theirs')\n"),
+    "an extra file": lambda artifact: (artifact / "notes.txt").write_text("theirs\n"),
     "an extra file that git ignores": lambda artifact: (artifact / ".gitignore").write_text("model.safetensors\n"),
     "a removed file": lambda artifact: (artifact / "config.json").unlink(),
     "a renamed file": lambda artifact: (artifact / "config.json").rename(artifact / "config2.json"),
