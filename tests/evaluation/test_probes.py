@@ -24,6 +24,17 @@ from qabuild.qa.data import Question, QuestionSet
 EMBEDDINGS = "bert.embeddings."
 
 
+DATA = {
+    "dataset": "made",
+    "file": False,
+    "revision": None,
+    "split": None,
+    "samples": 1,
+    "seed": None,
+    "fingerprint": "made",
+}
+
+
 class Sealed:
     """A tiny BERT and its reference on the sample's questions, none of whose texts is long."""
 
@@ -32,7 +43,7 @@ class Sealed:
         self.folder, self.checkpoint = folder, checkpoint
         self.tokenizer = load_tokenizer(checkpoint.directory)
         self.questions: QuestionSet = data.subset(data.load(data.DatasetRef("sample")), 16, 0)
-        reference.write_reference(self.model(), self.tokenizer, self.questions, {}, folder)
+        reference.write_reference(self.model(), self.tokenizer, self.questions, DATA, folder)
 
     def model(self) -> Any:
         return load_model(self.checkpoint)
