@@ -786,3 +786,18 @@ def test_a_rebuild_preserves_the_user_content_of_the_card(end_to_end, tmp_path):
     text = (tmp_path / "artifacts" / "whole" / "README.md").read_text()
     assert "My own words." in text
     assert "Not published yet." in text
+
+
+# --- questions that not everyone can read ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arguments", [["--dry-run"], [], ["--revision", "other"]])
+def test_texts_of_a_private_data_set_are_refused_unless_the_target_shows_them(workspace, arguments):
+    workspace.hub.commit("dataset", "rajpurkar/squad", {"README.md": b""})
+    workspace.hub.repositories["dataset", "rajpurkar/squad"].private = True
+    output = workspace.publish(workspace.artifact(), *arguments, status=2)
+    assert "shows texts of rajpurkar/squad, which is not public" in output
+    assert ("model", "me/tiny") not in workspace.hub.repositories
+    workspace.publish(workspace.artifact("shown", publish={"repo": "me/shown", "data": "full"}), *arguments)
+    workspace.hub.repositories["dataset", "rajpurkar/squad"].private = False
+    workspace.publish("tiny", *arguments)

@@ -205,7 +205,9 @@ class _Handler(BaseHTTPRequestHandler):
         return self.hub.accounts[token]
 
     def repository(self, kind: str | None, repo_id: str) -> Repository | None:
-        return self.hub.repositories.get(("dataset" if kind == "datasets" else "model", repo_id))
+        """The repository; None where it does not exist, or is private and the request names no account."""
+        repository = self.hub.repositories.get(("dataset" if kind == "datasets" else "model", repo_id))
+        return None if repository and repository.private and not self.headers.get("Authorization") else repository
 
     def send(self, content: bytes, status: int = 200, **headers: str) -> None:
         if self.fault.lose:
