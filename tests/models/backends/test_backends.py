@@ -460,7 +460,7 @@ def test_a_trace_with_a_fixed_shape_is_refused(compiled: Compiled, monkeypatch: 
             return ids.reshape(2, 48).float(), ids.float()
 
     def trace_fixed(eager: Any, example: dict[str, Any]) -> Any:
-        return torch.jit.trace(Fixed(), tuple(example[name] for name in eager.inputs))
+        return torch.jit.freeze(torch.jit.trace(Fixed().eval(), tuple(example[name] for name in eager.inputs)))
 
     monkeypatch.setattr(trace, "trace", trace_fixed)
     with pytest.raises(VerificationFailed, match="traced module"):
