@@ -21,6 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import qabuild
+from qabuild.artifact import handler
 from qabuild.artifact import manifest as artifacts
 from qabuild.artifact.manifest import open_artifact, seal
 from qabuild.builder.store.local import Store
@@ -252,8 +253,10 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 def resealed(original: Path, copy: Path, evidence: Callable[[Any], object] = lambda _: None, **changed: Any) -> Path:
     """A copy with a changed manifest and changed evidence, sealed again."""
     shutil.copytree(original, copy)
-    facts = {name: value for name, value in open_artifact(original).manifest.__dict__.items() if name != "files"}
-    digest = seal(copy, **{**facts, **changed}).digest
+    manifest = open_artifact(original).manifest
+    facts = {**{name: value for name, value in manifest.__dict__.items() if name != "files"}, **changed}
+    handler.write(manifest.options, facts["runtime"], manifest.versions, copy)
+    digest = seal(copy, **facts).digest
     document = {**json.loads((copy / artifacts.EVIDENCE).read_text(encoding="utf-8")), "manifest": digest}
     evidence(document)
     (copy / artifacts.EVIDENCE).unlink()
