@@ -56,7 +56,7 @@ TICKETS = (
 )
 GOLD = ("Mirjam Østby", "Quettreville", "1887", None)
 TEXTS = ("Quennell", "Østby", "Mirjam", "Quettreville", "東京", "Zorander", "Plockton", "Brabazon", "lapsed", "resign")
-IDS = ("ticket-", "Zürich-1", "Z\\u00fcrich")
+IDS = ("ticket-", "Zürich-1")
 
 
 def write_tickets(path: Path) -> None:
@@ -103,10 +103,9 @@ def workspace(tmp_path: Path) -> Iterator[Workspace]:
 
 
 def shown(files: dict[str, bytes], words: tuple[str, ...]) -> set[str]:
-    """Those of the `words` that any file holds, in any usual encoding."""
+    """Those of the `words` that any file holds, as they are or escaped as in JSON."""
     texts = [content.decode("utf-8", "replace") for name, content in files.items() if name != "model.safetensors"]
-    unescaped = [text.encode().decode("unicode_escape", "replace") for text in texts]
-    return {word for word in words if any(word in text for text in (*texts, *unescaped))}
+    return {word for word in words if any(word in text or json.dumps(word)[1:-1] in text for text in texts)}
 
 
 def content(artifact: Path) -> dict[str, bytes]:
