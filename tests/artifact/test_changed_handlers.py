@@ -45,7 +45,7 @@ CHANGES: dict[str, tuple[str, Callable[[Path], None]]] = {
     ),
     "a package more": ("requirements.txt", edit("requirements.txt", lambda text: text + "evil==1.0\n")),
     "another version": ("requirements.txt", edit("requirements.txt", lambda text: text.replace("==", "==0."))),
-    "an index": ("requirements.txt", edit("requirements.txt", lambda text: "--index-url https://x.example\n" + text)),
+    "an option of pip": ("requirements.txt", edit("requirements.txt", lambda text: "--editable ./evil\n" + text)),
     "a package less": ("requirements.txt", edit("requirements.txt", lambda text: text.split("\n", 1)[1])),
     "a module that the handler imports": ("torch.py", add("torch.py")),
     "a package that the handler imports": ("transformers/__init__.py", add("transformers/__init__.py")),
@@ -74,9 +74,7 @@ def test_a_changed_handler_is_refused_although_it_was_resealed(tmp_path, file, c
             refuse(folder)
 
 
-@pytest.mark.parametrize(
-    "version", ["1.0\nevil==1.0", "1.0 --index-url https://x.example", "1.0; python_version", "@ x"]
-)
+@pytest.mark.parametrize("version", ["1.0\nevil==1.0", "1.0 --editable ./evil", "1.0; python_version", "@ x"])
 def test_a_version_of_the_manifest_adds_nothing_to_the_requirements(tmp_path, version):
     folder = proven.make(tmp_path / "tiny")
     versions = {**open_artifact(folder).manifest.versions, "torch": version}

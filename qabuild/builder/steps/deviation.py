@@ -18,6 +18,19 @@ MEASURED_ON = ("cpu", "cores", "gpus", "driver")
 """What of the machine decides a measurement."""
 
 
+def measured(target: Target, facts: Facts) -> dict[str, Any]:
+    """What decides a measurement of the artifact: what was compiled and answered, the batches and the machine."""
+    compiled, answered = Compile().inputs(target, facts), Reference().inputs(target, facts)
+    assert compiled is not None
+    assert answered is not None
+    return {
+        "compile": key_or_unknown(compiled),
+        "reference": key_or_unknown(answered),
+        "verify.batch_size": target.verify.batch_size,
+        **flat("machine", {name: value for name, value in facts.machine.items() if name in MEASURED_ON}),
+    }
+
+
 class Deviation:
     name: ClassVar[str] = "deviation"
     stage: ClassVar[str] = ARTIFACT
@@ -29,14 +42,8 @@ class Deviation:
     def inputs(self, target: Target, facts: Facts) -> Inputs | None:
         if target.runtime.dtype == "fp32":
             return None
-        compiled, answered = Compile().inputs(target, facts), Reference().inputs(target, facts)
-        assert compiled is not None
-        assert answered is not None
         return {
-            "compile": key_or_unknown(compiled),
-            "reference": key_or_unknown(answered),
-            "verify.batch_size": target.verify.batch_size,
-            **flat("machine", {name: value for name, value in facts.machine.items() if name in MEASURED_ON}),
+            **measured(target, facts),
             **package_inputs(facts.versions, self.requires(target)),
             "code": facts.code.digest("qabuild.evaluation.deviation", BACKENDS[target.backend.name]),
         }

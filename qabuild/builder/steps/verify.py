@@ -9,10 +9,8 @@ from typing import Any, ClassVar
 
 from qabuild.artifact.evidence import Measurement
 from qabuild.artifact.manifest import Artifact
-from qabuild.builder.keys import Inputs, flat, key_or_unknown, package_inputs
-from qabuild.builder.steps.compile import Compile
-from qabuild.builder.steps.deviation import MEASURED_ON
-from qabuild.builder.steps.reference import Reference
+from qabuild.builder.keys import Inputs, package_inputs
+from qabuild.builder.steps.deviation import measured
 from qabuild.builder.steps.step import VERIFICATION, Context, Facts, Requirements
 from qabuild.builder.store.local import Entry
 from qabuild.errors import UntrustedInput
@@ -34,15 +32,9 @@ class Verify:
         return {**dict.fromkeys(cross_check.PACKAGES, ()), **dict.fromkeys(module.PACKAGES, module.EXTRAS)}
 
     def inputs(self, target: Target, facts: Facts) -> Inputs | None:
-        compiled, answered = Compile().inputs(target, facts), Reference().inputs(target, facts)
-        assert compiled is not None
-        assert answered is not None
         return {
-            "compile": key_or_unknown(compiled),
-            "reference": key_or_unknown(answered),
+            **measured(target, facts),
             "verify.cross_check": target.verify.cross_check,
-            "verify.batch_size": target.verify.batch_size,
-            **flat("machine", {name: value for name, value in facts.machine.items() if name in MEASURED_ON}),
             **package_inputs(facts.versions, self.requires(target)),
             "code": facts.code.digest(
                 "qabuild.evaluation.measure", "qabuild.models.checkpoint.load", BACKENDS[target.backend.name]
