@@ -201,6 +201,21 @@ class Target(Frozen):
                 return {**tables, "checkpoint": teacher}
         return tables
 
+    @model_validator(mode="before")
+    @classmethod
+    def _calibrate_on_training_data(cls, tables: Any) -> Any:
+        """Without a calibration data set of its own, int8 is calibrated on the questions that the target trains on."""
+        train, options = (
+            (tables.get(name) for name in ("train", "backend")) if isinstance(tables, dict) else (None, None)
+        )
+        if not isinstance(train, dict) or not isinstance(options, dict) or "calibration" in options:
+            return tables
+        name = options.get("name")
+        if name not in BACKENDS or not issubclass(backend(name).Options, Calibrated) or "dataset" not in train:
+            return tables
+        pins = {f"calibration_{key}": train[key] for key in ("configuration", "revision") if key in train}
+        return {**tables, "backend": {**options, "calibration": train["dataset"], **pins}}
+
     @field_validator("distill")
     @classmethod
     def _require_held_out_for_search(cls, distill: Distill | None, info: ValidationInfo) -> Distill | None:
