@@ -397,6 +397,7 @@ def test_int8_is_calibrated_on_what_the_target_trains_on(tmp_path):
     trained = calibration(INT8.format("") + TRAIN)
     assert (trained.dataset, trained.configuration, trained.revision) == ("me/questions", "de", "v2")
     assert calibration(INT8.format("")).dataset == "rajpurkar/squad"
+    assert calibration(INT8.format('calibration_revision = "v1"') + TRAIN).dataset == "rajpurkar/squad"
     own = calibration(INT8.format('calibration = "sample"') + TRAIN)
     assert (own.dataset, own.configuration, own.revision) == ("sample", None, None)
     assert "backend.calibration" not in load_fp32(tmp_path).datasets
