@@ -4,7 +4,8 @@
     verification = qabuild.verify("artifacts/quickstart")
     answer = qabuild.load("artifacts/quickstart")
 
-Importing this package imports nothing heavy; each function imports what it needs when it is called.
+Importing this package imports nothing heavy; each function imports what it needs when it is called. It switches off the
+telemetry of the libraries that they import.
 """
 
 from __future__ import annotations
@@ -12,13 +13,18 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from qabuild.system import telemetry
 from qabuild.system.version import VERSION
+
+telemetry.switch_off()
 
 __version__ = VERSION
 
 if TYPE_CHECKING:
     from qabuild.artifact.evidence import Verification
+    from qabuild.artifact.key_pair import keygen
     from qabuild.artifact.load import load
+    from qabuild.artifact.signature import Identity, sign
     from qabuild.builder.build import Built, build, train
     from qabuild.builder.plan import Plan
     from qabuild.builder.preview import plan
@@ -26,6 +32,7 @@ if TYPE_CHECKING:
     from qabuild.evaluation.compare import Comparison, compare
     from qabuild.evaluation.verify import verify
     from qabuild.publishing.publish import Published, publish
+    from qabuild.publishing.sbom import sbom
     from qabuild.qa.bulk import Summary, answer_file
     from qabuild.qa.pipeline import QuestionAnsweringPipeline
     from qabuild.target.lock import Lock, lock
@@ -35,6 +42,7 @@ _HOMES = {
     "BadTarget": "errors",
     "Built": "builder.build",
     "Comparison": "evaluation.compare",
+    "Identity": "artifact.signature",
     "Lock": "target.lock",
     "MissingEnvironment": "errors",
     "Plan": "builder.plan",
@@ -49,10 +57,13 @@ _HOMES = {
     "answer_file": "qa.bulk",
     "build": "builder.build",
     "compare": "evaluation.compare",
+    "keygen": "artifact.key_pair",
     "load": "artifact.load",
     "lock": "target.lock",
     "plan": "builder.preview",
     "publish": "publishing.publish",
+    "sbom": "publishing.sbom",
+    "sign": "artifact.signature",
     "train": "builder.build",
     "verify": "evaluation.verify",
 }
@@ -61,6 +72,7 @@ __all__ = [
     "BadTarget",
     "Built",
     "Comparison",
+    "Identity",
     "Lock",
     "MissingEnvironment",
     "Plan",
@@ -75,10 +87,13 @@ __all__ = [
     "answer_file",
     "build",
     "compare",
+    "keygen",
     "load",
     "lock",
     "plan",
     "publish",
+    "sbom",
+    "sign",
     "train",
     "verify",
 ]

@@ -4,10 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, with_config
+from typing_extensions import TypedDict
 
 from qabuild.artifact.manifest import EVIDENCE, Artifact
+from qabuild.artifact.sealed_reference import Data
 from qabuild.errors import UntrustedInput
+from qabuild.system import documents
+from qabuild.system.documents import OPEN, Count
+
+Asked = Annotated[int, Field(ge=1, le=2**53)]
+"""A number of questions."""
+
+FORMAT = 2
+"""Format of verification.json; 1 was that of qabuild 0.1.0, which names none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +44,8 @@ class Speed:
     speedup: float
     speedup_interval: tuple[float, float]
     """95 %, bootstrap over the rounds."""
-    questions: int
-    rounds: int
+    questions: Asked
+    rounds: Asked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,11 +54,11 @@ class CrossCheck:
 
     pipeline: str = "stock"
     """"stock", transformers' own, or "plain_decoder"."""
-    questions: int
-    batch_size: int
-    differences: int
+    questions: Asked
+    batch_size: Asked
+    differences: Count
     """Questions that the two answer differently; batches differ between them, which changes logits slightly."""
-    ties: int
+    ties: Count
     """Those `differences` where our scores of the two answers differ by at most 1e-4."""
     samples_per_second: float
     """Of the second pipeline."""
@@ -59,12 +71,73 @@ class CrossCheck:
         return 1 - (self.differences - self.ties) / self.questions
 
 
+@with_config(OPEN)
+class Machine(TypedDict, total=False):
+    """The hardware and system of a measurement."""
+
+    cpu: str
+    cores: Count
+    instruction_sets: Sequence[str]
+    gpus: Sequence[str]
+    gpu_architecture: str | None
+    driver: str | None
+    system: str
+    python: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceCheck:
+    """The checkpoint, which answered again, compared with the sealed reference."""
+
+    questions: int
+    differences: int
+    """Questions that it answers differently now."""
+    ties: int
+    """Those `differences` where its scores of the two answers differ by at most 1e-3."""
+    logit_difference: float
+    """Largest to the sealed logits of the probes, where attention_mask is 1."""
+
+    @property
+    def agreement(self) -> float:
+        """Share of questions with the same answer; a tie counts as the same."""
+        return 1 - (self.differences - self.ties) / self.questions
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchAccuracy:
+    """Scores of an artifact whose answers depend on the batch, at one batch size."""
+
+    batch_size: int
+    """Windows of a batch."""
+    exact_match: float
+    f1: float
+    agreement: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Original:
+    """Scores of the original, in points, and the artifact's F1 beside it, on the same questions."""
+
+    __pydantic_config__ = documents.CLOSED
+
+    exact_match: float
+    f1: float
+    f1_difference: float
+    """F1 of the artifact less that of the original."""
+    f1_difference_interval: tuple[float, float]
+    """95 %, paired bootstrap over the questions."""
+    f1_difference_bounds: tuple[float, float] | None = None
+    """The interval at the `confidence` of the gates; None where they state none."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
     """What a verification measured, before any gate is applied."""
 
-    data: Mapping[str, Any]
-    questions: int
+    __pydantic_config__ = documents.CLOSED
+
+    data: Data
+    questions: Asked
     checkpoint_exact_match: float
     checkpoint_f1: float
     exact_match: float
@@ -86,10 +159,24 @@ class Measurement:
     finite_logits: bool
     logit_difference: float
     """Largest on the probes, where attention_mask is 1."""
-    probes: Sequence[Mapping[str, Any]]
+    probes: Sequence[Mapping[str, int | float]]
     """batch, sequence and largest difference of each probe."""
     versions: Mapping[str, str]
-    machine: Mapping[str, Any]
+    machine: Machine
+    f1_difference_interval_999: tuple[float, float] | None = None
+    """As `f1_difference_interval`, at 99.9 %; None in evidence of qabuild 0.1.0."""
+    reference_check: ReferenceCheck | None = None
+    """None where the checkpoint was not available, and in evidence of qabuild 0.1.0."""
+    logit_rms: float | None = None
+    """Root mean square of the difference of a logit, over all probes; None in evidence of earlier versions."""
+    batch_size: int | None = None
+    """Windows per batch of the answers above, where answers depend on the batch: the one of the worst F1."""
+    by_batch: Sequence[BatchAccuracy] = ()
+    """At each batch size, where answers depend on it; else empty."""
+    f1_difference_bounds: tuple[float, float] | None = None
+    """As `f1_difference_interval`, at the `confidence` of the gates; None where they state none."""
+    original: Original | None = None
+    """None where the artifact holds no answers of an original."""
 
     @property
     def f1_retention(self) -> float:
@@ -101,20 +188,18 @@ class Measurement:
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> Measurement:
+        """Raises ValueError where the document is no measurement."""
+        return documents.typed(cls, cls.current(document))
+
+    @staticmethod
+    def current(document: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields of the document, under their present names."""
         fields = {name: value for name, value in document.items() if name != "f1_retention"}
         if "stock" in fields:  # qabuild 0.1.0
-            stock = fields.pop("stock")
-            fields["cross_check"] = {**stock, "speedup": stock.pop("times_stock")} if stock else None
-        speed, cross_check = fields["speed"], fields["cross_check"]
-        return cls(
-            **{
-                **fields,
-                "flips": [Flip(**flip) for flip in fields["flips"]],
-                "speed": Speed(**{**speed, "speedup_interval": tuple(speed["speedup_interval"])}) if speed else None,
-                "cross_check": CrossCheck(**cross_check) if cross_check else None,
-                "f1_difference_interval": tuple(fields["f1_difference_interval"]),
-            }
-        )
+            stock, renamed = fields.pop("stock"), {"times_stock": "speedup"}
+            renames = isinstance(stock, dict)
+            fields["cross_check"] = {renamed.get(k, k): v for k, v in stock.items()} if renames else stock
+        return fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,20 +210,30 @@ class Gate:
     limit: float | bool
     value: float | bool | None
     passed: bool
+    confidence: float | None = None
+    """The confidence level of the interval whose worse end is `value`; None where it is what was measured."""
 
 
 def describe(gate: Gate) -> str:
     """The gate in one line: measured value and limit."""
-    return f"{gate.name}: {_figure(gate.value)}, must be {_figure(gate.limit)}"
+    at = "" if gate.confidence is None else f" with {100 * gate.confidence:g} % confidence"
+    return f"{gate.name}: {_figure(gate.value)}{at}, must be {_figure(gate.limit)}"
 
 
 def _figure(value: float | bool | None) -> str:
     return "not measured" if value is None else str(value) if isinstance(value, bool) else f"{value:.4g}"
 
 
+def at_batch(batch_size: int | None) -> str:
+    """What to add to a figure of a measurement with that `batch_size`; nothing if answers do not depend on it."""
+    return "" if batch_size is None else f" at batch {batch_size}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Verification:
     """The evidence: the measurement of an artifact, and whether it passed its gates."""
+
+    __pydantic_config__ = documents.CLOSED
 
     artifact: str
     manifest: str
@@ -152,6 +247,7 @@ class Verification:
     """Key of the plan's step that measured it; None outside a build."""
     other_versions: Mapping[str, str] = field(default_factory=dict)
     """Packages pinned by requirements.txt that were installed in another version: the pinned ones are not verified."""
+    format: int = FORMAT
 
     @property
     def failed_gates(self) -> list[Gate]:
@@ -163,19 +259,21 @@ class Verification:
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> Verification:
-        gates = [Gate(**gate) for gate in document["gates"]]
-        return cls(**{**document, "gates": gates, "measurement": Measurement.from_dict(document["measurement"])})
+        measurement = document.get("measurement")
+        if not isinstance(measurement, dict):
+            raise ValueError("it holds no measurement")
+        return documents.typed(cls, {"format": 1, **document, "measurement": Measurement.current(measurement)})
 
 
 def evidence_of(artifact: Artifact) -> Verification | None:
-    """The artifact's evidence; None where it was never verified.
+    """The artifact's evidence as it is written; None where it was never verified. `validation` says if it holds.
 
     Raises UntrustedInput where the evidence is damaged or has another version.
     """
     document = artifact.evidence
     try:
         return Verification.from_dict(document) if document else None
-    except (KeyError, TypeError, AttributeError) as error:
+    except ValueError as error:
         raise UntrustedInput(
             f"{artifact.directory / EVIDENCE}: damaged, or written by another version: {error}",
             f"verify it again: qabuild verify {artifact.directory}",

@@ -7,20 +7,28 @@ transformers.
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping
+import hashlib
+import re
+from collections.abc import Collection, Mapping
+from importlib.machinery import all_suffixes
 from pathlib import Path
 from string import Template
 from textwrap import indent
 
+from qabuild.errors import UntrustedInput
 from qabuild.models.backends import backend
 from qabuild.models.runtime import Runtime
 from qabuild.qa import ask
+from qabuild.system import files
 from qabuild.system.frozen import Frozen
 from qabuild.system.packages import distributions
 
 HANDLER = "handler.py"
 REQUIREMENTS = "requirements.txt"
+EARLIER_HANDLERS = Path(__file__).with_name("earlier_handlers.txt")
+"""Each line: SHA-256 of a handler.py that an earlier qabuild wrote, backend, device, dtype. See tools/handlers.py."""
+EARLIER_PACKAGES: Mapping[str, tuple[str, ...]] = {"onnxruntime": ("optimum", "optimum-onnx")}
+"""Further packages that requirements.txt of an earlier qabuild pins, by backend."""
 
 TEMPLATE = Template(
     '''\
@@ -80,27 +88,67 @@ def _checked(asked):
 
 def write(options: Frozen, runtime: Runtime, versions: Mapping[str, str], directory: Path) -> None:
     """Write both files into `directory`. `versions` are those of the compiling packages, by distribution."""
+    for name, text in contents(options, runtime, versions).items():
+        (directory / name).write_text(text, encoding="utf-8")
+
+
+def contents(options: Frozen, runtime: Runtime, versions: Mapping[str, str]) -> dict[str, str]:
+    """The text of both files, by name. Raises UntrustedInput for a version that is none."""
     name = options.model_dump()["name"]
     snippet = backend(name).snippet(options, runtime)
     text = TEMPLATE.substitute(snippet=indent(snippet.rstrip(), " " * 4), decoder=_decoder())
-    (directory / HANDLER).write_text(text, encoding="utf-8")
-    lines = [f"{package}=={version}\n" for package, version in requirements(name, versions).items()]
-    (directory / REQUIREMENTS).write_text("".join(lines), encoding="utf-8")
+    return {HANDLER: text, REQUIREMENTS: _lines(requirements(name, versions))}
+
+
+def refuse_changed(
+    directory: Path, names: Collection[str], options: Frozen, runtime: Runtime, versions: Mapping[str, str]
+) -> None:
+    """Make both files again, as far as they are among the files `names` of an artifact, and compare.
+
+    Raises UntrustedInput where one is neither what this qabuild writes nor what an earlier one wrote, or where another
+    file could be imported in place of a module that the handler imports.
+    """
+    _refuse_importable(directory, names)
+    if not {HANDLER, REQUIREMENTS} & set(names):
+        return
+    made = contents(options, runtime, versions)
+    accepted = {name: {hashlib.sha256(text.encode()).hexdigest()} for name, text in made.items()}
+    name = options.model_dump()["name"]
+    lines = (line.split() for line in EARLIER_HANDLERS.read_text(encoding="ascii").splitlines())
+    accepted[HANDLER] |= {digest for digest, *case in lines if case == [name, runtime.device, runtime.dtype]}
+    earlier = _lines(requirements(name, versions, *EARLIER_PACKAGES.get(name, ())))
+    accepted[REQUIREMENTS].add(hashlib.sha256(earlier.encode()).hexdigest())
+    for file in accepted.keys() & set(names):
+        if files.sha256(directory / file) not in accepted[file]:
+            raise UntrustedInput(
+                f"{directory / file}: not what qabuild writes for backend and versions of the manifest",
+                "it was changed, or is of a newer qabuild: build the artifact again, or fetch it from whom you trust",
+            )
+
+
+def _refuse_importable(directory: Path, names: Collection[str]) -> None:
+    """Whoever runs the handler has the artifact's folder in Python's path."""
+    suffixes = (*all_suffixes(), ".pyd", ".pyo")
+    for name in sorted(set(names) - {HANDLER}):
+        if name.lower().endswith(suffixes):
+            raise UntrustedInput(
+                f"{directory / name}: {HANDLER} could import it, and qabuild writes no such file",
+                "fetch the artifact from whom you trust, or build it again",
+            )
 
 
 def _decoder() -> str:
-    """The source of the plain decoder, without its docstring."""
-    from qabuild.qa import plain_decoder
+    """The source of the plain decoder, without its docstring. It is read, not imported: importing it imports torch."""
+    source = Path(ask.__file__).with_name("plain_decoder.py").read_text(encoding="utf-8")
+    return source.split('"""', 2)[2].strip() + "\n\n"
 
-    return inspect.getsource(plain_decoder).split('"""', 2)[2].strip() + "\n\n"
 
-
-def requirements(name: str, versions: Mapping[str, str]) -> dict[str, str]:
-    """The release of each package that the handler of the backend `name` needs, by distribution.
+def requirements(name: str, versions: Mapping[str, str], *more: str) -> dict[str, str]:
+    """The release of each package that the handler of the backend `name` needs, and of `more`, by distribution.
 
     Without the local version label, such as `+cpu`: it names a build of the package, which an index may not have.
     """
-    packages = {*ask.PACKAGES, *backend(name).PACKAGES}
+    packages = {*ask.PACKAGES, *backend(name).PACKAGES, *more}
     names = {name for package in packages for name in distributions(package)}
     return {name: _release(versions[name]) for name in sorted(names & set(versions))}
 
@@ -112,6 +160,14 @@ def other_versions(name: str, compiled: Mapping[str, str], installed: Mapping[st
         for package, release in requirements(name, compiled).items()
         if _release(installed.get(package, "(none)")) != release
     }
+
+
+def _lines(requirements: Mapping[str, str]) -> str:
+    """requirements.txt. Raises UntrustedInput for a version that pip could take for more than a version."""
+    for package, version in requirements.items():
+        if not re.fullmatch(r"[0-9][0-9A-Za-z.!_-]*", version):
+            raise UntrustedInput(f"{version!r} is no version of {package}", "build the artifact again")
+    return "".join(f"{package}=={version}\n" for package, version in requirements.items())
 
 
 def _release(version: str) -> str:

@@ -2,40 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qabuild.artifact import signature
 from qabuild.artifact.manifest import Artifact, open_artifact
-from qabuild.errors import BadTarget, UntrustedInput
+from qabuild.artifact.validation import require_passed, unverified
+from qabuild.errors import BadTarget, QABuildError, UntrustedInput
 from qabuild.models.backends import backend
-from qabuild.system import hub, native_code, packages
+from qabuild.system import hub, hub_files, native_code, packages
 
 if TYPE_CHECKING:
+    from qabuild.artifact.signature import Signer
     from qabuild.qa.pipeline import QuestionAnsweringPipeline
 
 
 def load(
-    artifact: str | Path, *, revision: str | None = None, digest: str | None = None, allow_native: bool = False
+    artifact: str | Path,
+    *,
+    revision: str | None = None,
+    digest: str | None = None,
+    key: Signer | None = None,
+    allow_native: bool = False,
+    allow_unverified: bool = False,
 ) -> QuestionAnsweringPipeline:
     """A question-answering pipeline over an artifact: a path, or a repository on the Hub (owner/name).
 
     Every file is checked against the manifest, and the manifest against `digest` where one is given, before anything
     is deserialised. `revision` is a branch, tag or commit on the Hub; the default is the main branch.
-    `allow_native` loads native code that this user did not compile on this machine: it can do whatever you can.
-    Raises BadTarget, UntrustedInput or MissingEnvironment; QABuildError where the Hub fails.
+    `key` requires a signature: by the public key in that file, or by a `qabuild.Identity`.
+    `allow_native` loads native code that this user did not compile on this machine: it can do whatever you can. What
+    `key` signed needs no such permission.
+    `allow_unverified` loads, with a warning, an artifact that failed its verification or has no evidence that holds.
+    Raises BadTarget, VerificationFailed, UntrustedInput or MissingEnvironment; QABuildError where the Hub fails.
     """
     from qabuild.qa.pipeline import QuestionAnsweringPipeline
 
-    opened = find(artifact, revision=revision, digest=digest)
-    return QuestionAnsweringPipeline(*load_model(opened, allow_native=allow_native))
+    opened = find(artifact, revision=revision, digest=digest, key=key, allow_unverified=allow_unverified)
+    if allow_unverified and (reason := unverified(opened)):
+        warnings.warn(f"{reason}; loaded all the same", UserWarning, stacklevel=2)
+    native = allow_native or key is not None
+    return QuestionAnsweringPipeline(*load_model(opened, allow_native=native, allow_unverified=allow_unverified))
 
 
-def find(source: str | Path, *, revision: str | None = None, digest: str | None = None) -> Artifact:
-    """The artifact that `load` would load: downloaded if need be, and checked against its manifest.
+def find(
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    digest: str | None = None,
+    key: Signer | None = None,
+    allow_unverified: bool = False,
+) -> Artifact:
+    """The artifact that `load` would load: downloaded if need be, checked against its manifest, and signed by `key`.
 
     A local path of that name comes first; a name within an existing local folder, without a revision, is never looked
-    up on the Hub. Raises as `load` does.
+    up on the Hub. With `allow_unverified`, its evidence may name another manifest. Raises as `load` does.
     """
     is_local = Path(source).exists() or (revision is None and Path(source).parent.is_dir())
     if hub.is_path(source) or "/" not in str(source) or is_local:
@@ -43,33 +67,68 @@ def find(source: str | Path, *, revision: str | None = None, digest: str | None 
             raise BadTarget(
                 f"revision '{revision}' is given for {source}, which is not on the Hub", "leave out the revision"
             )
-        return open_artifact(Path(source), digest)
-    return open_artifact(_download(str(source), revision), digest, linked=True)
+        opened = open_artifact(Path(source), digest, any_evidence=allow_unverified)
+    else:
+        downloaded = _download(str(source), revision)
+        opened = open_artifact(downloaded, digest, linked=True, any_evidence=allow_unverified)
+    if key is not None:
+        signature.require(opened, key)
+    return opened
 
 
 def _download(repo_id: str, revision: str | None) -> Path:
     """The folder in the Hub's cache that holds that revision of the repository."""
-    from huggingface_hub import snapshot_download
-
-    sha = hub.commit(repo_id, revision, "artifact")
-    with hub.errors_explained(repo_id, sha, "artifact"), hub.bars_on_terminals_only():
-        return Path(snapshot_download(repo_id, revision=sha, local_files_only=hub.is_offline(False)))
+    return hub_files.download(repo_id, hub.commit(repo_id, revision, "artifact"), "artifact", ["*"])
 
 
-def load_model(artifact: Artifact, *, allow_native: bool = False) -> tuple[Any, Any]:
+def load_model(artifact: Artifact, *, allow_native: bool = False, allow_unverified: bool = False) -> tuple[Any, Any]:
     """Model and tokenizer of an opened artifact, which was checked against its manifest.
 
     Raises MissingEnvironment where the device or a package is missing on this machine, UntrustedInput for native code
-    that this user did not compile on this machine, unless `allow_native`.
+    that this user did not compile on this machine, unless `allow_native`, VerificationFailed or UntrustedInput where
+    its evidence does not say that it passed, unless `allow_unverified`.
     """
     from qabuild.models.checkpoint.load import load_tokenizer
 
+    if not allow_unverified:
+        _refuse_unverified(artifact)
     module = backend(artifact.manifest.backend["name"])
     options, runtime = artifact.manifest.options, artifact.manifest.runtime
     if not allow_native:
         _refuse_foreign_code(artifact, module.native_code(options))
     packages.require(dict.fromkeys(module.PACKAGES, module.EXTRAS), runtime.device)
-    return module.load(artifact.directory, options, runtime), load_tokenizer(artifact.directory)
+    with damage_explained(artifact.directory):
+        return module.load(artifact.directory, options, runtime), load_tokenizer(artifact.directory)
+
+
+@contextmanager
+def damage_explained(directory: Path) -> Iterator[None]:
+    """Turn what a runtime raises when it loads or runs the files in `directory` into UntrustedInput.
+
+    The files are those that were sealed, but who sealed them may have sealed anything. Errors of the system pass.
+    """
+    try:
+        yield
+    except (QABuildError, MemoryError, ImportError):
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        if "out of memory" in str(error).lower():
+            raise QABuildError(f"{directory}: {hub.first_line(error)}", "use a device with more memory") from error
+        raise UntrustedInput(
+            f"{directory}: its model cannot be used: {hub.first_line(error)}",
+            "its files are damaged or do not belong together: build or fetch it again; -v shows where it came from",
+        ) from error
+
+
+def _refuse_unverified(artifact: Artifact) -> None:
+    try:
+        require_passed(artifact)
+    except QABuildError as error:
+        allowed = "to load it all the same, pass --allow-unverified (qabuild.load: allow_unverified=True)"
+        error.hint = f"{error.hint}; {allowed}"
+        raise
 
 
 def _refuse_foreign_code(artifact: Artifact, names: Sequence[str]) -> None:
@@ -79,6 +138,6 @@ def _refuse_foreign_code(artifact: Artifact, names: Sequence[str]) -> None:
             raise UntrustedInput(
                 f"{artifact.directory / name}: native code that you did not compile on this machine: it could do "
                 "whatever you can, and no check shows what it does",
-                "build the artifact here; or, if you trust whoever compiled it, pass --allow-native "
-                "(qabuild.load: allow_native=True)",
+                "build the artifact here; or, if you trust whoever compiled it, pass the --key that signed it, or "
+                "--allow-native (qabuild.load: key=..., allow_native=True)",
             )

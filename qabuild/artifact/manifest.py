@@ -2,7 +2,8 @@
 
 `manifest.json` names every file that is loaded or executed, with size and SHA-256. `verification.json` names the
 manifest's own digest. So one digest pins the entire artifact, and a change to any byte of it voids the evidence.
-Digests verify integrity, not origin: whoever can replace the folder can reseal it, unless the digest is pinned.
+Digests verify integrity, not origin: whoever can replace the folder can reseal it, unless the digest is pinned or the
+artifact is signed, see `signature`.
 """
 
 from __future__ import annotations
@@ -16,18 +17,21 @@ from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal, NotRequired, TypeVar
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError, with_config
+from typing_extensions import TypedDict
 
 from qabuild.artifact import FOLDER as FOLDER
-from qabuild.artifact import sealed_reference
+from qabuild.artifact import handler, sealed_reference
 from qabuild.artifact.sealed_reference import Reference
 from qabuild.errors import BadTarget, UntrustedInput
 from qabuild.models.backends import backend
+from qabuild.models.checkpoint.inspect import refuse_code
 from qabuild.models.runtime import Runtime
-from qabuild.system import files
-from qabuild.system.files import sha256
+from qabuild.system import documents, files
+from qabuild.system.documents import OPEN, Count
+from qabuild.system.files import is_plain_name, sha256
 from qabuild.system.frozen import Frozen
 from qabuild.system.sealed import MANIFEST
 from qabuild.target.gates import Gates
@@ -35,7 +39,9 @@ from qabuild.target.gates import Gates
 Table = TypeVar("Table", bound=Frozen)
 
 EVIDENCE = "verification.json"
-UNSEALED = frozenset({MANIFEST, EVIDENCE, "README.md", ".gitattributes"})
+MODEL_SIGNATURE, EVIDENCE_SIGNATURE, PROVENANCE = "model.sig", "verification.sig", "provenance.sig"
+SIGNATURES = (MODEL_SIGNATURE, EVIDENCE_SIGNATURE, PROVENANCE)
+UNSEALED = frozenset({MANIFEST, EVIDENCE, *SIGNATURES, "README.md", ".gitattributes"})
 CACHE = ".cache"
 UNSEALED_FOLDERS = frozenset({CACHE})
 FORMAT = 1
@@ -45,8 +51,86 @@ FORMAT = 1
 class SealedFile:
     """Expected size of a file in bytes, and SHA-256 of its content, in hex."""
 
-    size: int
+    size: Count
     sha256: str
+
+
+class Deviation(TypedDict):
+    """How far the compiled model was from its checkpoint when it was built."""
+
+    logit_difference: float
+    """Largest on the probes."""
+    logit_rms: float
+    """Root mean square over all logits of the probes."""
+    questions: Count
+    changed_answers: Count
+    """Among the first `questions` of the reference."""
+
+
+class Named(TypedDict):
+    """A checkpoint."""
+
+    name: str
+    revision: str | None
+    """commit sha, or null"""
+    digest: str
+    model_type: str | None
+
+
+@with_config(OPEN)
+class BackendTable(TypedDict):
+    """The table of the backend; `Manifest.options` parses the others of its keys."""
+
+    name: str
+
+
+@with_config(OPEN)
+class VerifyTable(TypedDict):
+    """How the questions are drawn and asked. `Manifest.gates` parses the gates."""
+
+    split: str
+    samples: Count | None
+    seed: int
+    batch_size: Annotated[int, Field(ge=1, le=2**31)]
+    gates: dict[str, Any]
+    cross_check: NotRequired[float | Literal["all"]]
+    stock: NotRequired[float | Literal["all"]]
+    """`cross_check`, as qabuild 0.1.0 called it."""
+
+
+@with_config(OPEN)
+class PublishTable(TypedDict, total=False):
+    """Where the target publishes it."""
+
+    repo: str | None
+    license: str | None
+    data: str | None
+    """How much of the questions it shows, where the target says so."""
+
+
+@with_config(OPEN)
+class Record(TypedDict, total=False):
+    """What the model card says of the backend's record."""
+
+    needs: dict[str, list[str]]
+    limits: list[str]
+
+
+@with_config(OPEN)
+class Teacher(TypedDict):
+    """The teacher and its scores."""
+
+    name: str
+    exact_match: float
+    f1: float
+
+
+@with_config(OPEN)
+class Training(TypedDict):
+    """How a checkpoint was trained."""
+
+    start: Named
+    teacher: NotRequired[Teacher | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,28 +140,31 @@ class Manifest:
     name: str
     qabuild: str
     """Version of the program that compiled it."""
-    checkpoint: Mapping[str, Any]
-    """name, revision (commit sha or null), digest, model_type"""
-    backend: Mapping[str, Any]
+    __pydantic_config__ = documents.CLOSED
+
+    checkpoint: Named
+    backend: BackendTable
     """Every option, defaults included."""
     runtime: Runtime
-    verify: Mapping[str, Any]
+    verify: VerifyTable
     """The questions, how they are sampled, and the gates; `fingerprint` and `ids` are in reference/answers.json."""
-    publish: Mapping[str, Any]
-    record: Mapping[str, Any]
+    publish: PublishTable
+    record: Record
     """What the backend reported about compiling: fused nodes, traced shapes."""
     versions: Mapping[str, str]
     """Versions of the packages that compiled it."""
     steps: Mapping[str, str]
     """Key of each step of the plan that built it."""
     files: Mapping[str, SealedFile]
-    training: Mapping[str, Any] | None = None
+    training: Training | None = None
     """How the checkpoint was trained, and its teacher's scores on the same questions; None where it was not trained."""
 
     stages: Sequence[Mapping[str, Any]] | None = None
     """Records of the other stages applied to the checkpoint, in order; None without such stages."""
+    deviation: Deviation | None = None
+    """How far the compiled model was from its checkpoint; None in fp32, and where it could not be measured."""
 
-    @cached_property
+    @property
     def options(self) -> Any:
         """The options of the backend that compiled it, parsed from `backend`."""
         return _parse_table(backend(self.backend["name"]).Options, self.backend, "backend")
@@ -90,14 +177,15 @@ class Manifest:
     @property
     def cross_check(self) -> float:
         """Share of the questions that a second pipeline answers, 0 to 1."""
-        share = self.verify["cross_check" if "cross_check" in self.verify else "stock"]  # so called by qabuild 0.1.0
+        share = self.verify.get("cross_check", self.verify.get("stock", "all"))
         return 1.0 if share == "all" else float(share)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values, as they stand in manifest.json."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        if values["stages"] is None:
-            del values["stages"]
+        for name in ("stages", "deviation"):
+            if values[name] is None:
+                del values[name]
         files = {name: vars(file) for name, file in sorted(self.files.items())}
         return {"format": FORMAT, **values, "runtime": self.runtime.model_dump(mode="json"), "files": files}
 
@@ -119,6 +207,21 @@ class Artifact:
         """The reference answers. Raises UntrustedInput where they cannot be read."""
         return sealed_reference.read(self.directory / sealed_reference.FOLDER)
 
+    @cached_property
+    def original(self) -> Reference | None:
+        """What the checkpoint before training, or the teacher, answers to the questions of the reference.
+
+        None where the artifact does not hold that. Raises UntrustedInput where it cannot be read, or holds other
+        questions.
+        """
+        folder = self.directory / sealed_reference.ORIGINAL
+        if not folder.is_dir():
+            return None
+        original = sealed_reference.read(folder)
+        if original.answers.keys() != self.reference.answers.keys() or original.data != self.reference.data:
+            raise UntrustedInput(f"{folder}: not of the questions of the reference", "build the artifact again")
+        return original
+
     @property
     def evidence(self) -> dict[str, Any] | None:
         """The evidence as JSON values; None where it was never verified. Raises UntrustedInput where it is damaged."""
@@ -133,18 +236,20 @@ class Artifact:
 def sealed_files(directory: Path, *, linked: bool = False) -> Iterator[str]:
     """Names (POSIX, relative) of the files that the manifest covers, in order.
 
-    Raises UntrustedInput for anything that is neither a file nor a folder, and for links unless files may be `linked`.
+    Raises UntrustedInput for anything that is neither a file nor a folder, and for links unless files may be `linked`;
+    so it does in `UNSEALED_FOLDERS`, where other programs may add and remove files at the same time.
     """
     for folder, folders, names in os.walk(directory):
         relative = Path(folder).relative_to(directory)
-        if relative == Path("."):
-            folders[:] = [name for name in folders if name not in UNSEALED_FOLDERS]
+        unsealed = relative.parts[:1] and relative.parts[0] in UNSEALED_FOLDERS
         folders.sort()
         for name in sorted(names + [f for f in folders if Path(folder, f).is_symlink()]):
             path = Path(folder, name)
+            if unsealed and not os.path.lexists(path):
+                continue
             if (path.is_symlink() and not linked) or not path.is_file():
                 raise UntrustedInput(f"{path}: not a plain file", "an artifact holds no links; copy it without them")
-            if relative != Path(".") or name not in UNSEALED:
+            if not unsealed and (relative != Path(".") or name not in UNSEALED):
                 yield (relative / name).as_posix()
 
 
@@ -168,29 +273,36 @@ def write_unsealed(path: Path, content: bytes) -> None:
     """Write `content` atomically to `path`, one of an artifact's `UNSEALED` files.
 
     The temporary file is in `CACHE`: left beside `path` by a kill, it would be a file that the manifest does not name.
+    Raises OSError where `CACHE` is a link.
     """
     stage = path.parent / CACHE
-    stage.mkdir(exist_ok=True)
-    try:
-        files.write(path, content, stage)
-    finally:
-        with suppress(OSError):  # the Hub client keeps files there too
-            stage.rmdir()
+    with files.locked(path.parent):
+        with suppress(FileExistsError):
+            stage.mkdir()
+        try:
+            files.write(path, content, stage)
+        finally:
+            with suppress(OSError):  # the Hub client keeps files there too
+                stage.rmdir()
 
 
-def open_artifact(directory: Path, digest: str | None = None, *, linked: bool = False) -> Artifact:
+def open_artifact(
+    directory: Path, digest: str | None = None, *, linked: bool = False, any_evidence: bool = False
+) -> Artifact:
     """Check every file against the manifest, and the manifest against `digest` where one is given.
 
-    Files may be `linked` in the Hub's cache, which links to the content it stores.
+    Files may be `linked` in the Hub's cache, which links to the content it stores. `any_evidence` opens it even if the
+    evidence names another manifest.
 
     Raises BadTarget where `directory` is not an artifact or `digest` not a SHA-256, UntrustedInput where a file was
-    changed, removed or added. Nothing of the artifact has been deserialised when this returns.
+    changed, removed or added, a config makes transformers run code, or the handler is none that qabuild writes. Nothing
+    of the artifact has been deserialised when this returns.
     """
     if digest is not None and not re.fullmatch("[0-9a-fA-F]{64}", digest):
         raise BadTarget(
             f"digest '{digest}': not a SHA-256", "give its 64 hex digits: `sha256sum manifest.json` prints them"
         )
-    text = _read_manifest(directory)
+    text = _read_manifest(directory, linked)
     actual = hashlib.sha256(text).hexdigest()
     if digest is not None and digest.lower() != actual:
         raise UntrustedInput(
@@ -199,22 +311,29 @@ def open_artifact(directory: Path, digest: str | None = None, *, linked: bool = 
         )
     manifest = _parse_manifest(directory / MANIFEST, text)
     _compare(directory, manifest.files, linked)
-    _refuse_other_evidence(directory, actual)
+    refuse_code(directory, manifest.files)
+    _refuse_changed_handler(directory, manifest)
+    if not any_evidence:
+        _refuse_other_evidence(directory, actual)
     return Artifact(directory=directory, manifest=manifest, digest=actual)
 
 
 def read_manifest(directory: Path) -> Manifest:
     """The manifest of `directory`, without checking any file against it. Raises as `open_artifact` does."""
-    return _parse_manifest(directory / MANIFEST, _read_manifest(directory))
+    return _parse_manifest(directory / MANIFEST, _read_manifest(directory, linked=False))
 
 
-def _read_manifest(directory: Path) -> bytes:
+def _read_manifest(directory: Path, linked: bool) -> bytes:
     try:
-        return (directory / MANIFEST).read_bytes()
+        return files.read(directory / MANIFEST, follow=linked)
     except FileNotFoundError:
         problem = "no such folder" if not directory.exists() else f"not an artifact: it holds no {MANIFEST}"
     except NotADirectoryError:
         problem = "not an artifact: a folder is wanted, this is a file"
+    except (files.NotRegular, IsADirectoryError):
+        raise UntrustedInput(
+            f"{directory / MANIFEST}: not a plain file", "an artifact holds no links; copy it without them"
+        ) from None
     candidate = Path(FOLDER) / directory.name.removesuffix(".toml")  # `directory` may be the file or name of a target
     hint = f"name a folder that `qabuild build` wrote, such as {FOLDER}/NAME"
     raise BadTarget(f"{directory}: {problem}", f"{candidate} is one" if (candidate / MANIFEST).is_file() else hint)
@@ -222,15 +341,17 @@ def _read_manifest(directory: Path) -> bytes:
 
 def _parse_manifest(path: Path, text: bytes) -> Manifest:
     try:
-        document = json.loads(text)
+        document = documents.read_json(text)
+        if not isinstance(document, dict) or "format" not in document:
+            raise ValueError("it lacks 'format'")
         if document.pop("format") != FORMAT:
             raise UntrustedInput(f"{path}: its format is not {FORMAT}", "a newer qabuild may read it")
-        files = {str(name): SealedFile(**entry) for name, entry in document.pop("files").items()}
-        document["runtime"] = Runtime.model_validate(document["runtime"])
-        return Manifest(files=files, **document)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        problem = f"it lacks {error}" if isinstance(error, KeyError) else error
-        raise UntrustedInput(f"{path}: damaged: {problem}", "build or fetch the artifact again") from None
+        manifest = documents.typed(Manifest, document)
+        if strange := [name for name in manifest.files if not is_plain_name(name)]:
+            raise ValueError(f"files: {strange[0]!r} is no plain name of a file")
+        return manifest
+    except ValueError as error:
+        raise UntrustedInput(f"{path}: damaged: {error}", "build or fetch the artifact again") from None
 
 
 def _parse_table(model: type[Table], values: Mapping[str, Any], key: str) -> Table:
@@ -247,9 +368,11 @@ def _parse_table(model: type[Table], values: Mapping[str, Any], key: str) -> Tab
 def _read_evidence(directory: Path) -> dict[str, Any] | None:
     """The evidence; None where it does not exist. Raises ValueError where it is damaged."""
     try:
-        evidence = json.loads((directory / EVIDENCE).read_text(encoding="utf-8"))
+        evidence = documents.read_json(files.read(directory / EVIDENCE))
     except FileNotFoundError:
         return None
+    except (files.NotRegular, IsADirectoryError) as error:
+        raise ValueError(error.strerror) from None
     if not isinstance(evidence, dict) or not isinstance(evidence.get("manifest"), str):
         raise ValueError("it names no manifest")
     return evidence
@@ -265,6 +388,11 @@ def _refuse_other_evidence(directory: Path, digest: str) -> None:
                 f"names {evidence['manifest']}",
                 f"build or fetch it again; or, if you trust the files, remove {EVIDENCE} and verify it",
             )
+
+
+def _refuse_changed_handler(directory: Path, manifest: Manifest) -> None:
+    """A digest shows that the handler is the one that was sealed; only qabuild shows that it is qabuild's."""
+    handler.refuse_changed(directory, manifest.files, manifest.options, manifest.runtime, manifest.versions)
 
 
 def _compare(directory: Path, files: Mapping[str, SealedFile], linked: bool) -> None:

@@ -70,14 +70,12 @@ def read(text: str | None) -> UserContent:
         return UserContent()
     try:
         card = ModelCard(text, ignore_metadata_errors=True)
-    except (YAMLError, ValueError) as error:
+        metadata = _user_metadata(card.data.to_dict())
+    except (YAMLError, ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
         raise BadTarget(
             f"{FILE}: its metadata cannot be read: {first_line(error)}",
             "between the lines '---' at its top, write YAML",
         ) from error
-    metadata = {key: value for key, value in card.data.to_dict().items() if key not in _GENERATED_METADATA}
-    metadata["tags"] = [tag for tag in metadata.get("tags") or [] if tag not in _generated_tags()]
-    metadata = {key: value for key, value in metadata.items() if value}
     generated = _GENERATED.search(card.text)
     if generated is None:
         return UserContent(before=card.text.strip(), metadata=metadata)
@@ -115,6 +113,13 @@ def merge(local: UserContent, remote: UserContent) -> UserContent:
         f"{FILE} was edited both beside the artifact and on the Hub, and the edits differ",
         "put the text to keep into the one beside the artifact, and remove your text from the one on the Hub",
     )
+
+
+def _user_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """The metadata that qabuild does not generate. Raises TypeError where the tags are no list of texts."""
+    own = {key: value for key, value in metadata.items() if key not in _GENERATED_METADATA}
+    own["tags"] = [tag for tag in own.get("tags") or [] if tag not in _generated_tags()]
+    return {key: value for key, value in own.items() if value}
 
 
 def _generated_tags() -> set[str]:

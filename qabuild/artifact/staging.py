@@ -15,6 +15,7 @@ from pathlib import Path
 
 from qabuild.artifact import readme
 from qabuild.errors import BadTarget
+from qabuild.system import files
 from qabuild.system.files import errors_explained
 from qabuild.system.sealed import MANIFEST
 
@@ -69,11 +70,13 @@ def promote(stage: Path, goal: Path, *, passed: bool) -> Path:
 
 def _copy_card(goal: Path, stage: Path) -> None:
     """Copy the user content of the replaced artifact's model card."""
-    if (goal / readme.FILE).is_file():
-        text = (goal / readme.FILE).read_text(encoding="utf-8", errors="replace")
-        with suppress(BadTarget):  # a card that cannot be parsed is copied unchanged
-            text = readme.without_generated(text)
-        (stage / readme.FILE).write_text(text, encoding="utf-8")
+    try:
+        text = files.read(goal / readme.FILE, follow=False).decode(errors="replace")
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, files.NotRegular):  # a link is no card
+        return
+    with suppress(BadTarget):  # a card that cannot be parsed is copied unchanged
+        text = readme.without_generated(text)
+    (stage / readme.FILE).write_text(text, encoding="utf-8")
 
 
 def _failed(goal: Path) -> Path:

@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qabuild.artifact import manifest as artifacts
-from qabuild.artifact import staging
-from qabuild.artifact.evidence import Verification, evidence_of
+from qabuild.artifact import measurements, staging
+from qabuild.artifact.evidence import Verification
+from qabuild.artifact.manifest import Artifact
+from qabuild.artifact.validation import judged_evidence
 from qabuild.builder import plan as plans
 from qabuild.builder.plan import Plan
 from qabuild.builder.requirements import missing, requirements
+from qabuild.builder.steps import verify as measured
 from qabuild.builder.steps.step import require_checkpoint
 from qabuild.builder.store.local import Store
 from qabuild.errors import BadTarget, QABuildError, UntrustedInput
@@ -25,6 +28,10 @@ from qabuild.target.model import Target
 
 if TYPE_CHECKING:
     from qabuild.models.checkpoint.resolve import Checkpoint
+
+
+SEALED = ("compile", "reference", "original", "deviation")
+"""The steps whose results the manifest seals."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +76,7 @@ def build(
     with store.lock(name, wait=False, what=str(goal)), staging.disk_explained(goal.parent):
         staging.clean_up(goal)
         plan = plans.current(target, store, name, offline=offline)
-        if built := _already_built(goal, plan, compile_only):
+        if built := _already_built(goal, plan, store, compile_only):
             reporter.say(f"{goal}: nothing to do")
             return built
         # Only now: a build with nothing to do is over before they are imported.
@@ -120,8 +127,11 @@ def _require_machine(target: Target, compile_only: bool) -> None:
         packages.refuse(missing(target))
 
 
-def _already_built(goal: Path, plan: Plan, compile_only: bool) -> Built | None:
-    """The artifact under its final name, if it is whole, is what the plan would make, and has passed."""
+def _already_built(goal: Path, plan: Plan, store: Store, compile_only: bool) -> Built | None:
+    """The artifact under its final name, if it is whole, is what the plan would make, and has passed.
+
+    Evidence that does not hold, or whose measurement is neither of this machine nor in the store, is no result.
+    """
     try:
         artifact = artifacts.open_artifact(goal)
     except (QABuildError, OSError):
@@ -132,15 +142,28 @@ def _already_built(goal: Path, plan: Plan, compile_only: bool) -> Built | None:
     if any(getattr(artifact.manifest, name) != value for name, value in facts.items()):
         return None
     try:
-        evidence = evidence_of(artifact)
+        evidence = judged_evidence(artifact)
     except UntrustedInput:
         evidence = None
-    current = evidence is not None and evidence.passed and evidence.key == plan.step("verify").key
+    current = (
+        evidence is not None
+        and evidence.passed
+        and evidence.key == plan.step("verify").key
+        and _is_measured(artifact, evidence, store)
+    )
     if not current and not compile_only:
         return None
     return Built(
         directory=goal, plan=plan, manifest=artifact.digest, verification=evidence if current else None, cached=True
     )
+
+
+def _is_measured(artifact: Artifact, evidence: Verification, store: Store) -> bool:
+    """Whether the measurement was made on this machine or is in the store, and was not written by hand."""
+    if measurements.is_registered(artifact, evidence.measurement):
+        return True
+    entry = store.find_intact(evidence.key) if evidence.key else None
+    return entry is not None and measured.is_of(entry, artifact) and measured.read(entry) == evidence.measurement
 
 
 def _target_facts(plan: Plan) -> Mapping[str, Any]:
@@ -154,5 +177,5 @@ def _target_facts(plan: Plan) -> Mapping[str, Any]:
         # Where the questions are, and which they are, the reference says.
         "verify": target.verify.model_dump(mode="json", exclude={"dataset", "revision", "fingerprint"}),
         "publish": target.publish.model_dump(mode="json"),
-        "steps": {step.name: step.key for step in plan.steps if step.name in ("compile", "reference")},
+        "steps": {step.name: step.key for step in plan.steps if step.name in SEALED},
     }

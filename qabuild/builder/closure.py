@@ -26,11 +26,12 @@ EXCLUDED = frozenset(
         "qabuild.models.backends",  # the table of backends
         "qabuild.models.dtype_speed",  # what `doctor` expects
         "qabuild.system.reporter",
+        "qabuild.system.telemetry",  # what libraries would send
         "qabuild.system.version",
         "qabuild.target.gates",  # limits, applied to what was measured
     }
 )
-"""Modules that decide no result: tables, which grow with every entry, errors, and what is shown of progress."""
+"""Modules that decide no result: tables, which grow with every entry, errors, and what is shown of progress or sent."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -10,18 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from qabuild.artifact import manifest as artifacts
-from qabuild.artifact.evidence import Measurement, Verification
+from qabuild.artifact.evidence import Verification
+from qabuild.artifact.judge import judge
 from qabuild.artifact.manifest import Artifact
 from qabuild.builder import plan as plans
 from qabuild.builder.facts import Derivation
 from qabuild.builder.keys import package_versions, step_key
 from qabuild.builder.plan import Plan, PlanStep
 from qabuild.builder.steps import of_stage
+from qabuild.builder.steps import verify as measured
 from qabuild.builder.steps.reference import score
 from qabuild.builder.steps.step import ARTIFACT, VERIFICATION, Context, Facts, Step, require_checkpoint
-from qabuild.builder.steps.verify import MEASUREMENT
 from qabuild.builder.store.local import Entry, Store, link_or_copy
-from qabuild.evaluation.judge import judge
 from qabuild.evaluation.verify import write_evidence
 from qabuild.models import calibration
 from qabuild.models.checkpoint.resolve import Checkpoint
@@ -76,20 +75,17 @@ class Execution:
             versions=package_versions(compiled.inputs),
             training=self._training_record(plan, results),
             stages=self._stage_records(plan),
+            deviation=results["deviation"].record or None if "deviation" in results else None,
         )
 
     def verify(self, artifact: Artifact, plan: Plan) -> Verification:
         """Measure what was staged, or take a measurement of the very same files from the store, and judge it."""
         (step,) = of_stage(VERIFICATION)
         planned = plan.step(step.name)
-        files = {name: file.sha256 for name, file in artifact.manifest.files.items()}
-        # The key says how the files came about; whether they are the very bytes that were measured, only the bytes say.
-        if planned.key and (entry := self.store.find(planned.key)) and entry.record["files"] != files:
+        if planned.key and (entry := self.store.find(planned.key)) and not measured.is_of(entry, artifact):
             self.store.drop(planned.key)
-        measured = self._carry_out(step, planned, plan.target, plan.facts, {}, artifact)
-        document = json.loads((measured.directory / MEASUREMENT).read_text(encoding="utf-8"))
-        measurement = Measurement.from_dict(document)
-        verification = judge(artifact, measurement, plan.target.verify.gates, planned.key)
+        entry = self._carry_out(step, planned, plan.target, plan.facts, {}, artifact)
+        verification = judge(artifact, measured.read(entry), plan.target.verify.gates, planned.key)
         write_evidence(verification, artifact.directory)
         return verification
 
@@ -143,9 +139,9 @@ class Execution:
             "train": train.model_dump(mode="json", exclude={"dataset", "deepspeed", "save_steps"}),
             **self._record_of(derivation),
         }
-        if "teacher" in results:
-            scores = score(results["teacher"].directory, plan.target, offline=self.offline)
-            record["teacher"] = {**_described(require_checkpoint(plan.facts.teacher)), **scores}
+        if plan.target.distill:
+            scores = score(results["original"].directory, plan.target, offline=self.offline)
+            record["teacher"] = {**_described(require_checkpoint(plan.facts.original)), **scores}
         return record
 
     def _stage_records(self, plan: Plan) -> list[dict[str, Any]] | None:

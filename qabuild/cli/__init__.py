@@ -6,6 +6,7 @@ At import, this module loads no heavy package; each command imports what it need
 from __future__ import annotations
 
 import difflib
+import io
 import itertools
 import os
 import re
@@ -20,7 +21,8 @@ import click
 from click.shell_completion import CompletionItem
 
 from qabuild import __version__
-from qabuild.cli import answer, build, compare, inspect, publish
+from qabuild.cli import answer, build, compare, inspect, publish, sign
+from qabuild.cli.console import print_message
 from qabuild.cli.failures import (
     handle_signals,
     print_error,
@@ -31,6 +33,7 @@ from qabuild.cli.failures import (
 )
 from qabuild.cli.options import FLAGS
 from qabuild.errors import INTERRUPTED, BadTarget, QABuildError, RenamedKey
+from qabuild.system.terminal import visible
 
 EPILOG = """\b
 Exit status:
@@ -85,6 +88,7 @@ def cli() -> None:
 
 for command in (
     *(build.build, build.verify, compare.compare, compare.report, build.plan, publish.publish),
+    *(sign.keygen, sign.sign, sign.sbom),
     *(build.lock, answer.answer, inspect.cache, inspect.targets, inspect.doctor, inspect.schema),
 ):
     cli.add_command(command)
@@ -95,7 +99,7 @@ def _format_warning(
 ) -> str:
     """Without a source line where the warning is about a target, not about code."""
     place = "" if issubclass(category, RenamedKey) else f"{filename}:{lineno}: {category.__name__}: "
-    return f"warning: {place}{message}\n"
+    return visible(f"warning: {place}{message}\n")
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
@@ -115,11 +119,13 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
             require_uninterrupted(error)
             raise
     except click.ClickException as error:
-        error.show()
+        usage = io.StringIO()
+        error.show(usage)
+        print_message(usage.getvalue().rstrip())
         print_json_error(BadTarget(error.format_message(), "see `qabuild --help`"), as_json)
         sys.exit(BadTarget.exit_status)
     except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted", err=True)
+        print_message("interrupted")
         sys.exit(128 + received[-1] if received else INTERRUPTED)
     except (QABuildError, OSError, MemoryError) as error:
         reported = to_qabuild_error(error)
@@ -127,8 +133,7 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
         print_json_error(reported, as_json)
         sys.exit(reported.exit_status)
     except Exception as error:
-        traceback.print_exc()
-        click.echo("this is a bug in qabuild; please report it with the lines above", err=True)
+        print_message(f"{traceback.format_exc()}this is a bug in qabuild; please report it with the lines above")
         print_json_error(QABuildError(f"{type(error).__name__}: {error}"), as_json)
         sys.exit(QABuildError.exit_status)
     sys.exit(0)

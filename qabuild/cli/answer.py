@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
+from typing import Any
 
 import click
 
 from qabuild.cli.console import Console
-from qabuild.cli.options import common, native_option
+from qabuild.cli.options import common, native_option, signer_options, unverified_option
 from qabuild.errors import UntrustedInput
 
 
@@ -20,7 +21,9 @@ from qabuild.errors import UntrustedInput
 @click.option("--digest", metavar="SHA256", help="Required SHA-256 of the manifest.")
 @click.option("--top-k", type=click.IntRange(1), default=1, show_default=True, help="Number of answers per question.")
 @click.option("--no-answer", is_flag=True, help="Allow the empty answer, as in SQuAD v2.0.")
+@signer_options
 @native_option
+@unverified_option
 @common
 def answer(
     artifact: str,
@@ -30,7 +33,9 @@ def answer(
     digest: str | None,
     top_k: int,
     no_answer: bool,
+    signer: Any,
     allow_native: bool,
+    allow_unverified: bool,
     console: Console,
 ) -> None:
     """Answer a file of QUESTIONS with ARTIFACT, a folder or a repository on the Hub (owner/name).
@@ -38,8 +43,10 @@ def answer(
     QUESTIONS is JSON Lines (id, question, context) or a SQuAD document (.json, .json.gz); "-" is standard input. The
     answers are JSON Lines, or SQuAD's predictions if OUTPUT ends in .json. Run again after an interruption, it resumes
     where it stopped. A row that cannot be answered is reported and does not end the run; the exit status is then 4.
+    Refuses an artifact that did not pass its verification.
     """
-    from qabuild.artifact.load import find, load_model
+    from qabuild.artifact.load import damage_explained, find, load_model
+    from qabuild.artifact.validation import unverified
     from qabuild.qa.bulk import answer_file, require_place
     from qabuild.qa.pipeline import QuestionAnsweringPipeline
     from qabuild.qa.question_stream import is_pipe
@@ -47,15 +54,20 @@ def answer(
     if console.json and is_pipe(output):
         raise click.UsageError("--json prints a summary on stdout, where the answers go: name a file with -o")
     require_place(questions, output)
-    opened = find(artifact, revision=revision, digest=digest)
-    summary = answer_file(
-        QuestionAnsweringPipeline(*load_model(opened, allow_native=allow_native)),
-        questions,
-        output,
-        answered_by=opened.digest,
-        parameters={"top_k": top_k, "handle_impossible_answer": no_answer},
-        reporter=console,
-    )
+    opened = find(artifact, revision=revision, digest=digest, key=signer, allow_unverified=allow_unverified)
+    if allow_unverified and (reason := unverified(opened)):
+        console.say(f"{reason}; loaded all the same")
+    native = allow_native or signer is not None
+    pipeline = QuestionAnsweringPipeline(*load_model(opened, allow_native=native, allow_unverified=allow_unverified))
+    with damage_explained(opened.directory):
+        summary = answer_file(
+            pipeline,
+            questions,
+            output,
+            answered_by=opened.digest,
+            parameters={"top_k": top_k, "handle_impossible_answer": no_answer},
+            reporter=console,
+        )
     console.say(f"{summary.answered} answered, {summary.bad} without an answer, {summary.resumed} from an earlier run")
     if console.json:
         console.result({"answers": output, "manifest": opened.digest, **asdict(summary)}, lambda: None)

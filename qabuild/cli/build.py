@@ -18,6 +18,7 @@ from qabuild.cli.options import (
     offline_option,
     output_option,
     set_option,
+    signer_options,
     target_files,
 )
 from qabuild.cli.publish import require_publishable, then_published
@@ -59,13 +60,13 @@ def build(
     earlier OUTPUT/NAME stays as it was.
     """
     from qabuild.models.training import distributed
-    from qabuild.target.lock import load
+    from qabuild.target.lock import load_all
 
     ranks = distributed.current()
     if ranks.rank > 0:
         ranks.follow()
         return
-    loaded = [load(path, overrides, locked=locked) for path in targets]
+    loaded = load_all(targets, overrides, locked=locked)
     _require_distinct(loaded)
     if then_publish:
         if compile_only or offline:
@@ -99,8 +100,13 @@ def build(
 @click.command()
 @artifact_folders
 @data_option
-@click.option("--checkpoint", metavar="SOURCE", help="The checkpoint that it was built from; adds the speedup.")
+@click.option(
+    "--checkpoint",
+    metavar="SOURCE",
+    help="The checkpoint that it was built from; checks the reference answers, and adds the speedup.",
+)
 @click.option("--digest", metavar="SHA256", help="Required SHA-256 of the manifest.")
+@signer_options
 @native_option
 @offline_option
 @common
@@ -109,6 +115,7 @@ def verify(
     dataset: str | None,
     checkpoint: str | None,
     digest: str | None,
+    signer: Any,
     allow_native: bool,
     offline: bool,
     console: Console,
@@ -130,6 +137,7 @@ def verify(
                 dataset=dataset and absolute_source(dataset, folder),
                 checkpoint=checkpoint and absolute_source(checkpoint, folder),
                 digest=digest,
+                key=signer,
                 allow_native=allow_native,
                 offline=offline,
                 reporter=console,
@@ -156,9 +164,10 @@ def verify(
 @common
 def plan(targets: Sequence[Path], output: Path, overrides: Sequence[str], locked: bool, console: Console) -> None:
     """List the steps that a build of each TARGET would run, and why: a dry run."""
-    from qabuild.target.lock import load
+    from qabuild.target.lock import load_all
 
-    loaded = [load(path, overrides, locked=locked) for path in targets]
+    loaded = load_all(targets, overrides, locked=locked)
+    _require_distinct(loaded)
     from qabuild.builder.preview import previews
     from qabuild.builder.store.local import Store
 

@@ -1,4 +1,8 @@
-"""Output: progress on stderr, results on stdout. Only this module imports rich."""
+"""Output: progress and errors on stderr, results on stdout. Only this module imports rich.
+
+All text leaves through `print_message`, `emit`, `table` or a progress bar, which escape control characters:
+descriptions, names of files and messages of the Hub are text of others.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +14,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TextIO
 
+import click
+
 from qabuild.errors import QABuildError
 from qabuild.system.reporter import Advance
+from qabuild.system.terminal import visible
 
 MIN_WIDTH = 30  # characters: the narrowest column that still shows text legibly
 
@@ -26,7 +33,7 @@ class Console:
 
     def say(self, message: str) -> None:
         if not self.quiet:
-            print(message, file=sys.stderr, flush=True)
+            print_message(message)
 
     @contextmanager
     def progress(self, label: str, total: int) -> Iterator[Advance]:
@@ -43,7 +50,7 @@ class Console:
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=_rich(sys.stderr, sys.stderr), transient=True) as bar:
-            task = bar.add_task(label, total=total, rate="")
+            task = bar.add_task(visible(label), total=total, rate="")
 
             def advance(count: int) -> None:
                 bar.update(task, advance=count)
@@ -73,6 +80,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    columns, *rows = ([visible(cell) for cell in row] for row in (columns, *rows))
     buffer = io.StringIO()
     console = _rich(sys.stdout, buffer)
     if _is_too_wide(columns, rows, console.width):
@@ -87,7 +95,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for row in rows:
         grid.add_row(*(Text(cell) for cell in row))
     console.print(grid)
-    emit("\n".join(line.rstrip() for line in buffer.getvalue().splitlines() if line.strip()))
+    _print("\n".join(line.rstrip() for line in buffer.getvalue().split("\n") if line.strip()))
 
 
 def _record(columns: Sequence[str], row: Sequence[str]) -> str:
@@ -103,10 +111,17 @@ def _is_too_wide(columns: Sequence[str], rows: Sequence[Sequence[str]], width: i
 
 
 def emit(text: str) -> None:
-    """Print a result on stdout, escaping characters that its encoding lacks. A closed pipe (`| head`) is no failure.
+    """Print a result on stdout; raises QABuildError if that cannot be written."""
+    _print(visible(text))
 
-    Raises QABuildError if stdout cannot be written.
-    """
+
+def print_message(text: str) -> None:
+    """Print a message on stderr."""
+    click.echo(visible(text), err=True)
+
+
+def _print(text: str) -> None:
+    """Print on stdout, escaping characters that its encoding lacks. A closed pipe (`| head`) is no failure."""
     encoding = sys.stdout.encoding or "utf-8"
     try:
         print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)

@@ -7,9 +7,7 @@ import signal
 import traceback
 from typing import Any, NoReturn
 
-import click
-
-from qabuild.cli.console import emit
+from qabuild.cli.console import emit, print_message
 from qabuild.errors import QABuildError
 
 received: list[int] = []
@@ -47,8 +45,8 @@ def to_qabuild_error(error: QABuildError | OSError | MemoryError) -> QABuildErro
 
 def print_error(error: QABuildError, *, verbose: bool = False) -> None:
     if verbose:
-        traceback.print_exc()
-    click.echo(f"error: {error}", err=True)
+        print_message(traceback.format_exc().rstrip())
+    print_message(f"error: {error}")
 
 
 def print_json_error(error: QABuildError, as_json: bool) -> None:

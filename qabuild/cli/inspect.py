@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qabuild.cli.console import Console, emit, table
+from qabuild.cli.console import Console, emit, print_message, table
 from qabuild.cli.options import AGES, SIZES, Quantity, common
 from qabuild.cli.units import size_of
 from qabuild.errors import BadTarget, UntrustedInput
@@ -73,7 +73,7 @@ def cache_verify(console: Console) -> None:
     document = {"intact": len(intact), "damaged": [_document(result) for result in damaged]}
     console.result(document, lambda: emit(f"{len(intact)} results are intact, {len(damaged)} were damaged"))
     if damaged:
-        click.echo("the next build that needs them rebuilds them; if this happens again, check the disk", err=True)
+        print_message("the next build that needs them rebuilds them; if this happens again, check the disk")
         sys.exit(UntrustedInput.exit_status)
 
 

@@ -12,6 +12,7 @@ import click
 
 from qabuild.artifact import FOLDER
 from qabuild.cli.console import Console
+from qabuild.system.environment import require_usable
 
 FLAGS = {"-q", "--quiet", "-v", "--verbose", "--json"}
 """Options of every command."""
@@ -59,6 +60,7 @@ def common(command: Callable[..., Any]) -> Callable[..., Any]:
     @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON document on stdout.")
     @functools.wraps(command)
     def wrapped(*args: Any, quiet: bool, verbose: bool, as_json: bool, **kwargs: Any) -> Any:
+        require_usable()
         return command(*args, console=Console(quiet=quiet, verbose=verbose, json=as_json), **kwargs)
 
     return wrapped
@@ -86,7 +88,7 @@ set_option = click.option(
     "overrides",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Override a key, as in --set verify.samples=200.",
+    help="Override a key, as in --set verify.samples=200; of several targets, where it occurs.",
 )
 
 
@@ -101,6 +103,33 @@ data_option = click.option(
 native_option = click.option(
     "--allow-native", is_flag=True, help="Load native code that you did not compile here; it can do whatever you can."
 )
+
+
+unverified_option = click.option(
+    "--allow-unverified", is_flag=True, help="Load an artifact that failed its verification, or has no valid evidence."
+)
+
+
+def signer_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add `--key`, `--identity` and `--issuer`, and pass the required signer to the command as `signer`."""
+
+    @click.option("--key", metavar="FILE", type=click.Path(path_type=Path), help="Require a signature by a public key.")
+    @click.option("--identity", metavar="NAME", help="Require a signature by an identity, through Sigstore.")
+    @click.option("--issuer", metavar="URL", help="Who must have authenticated the identity.")
+    @functools.wraps(command)
+    def wrapped(*args: Any, key: Path | None, identity: str | None, issuer: str | None, **kwargs: Any) -> Any:
+        if (identity is None) != (issuer is None):
+            raise click.UsageError("--identity and --issuer need each other")
+        if key and identity:
+            raise click.UsageError("--key and --identity exclude each other")
+        signer: Any = key
+        if identity and issuer:
+            from qabuild.artifact.signature import Identity
+
+            signer = Identity(identity, issuer)
+        return command(*args, signer=signer, **kwargs)
+
+    return wrapped
 
 
 offline_option = click.option("--offline", is_flag=True, help="Use only what is cached; fail if anything is missing.")

@@ -29,15 +29,21 @@ if TYPE_CHECKING:
 @click.option("--revision", default="main", show_default=True, metavar="BRANCH", help="Branch to push to.")
 @click.option("--create-pr", is_flag=True, help="Open a pull request instead of committing to the branch.")
 @click.option("--tag", metavar="NAME", help="Tag the commit, as in --tag v1.")
-@click.option("--dry-run", is_flag=True, help="List the files that would be pushed, and their sizes; push nothing.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="List the files that would be pushed, their sizes, and what they show of the questions; push nothing.",
+)
 @click.option("--verify-remote", is_flag=True, help="Run the verification on the fetched copy, too.")
+@click.option("--sign", metavar="FILE", type=click.Path(path_type=Path), help="Sign it first, by that private key.")
 @data_option
 @common
 def publish(artifact: Path, repo: str | None, dataset: str | None, console: Console, **options: Any) -> None:
     """Push a verified ARTIFACT to the Hugging Face Hub in one commit, fetch it back, and check it.
 
     Refuses an artifact that is unverified, changed since its verification, or would replace anything but an earlier
-    build of its target. After a failure, run it again: it completes what is left.
+    build of its target. Verifies it again if it was not verified on this machine. After a failure, run it again: it
+    completes what is left.
     """
     from qabuild.publishing.publish import publish as publish_artifact
     from qabuild.target.read import absolute_source
@@ -63,7 +69,9 @@ def then_published(outcome: Outcome, built: Built, console: Console) -> Outcome:
 
     require_uninterrupted()
     try:
-        published = publish_artifact(built.directory, built.plan.target.publish.repo, reporter=console)
+        target = built.plan.target
+        dataset = str(target.verify.dataset)
+        published = publish_artifact(built.directory, target.publish.repo, dataset=dataset, reporter=console)
     except (QABuildError, OSError, MemoryError) as error:
         require_uninterrupted(error)
         return replace(outcome, error=to_qabuild_error(error))
@@ -73,4 +81,8 @@ def then_published(outcome: Outcome, built: Built, console: Console) -> Outcome:
 def _show_published(published: Published) -> None:
     if published.commit is None or published.changed:
         table(["file", "", "size"], [[c.name, c.does, size_of(c.size)] for c in published.changes])
+    if published.commit is None:
+        emit(f"shown {published.data}")
     emit(describe_published(published))
+    if published.unchecked:
+        emit(f"{published.repo}: not compared with the Hub: {published.unchecked}")

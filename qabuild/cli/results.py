@@ -48,7 +48,7 @@ def attempt_to(work: Callable[[], T], console: Console) -> T | QABuildError:
 
 
 def failure(verification: Verification | None, directory: Path) -> VerificationFailed | None:
-    from qabuild.evaluation.judge import explain_failure
+    from qabuild.artifact.judge import explain_failure
 
     if verification is None or verification.passed:
         return None
@@ -80,12 +80,14 @@ def _row(outcome: Outcome) -> list[str]:
     if verification is None:
         result = f"error: {outcome.error.message.splitlines()[0]}" if outcome.error else "compiled, unverified"
         return [outcome.label, *["-"] * 6, result]
+    from qabuild.artifact.evidence import at_batch
+
     m, speed = verification.measurement, verification.measurement.speed
     return [
         outcome.label,
         f"{m.exact_match:.2f}",
         f"{m.f1:.2f}",
-        f"{100 * m.f1_retention:.2f} %{_limit(verification, 'min_f1_retention')}",
+        f"{100 * m.f1_retention:.2f} %{_limit(verification, 'min_f1_retention')}{at_batch(m.batch_size)}",
         f"{100 * m.agreement:.2f} %",
         f"{speed.artifact if speed else m.samples_per_second:.1f}",
         f"{speed.speedup:.2f}x" if speed else "-",

@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from qabuild.artifact import sealed_reference
-from qabuild.artifact.evidence import CrossCheck, Flip, Measurement, Speed
-from qabuild.artifact.load import load_model
+from qabuild.artifact import disclosure, measurements, sealed_reference
+from qabuild.artifact.evidence import (
+    BatchAccuracy,
+    CrossCheck,
+    Flip,
+    Machine,
+    Measurement,
+    Original,
+    ReferenceCheck,
+    Speed,
+)
+from qabuild.artifact.load import damage_explained, load_model
 from qabuild.artifact.manifest import Artifact
-from qabuild.errors import BadTarget, UntrustedInput
-from qabuild.evaluation import cross_check, reference
+from qabuild.errors import BadTarget, MissingEnvironment, UntrustedInput
+from qabuild.evaluation import cross_check, probes, reference
 from qabuild.evaluation.bootstrap import mean_interval, ratio_interval
 from qabuild.models.backends import backend
+from qabuild.models.runtime import Runtime
 from qabuild.qa import data, squad_metric
-from qabuild.qa.ask import Answered, Ask, answerer, chunks
+from qabuild.qa.ask import Answered, Ask, answerer, chunks, takes_part
 from qabuild.qa.data import DatasetRef, Question, QuestionSet
 from qabuild.system import machine, packages
 from qabuild.system.reporter import SILENT, Reporter
 
-ARTIFACT, CHECKPOINT, SECOND = "artifact", "checkpoint", "second pipeline"
+ARTIFACT, ALONE, CHECKPOINT, SECOND = "artifact", "artifact at batch 1", "checkpoint", "second pipeline"
 """The contestants: artifact and checkpoint in qabuild's pipeline, and the artifact in the cross-check's."""
 
 
@@ -34,26 +43,35 @@ WARM_UP = 8  # questions that each contestant answers before the first round
 TIE = 1e-4  # score difference within which floating-point summation order may swap two answers
 
 
+REFERENCE_TIE = 1e-3  # the same on another machine or another release of transformers, for fp32
+
+
 def measure(
     artifact: Artifact,
     questions: QuestionSet,
     baseline: Any | None = None,
     reporter: Reporter = SILENT,
     *,
+    whole_reference: bool = False,
     allow_native: bool = False,
 ) -> Measurement:
     """Reload the artifact from disk, run every question, and compare the answers with the sealed reference.
 
-    `baseline` is the checkpoint's eager fp32 model on the artifact's device; without it, no speedup is measured.
+    `baseline` is the checkpoint's eager fp32 model on the artifact's device; without it, no speedup is measured, and
+    the reference is not checked. It answers the first `SPEED_QUESTIONS`, or all for a `whole_reference`. The
+    measurement is entered in the register of those made here.
     Raises MissingEnvironment if the artifact cannot be loaded on this machine, UntrustedInput if `questions` are not
     those of the sealed reference, or for native code that is not this machine's, unless `allow_native`.
     """
     sealed = artifact.reference
     require_same_questions(questions, sealed)
     manifest = artifact.manifest
-    model, tokenizer = load_model(artifact, allow_native=allow_native)
+    model, tokenizer = load_model(artifact, allow_native=allow_native, allow_unverified=True)
     squad_v2 = questions.has_unanswerable
-    contestants: dict[str, Ask] = {ARTIFACT: answerer(model, tokenizer, squad_v2=squad_v2)}
+    sizes = batch_sizes(manifest.options, manifest.runtime, manifest.verify["batch_size"])
+    contestants: dict[str, Ask] = {
+        name: answerer(model, tokenizer, squad_v2=squad_v2, batch_size=size) for name, size in sizes.items()
+    }
     if baseline is not None:
         contestants[CHECKPOINT] = answerer(baseline, tokenizer, squad_v2=squad_v2)
     share = manifest.cross_check
@@ -62,21 +80,52 @@ def measure(
     )
     if share:
         contestants[SECOND] = second
-    rounds = _run_rounds(contestants, questions.questions, share, reporter)
-    answers = _answers_by(ARTIFACT, rounds)
-    checked = _cross_check([turns for turns in rounds if SECOND in turns], second, questions, model, tokenizer)
+    asked = len(questions) if whole_reference else SPEED_QUESTIONS
+    with damage_explained(artifact.directory):
+        rounds = _run_rounds(contestants, questions.questions, share, asked, reporter)
+        alike = next((name for name, size in sizes.items() if size == second.batch_size), ARTIFACT)
+        checked = _cross_check(
+            [turns for turns in rounds if SECOND in turns], alike, second, questions, model, tokenizer
+        )
+        compared_logits = compare_logits(
+            artifact.directory / sealed_reference.FOLDER, model, tokenizer, questions, sealed
+        )
+    expected = disclosure.reveal_answers(sealed, questions)
+    answers, judged = _judged_answers(questions, expected, {sizes[name]: _answers_by(name, rounds) for name in sizes})
     reporter.say(_describe(checked))
-    return Measurement(
+    measurement = Measurement(
         data=sealed.data,
         questions=len(questions),
-        **_compare_answers(questions.questions, answers, sealed.answers),
+        **judged,
+        **_compare_answers(questions, answers, expected, sealed.data, manifest.gates.confidence),
+        original=_compare_with_original(artifact, questions, answers),
         samples_per_second=len(questions) / sum(turns[ARTIFACT].seconds for turns in rounds),
         speed=_speed([turns for turns in rounds if CHECKPOINT in turns]),
         cross_check=checked,
-        **_compare_logits(artifact.directory, model, tokenizer, questions, sealed),
+        **compared_logits,
         versions=packages.versions({*cross_check.PACKAGES, *backend(manifest.backend["name"]).PACKAGES}),
-        machine=machine.describe(),
+        machine=cast(Machine, machine.describe()),
+        reference_check=_check_reference(rounds, baseline, tokenizer, questions, expected, artifact),
     )
+    _register(artifact, measurement, reporter)
+    return measurement
+
+
+def _register(artifact: Artifact, measurement: Measurement, reporter: Reporter) -> None:
+    try:
+        measurements.register(artifact, measurement)
+    except MissingEnvironment as error:  # the measurement is as good; only `publish` will make it anew
+        reporter.say(f"the measurement was not registered: {error.message}; {error.hint}")
+
+
+def batch_sizes(options: Any, runtime: Runtime, batch_size: int) -> dict[str, int | None]:
+    """The batch sizes at which an artifact is measured, by name; `batch_size` is that of its target.
+
+    Where the backend states that answers depend on the batch, they are two: the target's and one window at a time.
+    """
+    if runtime.dtype not in backend(options.name).BATCH_DEPENDENT:
+        return {ARTIFACT: None}
+    return {ARTIFACT: batch_size, **({ALONE: 1} if batch_size != 1 else {})}
 
 
 def require_same_questions(questions: QuestionSet, sealed: sealed_reference.Reference) -> None:
@@ -94,9 +143,9 @@ Round = Mapping[str, Answered]
 
 
 def _run_rounds(
-    contestants: Mapping[str, Ask], questions: Sequence[Question], share: float, reporter: Reporter
+    contestants: Mapping[str, Ask], questions: Sequence[Question], share: float, asked: int, reporter: Reporter
 ) -> list[Round]:
-    """Run every question on the artifact, and in some rounds on the other contestants, too.
+    """Run every question on the artifact, `asked` of them on the checkpoint, and a `share` on the second pipeline.
 
     The order rotates, so that a change in the machine's speed affects all alike.
     """
@@ -107,12 +156,8 @@ def _run_rounds(
     done = 0
     with reporter.progress("artifact answers", len(questions)) as advance:
         for number, batch in enumerate(batches):
-            takes_part = {
-                ARTIFACT: True,
-                CHECKPOINT: done < SPEED_QUESTIONS,
-                SECOND: ceil((number + 1) * share) > ceil(number * share),
-            }
-            names = [name for name in contestants if takes_part[name]]
+            asks = {CHECKPOINT: done < asked, SECOND: takes_part(number, share)}
+            names = [name for name in contestants if asks.get(name, True)]
             first = number % len(names)
             rounds.append({name: contestants[name](batch) for name in names[first:] + names[:first]})
             done += len(batch)
@@ -141,24 +186,26 @@ def _speed(rounds: Sequence[Round]) -> Speed | None:
 
 def _cross_check(
     rounds: Sequence[Round],
+    name: str,
     second: cross_check.SecondPipeline,
     questions: QuestionSet,
     model: Any,
     tokenizer: Any,
 ) -> CrossCheck | None:
+    """Compare the second pipeline with the artifact in ours, whose rounds have that `name`."""
     if not rounds:
         return None
-    answers, others = _answers_by(ARTIFACT, rounds), _answers_by(SECOND, rounds)
+    answers, others = _answers_by(name, rounds), _answers_by(SECOND, rounds)
     differing = [question for question in questions.questions if answers.get(question.id) != others.get(question.id)]
-    seconds = {name: sum(turns[name].seconds for turns in rounds) for name in (ARTIFACT, SECOND)}
+    own, other = (sum(turns[each].seconds for turns in rounds) for each in (name, SECOND))
     return CrossCheck(
         pipeline=second.name,
         questions=len(answers),
         batch_size=second.batch_size,
         differences=len(differing),
         ties=_ties(differing, answers, others, questions.has_unanswerable, model, tokenizer),
-        samples_per_second=len(answers) / seconds[SECOND],
-        speedup=seconds[SECOND] / seconds[ARTIFACT],
+        samples_per_second=len(answers) / other,
+        speedup=other / own,
     )
 
 
@@ -177,8 +224,9 @@ def _ties(
     squad_v2: bool,
     model: Any,
     tokenizer: Any,
+    tie: float = TIE,
 ) -> int:
-    """Number of questions whose two answers have scores within `TIE` of each other, in qabuild's pipeline."""
+    """Number of questions whose two answers have scores within `tie` of each other, in qabuild's pipeline."""
     from qabuild.qa.pipeline import QuestionAnsweringPipeline
 
     pipeline = QuestionAnsweringPipeline(model, tokenizer, top_k=5, handle_impossible_answer=squad_v2)
@@ -188,17 +236,60 @@ def _ties(
         ranked = result if isinstance(result, list) else [result]  # a single answer is not in a list
         scores = {answer["answer"]: answer["score"] for answer in ranked}
         own, other = scores.get(answers[question.id]), scores.get(others[question.id])
-        ties += own is not None and other is not None and abs(own - other) <= TIE
+        ties += own is not None and other is not None and abs(own - other) <= tie
     return ties
 
 
+def _check_reference(
+    rounds: Sequence[Round],
+    baseline: Any | None,
+    tokenizer: Any,
+    questions: QuestionSet,
+    expected: Mapping[str, str],
+    artifact: Artifact,
+) -> ReferenceCheck | None:
+    """Compare the checkpoint's answers and logits with the sealed ones; `expected` are the sealed answers."""
+    if baseline is None:
+        return None
+    answers = _answers_by(CHECKPOINT, [turns for turns in rounds if CHECKPOINT in turns])
+    differing = [q for q in questions.questions if q.id in answers and answers[q.id] != expected[q.id]]
+    folder = artifact.directory / sealed_reference.FOLDER
+    return ReferenceCheck(
+        questions=len(answers),
+        differences=len(differing),
+        ties=_ties(differing, answers, expected, questions.has_unanswerable, baseline, tokenizer, REFERENCE_TIE),
+        logit_difference=compare_logits(folder, baseline, tokenizer, questions, artifact.reference)["logit_difference"],
+    )
+
+
+def _judged_answers(
+    questions: QuestionSet, expected: Mapping[str, str], answers: Mapping[int | None, Mapping[str, str]]
+) -> tuple[Mapping[str, str], dict[str, Any]]:
+    """Of the answers at each batch size those of the worst F1, and the fields of a Measurement that tell them apart."""
+    if list(answers) == [None]:
+        return answers[None], {}
+    gold = {question.id: question.answers for question in questions.questions}
+    by_batch = []
+    for size, texts in answers.items():
+        assert size is not None
+        scores = squad_metric.score(texts, gold)
+        same = sum(text == expected[name] for name, text in texts.items()) / len(texts)
+        by_batch.append(BatchAccuracy(batch_size=size, exact_match=scores.exact_match, f1=scores.f1, agreement=same))
+    worst = min(by_batch, key=lambda accuracy: accuracy.f1).batch_size
+    return answers[worst], {"batch_size": worst, "by_batch": by_batch}
+
+
 def _compare_answers(
-    questions: Sequence[Question], answers: Mapping[str, str], expected: Mapping[str, str]
+    questions: QuestionSet,
+    answers: Mapping[str, str],
+    expected: Mapping[str, str],
+    shown: Mapping[str, Any],
+    confidence: float | None,
 ) -> dict[str, Any]:
-    gold = {question.id: question.answers for question in questions}
+    """The fields of a Measurement on the answers; `shown` is the reference's `data`, which may hide the flips."""
+    gold = {question.id: question.answers for question in questions.questions}
     artifact, checkpoint = squad_metric.score(answers, gold), squad_metric.score(expected, gold)
-    artifact_scores, checkpoint_scores = (squad_metric.score_each(texts, gold) for texts in (answers, expected))
-    differences = [artifact_scores[name].f1 - checkpoint_scores[name].f1 for name in gold]
+    differences = _f1_differences(answers, expected, gold)
     flips = [
         Flip(
             id=question.id,
@@ -208,7 +299,7 @@ def _compare_answers(
             gold=question.answers,
             f1_difference=difference,
         )
-        for question, difference in zip(questions, differences, strict=True)
+        for question, difference in zip(questions.questions, differences, strict=True)
         if answers[question.id] != expected[question.id]
     ]
     return {
@@ -218,34 +309,70 @@ def _compare_answers(
         "f1": artifact.f1,
         "f1_difference": artifact.f1 - checkpoint.f1,
         "f1_difference_interval": mean_interval(differences),
+        "f1_difference_bounds": mean_interval(differences, confidence) if confidence else None,
+        "f1_difference_interval_999": mean_interval(differences, 0.999),
         "agreement": 1 - len(flips) / len(questions),
-        "flips": sorted(flips, key=lambda flip: flip.f1_difference),
+        "flips": disclosure.hide_flips(sorted(flips, key=lambda flip: flip.f1_difference), shown, questions),
     }
 
 
-def _compare_logits(
+def _compare_with_original(artifact: Artifact, questions: QuestionSet, answers: Mapping[str, str]) -> Original | None:
+    """The scores of the original that the artifact holds answers of, and what the artifact's F1 differs by."""
+    sealed, confidence = artifact.original, artifact.manifest.gates.confidence
+    if sealed is None:
+        return None
+    gold = {question.id: question.answers for question in questions.questions}
+    theirs = disclosure.reveal_answers(sealed, questions)
+    scores, differences = squad_metric.score(theirs, gold), _f1_differences(answers, theirs, gold)
+    return Original(
+        exact_match=scores.exact_match,
+        f1=scores.f1,
+        f1_difference=squad_metric.score(answers, gold).f1 - scores.f1,
+        f1_difference_interval=mean_interval(differences),
+        f1_difference_bounds=mean_interval(differences, confidence) if confidence else None,
+    )
+
+
+def _f1_differences(
+    answers: Mapping[str, str], others: Mapping[str, str], gold: Mapping[str, Sequence[str]]
+) -> list[float]:
+    """F1 of each answer less that of the other one, in points."""
+    scores, other_scores = (squad_metric.score_each(texts, gold) for texts in (answers, others))
+    return [scores[name].f1 - other_scores[name].f1 for name in gold]
+
+
+def compare_logits(
     directory: Path, model: Any, tokenizer: Any, questions: QuestionSet, sealed: sealed_reference.Reference
 ) -> dict[str, Any]:
+    """The fields of a Measurement on the probes of the reference in `directory`. Raises UntrustedInput without any."""
     import torch
 
-    by_id = {question.id: question for question in questions.questions}
-    probes, largest, finite, same_tokens = [], 0.0, True, True
-    stored = sealed_reference.read_probes(directory / sealed_reference.FOLDER)
-    for ids, shape, probe in zip(sealed.probes, sealed_reference.PROBE_SHAPES, stored, strict=True):
-        expected = probe.pop("start_logits"), probe.pop("end_logits")
-        inputs = reference.encode_probe(tokenizer, [by_id[i] for i in ids], shape, probe.keys())
-        same_tokens &= inputs.keys() == probe.keys() and all(torch.equal(inputs[n], probe[n]) for n in probe)
-        unpadded = probe["attention_mask"] == 1
-        actual = reference.logits(model, probe)
-        finite &= all(bool(logits[unpadded].isfinite().all()) for logits in actual)
-        difference = max(
-            float((logits - reference_logits)[unpadded].abs().nan_to_num(nan=3e38, posinf=3e38).max())
-            for logits, reference_logits in zip(actual, expected, strict=True)
-        )
-        largest = max(largest, difference)
-        batch, sequence = probe["input_ids"].shape
-        probes.append({"batch": batch, "sequence": sequence, "logit_difference": difference})
-    return {"same_tokens": same_tokens, "finite_logits": finite, "logit_difference": largest, "probes": probes}
+    if not sealed.probes:
+        raise UntrustedInput(f"{directory}: a reference without probes", "build the artifact again")
+    named = disclosure.by_name(sealed.data, questions)
+    measured, differences, finite, same_tokens = [], [], True, True
+    stored = sealed_reference.read_probes(directory)
+    for described, probe in zip(sealed.probes, stored, strict=True):
+        expected = torch.stack([probe.pop("start_logits"), probe.pop("end_logits")])
+        inputs, same = disclosure.reveal_probe(probe, probes.encode(described, tokenizer, named, probe.keys()))
+        same_tokens &= same
+        if inputs["input_ids"].shape != expected.shape[1:]:  # hidden inputs of another tokenizer: without sealed logits
+            inputs = {name: tensor.new_ones(expected.shape[1:]) for name, tensor in inputs.items()}
+        unpadded = inputs["attention_mask"] == 1
+        actual = torch.stack(reference.logits(model, inputs))[:, unpadded]
+        finite &= bool(actual.isfinite().all())
+        difference = (actual.double() - expected[:, unpadded]).abs().nan_to_num(nan=3e38, posinf=3e38).flatten()
+        differences.append(difference)
+        batch, sequence = inputs["input_ids"].shape
+        measured.append({"batch": batch, "sequence": sequence, "logit_difference": float(difference.max())})
+    all_differences = torch.cat(differences)
+    return {
+        "same_tokens": same_tokens,
+        "finite_logits": finite,
+        "logit_difference": float(all_differences.max()),
+        "logit_rms": float(all_differences.square().mean().sqrt()),
+        "probes": measured,
+    }
 
 
 def load_questions(artifact: Artifact, source: str | None = None, *, offline: bool = False) -> QuestionSet:
@@ -255,12 +382,14 @@ def load_questions(artifact: Artifact, source: str | None = None, *, offline: bo
     exist, UntrustedInput if it is damaged or lacks some of the questions.
     """
     sealed = artifact.reference
+    dataset = sealed.data["dataset"]
+    hidden = disclosure.shown(sealed.data) == disclosure.NONE
     if source is None and sealed.data["file"]:
+        named = "which is not part of it" if hidden else f"{dataset}, which is not part of it"
         raise BadTarget(
-            f"{artifact.directory}: its questions come from a file, {sealed.data['dataset']}, which is not part of it",
+            f"{artifact.directory}: its questions come from a file, {named}",
             "give the file with --data",
         )
-    dataset = sealed.data["dataset"]
     loaded = data.load(
         DatasetRef(
             source or dataset,
@@ -270,4 +399,6 @@ def load_questions(artifact: Artifact, source: str | None = None, *, offline: bo
         ),
         offline=offline,
     )
-    return data.select(loaded, list(sealed.answers))
+    if not hidden:
+        return data.select(loaded, list(sealed.answers))
+    return data.subset(loaded, len(sealed.answers), sealed.data["seed"]) if sealed.data["seed"] is not None else loaded

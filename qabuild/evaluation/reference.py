@@ -7,17 +7,19 @@ inputs, are sealed into the artifact, so that the artifact can be verified witho
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qabuild.artifact.sealed_reference import ANSWERS, PROBE_SHAPES, PROBES
+from qabuild.artifact import disclosure, sealed_reference
+from qabuild.evaluation import probes
 from qabuild.qa.ask import answerer, chunks
 from qabuild.qa.model_inputs import input_names
 from qabuild.system.reporter import SILENT, Reporter
 
 if TYPE_CHECKING:
-    from qabuild.qa.data import Question, QuestionSet
+    from qabuild.qa.data import QuestionSet
 
 
 def write_reference(
@@ -30,44 +32,27 @@ def write_reference(
 ) -> None:
     """Run every question on the checkpoint's `model`, and write answers and probes into `directory`.
 
-    `data` describes the questions' source and is written along with the answers.
+    `data` describes the questions' source and is written along with the answers; its `shown` says how much of the
+    questions is, see `qabuild.artifact.disclosure`.
     """
-    from safetensors.torch import save
-
     ask = answerer(model, tokenizer, squad_v2=questions.has_unanswerable)
     answers: dict[str, str] = {}
     with reporter.progress("checkpoint answers", len(questions)) as advance:
         for chunk in chunks(questions.questions):
             answers.update(ask(chunk).answers)
             advance(len(chunk))
-    probes = _choose_probes(questions.questions)
     names = input_names(model, tokenizer)
-    tensors: dict[str, Any] = {}
-    for number, (ids, shape) in enumerate(zip(probes, PROBE_SHAPES, strict=True)):
-        inputs = encode_probe(tokenizer, [q for i in ids for q in questions.questions if q.id == i], shape, names)
+    by_id = {question.id: question for question in questions.questions}
+    described = probes.choose(questions.questions, tokenizer, probes.longest_input(model, tokenizer))
+    tensors = []
+    for probe in described:
+        inputs = probes.encode(probe, tokenizer, by_id, names)
         start, end = logits(model, inputs)
-        probe = {**inputs, "start_logits": start, "end_logits": end}
-        tensors |= {f"{number}.{name}": tensor.contiguous().cpu() for name, tensor in probe.items()}
-    (directory / PROBES).write_bytes(save(tensors))  # not `save_file`, which makes the file readable by its owner only
-    document = {"data": dict(data), "probes": probes, "answers": answers}
-    (directory / ANSWERS).write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def encode_probe(
-    tokenizer: Any, questions: Sequence[Question], shape: tuple[int, int, bool], names: Collection[str]
-) -> dict[str, Any]:
-    """The inputs `names` for a probe of the given `shape` (see PROBE_SHAPES): int64 tensors, [questions, tokens]."""
-    _, length, padded = shape
-    encoded = tokenizer(
-        [q.question for q in questions],
-        [q.context for q in questions],
-        truncation="longest_first",
-        max_length=min(length, tokenizer.model_max_length),
-        padding="max_length" if padded else "longest",
-        return_attention_mask=True,
-        return_tensors="pt",
-    )
-    return {name: encoded[name] for name in names if name in encoded}
+        tensors.append(disclosure.hide_probe({**inputs, "start_logits": start, "end_logits": end}, data))
+    sealed_reference.write_probes(directory, tensors)
+    document = {"data": dict(data), "probes": [asdict(probe) for probe in described], "answers": answers}
+    text = json.dumps(disclosure.hide(document, questions), indent=1, ensure_ascii=False)
+    (directory / sealed_reference.ANSWERS).write_text(f"{text}\n", encoding="utf-8")
 
 
 def logits(model: Any, inputs: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -77,12 +62,3 @@ def logits(model: Any, inputs: Mapping[str, Any]) -> tuple[Any, Any]:
     with torch.inference_mode():
         output = model(**{name: tensor.to(model.device) for name, tensor in inputs.items()})
     return output.start_logits.float().cpu(), output.end_logits.float().cpu()
-
-
-def _choose_probes(questions: Sequence[Question]) -> list[list[str]]:
-    """Question ids of each probe: consecutive questions, wrapping around if there are too few."""
-    probes, position = [], 0
-    for count, _, _ in PROBE_SHAPES:
-        probes.append([questions[(position + i) % len(questions)].id for i in range(count)])
-        position += count
-    return probes

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from qabuild.artifact import manifest as artifacts
+from qabuild.artifact import signature
 from qabuild.artifact.evidence import Verification
+from qabuild.artifact.judge import judge
 from qabuild.artifact.manifest import Artifact
+from qabuild.artifact.signature import Signer
 from qabuild.errors import BadTarget, UntrustedInput
-from qabuild.evaluation.judge import judge
 from qabuild.evaluation.measure import load_questions, measure
 from qabuild.system.reporter import SILENT, Reporter
 
@@ -26,6 +28,7 @@ def verify(
     dataset: str | None = None,
     checkpoint: str | None = None,
     digest: str | None = None,
+    key: Signer | None = None,
     offline: bool = False,
     allow_native: bool = False,
     reporter: Reporter = SILENT,
@@ -33,20 +36,25 @@ def verify(
     """Verify the artifact at `path` again, and write the evidence beside its manifest.
 
     `dataset` names the source of the questions if it is not the one that the artifact names: a SQuAD-layout file, a
-    Hub id or 'sample'. `checkpoint`, a path or Hub id of the checkpoint it was built from, adds the speedup. `digest`
-    pins the manifest. `allow_native` is that of `qabuild.load`. Raises BadTarget, UntrustedInput or MissingEnvironment.
+    Hub id or 'sample'. `checkpoint`, a path or Hub id of the checkpoint it was built from, answers all questions, too:
+    this checks the reference answers, and adds the speedup. `digest` pins the manifest. `key` and `allow_native` are
+    those of `qabuild.load`. Raises BadTarget, UntrustedInput or MissingEnvironment.
     An artifact that fails its gates raises nothing: `passed` of the Verification is false.
     """
     artifact = artifacts.open_artifact(Path(path), digest)
+    if key is not None:
+        signature.require(artifact, key, evidence=False)
     gates = artifact.manifest.gates
     if gates.min_speedup is not None and checkpoint is None:
         raise BadTarget(
             f"{path}: its gate min_speedup needs the checkpoint",
-            f"give it with --checkpoint ({artifact.manifest.checkpoint['name']})",
+            f"give it: qabuild verify {path} --checkpoint {artifact.manifest.checkpoint['name']}",
         )
     questions = load_questions(artifact, dataset, offline=offline)
     baseline = _load_baseline(artifact, checkpoint, offline) if checkpoint else None
-    verification = judge(artifact, measure(artifact, questions, baseline, reporter, allow_native=allow_native), gates)
+    native = allow_native or key is not None
+    measurement = measure(artifact, questions, baseline, reporter, whole_reference=True, allow_native=native)
+    verification = judge(artifact, measurement, gates)
     try:
         write_evidence(verification, artifact.directory)
     except OSError as error:
@@ -57,8 +65,9 @@ def verify(
 
 
 def write_evidence(verification: Verification, directory: Path) -> None:
-    """Write the evidence beside the manifest, atomically."""
+    """Write the evidence beside the manifest, atomically. A signature of the evidence that it replaces is removed."""
     text = json.dumps(verification.to_dict(), indent=1, ensure_ascii=False, allow_nan=False, default=str)
+    (directory / artifacts.EVIDENCE_SIGNATURE).unlink(missing_ok=True)
     artifacts.write_unsealed(directory / artifacts.EVIDENCE, f"{text}\n".encode())
 
 

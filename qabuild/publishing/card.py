@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from qabuild.artifact import disclosure
 from qabuild.artifact.evidence import Flip, Verification
 from qabuild.artifact.manifest import Artifact
 from qabuild.artifact.readme import BEGIN_MARKER, END_MARKER, UserContent, read
@@ -117,6 +118,7 @@ def _facts(artifact: Artifact, verification: Verification) -> dict[str, Any]:
         "f1_retention": (100 * m.f1_retention, low, high),
         "machine": m.machine,
         "versions": {name: m.versions[name] for name in sorted(m.versions)},
+        "shown": disclosure.shown(m.data),
         "flips": [_row(flip) for flip in m.flips[:FLIPS]],
         "more_flips": max(0, len(m.flips) - FLIPS),
         "data": m.data,

@@ -24,3 +24,14 @@ def log_in() -> HfApi:
     if role == "read":
         raise MissingEnvironment(f"the token of '{account.get('name')}' may read only", LOG_IN)
     return api
+
+
+def require_rights(api: HfApi, repo: str) -> None:
+    """Raise MissingEnvironment unless the repository's owner is the account or one of its organisations."""
+    account: dict[str, Any] = api.whoami()
+    owner = repo.partition("/")[0]
+    if owner not in {account.get("name"), *(organisation.get("name") for organisation in account.get("orgs", []))}:
+        raise MissingEnvironment(
+            f"the account '{account.get('name')}' does not belong to '{owner}'",
+            "name another repository with --repo, or open a pull request with --create-pr",
+        )

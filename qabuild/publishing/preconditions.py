@@ -1,36 +1,39 @@
-"""Preconditions of publishing: the evidence verifies the artifact as it is now."""
+"""Preconditions of publishing: the evidence verifies the artifact as it is now, and was measured on this machine."""
 
 from __future__ import annotations
 
-from qabuild.artifact import handler
-from qabuild.artifact.evidence import Verification, evidence_of
-from qabuild.artifact.manifest import Artifact
-from qabuild.errors import BadTarget, UntrustedInput, VerificationFailed
-from qabuild.evaluation import judge, measure
-from qabuild.evaluation.judge import explain_failure
+from typing import TYPE_CHECKING
+
+from qabuild.artifact import disclosure, handler, judge, measurements
+from qabuild.artifact.evidence import Verification
+from qabuild.artifact.judge import explain_failure
+from qabuild.artifact.manifest import EVIDENCE, Artifact
+from qabuild.artifact.validation import require_passed
+from qabuild.errors import BadTarget, QABuildError, VerificationFailed
+from qabuild.evaluation import measure
+from qabuild.evaluation.verify import verify
+from qabuild.publishing import repository
+from qabuild.system.hub_retry import with_retries
 from qabuild.system.reporter import Reporter
 
-__all__ = ["explain_failure", "remeasure", "require_verified"]
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+__all__ = ["explain_failure", "remeasure", "require_measured_here", "require_public_data", "require_verified"]
 
 
 def require_verified(artifact: Artifact) -> Verification:
-    """The evidence, if it verifies the present artifact under the package versions that serving it installs.
+    """The judged evidence, if it verifies the present artifact under the package versions that serving it installs.
 
     Raises VerificationFailed where it was not verified, failed, or was verified under other versions; UntrustedInput
-    where it was changed since, or verified on other questions than its target names.
+    where it does not hold.
     """
     directory = artifact.directory
-    verification = evidence_of(artifact)
-    if verification is None:
-        raise VerificationFailed(f"{directory}: not verified", f"verify it: qabuild verify {directory}")
-    _require_same_questions(artifact, verification)
-    judged = judge.judge(artifact, verification.measurement, artifact.manifest.gates)
-    if not judged.passed:
-        raise VerificationFailed(*explain_failure(judged, directory))
+    verification = require_passed(artifact)
     if handler.HANDLER not in artifact.manifest.files:
         raise BadTarget(f"{directory}: holds no {handler.HANDLER}: an earlier qabuild built it", "build it again")
-    if judged.other_versions:
-        others = ", ".join(f"{name} {version}" for name, version in judged.other_versions.items())
+    if verification.other_versions:
+        others = ", ".join(f"{name} {version}" for name, version in verification.other_versions.items())
         raise VerificationFailed(
             f"{directory}: verified under other versions than its {handler.REQUIREMENTS} installs: {others}",
             f"verify it where {handler.REQUIREMENTS} is installed, or rebuild it here",
@@ -38,27 +41,46 @@ def require_verified(artifact: Artifact) -> Verification:
     return verification
 
 
+def require_measured_here(
+    artifact: Artifact, evidence: Verification, dataset: str | None, *, dry_run: bool, reporter: Reporter
+) -> Verification:
+    """The evidence to publish: `evidence` if its measurement was made on this machine, else that of a new one.
+
+    A dry run only says so. Raises as `require_verified` and `qabuild.verify` do.
+    """
+    directory = artifact.directory
+    if measurements.is_registered(artifact, evidence.measurement):
+        return evidence
+    if dry_run:
+        reporter.say(f"{directory}: not measured on this machine; publishing would measure it anew")
+        return evidence
+    reporter.say(f"{directory}: not measured on this machine; measuring it anew")
+    verification = verify(directory, dataset=dataset, digest=artifact.digest, reporter=reporter)
+    if not verification.passed:
+        raise VerificationFailed(*explain_failure(verification, directory))
+    written = require_verified(artifact)
+    if measurements.digest(artifact, written.measurement) != measurements.digest(artifact, verification.measurement):
+        raise QABuildError(f"{directory}: its {EVIDENCE} cannot be replaced", "copy it to a folder that is writable")
+    return written
+
+
+def require_public_data(api: HfApi, artifact: Artifact, reporter: Reporter) -> None:
+    """Raise BadTarget where the artifact shows texts of a data set that not everyone can read, unless its target says
+    so."""
+    data = artifact.reference.data
+    if data["file"] or not data["revision"] or disclosure.shown(data) != disclosure.FULL:
+        return
+    if artifact.manifest.publish.get("data") is None and (
+        with_retries(lambda: repository.is_public(api, data["dataset"]), data["dataset"], reporter) is False
+    ):
+        raise BadTarget(
+            f"{artifact.directory}: shows texts of {data['dataset']}, which is not public",
+            "set publish.data = 'ids' or 'none' in its target and build it again; or 'full', if all may see them",
+        )
+
+
 def remeasure(artifact: Artifact, dataset: str | None, reporter: Reporter) -> Verification:
     """Run the questions on the artifact and judge it, without the speed gate, which depends on more than its bytes."""
     questions = measure.load_questions(artifact, dataset)
     gates = artifact.manifest.gates.model_copy(update={"min_speedup": None})
     return judge.judge(artifact, measure.measure(artifact, questions, reporter=reporter), gates)
-
-
-def _require_same_questions(artifact: Artifact, verification: Verification) -> None:
-    """Checks the evidence against the sealed reference, and the reference against the target."""
-    sealed, verify = artifact.reference, artifact.manifest.verify
-    data = verification.measurement.data
-    differing = [
-        key for key in ("fingerprint", "samples", "configuration", "split") if data.get(key) != sealed.data.get(key)
-    ]
-    if verify["samples"] not in (None, sealed.data["samples"]):
-        differing.append("samples")
-    if sealed.data["split"] not in (None, verify["split"]):  # a file has no split
-        differing.append("split")
-    if differing or verification.measurement.questions != len(sealed.answers):
-        raise UntrustedInput(
-            f"{artifact.directory}: verified on other questions than its target names "
-            f"({', '.join(sorted(set(differing))) or 'samples'})",
-            "build it again",
-        )

@@ -9,17 +9,18 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from qabuild.artifact import readme
+from qabuild.artifact import disclosure, readme, signature
 from qabuild.artifact.evidence import Verification
-from qabuild.artifact.manifest import EVIDENCE, Artifact, open_artifact, write_unsealed
+from qabuild.artifact.manifest import UNSEALED, Artifact, open_artifact, write_unsealed
 from qabuild.errors import BadTarget, QABuildError, UntrustedInput, VerificationFailed
 from qabuild.publishing import preconditions
 from qabuild.publishing.login import log_in
-from qabuild.publishing.push import Push
-from qabuild.publishing.repository import MAIN, Change
-from qabuild.system import hub
+from qabuild.publishing.push import Push, content
+from qabuild.publishing.repository import ATTRIBUTES, MAIN, Change, Snapshot, compare
+from qabuild.system import hub, hub_files
 from qabuild.system.hub_retry import with_retries
 from qabuild.system.reporter import SILENT, Reporter
+from qabuild.system.sealed import MANIFEST
 
 LARGEST_FILE = 50 * 10**9
 """Bytes; https://huggingface.co/docs/hub/repositories-recommendations"""
@@ -43,6 +44,10 @@ class Published:
     """False where the Hub held all of it already."""
     verification: Verification | None
     """Result of verifying the download, with `verify_remote`."""
+    data: str
+    """What the artifact shows of its questions."""
+    unchecked: str | None = None
+    """Why a dry run did not ask the Hub."""
 
     def to_dict(self) -> dict[str, Any]:
         verification = self.verification.to_dict() if self.verification else None
@@ -60,13 +65,17 @@ def publish(
     dry_run: bool = False,
     verify_remote: bool = False,
     dataset: str | None = None,
+    sign: str | Path | None = None,
     reporter: Reporter = SILENT,
 ) -> Published:
     """Push the artifact at `path` to `repo`, or to where its target says, as one commit; then download and check it.
 
     `revision` is the branch to commit to; `create_pr` opens a pull request against it instead. `tag` tags the commit.
-    `dry_run` only lists the changes. `verify_remote` runs the questions on the download again; `dataset` is where they
-    are, as for `qabuild.verify`.
+    An artifact that was not measured on this machine is verified again before it is sent. `dry_run` only lists the
+    changes, and what of the questions is shown. It needs neither token nor network; with both, it checks the name, the
+    rights and the card, too. `verify_remote` runs the questions on the download again. For both verifications,
+    `dataset` is where the questions are, as for `qabuild.verify`. `sign` is a private key: the artifact is signed
+    before it is sent, see `qabuild.sign`; a dry run signs nothing.
 
     Raises BadTarget, VerificationFailed or UntrustedInput for an artifact that must not be published or a repository
     that holds something else, MissingEnvironment without a token that may write, QABuildError where the Hub fails.
@@ -77,12 +86,34 @@ def publish(
     repo = _repository(artifact, repo)
     _require_names(revision, tag)
     _require_within_limits(artifact)
+    data = disclosure.describe(artifact.reference.data, len(artifact.reference.answers))
+    if dry_run and (unchecked := _without_hub()):
+        changes = compare(content(artifact, evidence, repo, revision), Snapshot())
+        return Published(
+            repo=repo,
+            revision=revision,
+            commit=None,
+            pull_request=None,
+            tag=tag,
+            manifest=artifact.digest,
+            changes=changes,
+            changed=False,
+            verification=None,
+            data=data,
+            unchecked=unchecked,
+        )
     with _with_hub_state(lambda: f"nothing was published: {repo} is as it was"):
         api = with_retries(log_in, repo, reporter)
+        preconditions.require_public_data(api, artifact, reporter)
+        evidence = preconditions.require_measured_here(artifact, evidence, dataset, dry_run=dry_run, reporter=reporter)
+    if sign is not None and not dry_run:
+        signature.sign_artifact(artifact, sign)
     push = Push(api, artifact, evidence, repo, private=private, revision=revision, create_pr=create_pr, tag=tag)
+    if artifact.reference.data["file"] and not dry_run:
+        reporter.say(f"{repo}: shown {data}")
     verification = None
     with _with_hub_state(push.state):
-        with_retries(push.refresh if dry_run else push.attempt, repo, reporter)
+        with_retries(push.check if dry_run else push.attempt, repo, reporter)
         if not dry_run:
             _write_card(artifact, push.content[readme.FILE])
             if push.changed or verify_remote:
@@ -98,7 +129,23 @@ def publish(
         changes=push.changes,
         changed=push.changed,
         verification=verification,
+        data=data,
     )
+
+
+def _without_hub() -> str | None:
+    """Why the Hub cannot be asked; None if it can."""
+    from huggingface_hub import get_token
+
+    if hub.is_offline(False):
+        return "this run is offline"
+    if get_token() is None:
+        return "there is no token on this machine"
+    try:
+        log_in()
+    except hub.network_errors() as error:
+        return f"it could not be reached: {hub.first_line(error)}" if getattr(error, "response", None) is None else None
+    return None
 
 
 def require_ready(repo: str | None, where: str, reporter: Reporter = SILENT) -> None:
@@ -124,11 +171,10 @@ def _verify_download(push: Push, verify: bool, dataset: str | None, reporter: Re
     assert push.commit is not None
     with TemporaryDirectory() as folder:
         reporter.say(f"{push.repo}: fetching commit {push.commit} back")
-        with_retries(
-            lambda: push.api.snapshot_download(push.repo, revision=push.commit, local_dir=folder), push.repo, reporter
-        )
+        commit = push.commit
+        with_retries(lambda: _fetch_back(push, commit, Path(folder)), push.repo, reporter)
         downloaded = open_artifact(Path(folder), push.artifact.digest)
-        for name in (EVIDENCE, readme.FILE):
+        for name in sorted(UNSEALED & set(push.content) - {MANIFEST}):
             sent, path = push.content[name], downloaded.directory / name
             if not path.is_file() or path.read_bytes() != (sent if isinstance(sent, bytes) else sent.read_bytes()):
                 raise UntrustedInput(f"{push.repo}: {name} is not what was sent", "publish again")
@@ -138,6 +184,17 @@ def _verify_download(push: Push, verify: bool, dataset: str | None, reporter: Re
     if not verification.passed:
         raise VerificationFailed(*preconditions.explain_failure(verification, Path(push.repo)))
     return verification
+
+
+def _fetch_back(push: Push, commit: str, folder: Path) -> None:
+    """Download the files of the commit. Raises UntrustedInput where the Hub lists others than those sent."""
+    names = hub_files.list_names(push.api, push.repo, commit)
+    if differing := sorted(({*names} ^ {*push.content}) - {ATTRIBUTES}):
+        raise UntrustedInput(
+            f"{push.repo}: the commit {commit} does not hold the files that were sent: {', '.join(differing[:5])}",
+            "publish again; if the repository is not yours alone, ask who else commits to it",
+        )
+    push.api.snapshot_download(push.repo, revision=commit, local_dir=folder, allow_patterns=hub_files.only(names))
 
 
 def _write_card(artifact: Artifact, content: Path | bytes) -> None:

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 
 from qabuild.artifact import readme
 from qabuild.artifact.evidence import Verification
-from qabuild.artifact.manifest import EVIDENCE, Artifact, read_manifest
+from qabuild.artifact.manifest import EVIDENCE, SIGNATURES, Artifact, read_manifest
 from qabuild.errors import BadTarget, QABuildError
-from qabuild.publishing import card, repository
+from qabuild.publishing import card, login, repository
 from qabuild.publishing.repository import Change, Snapshot
+from qabuild.system import files, hub
 from qabuild.system.sealed import MANIFEST
 
 if TYPE_CHECKING:
@@ -62,6 +63,14 @@ class Push:
             self.api.create_branch(self.repo, branch=self.revision, revision=self.snapshot.commit)
         self._commit()
 
+    def check(self) -> None:
+        """Check everything that `attempt` needs, and change nothing. Raises as `attempt` does."""
+        self.refresh()
+        self._refuse_other_tag()
+        if not self.create_pr:
+            login.require_rights(self.api, self.repo)
+        repository.validate_card(self.api, _text(self.content[readme.FILE]))
+
     def refresh(self) -> None:
         """Read the repository and compute the changes. Raises BadTarget where they would replace other content."""
         self.snapshot = repository.inspect(self.api, self.repo, self.revision)
@@ -72,7 +81,8 @@ class Push:
             if self.snapshot.branch and not self.create_pr:  # a pull request leaves the branch as it is
                 self._refuse_other_content(Path(folder))
             remote_card = self._fetch(readme.FILE, Path(folder))
-        self.content = {**_files(self.artifact), readme.FILE: self._card(remote_card).encode()}
+        license = repository.license_of(self.api, card.base(self.artifact))
+        self.content = content(self.artifact, self.evidence, self.repo, self.revision, remote_card, license)
         self.changes = repository.compare(self.content, self.snapshot)
 
     def create_tag(self) -> None:
@@ -119,7 +129,8 @@ class Push:
         except HfHubHTTPError as error:
             self.sent = error.response.status_code >= 500
             raise
-        self.commit, self.pull_request, self.changed = commit.oid, commit.pr_url, True
+        self.pull_request, self.changed = commit.pr_url, True
+        self.commit = hub.require_sha(commit.oid, self.repo)
 
     def _fetch(self, name: str, folder: Path) -> str | None:
         """The text of a file of the snapshot, downloaded into `folder`; None where the snapshot lacks it."""
@@ -128,25 +139,13 @@ class Push:
         path = self.api.hf_hub_download(self.repo, name, revision=self.snapshot.commit, local_dir=folder)
         return Path(path).read_text(encoding="utf-8", errors="replace")
 
-    def _card(self, remote: str | None) -> str:
-        path = self.artifact.directory / readme.FILE
-        local = path.read_text(encoding="utf-8") if path.exists() else None
-        return card.make(
-            self.artifact,
-            self.evidence,
-            readme.merge(readme.read(local), readme.read(remote)),
-            repo=self.repo,
-            revision=self.revision,
-            base_license=repository.license_of(self.api, card.base(self.artifact)),
-        )
-
     def _refuse_other_content(self, folder: Path) -> None:
         """Raise BadTarget unless the repository holds only an earlier build of the same target."""
         replaceable: set[str] = set()
         others: list[str] = []
         with suppress(QABuildError):  # no manifest, or not one of qabuild
             manifest = read_manifest(folder)
-            replaceable = {*manifest.files, MANIFEST, EVIDENCE}
+            replaceable = {*manifest.files, MANIFEST, EVIDENCE, *SIGNATURES}
             others = [f"the artifact '{manifest.name}'"] if manifest.name != self.artifact.manifest.name else []
         others += sorted(set(self.snapshot.files) - replaceable - {readme.FILE, repository.ATTRIBUTES})
         if others:
@@ -179,10 +178,30 @@ class Push:
         return False
 
 
-def _files(artifact: Artifact) -> dict[str, Path | bytes]:
-    """All files of the artifact except the card, by name in the repository."""
-    names = (*artifact.manifest.files, MANIFEST, EVIDENCE)
-    return {name: artifact.directory / name for name in names}
+def content(
+    artifact: Artifact,
+    evidence: Verification,
+    repo: str,
+    revision: str,
+    remote_card: str | None = None,
+    base_license: str | None = None,
+) -> dict[str, Path | bytes]:
+    """What the repository shall hold: all files of the artifact and its card, by name."""
+    path = artifact.directory / readme.FILE
+    try:
+        local = files.read(path, follow=False).decode() if path.exists() else None
+    except UnicodeDecodeError as error:
+        raise BadTarget(f"{path}: not UTF-8 at byte {error.start}", "save it as UTF-8") from None
+    user = readme.merge(readme.read(local), readme.read(remote_card))
+    text = card.make(artifact, evidence, user, repo=repo, revision=revision, base_license=base_license)
+    signatures = (name for name in SIGNATURES if (artifact.directory / name).exists())
+    names = (*artifact.manifest.files, MANIFEST, EVIDENCE, *signatures)
+    return {**{name: artifact.directory / name for name in names}, readme.FILE: text.encode()}
+
+
+def _text(content: Path | bytes) -> str:
+    assert isinstance(content, bytes)
+    return content.decode()
 
 
 def _message(artifact: Artifact, evidence: Verification) -> tuple[str, str]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from qabuild.system import files
+from qabuild.system import files, hub
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -72,7 +72,8 @@ def inspect(api: HfApi, repo: str, revision: str) -> Snapshot:
         )
         for file in info.siblings or []
     }
-    return Snapshot(exists=True, private=bool(info.private), branch=branch, commit=info.sha, files=blobs)
+    sha = hub.require_sha(info.sha, repo)
+    return Snapshot(exists=True, private=bool(info.private), branch=branch, commit=sha, files=blobs)
 
 
 def compare(content: Mapping[str, Path | bytes], snapshot: Snapshot) -> list[Change]:
@@ -119,6 +120,24 @@ def license_of(api: HfApi, checkpoint: Mapping[str, Any]) -> str | None:
         return None
     license = data.get("license") if data is not None else None
     return license if isinstance(license, str) else None
+
+
+def validate_card(api: HfApi, text: str) -> None:
+    """Let the Hub check the card, as it does before a commit. Raises ValueError for metadata that it refuses."""
+    api._validate_yaml(text, repo_type="model")
+
+
+def is_public(api: HfApi, dataset: str) -> bool | None:
+    """Whether anyone can read the data set; None if this account cannot find it either."""
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    for token in (False, None):
+        try:
+            info = api.dataset_info(dataset, token=token)
+        except RepositoryNotFoundError:
+            continue
+        return token is False and not info.gated
+    return None
 
 
 def tagged_commit(api: HfApi, repo: str, tag: str) -> str | None:

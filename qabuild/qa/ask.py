@@ -5,11 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from math import ceil
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from qabuild.qa.data import Question
 
+
+T = TypeVar("T")
 
 PACKAGES = ("transformers", "tokenizers", "torch")
 """Distributions that, beside the model, determine a pipeline's answers."""
@@ -30,14 +33,15 @@ class Answered:
 Ask = Callable[["Sequence[Question]"], Answered]
 
 
-def answerer(model: Any, tokenizer: Any, *, squad_v2: bool) -> Ask:
+def answerer(model: Any, tokenizer: Any, *, squad_v2: bool, batch_size: int | None = None) -> Ask:
     """A function that answers questions with `qabuild.QuestionAnsweringPipeline` and its defaults.
 
-    `squad_v2` lets the pipeline answer that a question has no answer; set it if the data has unanswerable questions.
+    `batch_size` is in windows; None leaves it to the pipeline. `squad_v2` lets the pipeline answer that a question has
+    no answer; set it if the data has unanswerable questions.
     """
     from qabuild.qa.pipeline import QuestionAnsweringPipeline
 
-    pipeline = QuestionAnsweringPipeline(model, tokenizer, handle_impossible_answer=squad_v2)
+    pipeline = QuestionAnsweringPipeline(model, tokenizer, handle_impossible_answer=squad_v2, batch_size=batch_size)
 
     def ask(questions: Sequence[Question]) -> Answered:
         # A stream, since a list of one question would not be answered with a list.
@@ -52,6 +56,11 @@ def answerer(model: Any, tokenizer: Any, *, squad_v2: bool) -> Ask:
     return ask
 
 
-def chunks(questions: Sequence[Question]) -> list[Sequence[Question]]:
-    """The questions in order, `CHUNK` at a time."""
+def chunks(questions: Sequence[T]) -> list[Sequence[T]]:
+    """The questions, or their ids, in order, `CHUNK` at a time."""
     return [questions[start : start + CHUNK] for start in range(0, len(questions), CHUNK)]
+
+
+def takes_part(number: int, share: float) -> bool:
+    """Whether the chunk `number`, from 0, is one of a share of all chunks, 0 to 1, spread evenly over them."""
+    return ceil((number + 1) * share) > ceil(number * share)

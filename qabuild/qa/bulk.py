@@ -29,6 +29,7 @@ from qabuild.errors import BadTarget, QABuildError
 from qabuild.qa.question_stream import PIPE, QuestionsFormat, Row, bad_row, is_pipe, opened, read_rows
 from qabuild.system.reporter import SILENT, Reporter
 from qabuild.system.sealed import require_outside
+from qabuild.system.terminal import visible
 
 AnswersFormat = Literal["jsonl", "predictions"]
 Record = dict[str, Any]
@@ -114,7 +115,8 @@ class _Run:
                 _write_predictions(stream, records, tally, self.reporter)
             else:
                 for record in records:
-                    stream.write(_line(record))
+                    line = _line(record)
+                    stream.write(visible(line.decode()).encode() if stream.isatty() else line)
                     stream.flush()
         except BrokenPipeError:  # the reader closed the pipe; keep the interpreter from flushing to it again at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
@@ -140,7 +142,8 @@ class _Run:
             if form == "predictions":
                 partial.seek(0)
                 complete = partial_path.with_suffix(".whole")
-                with open(complete, "wb") as file:
+                complete.unlink(missing_ok=True)
+                with open(complete, "xb") as file:
                     _write_predictions(file, map(json.loads, partial), tally, self.reporter)
                     _sync(file)
                 os.replace(complete, path)
@@ -309,7 +312,7 @@ def _partial(path: Path, digest: str | None) -> Iterator[tuple[IO[bytes], Path]]
     import fcntl
 
     partial_path = path.with_name(f"{path.name}.{digest}.partial" if digest else f"{path.name}.partial")
-    with open(partial_path, "a+b") as file:
+    with open(partial_path, "a+b", opener=_open_no_link) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -319,6 +322,10 @@ def _partial(path: Path, digest: str | None) -> Iterator[tuple[IO[bytes], Path]]
         if digest is None:
             file.truncate(0)
         yield file, partial_path
+
+
+def _open_no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def _complete_records(partial: IO[bytes]) -> Iterator[Record]:

@@ -13,7 +13,7 @@ import stat
 import sys
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import IO, Any, Literal
 
@@ -78,12 +78,22 @@ def opened(source: str, unpack: bool = True) -> Iterator[IO[bytes]]:
     except OSError as error:
         raise BadTarget(f"{source}: cannot be read ({error.strerror})", "give a .jsonl or SQuAD .json file") from error
     try:
+        _refuse_device(raw, source)
         compressed = unpack and raw.peek(2)[:2] == b"\x1f\x8b"
         stream: Any = gzip.GzipFile(fileobj=raw) if compressed else raw
         yield stream
     finally:
         if source != PIPE:
             raw.close()
+
+
+def _refuse_device(raw: Any, source: str) -> None:
+    """Files, pipes and terminals end; a disk or /dev/zero does not, or holds no text."""
+    with suppress(OSError):  # a stream without a descriptor, as in tests
+        mode = os.fstat(raw.fileno()).st_mode
+        terminal = raw.isatty() or os.path.samestat(os.fstat(raw.fileno()), os.stat(os.devnull))
+        if stat.S_ISBLK(mode) or (stat.S_ISCHR(mode) and not terminal):
+            raise BadTarget(f"{source}: is a device", "give a file or a pipe")
 
 
 def _jsonl(stream: IO[bytes], where: str) -> Iterator[Row]:

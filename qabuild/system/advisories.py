@@ -30,6 +30,9 @@ ADVISORIES = (
         "config.json can run code (_attn_implementation_internal); qabuild refuses that key, other programs may not",
     ),
     Advisory("torch", "CVE-2026-24747", "0", "2.10", "torch.load runs code even with weights_only=True"),
+    Advisory("filelock", "CVE-2026-112909", "0", "4.2.1", "a lock can truncate a file that another user moves onto it"),
+    Advisory("aiohttp", "CVE-2026-47265", "0", "3.14", "cookies are sent on after a redirect to another host"),
+    Advisory("urllib3", "CVE-2026-21441", "0", "2.6.3", "a redirect can answer with a decompression bomb"),
     Advisory("onnx", "CVE-2026-28500", "0", "1.21", "onnx.hub.load(silent=True) trusts every repository"),
 )
 

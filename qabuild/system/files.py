@@ -1,38 +1,113 @@
-"""Atomic file writes, digests of files, and errors of full or read-only disks."""
+"""Atomic file writes, reads of regular files only, digests, and errors of full or read-only disks."""
 
 from __future__ import annotations
 
 import errno
+import fcntl
+import fnmatch
 import hashlib
 import os
+import re
+import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
 
 from qabuild.errors import QABuildError
+from qabuild.system.terminal import visible
 
 
 def write(path: Path, content: bytes, stage: Path | None = None) -> None:
-    """Write `content` to `path` atomically; an earlier file stays until then.
+    """Write `content` to `path` atomically; an earlier file stays until then, and a link there is replaced.
 
     The content goes to a temporary file in the folder `stage` on the same disk, or beside `path`, which then gets its
-    name; a killed process may leave the temporary file. Raises OSError that names `path`.
+    name. The temporary file has a random name and is made anew, so that nothing that others put there is followed or
+    overwritten. A killed process may leave it; those in `stage` are removed, so the caller must hold a lock of it.
+    Raises OSError that names `path`, also where `stage` is a link.
     """
-    partial = (stage or path.parent) / f".{path.name}.partial"
     try:
-        partial.write_bytes(content)
-        os.replace(partial, path)
+        folder = os.open(stage or path.parent, os.O_RDONLY | os.O_DIRECTORY | (os.O_NOFOLLOW if stage else 0))
+        try:
+            for name in fnmatch.filter(os.listdir(folder) if stage else (), ".*.partial"):
+                os.unlink(name, dir_fd=folder)
+            _write_through(folder, path, content)
+        finally:
+            os.close(folder)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
-    finally:
+
+
+def _write_through(folder: int, path: Path, content: bytes) -> None:
+    """Write `path` through a temporary file in the open folder `folder`."""
+    partial = f".{secrets.token_hex(8)}.partial"
+    made = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666, dir_fd=folder)
+    try:
+        with open(made, "wb") as file:
+            file.write(content)
+        os.replace(partial, path, src_dir_fd=folder)
+    except BaseException:
         with suppress(OSError):
-            partial.unlink(missing_ok=True)
+            os.unlink(partial, dir_fd=folder)
+        raise
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of the folder, where its file system has locks."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether it is a relative path (POSIX) with neither '..' nor backslashes, control characters or surrogates."""
+    parts = name.split("/")
+    return not {"", ".", ".."} & {*parts} and not re.search(r"[\\\n\t\ud800-\udfff]", name) and visible(name) == name
+
+
+class NotRegular(OSError):
+    """A pipe, a socket or a device, which may block or never end, or a link where none is followed."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(errno.EINVAL, "not a regular file", str(path))
+
+
+def opened(path: Path, *, follow: bool = True) -> BufferedReader:
+    """Open the regular file `path` for reading; with `follow` false, it must be no link.
+
+    Never blocks. Raises NotRegular, IsADirectoryError and other OSErrors.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW))
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):  # a link, a socket
+            raise NotRegular(path) from None
+        raise
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
+        return open(descriptor, "rb")
+    os.close(descriptor)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    raise NotRegular(path)
+
+
+def read(path: Path, *, follow: bool = True) -> bytes:
+    """The content of the regular file `path`; raises as `opened` does."""
+    with opened(path, follow=follow) as file:
+        return file.read()
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of the file's content, in hex."""
-    with path.open("rb") as file:
+    """SHA-256 of the regular file's content, in hex."""
+    with opened(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

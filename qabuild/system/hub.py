@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal, NoReturn
 
 from qabuild.errors import BadTarget, QABuildError
+from qabuild.system import user_folders
 
 SAMPLE = "sample"
 """The name of the embedded data set and checkpoint."""
@@ -46,9 +47,11 @@ def commit(repo_id: str, revision: str | None, repo_type: RepoType, *, offline: 
     A full sha is returned unchanged, without a query. For any other the Hub is queried and the answer cached in
     huggingface_hub's `refs`; with `offline` or `HF_HUB_OFFLINE=1` it is read from there.
 
-    Raises BadTarget for a malformed id, an unknown repository or revision; QABuildError without a network.
+    Raises BadTarget for a malformed id, an unknown repository or revision; MissingEnvironment where nothing can be
+    cached; QABuildError without a network.
     """
     _check_id_and_revision(repo_id, revision, repo_type)
+    user_folders.require_hub_cache()
     if revision and _FULL_SHA.fullmatch(revision):
         return revision
     if is_offline(offline):
@@ -210,8 +213,13 @@ def _query_commit(repo_id: str, revision: str | None, repo_type: RepoType) -> st
 
     with errors_explained(repo_id, revision, repo_type):
         sha = HfApi().repo_info(repo_id, revision=revision, repo_type=_hub_repo_type(repo_type), timeout=30).sha
+    return require_sha(sha, f"the {_KIND[repo_type]} '{repo_id}'")
+
+
+def require_sha(sha: object, about: str) -> str:
+    """`sha`, if it is the full sha of a commit, as it becomes the name of a folder. Raises QABuildError otherwise."""
     if not isinstance(sha, str) or not _FULL_SHA.fullmatch(sha):
-        raise QABuildError(f"the Hub named no commit of the {_KIND[repo_type]} '{repo_id}'", _RETRY_HINT)
+        raise QABuildError(f"the Hub named no commit of {about}", _RETRY_HINT)
     return sha
 
 

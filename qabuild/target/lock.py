@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from qabuild.errors import BadTarget
 from qabuild.models.checkpoint.source import CheckpointSource
@@ -25,6 +25,7 @@ from qabuild.system.frozen import Frozen
 from qabuild.target.lineage import Derived, pinned, sources, training_data
 from qabuild.target.model import Target
 from qabuild.target.paths import require_paths
+from qabuild.target.read import applicable
 from qabuild.target.read import load as load_target
 
 
@@ -73,6 +74,11 @@ def lock(target: str | Path, *, offline: bool = False) -> Lock:
     pins = make(load_target(path), offline=offline)
     write(pins, path_of(path))
     return pins
+
+
+def load_all(paths: Sequence[Path], overrides: Sequence[str] = (), *, locked: bool = False) -> list[Target]:
+    """`load` for each path, with those of the overrides that apply to it, see `qabuild.target.read.applicable`."""
+    return [load(path, chosen, locked=locked) for path, chosen in zip(paths, applicable(paths, overrides), strict=True)]
 
 
 def load(path: str | Path, overrides: Sequence[str] = (), *, locked: bool = False) -> Target:
@@ -155,10 +161,10 @@ def read(path: Path) -> Lock | None:
     """The lock file at `path`, or None where it does not exist."""
     _refuse_folder(path)
     try:
-        return Lock.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+        return Lock.model_validate(tomllib.loads(files.read(path).decode()))
     except FileNotFoundError:
         return None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, ValidationError) as error:
+    except (files.NotRegular, ValueError, RecursionError) as error:
         why = str(error).splitlines()[0]
         raise BadTarget(f"{path}: damaged: {why}", f"run `qabuild lock {path.with_suffix('.toml')}`") from None
 

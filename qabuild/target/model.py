@@ -17,8 +17,9 @@ from qabuild.models.runtime import Runtime
 from qabuild.models.training.options import Distill, Train
 from qabuild.qa.data.dataset_ref import DatasetRef, DatasetTable
 from qabuild.system.frozen import Frozen
+from qabuild.system.hub import is_path
 from qabuild.target.gates import Gates
-from qabuild.target.lineage import Derived, Origin
+from qabuild.target.lineage import Derived, Origin, original
 
 if TYPE_CHECKING:
     BackendOptions = Any  # the Options of the backend that `name` chooses
@@ -36,23 +37,36 @@ class Verify(DatasetTable):
     cross_check: Annotated[float, Field(ge=0, le=1)] | Literal["all"] = Field(
         0.1, description='share of the questions that a second pipeline answers as well, 0 to 1 or "all"'
     )
-    batch_size: int = Field(8, ge=1, description="windows per batch of transformers' own pipeline, in the cross-check")
+    batch_size: int = Field(
+        8,
+        ge=1,
+        description="windows per batch of transformers' own pipeline, in the cross-check; an artifact whose answers "
+        "depend on the batch is verified at this size and at 1",
+    )
     gates: Gates = Field(Gates(), description="what must hold")
 
 
 RENAMED: Mapping[tuple[str, str], str] = {("verify", "stock"): "cross_check"}
 """New name of a key, by its table and its old name, which still works."""
 
+PINS = ("configuration", "revision", "fingerprint")
+"""Keys beside the name of a data set that say which of its questions are meant."""
+
 STAGES = ("train", "prune")
 """Tables that derive a checkpoint from another one, in this order; `distill` configures the training further."""
 
 
 class Publish(Frozen):
-    """Where `qabuild publish` pushes the artifact."""
+    """Where `qabuild publish` pushes the artifact, and what of its questions it shows."""
 
     repo: str | None = Field(None, pattern=r"^[\w.-]+/[\w.-]+$", description="a Hub repository, owner/name")
     license: str | None = Field(
         None, description="an id such as apache-2.0; the default is that of the card, or of the checkpoint"
+    )
+    data: Literal["full", "ids", "none"] | None = Field(
+        None,
+        description="what the artifact shows of its questions: full (ids and texts), ids, or none (neither); "
+        "the default is ids for a file, full for a Hub data set and the sample",
     )
 
 
@@ -84,6 +98,21 @@ class Target(Frozen):
     def origin(self) -> Origin:
         """The lineage of the checkpoint that is compiled, across targets."""
         return self._origin or self._own_origin({})
+
+    @property
+    def has_original(self) -> bool:
+        """Whether the artifact is compared with the original: where there is a teacher, or a gate on it."""
+        return self.distill is not None or self.verify.gates.max_f1_drop_from_original is not None
+
+    @property
+    def original(self) -> Origin | None:
+        """The checkpoint that the compiled one is to answer like, see `lineage.original`; None unless compared."""
+        return original(self.origin) if self.has_original else None
+
+    @property
+    def shown(self) -> Literal["full", "ids", "none"]:
+        """What the artifact shows of its questions."""
+        return self.publish.data or ("ids" if is_path(self.verify.dataset) else "full")
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -176,6 +205,19 @@ class Target(Frozen):
             if isinstance(teacher, dict) and isinstance(train, dict) and "layers" in train:
                 return {**tables, "checkpoint": teacher}
         return tables
+
+    @model_validator(mode="before")
+    @classmethod
+    def _calibrate_on_training_data(cls, tables: Any) -> Any:
+        """Without a calibration data set of its own, int8 is calibrated on the questions that the target trains on."""
+        train, options = (tables.get("train"), tables.get("backend")) if isinstance(tables, dict) else (None, None)
+        if not isinstance(train, dict) or not isinstance(options, dict) or "dataset" not in train:
+            return tables
+        name, named = options.get("name"), {"calibration", *(f"calibration_{key}" for key in PINS)} & options.keys()
+        if named or name not in BACKENDS or not issubclass(backend(name).Options, Calibrated):
+            return tables
+        pins = {f"calibration_{key}": train[key] for key in PINS if key in train}
+        return {**tables, "backend": {**options, "calibration": train["dataset"], **pins}}
 
     @field_validator("distill")
     @classmethod

@@ -7,6 +7,7 @@ files themselves.
 from __future__ import annotations
 
 import difflib
+import os
 import tomllib
 import warnings
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from qabuild.errors import BadTarget, RenamedKey
+from qabuild.models.backends import BACKENDS, backend
 from qabuild.models.support import check
+from qabuild.system.files import read as read_file
 from qabuild.system.hub import is_path
 from qabuild.target import explain
 from qabuild.target.model import DATASET_TABLES, RENAMED, NamedPath, Target
@@ -43,12 +46,46 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Target:
     return _load(Path(path), overrides, ())
 
 
-def _load(path: Path, overrides: Sequence[str], built_on_by: tuple[Path, ...]) -> Target:
-    """`load`; `built_on_by` are the targets that led to this one by [checkpoint] target, outermost first."""
-    files = _read_chain(path, built_on_by)
+def applicable(paths: Sequence[Path], overrides: Sequence[str]) -> list[list[str]]:
+    """The overrides of each target: with several, those of keys that it has, such as options of its backend.
+
+    A target has the keys of its backend and of its tables; one that no target has, all are given: reading them says
+    what is wrong with it. Raises BadTarget where a target cannot be read.
+    """
+    if len(paths) == 1:
+        return [list(overrides)]
+    contents = [_merged(_read_chain(path, ())) for path in paths]
+    chosen: list[list[str]] = [[] for _ in paths]
+    for override in overrides:
+        key = override.partition("=")[0].strip().split(".")
+        having = [number for number, content in enumerate(contents) if _has(content, key)]
+        for number in having or range(len(paths)):
+            chosen[number].append(override)
+            contents[number] = _merge(contents[number], _parse_override(override))
+    return chosen
+
+
+def _has(content: Toml, key: Sequence[str]) -> bool:
+    """Whether a target with that content has the key's table and, of its backend, the option."""
+    table, *rest = key
+    if table == "backend" and rest and isinstance(options := content.get("backend"), dict):
+        name = options.get("name")
+        return rest[0] in backend(name).Options.model_fields if name in BACKENDS else False
+    field = Target.model_fields.get(table)
+    return field is not None and (field.default is not None or table in content)
+
+
+def _merged(files: Sequence[File]) -> Toml:
     merged: Toml = {}
     for file in reversed(files):
         merged = _merge(merged, file.content)
+    return merged
+
+
+def _load(path: Path, overrides: Sequence[str], built_on_by: tuple[Path, ...]) -> Target:
+    """`load`; `built_on_by` are the targets that led to this one by [checkpoint] target, outermost first."""
+    files = _read_chain(path, built_on_by)
+    merged = _merged(files)
     for override in overrides:
         merged = _merge(merged, _parse_override(override))
     places = Places(files, overrides)
@@ -72,6 +109,11 @@ def _load(path: Path, overrides: Sequence[str], built_on_by: tuple[Path, ...]) -
         raise BadTarget(
             f"{path}: verify.gates.min_teacher_f1_retention: there is no teacher",
             "name one in [distill], or remove the gate",
+        )
+    if target.verify.gates.max_f1_drop_from_original is not None and target.original is None:
+        raise BadTarget(
+            f"{path}: verify.gates.max_f1_drop_from_original: the checkpoint is the original, nothing trains it",
+            "set max_f1_drop, which compares with the checkpoint",
         )
     return target
 
@@ -120,7 +162,7 @@ def _describe_dependents(built_on_by: tuple[Path, ...]) -> str:
 def _read(path: Path, reason: str) -> File:
     suffix = f" ({reason})" if reason else ""
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = read_file(path).decode("utf-8-sig")
     except FileNotFoundError:
         raise BadTarget(f"{path}: no such target{suffix}", _suggest_target(path)) from None
     except IsADirectoryError:
@@ -133,7 +175,7 @@ def _read(path: Path, reason: str) -> File:
         raise BadTarget(f"{path}: is empty{suffix}", "see `qabuild schema`, or copy one of targets/")
     try:
         content = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # not TOML, a number of thousands of digits, deep nesting
         twice = "overwrite" in str(error) or "twice" in str(error)
         hint = "a key or a table is defined twice" if twice else "write strings in quotes, table names in [brackets]"
         raise BadTarget(f"{path}: not TOML: {error}{suffix}", hint) from None
@@ -171,13 +213,13 @@ def _with_absolute_sources(content: Toml, folder: Path) -> Toml:
 
 def _target_path(source: str, folder: Path) -> str:
     """The file of a target given by path, or by name if it is in the folder of this file."""
-    return str(Path(folder, source if source.endswith(".toml") else f"{source}.toml").expanduser().absolute())
+    return str(Path(folder, os.path.expanduser(source if source.endswith(".toml") else f"{source}.toml")).absolute())
 
 
 def absolute_source(source: str, folder: Path) -> str:
     """`source` made absolute: ~ is expanded, ./ and ../ are relative to `folder`; anything else stays as it is."""
     if source.startswith("~"):
-        return str(Path(source).expanduser())
+        return str(Path(os.path.expanduser(source)))
     if source in (".", "..") or source.startswith(("./", "../")):
         return str(Path(folder, source).absolute())
     return source
@@ -210,7 +252,7 @@ def _parse_override(override: str) -> Toml:
         raise BadTarget(f"--set {override}: not of the form key=value", "for example --set verify.samples=200")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         value = text  # a bare word is a string, which saves nested quotes in the shell
     if path == ["extends"]:
         raise BadTarget(f"--set {override}: `extends` cannot be overridden", "write a file for it")

@@ -44,6 +44,18 @@ def test_it_verifies_and_answers(folder):
     assert answer["answer"] in context
 
 
+def test_its_evidence_is_judged_by_what_it_has(folder):
+    context = "The lighthouse of Port Aldena was built in 1871."
+    answer = qabuild.load(folder / "tiny")(question="When was the lighthouse built?", context=context)
+    assert answer["answer"] in context
+    path = folder / "tiny" / "verification.json"
+    document = json.loads(path.read_text())
+    assert "format" not in document
+    path.write_text(json.dumps({**document, "measurement": {**document["measurement"], "f1": 99.9}}))
+    with pytest.raises(qabuild.UntrustedInput, match="f1_difference is 0, and by the other figures"):
+        qabuild.load(folder / "tiny")
+
+
 @pytest.mark.hub
 @pytest.mark.line457  # under other versions than it pins it verifies, but cannot be published
 def test_it_publishes(folder):

@@ -127,7 +127,7 @@ def staged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (package / "builder" / "steps" / "nudge.py").write_text(STEP, encoding="utf-8")
     (package / "models" / "nudging.py").write_text(WORK, encoding="utf-8")
     table = package / "builder" / "steps" / "__init__.py"
-    edit(table, "import compile, reference", "import compile, nudge, reference")
+    edit(table, "import compile, deviation", "import compile, deviation, nudge")
     edit(table, "    compile.Compile(),", "    nudge.Nudge(),\n    compile.Compile(),")
     model = package / "target" / "model.py"
     edit(model, 'STAGES = ("train",)', 'STAGES = ("train", "nudge")')

@@ -391,7 +391,12 @@ def test_an_option_that_changed_is_named_with_both_values():
         ({}, {"data": {"verify.dataset": "e" * 64}}, "reference", "the bytes of the data set changed"),
         ({}, {"machine": {"cpu": "EPYC"}}, "verify", "machine.cpu: Xeon became EPYC"),
         ({"verify": {"samples": 8}}, {}, "reference", "verify.samples: unset became 8"),
-        ({"verify": {"dataset": "./q.json"}}, {}, "reference", "verify.source: rajpurkar/squad became the file q.json"),
+        (
+            {"verify": {"dataset": "./q.json"}},
+            {},
+            "reference",
+            "verify.source: rajpurkar/squad became the file q.json; publish.data: full became ids",
+        ),
     ],
     ids=shown,
 )

@@ -79,8 +79,9 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
 
 
-ON_THE_HUB = "docs/guides/publish.md"
-RUN = [name for name in pages_with("console", "python") if name != ON_THE_HUB]
+ON_THE_HUB = {"docs/guides/publish.md": 3, "docs/guides/sign.md": 7}
+"""Pages that publish, with the number of their commands."""
+RUN = [name for name in pages_with("console", "python") if name not in ON_THE_HUB]
 
 
 def test_pages_with_commands_are_collected():
@@ -94,11 +95,12 @@ def test_commands_and_programs_of_a_page_run(installed, name):
 
 
 @pytest.mark.hub
-def test_the_publishing_guide_runs_against_a_local_hub(installed, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ON_THE_HUB)
+def test_a_page_that_publishes_runs_against_a_local_hub(installed, tmp_path, monkeypatch, name):
     with Hub({"hf_mine": ("me", "write")}) as hub:
-        for name, value in {**hub.environment(tmp_path / "home"), "HF_TOKEN": "hf_mine"}.items():
-            monkeypatch.setenv(name, value)
-        assert follow(PAGES[ON_THE_HUB]) == 3
+        for variable, value in {**hub.environment(tmp_path / "home"), "HF_TOKEN": "hf_mine"}.items():
+            monkeypatch.setenv(variable, value)
+        assert follow(PAGES[name]) == ON_THE_HUB[name]
 
 
 def follow(text: str) -> int:

@@ -56,6 +56,15 @@ def test_few_pairs_have_an_interval_as_wide_as_students_t():
     assert high - low == pytest.approx(expected[1] - expected[0], rel=0.12)
 
 
+def test_a_99_9_percent_interval_is_3_29_standard_errors_and_encloses_that_of_95_percent():
+    values = np.random.default_rng(1).normal(0.3, 2.0, 1000)
+    low, high = mean_interval(list(values), 0.999)
+    error = values.std() / np.sqrt(len(values))
+    assert (low, high) == pytest.approx((values.mean() - 3.29 * error, values.mean() + 3.29 * error), abs=0.3 * error)
+    inner_low, inner_high = mean_interval(list(values))
+    assert low < inner_low < inner_high < high
+
+
 @given(st.lists(st.tuples(st.floats(0.1, 100), st.floats(0.1, 100)), min_size=1, max_size=40))
 def test_the_interval_lies_between_the_smallest_and_the_largest_ratio(pairs):
     one, other = zip(*pairs, strict=True)

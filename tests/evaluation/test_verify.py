@@ -21,14 +21,15 @@ import qabuild
 from qabuild.artifact import manifest as artifacts
 from qabuild.artifact import sealed_reference
 from qabuild.artifact.evidence import Verification
+from qabuild.artifact.judge import explain_failure, judge
 from qabuild.artifact.manifest import Artifact, open_artifact, seal
 from qabuild.builder.store.local import Store
 from qabuild.errors import BadTarget, UntrustedInput
 from qabuild.evaluation import cross_check, measure
 from qabuild.evaluation import verify as verify_module
 from qabuild.evaluation.bootstrap import mean_interval
-from qabuild.evaluation.judge import explain_failure, judge
 from qabuild.evaluation.verify import verify
+from qabuild.models.backends.torchscript.archive import save
 from qabuild.models.checkpoint.load import load_model, load_tokenizer
 from qabuild.models.checkpoint.resolve import resolve
 from qabuild.qa import ask, data
@@ -154,7 +155,7 @@ def test_a_trace_without_token_types_fails_on_logits(tampered, build, tiny_check
         batch = tokenizer(["what is it", "where"], ["it is this", "here and there"], padding=True, return_tensors="pt")
         example = (batch["input_ids"], batch["attention_mask"], batch["token_type_ids"])
         traced = torch.jit.trace(WithoutTokenTypes().eval(), example, check_trace=False)
-        torch.jit.save(torch.jit.freeze(traced), replaced(folder / "model.pt"))
+        save(torch.jit.freeze(traced), replaced(folder / "model.pt"))
 
     assert json.loads((build("torchscript") / "trace.json").read_text())["inputs"] == [
         "input_ids",
@@ -246,7 +247,7 @@ def test_an_ignored_mask_fails_on_probes_with_padding(tampered, tiny_checkpoint)
     def ignore(folder: Path) -> None:
         ids = torch.ones((2, 8), dtype=torch.int64)
         traced = torch.jit.trace(WithoutMask().eval(), (ids, ids, ids), check_trace=False)
-        torch.jit.save(torch.jit.freeze(traced), replaced(folder / "model.pt"))
+        save(torch.jit.freeze(traced), replaced(folder / "model.pt"))
 
     verification = verify(tampered(ignore, "torchscript"))
     assert "max_logit_difference" in failed(verification)

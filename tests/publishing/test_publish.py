@@ -25,7 +25,8 @@ from packaging.version import Version
 from qabuild.artifact import manifest as artifacts
 from qabuild.artifact import readme
 from qabuild.artifact.evidence import Verification
-from qabuild.artifact.manifest import open_artifact
+from qabuild.artifact.key_pair import keygen
+from qabuild.artifact.manifest import SIGNATURES, open_artifact
 from qabuild.errors import BadTarget, QABuildError, UntrustedInput
 from qabuild.publishing import card
 from qabuild.publishing import publish as publishing
@@ -114,6 +115,27 @@ def test_every_file_is_uploaded_in_one_commit_unchanged(workspace, tmp_path):
     assert f"published: commit {workspace.repository().branches['main']}, tag v1" in output
     assert not any("xet" in request for request in workspace.hub.requests)
     assert any("resolve" in request and "model.safetensors" in request for request in workspace.hub.requests)
+
+
+def test_signatures_travel_with_the_artifact(workspace):
+    artifact = workspace.artifact()
+    keygen(workspace.folder / "ours.key")
+    workspace.publish(artifact, "--sign", "ours.key")
+    files = workspace.files()
+    assert set(files) == {*SEALED, *SIGNATURES, "README.md", ".gitattributes"}
+    assert all(files[name] == (artifact / name).read_bytes() for name in SIGNATURES)
+    assert "nothing to do, it is there already" in workspace.publish(artifact, "--sign", "ours.key")
+    assert workspace.commits() == ["tiny cccccccccccc: EM 50.00, F1 50.00 (50.00 % of the reference)"]
+    proven.verify(open_artifact(artifact))  # removes the signature of the evidence, there too
+    workspace.publish(artifact)
+    assert set(workspace.files()) == {*SEALED, "model.sig", "provenance.sig", "README.md", ".gitattributes"}
+
+
+def test_a_dry_run_signs_nothing(workspace):
+    artifact = workspace.artifact()
+    keygen(workspace.folder / "ours.key")
+    workspace.publish(artifact, "--sign", "ours.key", "--dry-run")
+    assert not any((artifact / name).exists() for name in SIGNATURES)
 
 
 def test_publishing_again_does_nothing_and_reports_that(workspace):
@@ -211,7 +233,7 @@ def replace_evidence(artifact: Path, **fields: Any) -> None:
 
 
 def forge_evidence(artifact: Path) -> None:
-    replace_evidence(artifact, f1=1.0)
+    replace_evidence(artifact, **proven.FAILED)
     path = artifact / "verification.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "passed": True}))
 
@@ -230,8 +252,8 @@ def remove_handler(artifact: Path) -> None:
 
 UNVERIFIED: dict[str, tuple[Callable[[Path], object], int, str]] = {
     "unverified": (lambda a: (a / "verification.json").unlink(), 1, "not verified"),
-    "failed": (lambda a: replace_evidence(a, f1=1.0), 1, "min_f1_retention"),
-    "failed, with evidence that claims a pass": (forge_evidence, 1, "min_f1_retention"),
+    "failed": (lambda a: replace_evidence(a, **proven.FAILED), 1, "min_f1_retention"),
+    "failed, with evidence that claims a pass": (forge_evidence, 4, "passed is True, and its gates say otherwise"),
     "changed since": (lambda a: (a / "config.json").write_text("{}"), 4, "config.json: 2 bytes instead of"),
     "changed and resealed": (reseal, 4, "changed since it was verified"),
     "other data": (lambda a: replace_evidence(a, data={**proven.DATA, "fingerprint": "0" * 64}), 4, "other questions"),
@@ -260,7 +282,7 @@ def test_an_artifact_that_its_evidence_does_not_verify_is_refused(tmp_path, no_h
 
 def test_the_command_exits_with_the_status_of_the_failure(workspace):
     artifact = workspace.artifact()
-    replace_evidence(artifact, f1=1.0)
+    replace_evidence(artifact, **proven.FAILED)
     assert "verification failed" in workspace.publish(artifact, status=1)
     assert not workspace.hub.requests
 
@@ -375,6 +397,24 @@ def test_a_file_above_the_known_limit_is_refused_before_any_upload(tmp_path, no_
     monkeypatch.setattr(publishing, "LARGEST_FILE", 20_000)
     with pytest.raises(BadTarget, match=r"model\.safetensors: .* the Hub accepts no file above"):
         publish(proven.make(tmp_path / "tiny", weights=b"w" * 30_000))
+
+
+@pytest.mark.parametrize(
+    "name", ["../x", "a/../../x", "/x", "a\\x", "config.JSON", "x\x1b[2J", "x\u202etxt", "plain"], ids=ascii
+)
+def test_a_commit_that_holds_other_files_than_those_sent_is_refused(workspace, name):
+    artifact = workspace.artifact()
+    workspace.hub.fail("POST /api/models/me/tiny/commit/main", then=lambda: workspace.hub.planted.update({name: b"x"}))
+
+    def present() -> set[Path]:
+        return {path for path in workspace.folder.rglob("*") if "home" not in path.parts}
+
+    before = present()
+    output = workspace.publish(artifact, status=4)
+    assert "the Hub lists a file whose name" in output or "does not hold the files that were sent: plain" in output
+    assert {*"\x1b\u202e"}.isdisjoint(output)
+    assert present() - before <= {artifact / "README.md"}
+    assert not any("/resolve/" in request and name in request for request in workspace.hub.requests)
 
 
 # --- retries --------------------------------------------------------------------------------------------------------
@@ -602,7 +642,8 @@ ROUND_TRIP = """\
 import secrets, sys
 from pathlib import Path
 from huggingface_hub import HfApi
-from qabuild.artifact.manifest import open_artifact
+from qabuild.artifact.key_pair import keygen
+from qabuild.artifact.manifest import SIGNATURES, open_artifact
 from qabuild.artifact.load import find
 from qabuild.publishing.publish import publish
 api, artifact = HfApi(), Path(sys.argv[1])
@@ -745,3 +786,18 @@ def test_a_rebuild_preserves_the_user_content_of_the_card(end_to_end, tmp_path):
     text = (tmp_path / "artifacts" / "whole" / "README.md").read_text()
     assert "My own words." in text
     assert "Not published yet." in text
+
+
+# --- questions that not everyone can read ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arguments", [["--dry-run"], [], ["--revision", "other"]])
+def test_texts_of_a_private_data_set_are_refused_unless_the_target_shows_them(workspace, arguments):
+    workspace.hub.commit("dataset", "rajpurkar/squad", {"README.md": b""})
+    workspace.hub.repositories["dataset", "rajpurkar/squad"].private = True
+    output = workspace.publish(workspace.artifact(), *arguments, status=2)
+    assert "shows texts of rajpurkar/squad, which is not public" in output
+    assert ("model", "me/tiny") not in workspace.hub.repositories
+    workspace.publish(workspace.artifact("shown", publish={"repo": "me/shown", "data": "full"}), *arguments)
+    workspace.hub.repositories["dataset", "rajpurkar/squad"].private = False
+    workspace.publish("tiny", *arguments)

@@ -542,6 +542,20 @@ def test_an_interruption_reports_the_saved_rows_and_the_next_run_repeats_bad_row
     assert "line 1 is not JSON" in second.messages[0]
 
 
+def test_nothing_is_written_through_a_link_in_the_place_of_a_temporary_file(tmp_path: Path) -> None:
+    questions, answers, victim = write_jsonl(tmp_path / "q.jsonl", rows(3)), tmp_path / "a.json", tmp_path / "victim"
+    victim.write_text("precious")
+    assert killed_run(questions, answers, answering=kill_at(2)) == -signal.SIGKILL
+    (partial,) = tmp_path.glob("*.partial")
+    partial.with_suffix(".whole").symlink_to(victim)
+    answer_file(FirstWord(), questions, answers)
+    assert set(json.loads(answers.read_text())) == {"q0", "q1", "q2"}
+    partial.symlink_to(victim)
+    with pytest.raises(OSError, match="symbolic links"):
+        answer_file(FirstWord(), questions, answers)
+    assert victim.read_text() == "precious"
+
+
 def test_existing_answers_are_replaced_when_the_run_completes(tmp_path: Path) -> None:
     questions, answers = write_jsonl(tmp_path / "q.jsonl", rows(3)), tmp_path / "a.jsonl"
     answers.write_text("answers of another model\n")

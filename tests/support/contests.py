@@ -116,6 +116,7 @@ def run(
     seed: int = 0,
     batch_sizes: Sequence[int] = (8,),
     latency: bool = False,
+    judged: Sequence[int] = (),
 ) -> Run:
     """What measuring gives where every round takes so long, times its `drift` and a lognormal `noise`."""
     draw = np.random.default_rng(seed)
@@ -139,6 +140,7 @@ def run(
         audit=turns(seconds_per_question)[:2],
         throughput={size: turns(seconds_per_question * (1 + 1 / size), size) for size in batch_sizes},
         latency=[singly] if latency else [],
+        judged={size: turns(seconds_per_question, size) for size in judged},
     )
 
 

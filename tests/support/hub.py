@@ -92,6 +92,8 @@ class Hub:
         self.objects: dict[str, bytes] = {}
         """The content of large file storage, by SHA-256."""
         self.faults: list[Fault] = []
+        self.planted: dict[str, bytes] = {}
+        """Files by name that the Hub claims to be in every commit."""
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
         self._server.daemon_threads = True
         self._server.handle_error = lambda *_: None  # type: ignore[method-assign]  # clients may close the connection
@@ -203,7 +205,9 @@ class _Handler(BaseHTTPRequestHandler):
         return self.hub.accounts[token]
 
     def repository(self, kind: str | None, repo_id: str) -> Repository | None:
-        return self.hub.repositories.get(("dataset" if kind == "datasets" else "model", repo_id))
+        """The repository; None where it does not exist, or is private and the request names no account."""
+        repository = self.hub.repositories.get(("dataset" if kind == "datasets" else "model", repo_id))
+        return None if repository and repository.private and not self.headers.get("Authorization") else repository
 
     def send(self, content: bytes, status: int = 200, **headers: str) -> None:
         if self.fault.lose:
@@ -238,7 +242,7 @@ def _lookup(
     sha = repository.sha(revision or "main")
     if sha is None:
         return handler.refuse(404, "RevisionNotFound", f"Invalid rev id: {revision}")
-    return repository, sha, repository.commits[sha]
+    return repository, sha, {**repository.commits[sha], **handler.hub.planted}
 
 
 def _info(handler: _Handler, kind: str, repo_id: str, revision: str | None = None) -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from qabuild.artifact import handler, sealed_reference
+from qabuild.artifact import handler, judge, measurements, sealed_reference
 from qabuild.artifact import manifest as artifacts
-from qabuild.artifact.evidence import Flip, Measurement, Speed
+from qabuild.artifact.evidence import CrossCheck, Flip, Measurement, ReferenceCheck, Speed
 from qabuild.artifact.manifest import Artifact
-from qabuild.evaluation import cross_check, judge
+from qabuild.evaluation import cross_check
 from qabuild.evaluation.verify import write_evidence
 from qabuild.models.backends import eager
 from qabuild.models.runtime import Runtime
@@ -30,6 +31,17 @@ DATA = {
 FLIP = Flip(
     id="2", question="Who | built *it*?", checkpoint="Ann", artifact="<b>Ben</b>", gold=["Ann"], f1_difference=-100.0
 )
+
+FAILED: dict[str, Any] = {
+    "exact_match": 0.0,
+    "f1": 0.0,
+    "f1_difference": -100.0,
+    "f1_difference_interval": (-100.0, -100.0),
+    "f1_difference_interval_999": (-100.0, -100.0),
+    "agreement": 0.0,
+    "flips": [FLIP, replace(FLIP, id="1", checkpoint="one", gold=["one"])],
+}
+"""Fields of a measurement that fails the gates."""
 
 
 def make(directory: Path, *, weights: bytes = b"weights" * 999, **facts: Any) -> Path:
@@ -71,7 +83,7 @@ def make(directory: Path, *, weights: bytes = b"weights" * 999, **facts: Any) ->
 
 
 def verify(artifact: Artifact, **fields: Any) -> None:
-    """Write evidence beside the manifest; `fields` are fields of the measurement."""
+    """Write evidence beside the manifest, as measured on this machine; `fields` are fields of the measurement."""
     measurement = Measurement(
         **{
             "data": DATA,
@@ -88,15 +100,26 @@ def verify(artifact: Artifact, **fields: Any) -> None:
             "speed": Speed(
                 artifact=20.0, checkpoint=10.0, speedup=2.0, speedup_interval=(1.9, 2.1), questions=2, rounds=1
             ),
-            "cross_check": None,
+            "cross_check": CrossCheck(
+                pipeline=cross_check.PLAIN,
+                questions=2,
+                batch_size=1,
+                differences=0,
+                ties=0,
+                samples_per_second=10.0,
+                speedup=2.0,
+            ),
             "same_tokens": True,
             "finite_logits": True,
             "logit_difference": 0.0001,
             "probes": [],
             "versions": packages.versions({*cross_check.PACKAGES, *eager.PACKAGES}),
             "machine": machine.describe(),
+            "f1_difference_interval_999": (-100.0, 0.0),
+            "reference_check": ReferenceCheck(questions=2, differences=0, ties=0, logit_difference=0.0),
             **fields,
         }
     )
+    measurements.register(artifact, measurement)
     verification = judge.judge(artifact, measurement, artifact.manifest.gates)
     write_evidence(verification, artifact.directory)

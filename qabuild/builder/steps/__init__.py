@@ -6,7 +6,7 @@ one has the name of its table, which stands in `qabuild.target.model.STAGES`.
 
 from __future__ import annotations
 
-from qabuild.builder.steps import compile, prune, reference, training, verify
+from qabuild.builder.steps import compile, deviation, prune, reference, training, verify
 from qabuild.builder.steps.step import Step
 
 STEPS: tuple[Step, ...] = (
@@ -16,7 +16,8 @@ STEPS: tuple[Step, ...] = (
     prune.Prune(),
     compile.Compile(),
     reference.Reference(),
-    reference.Teacher(),
+    reference.Original(),
+    deviation.Deviation(),
     verify.Verify(),
 )
 

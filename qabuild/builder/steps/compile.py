@@ -14,6 +14,8 @@ from qabuild.qa import ask
 from qabuild.system import machine, native_code
 from qabuild.target.model import Target
 
+WORK = ("qabuild.models.compiler", "qabuild.artifact.handler", "qabuild.qa.plain_decoder")
+
 
 class Compile:
     name: ClassVar[str] = "compile"
@@ -36,7 +38,7 @@ class Compile:
             **flat("runtime", target.runtime.model_dump(mode="json")),
             **package_inputs(facts.versions, self.requires(target)),
             **_hardware(target, facts),
-            "code": facts.code.digest("qabuild.models.compiler", "qabuild.artifact.handler", _module(target)),
+            "code": facts.code.digest(*WORK, _module(target)),
         }
 
     def run(self, context: Context, directory: Path) -> Mapping[str, Any]:

@@ -17,6 +17,7 @@ from qabuild.builder.steps.step import Context, Facts, Requirements
 from qabuild.errors import BadTarget
 from qabuild.models.training import conditions, options
 from qabuild.models.training.options import StepName
+from qabuild.system import documents, files
 from qabuild.system.hub import is_path
 from qabuild.target.model import Target
 
@@ -43,7 +44,7 @@ class _TrainingStep:
         request = Request(
             step=cast(StepName, self.name),
             start=context.checkpoint,
-            teacher=context.facts.teacher,
+            teacher=context.facts.original,
             train=target.training,
             distill=target.distill and target.distill.model_copy(update=searched.get("best", {})),
             device=context.inputs["train.device"],
@@ -74,7 +75,7 @@ class Logits(_TrainingStep):
     def inputs(self, target: Target, facts: Facts) -> Inputs | None:
         if target.distill is None:
             return None
-        return {"teacher": facts.teacher_identity, **_windows(target, facts), **self._shared(target, facts)}
+        return {"teacher": facts.original_identity, **_windows(target, facts), **self._shared(target, facts)}
 
 
 class Search(_TrainingStep):
@@ -146,7 +147,7 @@ def _options(target: Target) -> dict[str, Any]:
 def _content(path: str) -> str:
     """A config counts by what it says, however that is laid out."""
     try:
-        return json.dumps(json.loads(Path(path).read_text(encoding="utf-8")), sort_keys=True)
+        return json.dumps(documents.read_json(files.read(Path(path))), sort_keys=True)
     except (OSError, ValueError) as error:
         raise BadTarget(f"train.deepspeed: {path}: {error}", "let it name a DeepSpeed config, a JSON file") from None
 

@@ -7,12 +7,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from qabuild.builder.keys import Inputs, flat, key_or_unknown, package_inputs
-from qabuild.builder.steps.compile import Compile
-from qabuild.builder.steps.reference import Reference
+from qabuild.artifact.evidence import Measurement
+from qabuild.artifact.manifest import Artifact
+from qabuild.builder.keys import Inputs, key_or_unknown, package_inputs
+from qabuild.builder.steps.deviation import measured
+from qabuild.builder.steps.reference import Original
 from qabuild.builder.steps.step import VERIFICATION, Context, Facts, Requirements
+from qabuild.builder.store.local import Entry
+from qabuild.errors import UntrustedInput
 from qabuild.evaluation import cross_check
 from qabuild.models.backends import BACKENDS, backend
+from qabuild.system import documents, files
 from qabuild.target.model import Target
 
 MEASUREMENT = "measurement.json"
@@ -28,16 +33,12 @@ class Verify:
         return {**dict.fromkeys(cross_check.PACKAGES, ()), **dict.fromkeys(module.PACKAGES, module.EXTRAS)}
 
     def inputs(self, target: Target, facts: Facts) -> Inputs | None:
-        compiled, answered = Compile().inputs(target, facts), Reference().inputs(target, facts)
-        assert compiled is not None
-        assert answered is not None
-        measured_on = ("cpu", "cores", "gpus", "driver")
+        original = Original().inputs(target, facts)
         return {
-            "compile": key_or_unknown(compiled),
-            "reference": key_or_unknown(answered),
+            **measured(target, facts),
+            "original": key_or_unknown(original) if original else None,
             "verify.cross_check": target.verify.cross_check,
-            "verify.batch_size": target.verify.batch_size,
-            **flat("machine", {name: value for name, value in facts.machine.items() if name in measured_on}),
+            "verify.gates.confidence": target.verify.gates.confidence,
             **package_inputs(facts.versions, self.requires(target)),
             "code": facts.code.digest(
                 "qabuild.evaluation.measure", "qabuild.models.checkpoint.load", BACKENDS[target.backend.name]
@@ -54,4 +55,25 @@ class Verify:
         measurement = measure.measure(context.artifact, questions, baseline, context.reporter)
         document = json.dumps(measurement.to_dict(), ensure_ascii=False)
         (directory / MEASUREMENT).write_text(document, encoding="utf-8")
-        return {"files": {name: file.sha256 for name, file in context.artifact.manifest.files.items()}}
+        return {"files": _digests(context.artifact)}
+
+
+def is_of(entry: Entry, artifact: Artifact) -> bool:
+    """Whether a result of this step was measured on the artifact's very files.
+
+    The key says how the files came about; whether they are the very bytes that were measured, only the bytes say.
+    """
+    return bool(entry.record["files"] == _digests(artifact))
+
+
+def read(entry: Entry) -> Measurement:
+    """The measurement in a result of this step. Raises UntrustedInput where it is damaged."""
+    path = entry.directory / MEASUREMENT
+    try:
+        return Measurement.from_dict(documents.read_json(files.read(path)))
+    except ValueError as error:
+        raise UntrustedInput(f"{path}: damaged: {error}", "remove it: qabuild cache prune --older-than 0h") from None
+
+
+def _digests(artifact: Artifact) -> dict[str, str]:
+    return {name: file.sha256 for name, file in artifact.manifest.files.items()}

@@ -27,7 +27,8 @@ from typing import Any
 from qabuild.artifact.manifest import SealedFile, measure_files
 from qabuild.builder.keys import Inputs, json_digest, step_key
 from qabuild.errors import QABuildError, UntrustedInput
-from qabuild.system.cache import LAYOUT, default_root
+from qabuild.system import documents, files, user_folders
+from qabuild.system.cache import LAYOUT
 from qabuild.system.files import errors_explained
 
 ENTRY = "entry.json"
@@ -38,6 +39,8 @@ SUM = "sha256"
 @dataclass(frozen=True, kw_only=True)
 class Entry:
     """A cached result."""
+
+    __pydantic_config__ = documents.CLOSED
 
     directory: Path
     """Folder with the files."""
@@ -55,7 +58,7 @@ class Store:
     """The results under one folder: `root`, or QABUILD_CACHE, or the platform's cache folder."""
 
     def __init__(self, root: Path | None = None) -> None:
-        self.root = root or default_root()
+        self.root = root or user_folders.cache()
         self._base = self.root / LAYOUT
 
     def keys(self) -> frozenset[str]:
@@ -80,12 +83,11 @@ class Store:
         """The result with that key, its entry read and no file hashed; None where there is none that can be read."""
         folder = self.folder(key)
         try:
-            document = json.loads((folder / ENTRY).read_text(encoding="utf-8"))
-            if document.pop(SUM) != json_digest(document):
+            document = documents.read_json(files.read(folder / ENTRY))
+            if not isinstance(document, dict) or document.pop(SUM, None) != json_digest(document):
                 return None
-            files = {name: SealedFile(**file) for name, file in document.pop("files").items()}
-            return Entry(directory=folder / FILES, files=files, **document)
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            return documents.typed(Entry, {**document, "directory": str(folder / FILES)})
+        except (OSError, ValueError):
             return None
 
     def find_intact(self, key: str) -> Entry | None:
@@ -173,9 +175,9 @@ class Store:
     def recall(self, name: str) -> dict[str, Entry | None]:
         """The results that `name` was last built from, by step; None for one that is gone."""
         try:
-            keys = json.loads((self._base / "history" / f"{name}.json").read_text(encoding="utf-8"))
-            return {step: self.find(key) for step, key in keys.items()}
-        except (OSError, ValueError, AttributeError, TypeError):
+            keys = documents.read_json(files.read(self._base / "history" / f"{name}.json"))
+            return {step: self.find(key) for step, key in documents.typed(dict[str, str], keys).items()}
+        except (OSError, ValueError):
             return {}
 
     @contextmanager

@@ -28,14 +28,29 @@ class ScoredAnswers:
     scores: Mapping[str, Scores]
     """By question id."""
     total: Scores
+    batch_size: int | None = None
+    """Windows per batch, where answers depend on the batch."""
 
 
 def score_run(run: Run, gold: Gold) -> ScoredAnswers:
-    """Score the answers at the first batch size, at which all questions were run."""
-    spans = answers_by_id(next(iter(run.throughput.values())), gold)
+    """Score the answers at the first batch size, at which all questions were run.
+
+    Where answers depend on the batch: those of the worst F1 among the batch sizes that a verification judges.
+    """
+    if not run.judged:
+        return _score(next(iter(run.throughput.values())), gold)
+    return min((_score(turns, gold, size) for size, turns in run.judged.items()), key=lambda scored: scored.total.f1)
+
+
+def _score(turns: Sequence[Turn], gold: Gold, batch_size: int | None = None) -> ScoredAnswers:
+    spans = answers_by_id(turns, gold)
     texts = {name: text for name, (text, _, _) in spans.items()}
     return ScoredAnswers(
-        spans=spans, texts=texts, scores=squad_metric.score_each(texts, gold), total=squad_metric.score(texts, gold)
+        spans=spans,
+        texts=texts,
+        scores=squad_metric.score_each(texts, gold),
+        total=squad_metric.score(texts, gold),
+        batch_size=batch_size,
     )
 
 
@@ -49,13 +64,16 @@ def accuracy(answers: ScoredAnswers, baseline: ScoredAnswers | None) -> Accuracy
     """Scores; with a baseline, also the interval of F1 and F1 retention."""
     exact_match, f1 = answers.total.exact_match, answers.total.f1
     if baseline is None:
-        return Accuracy(exact_match=exact_match, f1=f1, f1_interval=None, f1_retention=None)
+        return Accuracy(
+            exact_match=exact_match, f1=f1, f1_interval=None, f1_retention=None, batch_size=answers.batch_size
+        )
     low, high = mean_interval([score.f1 - baseline.scores[name].f1 for name, score in answers.scores.items()])
     return Accuracy(
         exact_match=exact_match,
         f1=f1,
         f1_interval=(max(baseline.total.f1 + low, 0.0), min(baseline.total.f1 + high, 100.0)),
         f1_retention=f1 / baseline.total.f1 if baseline.total.f1 else 0.0,
+        batch_size=answers.batch_size,
     )
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qabuild.artifact.evidence import Verification, evidence_of
+from qabuild.artifact import disclosure
+from qabuild.artifact.evidence import Verification
 from qabuild.artifact.manifest import Artifact, open_artifact
 from qabuild.artifact.sealed_reference import Reference
+from qabuild.artifact.validation import judged_evidence
 from qabuild.errors import BadTarget, MissingEnvironment, QABuildError, UntrustedInput
 from qabuild.evaluation import measure
 from qabuild.evaluation.compare.result import Failure
@@ -44,6 +46,18 @@ class Contestant:
         """The artifact's answers during its verification, by question id."""
         flipped = {flip.id: flip.artifact for flip in self.verification.measurement.flips}
         return {**self.reference.answers, **flipped}
+
+    def reveal(self, questions: QuestionSet) -> Contestant:
+        """The same, with the texts of answers that the artifact does not show."""
+        data, measurement = self.reference.data, self.verification.measurement
+        if disclosure.shown(data) == disclosure.FULL:
+            return self
+        answers = disclosure.reveal_answers(self.reference, questions)
+        flipped = disclosure.reveal({flip.id: flip.artifact for flip in measurement.flips}, data, questions)
+        ids = {name: question.id for name, question in disclosure.by_name(data, questions).items()}
+        flips = [replace(flip, id=ids[flip.id], artifact=flipped[ids[flip.id]]) for flip in measurement.flips]
+        verification = replace(self.verification, measurement=replace(measurement, flips=flips))
+        return replace(self, reference=replace(self.reference, answers=answers), verification=verification)
 
 
 def open_contestants(paths: Sequence[str | Path], output: Path) -> tuple[list[Contestant], list[Failure]]:
@@ -115,7 +129,7 @@ def _unique_names(folders: Sequence[Path]) -> list[str]:
 
 def _open(name: str, folder: Path, dataset: str | None) -> Contestant:
     artifact = open_artifact(folder)
-    verification = evidence_of(artifact)
+    verification = judged_evidence(artifact)
     if verification is None:
         raise BadTarget(f"{folder}: not verified", f"verify it first: qabuild verify {folder}")
     sealed = artifact.reference
@@ -134,7 +148,8 @@ def _require_same_data(contestants: Sequence[Contestant]) -> None:
 
 
 def _differences(one: Contestant, other: Contestant) -> list[str]:
-    left, right = one.reference.data, other.reference.data
+    left: Mapping[str, Any] = one.reference.data
+    right: Mapping[str, Any] = other.reference.data
     return [f"{key}: {_short(left, key)} and {_short(right, key)}" for key in left if left[key] != right.get(key)]
 
 

@@ -24,6 +24,8 @@ class Accuracy:
     """The baseline's F1 plus the interval of the difference to it: paired bootstrap over the questions."""
     f1_retention: float | None
     """F1 over the baseline's F1; None if the baseline was not measured."""
+    batch_size: int | None = None
+    """Windows per batch, where answers depend on the batch: of the sizes that a verification judges, the worst F1's."""
 
 
 @dataclass(frozen=True, kw_only=True)

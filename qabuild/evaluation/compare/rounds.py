@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from qabuild.errors import QABuildError
 from qabuild.evaluation.compare.contestants import Contestant
 from qabuild.evaluation.compare.result import Failure, Time
 from qabuild.evaluation.compare.worker_pool import Turn, Worker, start_workers
+from qabuild.evaluation.measure import batch_sizes as judged_batch_sizes
 from qabuild.qa import ask
 from qabuild.qa.data import QuestionSet
 from qabuild.system.reporter import Reporter
@@ -29,7 +31,7 @@ class Series:
 
     questions: int
     batch_size: int | None
-    """Windows of a batch; None leaves it to the pipeline, as verification does."""
+    """Windows of a batch; None leaves it to the pipeline, as verification does where answers do not depend on it."""
     one_by_one: bool = False
 
 
@@ -42,6 +44,8 @@ class Run:
     audit: Sequence[Turn]
     throughput: Mapping[int, Sequence[Turn]]
     """By batch size; the first covers all questions."""
+    judged: Mapping[int, Sequence[Turn]]
+    """All questions, by the batch sizes at which a verification asks; empty if answers do not depend on the batch."""
     latency: Sequence[Turn]
 
 
@@ -71,7 +75,6 @@ def measure(
     """
     main_batch_size = int(contestants[0].artifact.manifest.verify["batch_size"])
     count, subset = len(questions), min(len(questions), FURTHER_QUESTIONS)
-    audit = Series(questions=min(count, AUDIT_QUESTIONS), batch_size=None)
     throughput = {main_batch_size: Series(questions=count, batch_size=main_batch_size)}
     throughput |= {size: Series(questions=subset, batch_size=size) for size in batch_sizes if size != main_batch_size}
     single = Series(questions=subset, batch_size=1, one_by_one=True)
@@ -80,14 +83,21 @@ def measure(
         started = time.perf_counter()
         load_seconds = scheduler.load(questions)
         loaded = time.perf_counter()
-        all_series = (audit, *throughput.values(), *([single] if latency else []))
-        turns = {series: scheduler.run(series) for series in all_series}
+        audit = {worker: _audit(worker.contestant, count) for worker in workers}
+        judged = {worker: _judged(worker.contestant, count) for worker in workers}
+        shared = [*throughput.values(), *([single] if latency else [])]
+        own = {worker: [audit[worker], *shared, *judged[worker].values()] for worker in workers}
+        turns = {
+            series: scheduler.run(series, [worker for worker in workers if series in own[worker]])
+            for series in dict.fromkeys([*audit.values(), *shared, *itertools.chain(*own.values())])
+        }
         finished = time.perf_counter()
     runs = [
         Run(
             contestant=worker.contestant,
             load_seconds=load_seconds[worker],
-            audit=turns[audit][worker],
+            audit=turns[audit[worker]][worker],
+            judged={size: turns[series][worker] for size, series in judged[worker].items()},
             throughput={size: turns[series][worker] for size, series in throughput.items()},
             latency=turns[single][worker] if latency else [],
         )
@@ -95,6 +105,19 @@ def measure(
     ]
     duration = Time(loading=loaded - started, measuring=finished - loaded, answering=scheduler.answering)
     return Runs(runs=runs, failures=scheduler.failures, time=duration)
+
+
+def _audit(contestant: Contestant, count: int) -> Series:
+    """The first of `count` questions, in batches of the size whose answers the verification recorded."""
+    batch_size = contestant.verification.measurement.batch_size
+    return Series(questions=min(count, AUDIT_QUESTIONS), batch_size=batch_size)
+
+
+def _judged(contestant: Contestant, count: int) -> dict[int, Series]:
+    """All `count` questions at each batch size that a verification of this artifact judges, if it names any."""
+    manifest = contestant.artifact.manifest
+    sizes = judged_batch_sizes(manifest.options, manifest.runtime, manifest.verify["batch_size"])
+    return {size: Series(questions=count, batch_size=size) for size in sizes.values() if size is not None}
 
 
 class _Scheduler:
@@ -116,17 +139,21 @@ class _Scheduler:
                 advance(1)
         return seconds
 
-    def run(self, series: Series) -> dict[Worker, list[Turn]]:
-        """Run a series; returns the turns of each worker. The order rotates, so that no worker always goes first."""
-        turns: dict[Worker, list[Turn]] = {worker: [] for worker in self.workers}
-        for worker in list(self.workers):
+    def run(self, series: Series, chosen: Sequence[Worker]) -> dict[Worker, list[Turn]]:
+        """Run a series on those of `chosen` that have not failed; returns the turns of each.
+
+        The order rotates, so that no worker always goes first.
+        """
+        turns: dict[Worker, list[Turn]] = {worker: [] for worker in self.workers if worker in chosen}
+        for worker in turns:
             self._answer(worker, series, 0, min(WARM_UP, series.questions))
         label = "one by one" if series.one_by_one else f"batch {series.batch_size}" if series.batch_size else "audit"
         with self._reporter.progress(label, series.questions) as advance:
             for number, start in enumerate(range(0, series.questions, ask.CHUNK)):
                 stop = min(start + ask.CHUNK, series.questions)
-                first = number % len(self.workers)
-                for worker in self.workers[first:] + self.workers[:first]:
+                running = [worker for worker in self.workers if worker in turns]
+                first = number % max(len(running), 1)
+                for worker in running[first:] + running[:first]:
                     turns[worker] += self._answer(worker, series, start, stop)
                 advance(stop - start)
         return turns

@@ -51,7 +51,8 @@ def _measured(
     run: Run, answers: ScoredAnswers, gold: Gold, baseline_run: Run | None, baseline_answers: ScoredAnswers | None
 ) -> Measured:
     artifact = run.contestant.artifact
-    all_turns = [*run.audit, *(turn for turns in run.throughput.values() for turn in turns), *run.latency]
+    series = [run.audit, *run.throughput.values(), *run.judged.values(), run.latency]
+    all_turns = [turn for turns in series for turn in turns]
     return Measured(
         name=run.contestant.name,
         artifact=str(artifact.directory),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 
+from qabuild.artifact.evidence import at_batch
 from qabuild.evaluation.compare.result import Comparison, Failure, Interval, Measured
 
 
@@ -79,7 +80,7 @@ def _row(measured: Measured) -> list[str]:
         measured.name,
         f"{accuracy.exact_match:.2f}",
         f"{accuracy.f1:.2f}{_bounds(accuracy.f1_interval)}",
-        "-" if retention is None else f"{100 * retention:.2f} %",
+        "-" if retention is None else f"{100 * retention:.2f} %{at_batch(accuracy.batch_size)}",
         f"{main.samples_per_second:.1f}",
         _speedup(main.speedup, main.speedup_interval),
         f"{main.model_samples_per_second:.1f}",
@@ -123,6 +124,7 @@ def _csv_record(measured: Measured, index: int) -> dict[str, str | float | None]
         "f1_low": f1_low,
         "f1_high": f1_high,
         "f1_retention": accuracy.f1_retention,
+        "accuracy_batch_size": accuracy.batch_size,
         "samples_per_second": speed.samples_per_second,
         "model_samples_per_second": speed.model_samples_per_second,
         "speedup": speed.speedup,

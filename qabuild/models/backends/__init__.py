@@ -35,6 +35,9 @@ class Backend(Protocol):
     DTYPES: Mapping[str, tuple[Dtype, ...]]
     """The supported dtypes of each device; a device that is missing here is not supported."""
 
+    BATCH_DEPENDENT: tuple[Dtype, ...]
+    """The dtypes in which a window's logits depend on the windows that share its batch, by more than rounding."""
+
     WAYS: tuple[Way, ...]
     """The modes in which the backend runs models, each with the architectures it supports; see `Way`."""
 
@@ -64,9 +67,9 @@ class Backend(Protocol):
         """
 
     def missing(self, options: Any, runtime: Runtime) -> list[str]:
-        """Whatever is missing on this machine to run such a model, each with its remedy; empty if nothing is.
+        """Whatever is missing on this machine to build and run such a model, each with its remedy; empty if nothing is.
 
-        `PACKAGES` and the device are checked elsewhere; this is for processor instructions, providers and the like.
+        `PACKAGES` and the device are checked elsewhere; this is for processor instructions, providers, compilers.
         """
 
     def native_code(self, options: Any) -> Sequence[str]:
@@ -95,7 +98,10 @@ class Backend(Protocol):
         `submit`, which takes the arguments of a call and returns a future at once. The future's `result()` waits for
         the output; after that, its `seconds` is the latency, from start to end.
 
-        Raises MissingEnvironment if the device, or an entry of `missing`, is missing.
+        Before a runtime opens a file that can hold code, it is examined: `load` accepts only what `compile` writes.
+
+        Raises MissingEnvironment if the device, or an entry of `missing`, is missing; UntrustedInput for a file that
+        holds more.
         """
 
     def snippet(self, options: Any, runtime: Runtime) -> str:

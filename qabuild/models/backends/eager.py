@@ -21,8 +21,9 @@ SNIPPET = """\
 import torch
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained(directory)
-model = AutoModelForQuestionAnswering.from_pretrained(directory, dtype=torch.float32).to("$device").eval()
+tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+model = AutoModelForQuestionAnswering.from_pretrained(directory, trust_remote_code=False, dtype=torch.float32)
+model = model.to("$device").eval()
 """
 
 SNIPPET_AUTOCAST = """
@@ -53,6 +54,7 @@ class Options(Frozen):
 PACKAGES = ("torch", "transformers")
 EXTRAS: tuple[str, ...] = ()
 DTYPES: Mapping[str, tuple[Dtype, ...]] = {"cpu": ("fp32", "bf16", "fp16"), "cuda": ("fp32", "bf16", "fp16")}
+BATCH_DEPENDENT: tuple[Dtype, ...] = ()
 RUNTIME = ("torch", "torch")
 SPEED: tuple[Rule, ...] = ()
 

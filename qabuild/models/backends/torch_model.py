@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -121,11 +120,12 @@ def _indexed(device: torch.device) -> torch.device:
 
 def stored_model(directory: Path, attention: Literal["eager", "sdpa"] | None = None, *, compact: bool = True) -> Any:
     """Load the eager fp32 model in `directory`, on the CPU; with `compact`, without its pruned places."""
+    from qabuild.models.checkpoint.inspect import read_object
     from qabuild.models.checkpoint.load import load_model
     from qabuild.models.checkpoint.resolve import Checkpoint
     from qabuild.models.pruning.compact import load_compact
 
-    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    config = read_object(directory, "config.json")
     checkpoint = Checkpoint(directory=directory, name=directory.name, revision=None, digest="", config=config)
     return (load_compact if compact else load_model)(checkpoint, attention=attention)
 

@@ -6,16 +6,18 @@ tokenizer can show (missing weights, NaN values) is left to `load_model` and `lo
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from qabuild.errors import BadTarget, UntrustedInput
+from qabuild.system import documents, files
 
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
+_VOCABULARIES = (TOKENIZER, "vocab.json")
 GENERIC_CLASS = "TokenizersBackend"
 """The `tokenizer_class` that transformers 5 writes for a fast tokenizer without a class of its own."""
 
@@ -30,9 +32,15 @@ TOKENIZER_PATTERNS = (
 )
 """Glob patterns of the files that a tokenizer may consist of."""
 
-# In a nested config, the last key reaches the same loader as the two before it.
-_ATTENTION_KEY, _PLAIN_ATTENTION = "attn_implementation", (None, "eager", "sdpa")
-_CODE_KEYS = ("auto_map", "_attn_implementation", "_attn_implementation_internal", _ATTENTION_KEY)
+_CODE_KEYS = ("auto_map", "custom_pipelines", "_attn_implementation", "_attn_implementation_internal")
+"""Keys that make transformers import modules of a repository, or download kernels from the Hub."""
+_CODE_KEYS_BUT: dict[str, tuple[Any, ...]] = {
+    # In a nested config, it reaches the same loader as the last two of `_CODE_KEYS`.
+    "attn_implementation": (None, "eager", "sdpa"),
+    # transformers would read another config than the one that is inspected here.
+    "configuration_files": (None, [], [CONFIG]),
+}
+"""Such keys that have harmless values."""
 
 _ENCODER_DECODERS = ("bart", "bigbird_pegasus", "led", "mbart", "mt5", "mvp", "t5", "umt5")
 _DECODERS = (
@@ -63,6 +71,17 @@ def examine_config(directory: Path) -> Mapping[str, Any]:
     _refuse_code(config, directory / CONFIG)
     _refuse_architecture(config, directory)
     return config
+
+
+def refuse_code(directory: Path, names: Iterable[str]) -> None:
+    """Check those of the files `names` that transformers may read as settings: JSON files directly in the folder.
+
+    A vocabulary is not among them: the tokenizers' library reads it, and `examine_tokenizer` checks it. Raises
+    UntrustedInput if one cannot be read or makes transformers run code.
+    """
+    for name in names:
+        if name.endswith(".json") and "/" not in name and name not in _VOCABULARIES:
+            _refuse_code(read_object(directory, name), directory / name)
 
 
 def tokenizer_files(directory: Path) -> tuple[str, ...]:
@@ -134,10 +153,10 @@ def read_object(directory: Path, name: str) -> dict[str, Any]:
     """Read the JSON object in a file of the folder. Raises UntrustedInput if it cannot be read or is no JSON object."""
     path = directory / name
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = documents.read_json(files.read(path))
     except OSError as error:
         raise UntrustedInput(f"{path}: cannot be read ({error.strerror})", "download the checkpoint again") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UntrustedInput(
             f"{path}: not JSON ({error})", "the file is damaged: download the checkpoint again"
         ) from error
@@ -151,18 +170,14 @@ def _refuse_code(content: Mapping[str, Any], path: Path) -> None:
     unsafe = [
         f"{place}.{key}".removeprefix(".")
         for place, members in _objects(content)
-        for key in _CODE_KEYS
-        if key in members and not (key == _ATTENTION_KEY and _is_plain_attention(members[key]))
+        for key in (*_CODE_KEYS, *_CODE_KEYS_BUT)
+        if key in members and members[key] not in _CODE_KEYS_BUT.get(key, ())
     ]
     if unsafe:
         raise UntrustedInput(
             f"{path}: {', '.join(unsafe[:5])} can make transformers run code of others",
             "take a checkpoint without it; if you trust this one, save it from its own class and remove the key",
         )
-
-
-def _is_plain_attention(value: Any) -> bool:
-    return value is None or (isinstance(value, str) and value in _PLAIN_ATTENTION)
 
 
 def _objects(root: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -228,7 +243,7 @@ def _is_elsewhere(name: str, directory: Path) -> bool:
     Paths of the author's machine are often left in these files; they are harmless if nothing exists there.
     """
     try:
-        path = Path(name).expanduser()
+        path = Path(os.path.expanduser(name))
         return path.is_file() and not path.resolve().is_relative_to(directory.resolve())
     except (OSError, ValueError, RuntimeError):
         return False
@@ -242,7 +257,7 @@ def _vocabulary(directory: Path, names: Sequence[str], contents: Mapping[str, Ma
     elif "vocab.json" in names:
         vocabulary = _integers(contents["vocab.json"])
     elif "vocab.txt" in names:
-        lines = (directory / "vocab.txt").read_bytes().splitlines()
+        lines = files.read(directory / "vocab.txt").splitlines()
         vocabulary = {line.decode(errors="replace"): number for number, line in enumerate(lines)}
     return vocabulary | _integers(contents.get("added_tokens.json", {}))
 

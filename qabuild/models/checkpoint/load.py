@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -66,6 +67,15 @@ def load_model(
     return model.eval()
 
 
+def load_config(directory: Path) -> Any:
+    """transformers' config in the folder of a checkpoint or an artifact. Raises as `examine_config` does."""
+    from transformers import AutoConfig
+
+    examine_config(directory)
+    with quiet_transformers(), _explained(directory, "config"):
+        return AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
+
+
 def load_tokenizer(directory: Path) -> Any:
     """Load the fast tokenizer (a `PreTrainedTokenizerFast`) of a checkpoint's or an artifact's folder.
 
@@ -93,29 +103,43 @@ def load_tokenizer(directory: Path) -> Any:
 
 
 def _tokenizer_loader(directory: Path) -> tuple[Any, dict[str, Any]]:
-    """The class that loads the tokenizer, and settings of its own.
-
-    transformers 4.57 does not read all that 5 writes: the class `TokenizersBackend`, which names no token types as
-    inputs of the model unless the config does, and a list of further special tokens.
-    """
+    """The class that loads the tokenizer, and settings of its own: those of `_on_both_lines`."""
     import transformers
 
     if hasattr(transformers, GENERIC_CLASS):
         return transformers.AutoTokenizer, {}
     config = read_object(directory, TOKENIZER_CONFIG) if own_file(directory, TOKENIZER_CONFIG) else {}
+    settings = _on_both_lines(config)
+    if settings.pop("tokenizer_class", None):
+        return transformers.PreTrainedTokenizerFast, settings
+    return transformers.AutoTokenizer, settings
+
+
+def _on_both_lines(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings to change in a tokenizer config of transformers 5, so that 4.57 reads it as well; the meaning stays.
+
+    4.57 knows neither the class `TokenizersBackend`, which names no token types as inputs of the model unless the
+    config does, nor a list of further special tokens.
+    """
     settings: dict[str, Any] = {}
     if isinstance(config.get("extra_special_tokens"), list):
         settings = {"extra_special_tokens": {}, "additional_special_tokens": config["extra_special_tokens"]}
-    if config.get("tokenizer_class") != GENERIC_CLASS:
-        return transformers.AutoTokenizer, settings
-    settings["model_input_names"] = config.get("model_input_names", ["input_ids", "attention_mask"])
-    return transformers.PreTrainedTokenizerFast, settings
+    if config.get("tokenizer_class") == GENERIC_CLASS:
+        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+        settings["model_input_names"] = config.get("model_input_names", ["input_ids", "attention_mask"])
+    return settings
 
 
 def copy_tokenizer(checkpoint: Checkpoint, directory: Path) -> None:
-    """Copy the tokenizer's files into `directory`, byte for byte."""
+    """Copy the tokenizer's files into `directory`, byte for byte.
+
+    Only a config that transformers 4.57 cannot read is written anew: a sealed handler loads it with `AutoTokenizer`.
+    """
     for name in examine_tokenizer(checkpoint.directory, None):
         shutil.copyfile(checkpoint.directory / name, directory / name)
+        if name == TOKENIZER_CONFIG and (settings := _on_both_lines(config := read_object(directory, name))):
+            text = json.dumps({**config, **settings}, indent=2, sort_keys=True, ensure_ascii=False)
+            (directory / name).write_text(f"{text}\n", encoding="utf-8")
 
 
 def _refuse_unmapped(checkpoint: Checkpoint) -> None:

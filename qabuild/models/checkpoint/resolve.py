@@ -22,7 +22,7 @@ from qabuild.models.checkpoint.inspect import (
 )
 from qabuild.models.checkpoint.weights import PATTERNS as WEIGHT_PATTERNS
 from qabuild.models.checkpoint.weights import examine_weights, refuse_headless
-from qabuild.system import hub
+from qabuild.system import files, hub, hub_files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,8 +104,7 @@ def _vocab_size(config: Mapping[str, Any]) -> int | None:
 def _digest(directory: Path, names: Sequence[str]) -> str:
     lines = []
     for name in sorted(names):
-        with (directory / name).open("rb") as file:
-            lines.append(f"{name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n")
+        lines.append(f"{name}\0{files.sha256(directory / name)}\n")
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
@@ -114,7 +113,7 @@ def _local(source: str | os.PathLike[str]) -> Path:
         from qabuild.qa import sample
 
         return Path(sample.CHECKPOINT)
-    directory = Path(source).expanduser().absolute()
+    directory = Path(os.path.expanduser(source)).absolute()
     if not directory.is_dir():
         problem = "is a file, not a folder" if directory.exists() else "there is no such folder"
         raise BadTarget(
@@ -125,21 +124,12 @@ def _local(source: str | os.PathLike[str]) -> Path:
 
 
 def _folder_name(source: str | os.PathLike[str]) -> str:
-    return Path(source).expanduser().resolve().name or "checkpoint"
+    return Path(os.path.expanduser(source)).resolve().name or "checkpoint"
 
 
 def _downloaded(name: str, sha: str, offline: bool) -> Path:
     """Download config, safetensors and tokenizer of this commit, nothing else; return the folder in the Hub's cache."""
-    from huggingface_hub import snapshot_download
-
-    with hub.errors_explained(name, sha, "model"), hub.bars_on_terminals_only():
-        folder = snapshot_download(
-            name,
-            revision=sha,
-            allow_patterns=[CONFIG, *WEIGHT_PATTERNS, *TOKENIZER_PATTERNS],
-            local_files_only=hub.is_offline(offline),
-        )
-    return Path(folder)
+    return hub_files.download(name, sha, "model", [CONFIG, *WEIGHT_PATTERNS, *TOKENIZER_PATTERNS], offline=offline)
 
 
 def _other_hub_files(name: str, sha: str, directory: Path, offline: bool) -> Sequence[str]:

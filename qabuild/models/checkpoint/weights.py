@@ -6,7 +6,6 @@ A header is eight bytes of length, then JSON with each tensor's dtype, shape and
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -14,6 +13,7 @@ from typing import Any
 
 from qabuild.errors import UntrustedInput
 from qabuild.models.checkpoint.inspect import own_file, read_object
+from qabuild.system import documents, files
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -118,7 +118,7 @@ def _header(directory: Path, name: str) -> dict[str, tuple[int, ...]]:
     """Read the shapes in a safetensors file, and check its size against its header."""
     path = directory / name
     size = path.stat().st_size
-    with path.open("rb") as file:
+    with files.opened(path) as file:
         start = file.read(8)
         if (start + file.read(len(_LFS_POINTER) - 8)) == _LFS_POINTER:
             raise UntrustedInput(
@@ -131,10 +131,10 @@ def _header(directory: Path, name: str) -> dict[str, tuple[int, ...]]:
         file.seek(8)
         text = file.read(length)
     try:
-        tensors = {name: entry for name, entry in json.loads(text).items() if name != "__metadata__"}
+        tensors = {name: entry for name, entry in documents.read_json(text).items() if name != "__metadata__"}
         shapes = {name: _shape(entry) for name, entry in tensors.items()}
         end = max((_end(entry) for entry in tensors.values()), default=0)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UntrustedInput(f"{path}: its safetensors header makes no sense ({error})", _FETCH) from error
     if size != 8 + length + end:
         state = "cut off" if size < 8 + length + end else "too long"

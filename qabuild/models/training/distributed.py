@@ -15,22 +15,34 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
+from qabuild.errors import MissingEnvironment
+from qabuild.system.environment import integer
 from qabuild.system.process import run_in_child
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 """The variables that a launcher sets for its processes, beside TORCHELASTIC_*."""
+LAUNCH = "start it with torchrun or accelerate launch; or unset RANK and WORLD_SIZE, for one process"
 PATIENCE = timedelta(days=30)
 """How long the other ranks wait for the next training."""
 
 
 class Ranks:
-    """The rank of this process and the number of processes, from the launcher's environment variables."""
+    """The rank of this process and the number of processes, from the launcher's environment variables.
+
+    Raises MissingEnvironment where these are incomplete or contradict each other.
+    """
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._environment = dict(environment)
-        self.rank = int(environment.get("RANK", "0"))
-        self.count = int(environment.get("WORLD_SIZE", "1"))
+        self.rank = integer("RANK", 0, environment)
+        self.count = integer("WORLD_SIZE", 1, environment, least=1)
         self._announced = 0
+        if self.rank >= self.count:
+            raise MissingEnvironment(f"RANK is {self.rank}, and WORLD_SIZE {self.count}", LAUNCH)
+        if self.count > 1:
+            integer("MASTER_PORT", 0, environment, least=1)
+            if missing := [name for name in ("MASTER_ADDR", "MASTER_PORT") if not environment.get(name)]:
+                raise MissingEnvironment(f"WORLD_SIZE is {self.count}, and {' and '.join(missing)} not set", LAUNCH)
 
     def announce(self, request: Mapping[str, Any] | None) -> dict[str, str]:
         """Announce a training to the other ranks, or with None the end.

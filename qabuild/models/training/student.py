@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from qabuild.errors import BadTarget
-from qabuild.models.checkpoint.load import load_model
+from qabuild.models.checkpoint.load import load_config, load_model
 from qabuild.models.checkpoint.resolve import Checkpoint
 from qabuild.models.training.conditions import refuse_layers_beyond
 from qabuild.models.training.options import Train
@@ -22,7 +22,7 @@ def make_student(start: Checkpoint, train: Train) -> Any:
     from transformers import AutoModelForQuestionAnswering
 
     torch.manual_seed(train.seed)
-    config = _config(start)
+    config = load_config(start.directory)
     if train.dropout is not None:  # before the model is built: some store the value, some build dropout layers from it
         config.update(dict.fromkeys(_dropouts(config), train.dropout))
     if train.from_config:
@@ -37,13 +37,7 @@ def make_student(start: Checkpoint, train: Train) -> Any:
 
 def restore_dropout(model: Any, start: Checkpoint) -> None:
     """Set the dropout in the model's config back to the checkpoint's, before it is saved."""
-    model.config.update(_dropouts(_config(start)))
-
-
-def _config(start: Checkpoint) -> Any:
-    from transformers import AutoConfig
-
-    return AutoConfig.from_pretrained(start.directory, local_files_only=True, trust_remote_code=False)
+    model.config.update(_dropouts(load_config(start.directory)))
 
 
 def _dropouts(config: Any) -> dict[str, float]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import shutil
 import zipfile
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from qabuild.models.training.cpu_attention import frugal_attention
 from qabuild.models.training.examples import Examples
 from qabuild.models.training.loss import answer_loss, distillation_loss
 from qabuild.models.training.sampler import LengthGroupedSampler
+from qabuild.system.environment import integer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -95,7 +95,7 @@ def make_trainer(
 ) -> QuestionAnsweringTrainer:
     """Configure the Trainer for `request`; it saves its states to `request.work`."""
     train = request.train
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    processes = integer("WORLD_SIZE", 1, least=1)
     parts = train.gradient_accumulation_steps * processes
     if train.batch_size % parts:
         raise QABuildError(

@@ -6,6 +6,7 @@ at its `answer_start`. Questions that pass need no further checks to be answered
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from qabuild.errors import BadTarget, UntrustedInput
@@ -75,5 +76,5 @@ def _sample(split: str) -> QuestionSet:
 
 
 def _from_file(path: Path, max_misplaced: float) -> QuestionSet:
-    path = path.expanduser()
+    path = Path(os.path.expanduser(path))
     return question_set(read_squad(path, max_misplaced), path.name)

@@ -12,6 +12,7 @@ from typing import Any
 from qabuild.errors import BadTarget, UntrustedInput
 from qabuild.qa.data.questions import Question, check
 from qabuild.qa.data.schema import field, items
+from qabuild.system import files
 
 
 def read_squad(path: Path, max_misplaced: float = 0.0) -> tuple[Question, ...]:
@@ -30,7 +31,7 @@ def read_squad(path: Path, max_misplaced: float = 0.0) -> tuple[Question, ...]:
 def _parse(path: Path) -> Any:
     """The file's JSON value; decompressed first if it starts with the gzip magic."""
     try:
-        content = path.read_bytes()
+        content = files.read(path)
     except FileNotFoundError as error:
         raise BadTarget(f"{path}: there is no such file", "check the path; a Hub id is written 'owner/name'") from error
     except OSError as error:

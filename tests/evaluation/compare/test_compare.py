@@ -21,6 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import qabuild
+from qabuild.artifact import handler
 from qabuild.artifact import manifest as artifacts
 from qabuild.artifact.manifest import open_artifact, seal
 from qabuild.builder.store.local import Store
@@ -252,8 +253,10 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 def resealed(original: Path, copy: Path, evidence: Callable[[Any], object] = lambda _: None, **changed: Any) -> Path:
     """A copy with a changed manifest and changed evidence, sealed again."""
     shutil.copytree(original, copy)
-    facts = {name: value for name, value in open_artifact(original).manifest.__dict__.items() if name != "files"}
-    digest = seal(copy, **{**facts, **changed}).digest
+    manifest = open_artifact(original).manifest
+    facts = {**{name: value for name, value in manifest.__dict__.items() if name != "files"}, **changed}
+    handler.write(manifest.options, facts["runtime"], manifest.versions, copy)
+    digest = seal(copy, **facts).digest
     document = {**json.loads((copy / artifacts.EVIDENCE).read_text(encoding="utf-8")), "manifest": digest}
     evidence(document)
     (copy / artifacts.EVIDENCE).unlink()
@@ -323,21 +326,21 @@ def test_an_idle_worker_uses_no_cpu_time_and_a_dead_one_is_dropped(build):
     with start_workers(contestants) as workers:
         scheduler = rounds._Scheduler(workers, [], SILENT)
         scheduler.load(dataset)
-        scheduler.run(rounds.Series(questions=4, batch_size=4))
+        scheduler.run(rounds.Series(questions=4, batch_size=4), workers)
         idle = [cpu_seconds(worker) for worker in workers]
         time.sleep(1)
         assert [cpu_seconds(worker) - before for worker, before in zip(workers, idle, strict=True)] == pytest.approx(
             [0, 0], abs=0.05
         )
         workers[0]._child._process.kill()
-        turns = scheduler.run(rounds.Series(questions=4, batch_size=4))
+        turns = scheduler.run(rounds.Series(questions=4, batch_size=4), workers)
         assert [(failure.name, "killed by signal 9" in failure.error) for failure in scheduler.failures] == [
             ("eager-40", True)
         ]
         assert len(turns[workers[1]]) == 1
         workers[1]._child._process.kill()
         with pytest.raises(QABuildError, match="was killed by signal 9"):
-            scheduler.run(rounds.Series(questions=4, batch_size=4))
+            scheduler.run(rounds.Series(questions=4, batch_size=4), workers)
 
 
 def cpu_seconds(worker: Any) -> float:
@@ -458,12 +461,19 @@ def test_verified_answers_are_the_reference_answers_with_the_flips_applied(build
 
 
 def test_an_artifact_that_fails_the_audit_is_marked_and_the_exit_status_is_1(build, tmp_path, capfd):
-    def claim(evidence: Any) -> None:
-        first = next(iter(open_contestants([build("eager")], Path())[0][0].reference.answers))
-        flip = {"id": first, "question": "", "checkpoint": "", "artifact": "else", "gold": [], "f1_difference": 0.0}
-        evidence["measurement"]["flips"] = [flip]
+    original = open_artifact(build("eager"))
+    verify = original.manifest.verify
 
-    tampered = resealed(build("eager"), tmp_path / "tampered", claim)
+    def claim(evidence: Any) -> None:
+        id, text = next(iter(original.reference.answers.items()))
+        flip = {"id": id, "question": "", "checkpoint": text, "artifact": "else", "gold": [], "f1_difference": 0.0}
+        evidence["measurement"] |= {"flips": [flip], "agreement": 39 / 40}
+        for gate in evidence["gates"]:
+            if gate["name"] == "min_agreement":
+                gate |= {"limit": 0.9, "value": 39 / 40}
+
+    gates = {"verify": {**verify, "gates": {**verify["gates"], "min_agreement": 0.9}}}
+    tampered = resealed(original.directory, tmp_path / "tampered", claim, **gates)
     status, out, err = command(capfd, "compare", tampered, "--format", "csv")
     assert status == 1
     (row,) = csv.DictReader(io.StringIO(out))

@@ -223,7 +223,9 @@ def test_the_picture_is_a_png_of_its_size(tmp_path):
 
 def test_a_page_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
     (tmp_path / "report.html").write_text("old")
-    monkeypatch.setattr(files.os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(
+        files.os, "replace", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+    )
     with pytest.raises(OSError, match="No space"):
         files.write(tmp_path / "report.html", b"new")
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("report.html", "old")]

@@ -460,7 +460,7 @@ def test_a_trace_with_a_fixed_shape_is_refused(compiled: Compiled, monkeypatch: 
             return ids.reshape(2, 48).float(), ids.float()
 
     def trace_fixed(eager: Any, example: dict[str, Any]) -> Any:
-        return torch.jit.trace(Fixed(), tuple(example[name] for name in eager.inputs))
+        return torch.jit.freeze(torch.jit.trace(Fixed().eval(), tuple(example[name] for name in eager.inputs)))
 
     monkeypatch.setattr(trace, "trace", trace_fixed)
     with pytest.raises(VerificationFailed, match="traced module"):
@@ -521,9 +521,14 @@ def test_optimum_opens_an_onnx_artifact_unchanged(
 
 def test_an_exporter_that_is_not_installed_is_missing_with_its_extra(monkeypatch: Any) -> None:
     module = backend("onnxruntime")
-    monkeypatch.setattr(packages, "versions", lambda names: {})
-    problems = packages.missing(module.compile_packages(module.Options(exporter="optimum")), "cpu")
-    assert "optimum is not installed: pip install 'qabuild[optimum]' or 'qabuild[optimum-gpu]'" in problems
+    here = {"transformers": "4.57.6"}
+    monkeypatch.setattr(packages, "versions", lambda names: {name: here[name] for name in names if name in here})
+    needed = module.compile_packages(module.Options(exporter="optimum"))
+    remedy = "optimum and optimum-onnx are not installed: pip install 'qabuild[optimum]' or 'qabuild[optimum-gpu]'"
+    assert remedy in packages.missing(needed, "cpu")
+    here["transformers"] = "5.24.0"
+    other = f"{remedy}, in an environment of transformers 4.57 (this one has 5.24.0)"
+    assert other in packages.missing(needed, "cpu")
     assert "optimum" not in module.compile_packages(module.Options())
 
 
@@ -603,11 +608,39 @@ def test_a_folder_without_a_graph_is_refused(checkpoint: Any) -> None:
 # --- DeepSpeed ------------------------------------------------------------------------------------------------------
 
 
-def test_a_deepspeed_artifact_is_a_checkpoint_and_a_config(checkpoint: Any, compiled: Compiled) -> None:
+def test_a_deepspeed_artifact_is_a_checkpoint(checkpoint: Any, compiled: Compiled) -> None:
     directory, record = compiled("deepspeed", runtime=Runtime(dtype="bf16"))
-    assert json.loads((directory / "deepspeed.json").read_text()) == record["init_inference"]
     assert record["init_inference"]["dtype"] == "bfloat16"
     assert resolve(directory).digest == checkpoint("bert").digest
+
+
+@pytest.mark.parametrize("options", [{}, {"tensor_parallel": 2}, {"replace_with_kernel_inject": True}])
+def test_deepspeed_takes_its_settings_from_the_options_alone(
+    options: dict[str, Any], checkpoint: Any, compiled: Compiled, monkeypatch: Any
+) -> None:
+    """A file in the artifact, as qabuild 0.1.0 wrote it, changes nothing."""
+    import torch
+
+    given: list[Any] = []
+    directory, _ = compiled("deepspeed")
+    (directory / "deepspeed.json").write_text(
+        '{"dtype": "int8", "checkpoint": "/elsewhere", "enable_cuda_graph": true}'
+    )
+    monkeypatch.setenv("WORLD_SIZE", str(options.get("tensor_parallel", 1)))
+    for name in ("_engine", "_kernels"):
+        monkeypatch.setattr(deepspeed, name, lambda model, settings, *_: given.append(dict(settings)) or model)
+    load("deepspeed", directory, Runtime(dtype="bf16"), **options)
+    injected = options.get("replace_with_kernel_inject", False)
+    positions = checkpoint("bert").config["max_position_embeddings"]
+    assert given == [
+        {
+            "dtype": torch.bfloat16,
+            "replace_with_kernel_inject": injected,
+            "tensor_parallel": {"tp_size": options.get("tensor_parallel", 1)},
+            "keep_module_on_host": True,
+            **(dict.fromkeys(("max_out_tokens", "min_out_tokens"), positions) if injected else {}),
+        }
+    ]
 
 
 def test_deepspeed_leaves_stdout_and_the_environment_unchanged(compiled: Compiled) -> None:

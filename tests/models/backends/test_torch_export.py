@@ -261,6 +261,22 @@ def test_native_code_of_another_machine_is_refused_unless_allowed(
     assert qabuild.verify(built, allow_native=True).passed
 
 
+def test_native_code_of_another_machine_loads_by_the_key_that_signed_it(
+    built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "other"))
+    signed = shutil.copytree(built, tmp_path / "signed")
+    public = qabuild.keygen(tmp_path / "ours.key")
+    with pytest.raises(UntrustedInput, match="not signed"):
+        qabuild.load(signed, key=public)
+    qabuild.sign(signed, tmp_path / "ours.key")
+    assert qabuild.verify(signed, key=public).passed
+    answer: Any = qabuild.load(signed, key=public)(question=tiny.QUESTION, context=tiny.CONTEXT)
+    assert answer["answer"] in tiny.CONTEXT
+    with pytest.raises(UntrustedInput, match="--allow-native"):
+        qabuild.load(signed)
+
+
 def test_native_code_is_refused_on_a_processor_without_its_instructions(
     built: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

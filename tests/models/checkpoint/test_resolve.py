@@ -211,6 +211,24 @@ def test_a_tokenizer_without_tokenizer_json_is_converted_from_its_vocabulary(che
     assert encoded["offset_mapping"] == expected["offset_mapping"]
 
 
+@pytest.mark.both_lines
+@pytest.mark.parametrize("tokenizer_class", ["TokenizersBackend", None])
+@pytest.mark.parametrize("model_type", ["bert", "roberta", "albert"])
+def test_a_copied_tokenizer_loads_without_qabuild_on_either_line(
+    model_type: str, tokenizer_class: str | None, checkpoint: Make, tmp_path: Path
+) -> None:
+    """As sealed handlers load it."""
+    from transformers import AutoTokenizer
+
+    directory = checkpoint(model_type)
+    as_transformers_5_saves_it(directory, tokenizer_class)
+    copy_tokenizer(resolve(directory), tmp_path)
+    tokenizer, expected = AutoTokenizer.from_pretrained(tmp_path), load_tokenizer(directory)
+    assert tokenizer(tiny.QUESTION, "Port Aldena") == expected(tiny.QUESTION, "Port Aldena")
+    assert set(tokenizer.all_special_tokens) == set(expected.all_special_tokens)
+    assert load_tokenizer(tmp_path)(tiny.QUESTION, "a") == expected(tiny.QUESTION, "a")
+
+
 SPECIAL = [f"{name}_token" for name in ("pad", "unk", "cls", "sep", "mask", "bos", "eos")]
 
 
@@ -320,6 +338,8 @@ def test_a_revision_without_a_hub_id_is_refused(tiny_checkpoint: Make) -> None:
         ("text_config.attn_implementation", {"text_config": {"attn_implementation": {"": "evil/kernel"}}}),
         ("a.b[1].c._attn_implementation", {"a": {"b": [[], {"c": {"_attn_implementation": "sdpa"}}]}}),
         ("a.auto_map", {"a": {"auto_map": {}}}),
+        ("custom_pipelines", {"custom_pipelines": {"qa": {"impl": "evil.Pipeline"}}}),
+        ("configuration_files", {"configuration_files": ["config.json", "config.4.0.0.json"]}),
     ],
 )
 def test_a_config_that_can_run_code_is_refused(checkpoint: Make, place: str, changes: dict[str, Any]) -> None:
@@ -328,6 +348,13 @@ def test_a_config_that_can_run_code_is_refused(checkpoint: Make, place: str, cha
     with pytest.raises(UntrustedInput, match=r"config\.json: .* run code") as caught:
         resolve(directory)
     assert f"config.json: {place} can" in caught.value.message
+
+
+@pytest.mark.parametrize("value", [None, [], ["config.json"]])
+def test_a_config_that_names_no_other_config_is_accepted(checkpoint: Make, value: Any) -> None:
+    directory = checkpoint()
+    edit(directory / "config.json", configuration_files=value)
+    resolve(directory)
 
 
 @pytest.mark.parametrize("value", ["eager", "sdpa"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,14 +9,12 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from safetensors.torch import load_file
 
-from qabuild.errors import BadTarget
 from qabuild.models.backends import BACKENDS, backend
 from qabuild.models.checkpoint.load import load_model
 from qabuild.models.checkpoint.resolve import Checkpoint, resolve
 from qabuild.models.pruning import structure
-from qabuild.models.pruning.compact import compact, load_compact
+from qabuild.models.pruning.compact import load_compact
 from qabuild.models.pruning.options import Prune
 from qabuild.models.pruning.prune import prune
 from qabuild.models.runtime import Runtime

@@ -1,10 +1,9 @@
-"""DeepSpeed-Inference: the checkpoint, and the config of `deepspeed.init_inference`."""
+"""DeepSpeed-Inference: the checkpoint, loaded into the engine of `deepspeed.init_inference`."""
 
 from __future__ import annotations
 
 import importlib
 import io
-import json
 import logging
 import os
 import warnings
@@ -18,20 +17,17 @@ from qabuild.errors import BadTarget, MissingEnvironment, QABuildError
 from qabuild.models.backends.deepspeed.options import ROWS, Options
 from qabuild.models.capabilities import Rule, Way
 from qabuild.models.runtime import Dtype, Runtime
+from qabuild.system.environment import integer
 from qabuild.system.quiet import captured, quiet_logging
 
 if TYPE_CHECKING:
     from qabuild.models.checkpoint.resolve import Checkpoint
 
-CONFIG = "deepspeed.json"
-
 TORCH_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
 SNIPPET = """\
-import json
 from inspect import signature
-from pathlib import Path
 
 import deepspeed
 import torch
@@ -43,10 +39,13 @@ class Inference(torch.nn.Module):
     def __init__(self, directory):
         super().__init__()
         self.device = torch.device("$device")
-        settings = json.loads(Path(directory, "deepspeed.json").read_text())
-        settings["dtype"] = getattr(torch, settings["dtype"])
-        plain = AutoModelForQuestionAnswering.from_pretrained(directory, dtype=torch.float32$attention).eval()
+        plain = AutoModelForQuestionAnswering.from_pretrained(
+            directory, trust_remote_code=False, dtype=torch.float32$attention
+        )
+        plain.eval()
         self.config = plain.config
+        settings = {
+$settings        }
         self.taken = signature(plain.forward).parameters
         self.engine = deepspeed.init_inference(plain, config=settings)$largest
         type(self).__name__ = self.config.architectures[0]  # the name that transformers' pipeline knows
@@ -61,7 +60,7 @@ class Inference(torch.nn.Module):
         )
 
 
-tokenizer = AutoTokenizer.from_pretrained(directory)
+tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
 model = Inference(directory).eval()
 """
 
@@ -69,6 +68,7 @@ model = Inference(directory).eval()
 PACKAGES = ("torch", "transformers", "deepspeed")
 EXTRAS: tuple[str, ...] = ("deepspeed",)
 DTYPES: Mapping[str, tuple[Dtype, ...]] = {"cpu": ("fp32", "bf16"), "cuda": ("fp32", "bf16", "fp16")}
+BATCH_DEPENDENT: tuple[Dtype, ...] = ()
 RUNTIME = ("DeepSpeed", "deepspeed")
 SPEED: tuple[Rule, ...] = ()
 
@@ -154,13 +154,21 @@ def native_code(options: Options) -> tuple[str, ...]:
 
 
 def compile(checkpoint: Checkpoint, options: Options, runtime: Runtime, directory: Path) -> dict[str, Any]:
-    """Copy config, weights and tokenizer byte for byte, and write `deepspeed.json`."""
+    """Copy config, weights and tokenizer byte for byte. Returns the config of `deepspeed.init_inference`."""
     from qabuild.models.backends.torch_model import copy_checkpoint
     from qabuild.models.checkpoint.load import copy_tokenizer
 
     check(checkpoint.config, options, runtime)
+    copy_checkpoint(checkpoint.directory, directory)
+    copy_tokenizer(checkpoint, directory)
+    positions = checkpoint.config.get("max_position_embeddings")
+    return {"init_inference": _settings(options, runtime, TORCH_DTYPES[runtime.dtype], positions)}
+
+
+def _settings(options: Options, runtime: Runtime, dtype: Any, positions: Any) -> dict[str, Any]:
+    """The config of `deepspeed.init_inference`; `positions` is the number of the model's position embeddings."""
     settings: dict[str, Any] = {
-        "dtype": TORCH_DTYPES[runtime.dtype],
+        "dtype": dtype,
         "replace_with_kernel_inject": options.replace_with_kernel_inject,
         "tensor_parallel": {"tp_size": options.tensor_parallel},
         "keep_module_on_host": runtime.device == "cpu",
@@ -168,12 +176,8 @@ def compile(checkpoint: Checkpoint, options: Options, runtime: Runtime, director
     if options.replace_with_kernel_inject:
         # All of the model's positions. Without a minimum, DeepSpeed sizes its workspace for fewer tokens if memory is
         # short, and its kernels write beyond its end.
-        tokens = checkpoint.config["max_position_embeddings"]
-        settings |= {"max_out_tokens": tokens, "min_out_tokens": tokens}
-    copy_checkpoint(checkpoint.directory, directory)
-    copy_tokenizer(checkpoint, directory)
-    (directory / CONFIG).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    return {"init_inference": settings}
+        settings |= {"max_out_tokens": positions, "min_out_tokens": positions}
+    return settings
 
 
 def load(directory: Path, options: Options, runtime: Runtime) -> Any:
@@ -189,13 +193,13 @@ def load(directory: Path, options: Options, runtime: Runtime) -> Any:
 
     target = device(runtime)
     _require_processes(options.tensor_parallel)
-    settings = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
-    settings["dtype"] = getattr(torch, settings["dtype"])
     # The kernels take a mask of one row for each sequence, as eager attention does.
     injected = options.replace_with_kernel_inject
     # The kernels take the widths from the config, which are those of an unpruned model.
     model = stored_model(directory, attention="eager" if injected else None, compact=not injected)
     inputs = input_names(model)
+    positions = getattr(model.config, "max_position_embeddings", None)
+    settings = _settings(options, runtime, getattr(torch, TORCH_DTYPES[runtime.dtype]), positions)
     engine = _kernels(model, settings, inputs, target) if injected else _engine(model, settings)
     return named(TorchModel(engine, inputs, model.config, target), model.config)
 
@@ -203,11 +207,16 @@ def load(directory: Path, options: Options, runtime: Runtime) -> Any:
 def snippet(options: Options, runtime: Runtime) -> str:
     """Source for DeepSpeed: its engine in a module that is called like a transformers model."""
     injected = options.replace_with_kernel_inject
+    dtype, positions = f"torch.{TORCH_DTYPES[runtime.dtype]}", "self.config.max_position_embeddings"
+    settings = _settings(options, runtime, dtype, positions)
+    lines = "".join(f'            "{key}": {value},\n' for key, value in settings.items())
     attention = ', attn_implementation="eager"' if injected else ""
     largest = (
         f"\n        self(input_ids=torch.ones({ROWS}, 2).long())  # the kernels take no larger batch than the first"
     )
-    return Template(SNIPPET).substitute(device=runtime.device, attention=attention, largest=largest if injected else "")
+    return Template(SNIPPET).substitute(
+        device=runtime.device, settings=lines, attention=attention, largest=largest if injected else ""
+    )
 
 
 def _engine(model: Any, settings: Mapping[str, Any]) -> Any:
@@ -242,7 +251,7 @@ def _kernels(model: Any, settings: Mapping[str, Any], inputs: Sequence[str], dev
 
 
 def _require_processes(count: int) -> None:
-    if count > 1 and count != int(os.environ.get("WORLD_SIZE", "1")):
+    if count > 1 and count != integer("WORLD_SIZE", 1, least=1):
         raise MissingEnvironment(
             f"backend.tensor_parallel = {count} needs {count} processes at once, one for each GPU",
             f"start it as `deepspeed --num_gpus {count} --module qabuild verify ...`, or set it to 1",

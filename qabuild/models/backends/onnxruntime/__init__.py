@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 
 
 SNIPPET = """\
+import os
 from pathlib import Path
 
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime reads it when it is imported
 import onnxruntime
 import torch
 from transformers import AutoConfig, AutoTokenizer
@@ -34,7 +36,7 @@ class Graph(torch.nn.Module):
     def __init__(self, directory):
         super().__init__()
         self.device = torch.device("{device}")
-        self.config = AutoConfig.from_pretrained(directory)
+        self.config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
         self.session = onnxruntime.InferenceSession(Path(directory, "model.onnx"), providers=[{provider}])
         type(self).__name__ = self.config.architectures[0]  # the name that transformers' pipeline knows
 
@@ -50,7 +52,7 @@ class Graph(torch.nn.Module):
         return QuestionAnsweringModelOutput(start_logits=start, end_logits=end)
 
 
-tokenizer = AutoTokenizer.from_pretrained(directory)
+tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
 model = Graph(directory).eval()
 """
 
@@ -58,6 +60,7 @@ model = Graph(directory).eval()
 PACKAGES = ("torch", "transformers", "onnxruntime")
 EXTRAS: tuple[str, ...] = ("cpu", "gpu")
 DTYPES: Mapping[str, tuple[Dtype, ...]] = {"cpu": ("fp32", "fp16", "int8"), "cuda": ("fp32", "fp16")}
+BATCH_DEPENDENT: tuple[Dtype, ...] = ("int8",)  # dynamic: the range of each batch sets the scales of activations
 RUNTIME = ("ONNX Runtime", "onnxruntime")
 SPEED: tuple[Rule, ...] = (
     Rule(
@@ -183,13 +186,12 @@ def load(directory: Path, options: Options, runtime: Runtime) -> Any:
     Raises MissingEnvironment if the provider is not available or does not start.
     """
     packages.refuse(missing(options, runtime))
-    from transformers import AutoConfig
-
     from qabuild.models.backends.onnxruntime import model
+    from qabuild.models.checkpoint.load import load_config
 
     if not (directory / "model.onnx").is_file():
         raise UntrustedInput(f"{directory}: there is no model.onnx in it", "rebuild the artifact")
-    config = AutoConfig.from_pretrained(directory, local_files_only=True)
+    config = load_config(directory)
     return model.load(directory, config, options.provider or DEFAULT_PROVIDER[runtime.device])
 
 

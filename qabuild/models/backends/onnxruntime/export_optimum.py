@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from qabuild.models.backends.onnxruntime.graphs import opt_level
+from qabuild.models.backends.onnxruntime.graphs import FILE, opt_level
+from qabuild.models.checkpoint.load import load_config
 from qabuild.models.runtime import Runtime
 
 
@@ -19,6 +20,7 @@ def export(checkpoint: Path, stage: Path) -> Path:
         library_name="transformers",
         do_validation=False,
         no_post_process=True,
+        trust_remote_code=False,
         local_files_only=True,
     )
     return stage
@@ -33,5 +35,6 @@ def optimise(exported: Path, stage: Path, level: int, runtime: Runtime, padding_
         optimize_for_gpu=runtime.device == "cuda",
         use_raw_attention_mask=padding_side == "left",
     )
-    ORTOptimizer.from_pretrained(exported).optimize(config, save_dir=stage, file_suffix=None)
+    optimizer = ORTOptimizer([exported / FILE], load_config(exported))
+    optimizer.optimize(config, save_dir=stage, file_suffix=None)
     return stage

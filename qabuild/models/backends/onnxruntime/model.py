@@ -9,6 +9,8 @@ import numpy
 import torch
 
 from qabuild.errors import MissingEnvironment
+from qabuild.models.backends import vet
+from qabuild.models.backends.onnxruntime import graph_check
 from qabuild.models.backends.onnxruntime.graphs import FILE, OUTPUTS
 from qabuild.models.backends.onnxruntime.options import DEVICE, Provider
 from qabuild.models.backends.torch_model import TorchModel, completed, device, named
@@ -16,10 +18,16 @@ from qabuild.models.runtime import Runtime
 
 
 def load(directory: Path, config: Any, provider: Provider) -> Any:
-    """Load the graph in `directory` on exactly this provider. Raises MissingEnvironment if it does not start."""
+    """Load the graph in `directory` on exactly this provider.
+
+    Raises MissingEnvironment if it does not start, UntrustedInput for a file that holds more than a graph of operators
+    that qabuild compiles to.
+    """
     import onnxruntime
 
+    onnxruntime.disable_telemetry_events()  # it may have been imported before qabuild, see system/telemetry.py
     target = device(Runtime(device=DEVICE[provider]))
+    vet.vet(directory / FILE, graph_check.problems)
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 3  # with CUDA, every session would warn of nodes that stay on the CPU
     options = provider_options(provider, target)

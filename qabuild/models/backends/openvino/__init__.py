@@ -25,8 +25,10 @@ if TYPE_CHECKING:
 
 SNIPPET = Template(
     """\
+import sys
 from pathlib import Path
 
+sys.modules.setdefault("openvino_telemetry", None)  # without this package, OpenVINO sends no usage statistics
 import openvino
 import torch
 from transformers import AutoConfig, AutoTokenizer
@@ -39,7 +41,7 @@ class Graph(torch.nn.Module):
     def __init__(self, directory):
         super().__init__()
         self.device = torch.device("cpu")
-        self.config = AutoConfig.from_pretrained(directory)
+        self.config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
         settings = {"INFERENCE_PRECISION_HINT": "$precision"}
         self.graph = openvino.Core().compile_model(Path(directory, "openvino_model.xml"), "CPU", settings)
         type(self).__name__ = self.config.architectures[0]  # the name that transformers' pipeline knows
@@ -55,7 +57,7 @@ class Graph(torch.nn.Module):
         return QuestionAnsweringModelOutput(start_logits=start, end_logits=end)
 
 
-tokenizer = AutoTokenizer.from_pretrained(directory)
+tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
 model = Graph(directory).eval()
 """
 )
@@ -70,6 +72,7 @@ if not {"avx512_vnni", "avx_vnni", "amx_int8"} & set(Path("/proc/cpuinfo").read_
 PACKAGES = ("torch", "transformers", "openvino")
 EXTRAS: tuple[str, ...] = ("openvino",)
 DTYPES: Mapping[str, tuple[Dtype, ...]] = {"cpu": ("fp32", "bf16", "int8")}
+BATCH_DEPENDENT: tuple[Dtype, ...] = ()
 RUNTIME = ("OpenVINO", "openvino")
 SPEED: tuple[Rule, ...] = (
     Rule(
@@ -189,14 +192,13 @@ def load(directory: Path, options: Options, runtime: Runtime) -> Any:
 
     Raises MissingEnvironment if this processor lacks the instructions that the dtype needs.
     """
-    from transformers import AutoConfig
-
     packages.refuse(missing(options, runtime))
     from qabuild.models.backends.openvino import model
+    from qabuild.models.checkpoint.load import load_config
 
     if not (directory / FILE).is_file():
         raise UntrustedInput(f"{directory}: there is no {FILE} in it", "rebuild the artifact")
-    config = AutoConfig.from_pretrained(directory, local_files_only=True)
+    config = load_config(directory)
     return model.load(directory / FILE, config, options, runtime)
 
 

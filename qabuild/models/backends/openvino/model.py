@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.modeling_outputs import QuestionAnsweringModelOutput
 
+from qabuild.errors import MissingEnvironment
+from qabuild.models.backends import vet
+from qabuild.models.backends.openvino import graph_check
 from qabuild.models.backends.openvino.core import core
 from qabuild.models.backends.openvino.options import precision
 from qabuild.models.backends.torch_model import TorchModel, completed, named
 from qabuild.models.runtime import Runtime
 from qabuild.qa.padding import is_paddable
-from qabuild.system import machine
+from qabuild.system import files, machine
 from qabuild.system.cache import compiled_for_this_machine
 
 if TYPE_CHECKING:
@@ -30,7 +33,11 @@ long as a window or two: so the lengths are few."""
 
 
 def load(path: Path, config: Any, options: Options, runtime: Runtime) -> Any:
-    """Load the graph in `path` on all cores that this process may use."""
+    """Load the graph in `path` on all cores that this process may use.
+
+    Raises UntrustedInput for a graph of other operators than OpenVINO's own.
+    """
+    vet.vet(path, graph_check.problems)
     settings = {
         "INFERENCE_PRECISION_HINT": precision(options, runtime),
         "INFERENCE_NUM_THREADS": machine.cores(),
@@ -47,11 +54,11 @@ def _cache_setting(path: Path) -> dict[str, str]:
 
     The cache is outside the artifact; OpenVINO detects a damaged entry and recompiles.
     """
-    digest = hashlib.sha256(path.read_bytes() + path.with_suffix(".bin").read_bytes()).hexdigest()
-    folder = compiled_for_this_machine(digest)
+    digest = hashlib.sha256(files.read(path) + files.read(path.with_suffix(".bin"))).hexdigest()
     try:
+        folder = compiled_for_this_machine(digest)
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
+    except (OSError, MissingEnvironment):
         return {}
     return {"CACHE_DIR": str(folder)}
 

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from qabuild.errors import BadTarget
+from qabuild.models.backends.record import Program
 from qabuild.models.capabilities import Rule, Way
 from qabuild.models.runtime import Dtype, Runtime
-from qabuild.system import machine, packages
+from qabuild.system import documents, machine, packages
 from qabuild.system.frozen import Frozen
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class Exported(torch.nn.Module):
     def __init__(self, directory):
         super().__init__()
         self.device = torch.device("$device")
-        self.config = AutoConfig.from_pretrained(directory)
+        self.config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
         self.inputs = json.loads(Path(directory, "export.json").read_text())["inputs"]
         self.run = $load  # no submodule: a program has neither train() nor eval()
         type(self).__name__ = self.config.architectures[0]  # the name that transformers' pipeline knows
@@ -53,7 +54,7 @@ class Exported(torch.nn.Module):
         return QuestionAnsweringModelOutput(start_logits=start.float(), end_logits=end.float())
 
 
-tokenizer = AutoTokenizer.from_pretrained(directory)
+tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
 model = Exported(directory).eval()
 """)
 
@@ -75,6 +76,12 @@ LIMITS = [
 """Sentences for the model card of a program that AOTInductor compiled."""
 
 
+class Exported(Program):
+    """What loading an exported program needs of its record."""
+
+    instructions: list[str]
+
+
 class Options(Frozen):
     """Whether the exported program runs as it is or is compiled to native code."""
 
@@ -87,6 +94,7 @@ class Options(Frozen):
 PACKAGES = ("torch", "transformers")
 EXTRAS: tuple[str, ...] = ()
 DTYPES: Mapping[str, tuple[Dtype, ...]] = {"cpu": ("fp32", "bf16"), "cuda": ("fp32", "bf16", "fp16")}
+BATCH_DEPENDENT: tuple[Dtype, ...] = ()
 RUNTIME = ("torch", "torch")
 SPEED: tuple[Rule, ...] = ()
 
@@ -160,8 +168,9 @@ def cxx() -> str | None:
 
 
 def missing(options: Options, runtime: Runtime) -> list[str]:
-    """Nothing: torch runs an exported program on any processor. `compile` and `load` check what `aot` needs."""
-    return []
+    """With `aot`, a C++ compiler to build with. Which instructions a compiled program needs, `load` checks."""
+    needs = options.aot and not cxx()
+    return ["backend.aot = true needs a C++ compiler: install g++, or name another in CXX"] if needs else []
 
 
 def compile(checkpoint: Checkpoint, options: Options, runtime: Runtime, directory: Path) -> dict[str, Any]:
@@ -174,8 +183,7 @@ def compile(checkpoint: Checkpoint, options: Options, runtime: Runtime, director
     from qabuild.models.checkpoint.load import copy_tokenizer
 
     check(checkpoint.config, options, runtime)
-    if options.aot and not cxx():
-        packages.refuse(["backend.aot = true needs a C++ compiler: install g++, or name another in CXX"])
+    packages.refuse(missing(options, runtime))
     record = program.build(checkpoint, runtime, directory / PROGRAM, aot=options.aot)
     record["limits"] = LIMITS if options.aot else []
     (directory / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
@@ -192,17 +200,16 @@ def load(directory: Path, options: Options, runtime: Runtime) -> Any:
     compiled holds more than tensors and a graph.
     """
     from qabuild.models.backends.torch_export import program
+    from qabuild.models.checkpoint.load import load_config
 
-    record = json.loads((directory / RECORD).read_text(encoding="utf-8"))
+    record = documents.load(Exported, directory / RECORD, "build the artifact again")
     if record["device"] != runtime.device:
         raise BadTarget(
             f"this program was exported on {record['device']} and is bound to it; it cannot run on {runtime.device}",
             f"rebuild it with runtime.device = {runtime.device!r}",
         )
     packages.refuse(lacking(record["instructions"]))
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(directory, local_files_only=True)
+    config = load_config(directory)
     return program.load(directory / PROGRAM, record, config, runtime, aot=options.aot)
 
 

@@ -1,8 +1,8 @@
 """Writes reproducible archives of exported programs, and refuses to load one that holds more than tensors and a graph.
 
 `torch.export.load` unpickles what an archive marks as pickled, calls the functions that its graph names, starting from
-the module torch, and evaluates its symbolic expressions and guards as Python. `vet` accepts none of these: no pickles,
-only operators of a list, and only arithmetic.
+the module torch, and evaluates its symbolic expressions and guards as Python. `problems` accepts none of these: no
+pickles, only operators of a list, and only arithmetic.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from qabuild.errors import UntrustedInput
+from qabuild.models.backends import vet
+from qabuild.models.backends.operators import ATEN
 
 GRAPH = "models/model.json"
 EXAMPLES = "data/sample_inputs/model.pt"
@@ -27,7 +28,7 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)
 _TENSOR = re.compile(r"data/(weights/weight|constants/tensor)_\d+")
 _ARITHMETIC = "add|sub|mul|truediv|floordiv|mod|pow|neg|pos|eq|ne|lt|le|gt|ge|and_|or_|getitem"
 _TARGET = re.compile(
-    r"torch\.ops\.aten\.(?!from_file\b)[A-Za-z_]\w*\.[A-Za-z_]\w*"
+    rf"torch\.ops\.aten\.({'|'.join(sorted(ATEN))})\.[A-Za-z_]\w*"
     rf"|_operator\.({_ARITHMETIC})"
     r"|torch\.sym_(min|max|not|ite|int|float)"
 )
@@ -105,34 +106,19 @@ def _objects(value: Any) -> Iterator[dict[str, Any]]:
         yield from _objects(child)
 
 
-def vet(path: Path) -> None:
-    """Raise UntrustedInput if the archive holds anything but tensors and a graph of known operators."""
-    try:
-        problem = next(_problems(path), None)
-    except (zipfile.BadZipFile, ValueError, LookupError, TypeError, AttributeError, OSError) as error:
-        problem = f"cannot be read: {error}"
-    if problem:
-        raise UntrustedInput(f"{path}: {problem}", "build the artifact again")
-
-
-def _problems(path: Path) -> Iterator[str]:
-    with zipfile.ZipFile(path) as archive:
-        entries = archive.infolist()
-        if len({entry.filename.lower() for entry in entries}) < len(entries):
-            yield "two entries have the same name"
-        if len({entry.filename.split("/", 1)[0] for entry in entries}) != 1:
-            yield "entries are in several folders"
-        content = {_inner_name(entry): entry for entry in entries}
-        for name in content:
-            if name not in ENTRIES and not _TENSOR.fullmatch(name):
-                yield f"the entry {name!r} is not one of an exported program"
-        for name in ENTRIES - set(content):
-            yield f"the entry {name!r} is missing"
-        if content[EXAMPLES].file_size:
-            yield "it holds pickled example inputs"
-        for name in PAYLOADS:
-            yield from _payload_problems(json.loads(archive.read(content[name])))
-        yield from _graph_problems(json.loads(archive.read(content[GRAPH])))
+def problems(path: Path) -> Iterator[str]:
+    """Whatever the archive holds besides tensors and a graph of known operators."""
+    reader, names = vet.records(path)
+    for name in names - ENTRIES:
+        if not _TENSOR.fullmatch(name):
+            yield f"the entry {name!r} is not one of an exported program"
+    for name in ENTRIES - names:
+        yield f"the entry {name!r} is missing"
+    if reader.get_record(EXAMPLES):
+        yield "it holds pickled example inputs"
+    for name in PAYLOADS:
+        yield from _payload_problems(json.loads(reader.get_record(name)))
+    yield from _graph_problems(json.loads(reader.get_record(GRAPH)))
 
 
 def _payload_problems(document: Any) -> Iterator[str]:

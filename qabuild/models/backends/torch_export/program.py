@@ -12,6 +12,7 @@ from unittest import mock
 
 import torch
 
+from qabuild.models.backends import vet
 from qabuild.models.backends.logit_check import TOLERANCES, outputs_of, probes, require_same
 from qabuild.models.backends.torch_export import archive
 from qabuild.models.backends.torch_model import Positional, TorchModel, completed, device, named
@@ -118,7 +119,7 @@ def load(path: Path, record: Mapping[str, Any], config: Any, runtime: Runtime, *
 
 
 def _load_program(path: Path) -> Callable[..., Any]:
-    archive.vet(path)
+    vet.vet(path, archive.problems)
     return torch.export.load(str(path)).module()  # type: ignore[no-any-return]
 
 

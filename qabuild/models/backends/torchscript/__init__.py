@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from qabuild.errors import BadTarget
+from qabuild.models.backends.record import Program
 from qabuild.models.capabilities import Rule, Way
 from qabuild.models.runtime import Dtype, Runtime
-from qabuild.system import packages
+from qabuild.system import documents, packages
 from qabuild.system.frozen import Frozen
 from qabuild.system.quiet import quiet_tracing
 
@@ -44,7 +45,7 @@ class Traced(torch.nn.Module):
     def __init__(self, directory):
         super().__init__()
         self.device = torch.device("$device")
-        self.config = AutoConfig.from_pretrained(directory)
+        self.config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
         self.module = torch.jit.load(Path(directory, "model.pt"), map_location=self.device)
         self.inputs = json.loads(Path(directory, "trace.json").read_text())["inputs"]
         type(self).__name__ = self.config.architectures[0]  # the name that transformers' pipeline knows
@@ -61,7 +62,7 @@ class Traced(torch.nn.Module):
         return QuestionAnsweringModelOutput(start_logits=start.float(), end_logits=end.float())
 
 
-tokenizer = AutoTokenizer.from_pretrained(directory)
+tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
 model = Traced(directory).eval()
 """
 
@@ -77,6 +78,7 @@ class Options(Frozen):
 PACKAGES = ("torch", "transformers")
 EXTRAS: tuple[str, ...] = ()
 DTYPES: Mapping[str, tuple[Dtype, ...]] = {"cpu": ("fp32", "bf16", "fp16"), "cuda": ("fp32", "bf16", "fp16")}
+BATCH_DEPENDENT: tuple[Dtype, ...] = ()
 RUNTIME = ("torch", "torch")
 SPEED: tuple[Rule, ...] = ()
 
@@ -162,16 +164,15 @@ def load(directory: Path, options: Options, runtime: Runtime) -> Any:
     """
     packages.refuse(missing(options, runtime))
     from qabuild.models.backends.torchscript import trace
+    from qabuild.models.checkpoint.load import load_config
 
-    record = json.loads((directory / TRACE).read_text(encoding="utf-8"))
+    record = documents.load(Program, directory / TRACE, "build the artifact again")
     if record["device"] != runtime.device:
         raise BadTarget(
             f"this module was traced on {record['device']} and is bound to it; it cannot run on {runtime.device}",
             f"rebuild it with runtime.device = {runtime.device!r}",
         )
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(directory, local_files_only=True)
+    config = load_config(directory)
     with quiet_tracing():
         return trace.load(directory / MODULE, record["inputs"], record["refused"], config, runtime)
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from qabuild.models.backends import vet
 from qabuild.models.backends.logit_check import TOLERANCES, outputs_of, probes, require_same
 from qabuild.models.backends.torch_model import AUTOCAST, Positional, TorchModel, completed, device, named
-from qabuild.models.backends.torchscript.archive import save
+from qabuild.models.backends.torchscript.archive import problems, save
 from qabuild.models.runtime import Runtime
 from qabuild.qa.model_inputs import input_names
 
@@ -58,8 +59,10 @@ def load(path: Path, inputs: Sequence[str], refused: Sequence[str], config: Any,
     """Load the traced module in `path` on its device.
 
     `inputs`: those that were traced; `refused`: others that the architecture takes and the trace does not.
+    Raises UntrustedInput for an archive that holds more than a traced module.
     """
     target = device(runtime)
+    vet.vet(path, problems)
     module = torch.jit.load(path, map_location=target)
 
     def compute(**tensors: torch.Tensor) -> Any:

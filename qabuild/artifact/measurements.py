@@ -1,0 +1,36 @@
+"""A register of the measurements that this user made on this machine.
+
+Evidence may come from anywhere, and whoever writes it can make it agree with itself. So `publish` sends only evidence
+whose measurement is in this register. A measurement from a shared cache is not: to let one count, check its signature
+in `is_registered`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+from qabuild.artifact.evidence import Measurement
+from qabuild.artifact.manifest import Artifact
+from qabuild.system.register import Register
+
+_REGISTER = Register("measurements", "measured")
+
+
+def register(artifact: Artifact, measurement: Measurement) -> None:
+    """Record that the artifact was measured here. Raises MissingEnvironment if the register cannot be written."""
+    _REGISTER.add(digest(artifact, measurement))
+
+
+def is_registered(artifact: Artifact, measurement: Measurement) -> bool:
+    """Whether that measurement, in every figure, was made here of the artifact's very files."""
+    return _REGISTER.holds(digest(artifact, measurement))
+
+
+def digest(artifact: Artifact, measurement: Measurement) -> str:
+    """SHA-256 of the measurement and of what was measured, in hex: the sealed files rather than the manifest, since a
+    changed gate needs no new measurement.
+    """
+    files = {name: file.sha256 for name, file in artifact.manifest.files.items()}
+    text = json.dumps([files, measurement.to_dict()], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
