@@ -61,14 +61,17 @@ def sources(origin: Origin) -> Iterator[CheckpointSource]:
 def original(origin: Origin) -> Origin | None:
     """The checkpoint that a derived one is to answer like; None for one that is not derived.
 
-    The teacher of its last distillation or, without one, the checkpoint that its first stage starts from.
+    The teacher of its last distillation. Without one, what its first pruning starts from; without pruning, what its
+    first training does.
     """
-    first = None
+    first = pruned = None
     while isinstance(origin, Derived):
         if origin.teacher:
             return origin.teacher
-        first = origin = origin.start
-    return first
+        stage, first = origin.stage, origin.start
+        pruned = first if stage == "prune" else pruned
+        origin = first
+    return pruned or first
 
 
 def training_data(target: Target) -> dict[tuple[str, str], DatasetRef]:

@@ -101,8 +101,9 @@ class Target(Frozen):
 
     @property
     def has_original(self) -> bool:
-        """Whether the artifact is compared with the original: where there is a teacher, or a gate on it."""
-        return self.distill is not None or self.verify.gates.max_f1_drop_from_original is not None
+        """Whether the artifact is compared with the original: where it was distilled or pruned, or a gate compares."""
+        compared = (self.distill, self.prune, self.verify.gates.max_f1_drop_from_original)
+        return any(each is not None for each in compared)
 
     @property
     def original(self) -> Origin | None:
