@@ -1,4 +1,8 @@
-"""Output projections, fitted by least squares to give what they gave before their inputs were pruned."""
+"""Output projections, fitted by least squares to give what they gave before their inputs were pruned.
+
+Each token counts by the inverse of its output's mean square: a few tokens, such as separators, have outputs that are
+larger by orders of magnitude, and would decide the fit alone.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +16,12 @@ if TYPE_CHECKING:
 
 DAMPING = 1e-4
 """Ridge, relative to the mean of the Gram matrix's diagonal."""
+SMALLEST = 1e-3
+"""Added to the mean square of a token's output, so that one of almost no output does not decide the fit either."""
 
 
 class Moments:
-    """Second moments of a projection's inputs over tokens, with a constant 1 as last input.
+    """Weighted second moments of a projection's inputs over tokens, with a constant 1 as last input.
 
     The moments of inputs and outputs follow from them, since the outputs are a linear function of the inputs.
     """
@@ -26,17 +32,18 @@ class Moments:
         self._layer, self._part = layer, part
         size = layer.output(part).in_features + 1
         self._gram = torch.zeros(size, size, dtype=torch.float64)
-        self._hook = layer.output(part).register_forward_pre_hook(self._add)
+        self._hook = layer.output(part).register_forward_hook(self._add)
         self.mask: torch.Tensor | None = None
         """Of the batch that passes, [rows, length]: tokens with 0 are left out."""
 
-    def _add(self, _: Any, arguments: tuple[Any, ...]) -> None:
+    def _add(self, _: Any, arguments: tuple[Any, ...], output: Any) -> None:
         import torch
 
         assert self.mask is not None
-        values = arguments[0].detach()[self.mask.bool()]
+        values, outputs = (each.detach()[self.mask.bool()] for each in (arguments[0], output))
+        weights = 1 / (outputs.square().mean(1, keepdim=True) + SMALLEST)
         values = torch.cat([values, values.new_ones(len(values), 1)], 1)
-        self._gram += (values.T @ values).double()
+        self._gram += ((values * weights).T @ values).double()
 
     def remove(self) -> None:
         self._hook.remove()
