@@ -97,7 +97,7 @@ class VerifyTable(TypedDict):
     stock: NotRequired[float | Literal["all"]]
     """`cross_check`, as qabuild 0.1.0 called it."""
     max_misplaced: NotRequired[float]
-    columns: NotRequired[dict[str, str | None]]
+    columns: NotRequired[dict[str, str | None] | None]
 
 
 @with_config(OPEN)

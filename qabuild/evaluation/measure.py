@@ -359,7 +359,7 @@ def load_questions(artifact: Artifact, source: str | None = None, *, offline: bo
             revision=sealed.data["revision"] if source in (None, dataset) else None,
             split=sealed.data["split"] or "validation",
             max_misplaced=artifact.manifest.verify.get("max_misplaced", 0.0),
-            columns=data.Columns(**artifact.manifest.verify.get("columns", {})),
+            columns=data.Columns(**(artifact.manifest.verify.get("columns") or {})),
         ),
         offline=offline,
     )

@@ -38,8 +38,8 @@ class Calibrated(Frozen):
     calibration_samples: int = Field(300, ge=1, description="how many of its questions, drawn by `calibration_seed`")
     calibration_seed: int = Field(0, ge=0, description="seed of that draw, a whole number from 0")
 
-    calibration_columns: Columns = Field(
-        SAME_NAMES, description="names of the columns or keys that are called otherwise"
+    calibration_columns: Columns | None = Field(
+        None, description="names of the columns or keys that are called otherwise, as in `[train.columns]`"
     )
 
     @property
@@ -51,7 +51,7 @@ class Calibrated(Frozen):
             self.calibration_revision,
             SPLIT,
             fingerprint=self.calibration_fingerprint,
-            columns=self.calibration_columns,
+            columns=self.calibration_columns or SAME_NAMES,
         )
 
     def with_data(self, data: DatasetRef) -> Self:

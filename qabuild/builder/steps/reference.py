@@ -116,7 +116,7 @@ def _questions(target: Target, facts: Facts) -> dict[str, Any]:
         "samples": verify.samples,
         "seed": verify.seed if verify.samples else None,  # it draws nothing where all are asked
         "max_misplaced": verify.max_misplaced,
-        "columns": verify.columns.model_dump(),
+        "columns": verify.data.columns.model_dump(exclude_none=True),
     }
 
 

@@ -130,7 +130,7 @@ def _windows(target: Target, facts: Facts) -> dict[str, Any]:
         "train.held_out": train.held_out,
         "train.draw": train.seed if drawn else None,
         "train.max_misplaced": train.max_misplaced,
-        **flat("train.columns", train.columns.model_dump()),
+        **flat("train.columns", train.data.columns.model_dump(exclude_none=True)),
         "train.max_seq_len": train.max_seq_len,
         "train.doc_stride": train.doc_stride,
     }

@@ -86,7 +86,7 @@ class DatasetTable(Frozen):
     max_misplaced: Share = Field(
         0.0, description="share of the questions that may have an answer that is not in place; they are left out"
     )
-    columns: Columns = Field(SAME_NAMES, description="names of the columns or keys that are called otherwise")
+    columns: Columns | None = Field(None, description="names of the columns or keys that are called otherwise")
 
     @property
     def data(self) -> DatasetRef:
@@ -99,7 +99,7 @@ class DatasetTable(Frozen):
             self.seed,
             self.fingerprint,
             self.max_misplaced,
-            self.columns,
+            self.columns or SAME_NAMES,
         )
 
     def with_data(self, data: DatasetRef) -> Self:

@@ -160,8 +160,8 @@ def check(questions: Sequence[Question], where: str, max_misplaced: float = 0.0)
         raise UntrustedInput(
             f"{where}: {len(misplaced)} questions have an answer that is not in the context at its "
             f"answer_start{allowed}: {shown}{', ...' if len(misplaced) > _SHOWN_MISPLACED else ''}",
-            "correct answer_start (in characters, not bytes), for a file with `qabuild data check FILE --fix OUT.json`; "
-            "or leave a share of them out by max_misplaced",
+            "correct answer_start (in characters, not bytes), as `qabuild data check FILE --fix OUT.json` does, or "
+            "leave a share of them out by max_misplaced",
         )
 
 

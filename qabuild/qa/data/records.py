@@ -111,7 +111,7 @@ def _csv(lines: io.TextIOWrapper, where: str, delimiter: str | None) -> Iterator
             yield Record(at, row, row)
     except csv.Error as error:
         raise UntrustedInput(
-            f"{where}: line {reader.line_num}: not CSV ({error})", "put a cell with quotes or line breaks in quotes"
+            f"{where}: line {first + 1}: not CSV ({error})", "put a cell with quotes or line breaks in quotes"
         ) from None
 
 
