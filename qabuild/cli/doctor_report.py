@@ -58,7 +58,7 @@ def _fastest() -> Finding:
     ranking = dtype_speed.ranking()
     return Finding(
         subject="fastest on the CPU",
-        found=f"expected: {', then '.join(rule.numbers for rule in ranking)}; with OpenVINO where it is installed",
+        found=f"expected: {', then '.join(rule.numbers for rule in ranking)}",
         note=f"{'; '.join(rule.why for rule in ranking if rule.dtype != 'fp32')}; `qabuild compare` measures it",
     )
 

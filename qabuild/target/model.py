@@ -18,7 +18,7 @@ from qabuild.qa.data.dataset_ref import DatasetRef, DatasetTable
 from qabuild.system.frozen import Frozen
 from qabuild.system.hub import is_path
 from qabuild.target.gates import Gates
-from qabuild.target.lineage import Derived, Origin
+from qabuild.target.lineage import Derived, Origin, original
 
 if TYPE_CHECKING:
     BackendOptions = Any  # the Options of the backend that `name` chooses
@@ -93,6 +93,16 @@ class Target(Frozen):
     def origin(self) -> Origin:
         """The lineage of the checkpoint that is compiled, across targets."""
         return self._origin or self._own_origin({})
+
+    @property
+    def has_original(self) -> bool:
+        """Whether the artifact is compared with the original: where there is a teacher, or a gate on it."""
+        return self.distill is not None or self.verify.gates.max_f1_drop_from_original is not None
+
+    @property
+    def original(self) -> Origin | None:
+        """The checkpoint that the compiled one is to answer like, see `lineage.original`; None unless compared."""
+        return original(self.origin) if self.has_original else None
 
     @property
     def shown(self) -> Literal["full", "ids", "none"]:

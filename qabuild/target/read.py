@@ -75,6 +75,11 @@ def _load(path: Path, overrides: Sequence[str], built_on_by: tuple[Path, ...]) -
             f"{path}: verify.gates.min_teacher_f1_retention: there is no teacher",
             "name one in [distill], or remove the gate",
         )
+    if target.verify.gates.max_f1_drop_from_original is not None and target.original is None:
+        raise BadTarget(
+            f"{path}: verify.gates.max_f1_drop_from_original: the checkpoint is the original, nothing trains it",
+            "set max_f1_drop, which compares with the checkpoint",
+        )
     return target
 
 
