@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from qabuild.errors import BadTarget, QABuildError, RenamedKey
 from qabuild.models.backends import BACKENDS
+from qabuild.qa.data.dataset_ref import SAME_NAMES, Columns
 from qabuild.target.model import Target, Verify, json_schema
 from qabuild.target.paths import require_paths
 from qabuild.target.read import load
@@ -246,6 +247,15 @@ def test_extends_merges_tables_and_the_extending_file_wins(write):
     assert (target.verify.samples, target.verify.batch_size) == (9, 2)
     # A relative path is relative to the file that states it.
     assert Path(target.checkpoint.model) == path.parent / "base" / ".." / "weights"
+
+
+def test_another_data_set_inherits_no_columns(write):
+    path = write(MINIMAL + '[verify]\ndataset = "./a.csv"\nmax_misplaced = 0.1\ncolumns = { question = "frage" }\n')
+    assert load(path).verify.data.columns.question == "frage"
+    other = load(path, ["verify.dataset=./b.csv"]).verify.data
+    assert (other.columns, other.max_misplaced) == (SAME_NAMES, 0.1)
+    named = load(path, ["verify.dataset=./b.csv", "verify.columns.context=text"]).verify.data
+    assert named.columns == Columns(context="text")
 
 
 def test_another_backend_inherits_no_options_and_another_model_no_revision(write):

@@ -358,8 +358,8 @@ def test_rows_of_several_annotators_are_merged(tmp_path: Path) -> None:
 
 
 def test_a_new_id_is_no_one_elses(tmp_path: Path) -> None:
-    rows = [row(), row(id="a1-2", question="Where?"), row(question="When?"), row(question="How?")]
-    assert [question.id for question in examined(tmp_path, *rows).questions] == ["a1", "a1-2", "a1-3", "a1-4"]
+    rows = [row(), row(question="When?"), row(id="a1-2", question="Where?"), row(question="How?")]
+    assert [question.id for question in examined(tmp_path, *rows).questions] == ["a1", "a1-3", "a1-2", "a1-4"]
 
 
 @pytest.mark.parametrize(
