@@ -50,7 +50,8 @@ def answer(
     """
     from qabuild.artifact.load import damage_explained, find, load_model
     from qabuild.artifact.validation import unverified
-    from qabuild.qa.bulk import answer_file, columns_of, require_formats, require_place
+    from qabuild.qa.bulk import answer_file, require_formats, require_place
+    from qabuild.qa.data.dataset_ref import columns_of
     from qabuild.qa.data.source import is_pipe
     from qabuild.qa.pipeline import QuestionAnsweringPipeline
 

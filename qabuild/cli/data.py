@@ -27,12 +27,13 @@ def data() -> None:
 def check(file: Path, output: Path | None, columns: dict[str, str], console: Console) -> None:
     """Report what is wrong with the questions in FILE: .json, .jsonl, .csv, .tsv or .parquet.
 
-    With --fix, what can be mended is: text in another encoding, rows that repeat a question, shared ids, offsets.
-    What cannot is left out. OUT is a .json file in the layout of SQuAD. The exit status is 4 where something is wrong
-    and was not mended.
+    --fix writes the questions to OUT, a .json file in SQuAD's layout: it decodes text that is not UTF-8, corrects
+    answer_start, merges rows that repeat a question and gives shared ids anew. What cannot be mended is left out. The
+    exit status is 4 if something is wrong and was not mended.
     """
-    from qabuild.qa.bulk import columns_of, require_place
+    from qabuild.qa.bulk import require_place
     from qabuild.qa.data import repair
+    from qabuild.qa.data.dataset_ref import columns_of
     from qabuild.system import files
 
     if output is not None:

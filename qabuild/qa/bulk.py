@@ -24,13 +24,11 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
-from pydantic import ValidationError
-
 from qabuild.errors import BadTarget, QABuildError
 from qabuild.qa import answer_formats
 from qabuild.qa.answer_formats import AnswersFormat, Record, line_of
 from qabuild.qa.data import records
-from qabuild.qa.data.dataset_ref import Columns
+from qabuild.qa.data.dataset_ref import Columns, columns_of
 from qabuild.qa.data.records import QuestionsFormat
 from qabuild.qa.data.rows import SHOWN_PROBLEMS, Row, row_of, summary
 from qabuild.qa.data.source import PIPE, is_pipe, opened
@@ -106,17 +104,6 @@ def answer_file(
         with open(target, "wb") as stream:
             return run.to_stream(stream, form)
     return run.to_file(Path(target).resolve(), form, answered_by)
-
-
-def columns_of(names: Mapping[str, str]) -> Columns:
-    """The columns of questions under their `names`. Raises BadTarget for an unknown one."""
-    try:
-        return Columns(**names)
-    except ValidationError:
-        raise BadTarget(
-            f"columns: {', '.join(f'{name}={column}' for name, column in names.items())}",
-            f"give names for {', '.join(Columns.model_fields)}",
-        ) from None
 
 
 def _answers_format(target: str) -> AnswersFormat:
@@ -350,19 +337,19 @@ def require_formats(source: str, target: str) -> None:
 
 
 def require_place(source: str, target: str) -> None:
-    """Raise BadTarget if the answers to the questions in `source` cannot be written to the file `target`."""
+    """Raise BadTarget if what comes of the questions in `source` cannot be written to the file `target`."""
     if is_pipe(target):
         if os.path.isdir(target):
-            raise BadTarget(f"{target}: is a folder", "name a file in it for the answers")
+            raise BadTarget(f"{target}: is a folder", "name a file in it")
         return
     require_outside(Path(target))
     folder = Path(target).absolute().parent
     if not folder.is_dir():
-        raise BadTarget(f"{target}: there is no folder {folder}", "create it, or name another file for the answers")
+        raise BadTarget(f"{target}: there is no folder {folder}", "create it, or name another file")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise BadTarget(f"{target}: the folder {folder} is not writable", "name a file in another folder")
     if os.path.exists(target) and source != PIPE and os.path.exists(source) and os.path.samefile(source, target):
-        raise BadTarget(f"{target}: the answers would replace the questions", "name another file for the answers")
+        raise BadTarget(f"{target}: this would replace the questions", "name another file")
 
 
 @contextmanager

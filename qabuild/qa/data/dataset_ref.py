@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
+from qabuild.errors import BadTarget
 from qabuild.system.frozen import Frozen
 from qabuild.system.hub import is_path
 
@@ -30,6 +32,17 @@ class Columns(Frozen):
 
 
 SAME_NAMES = Columns()
+
+
+def columns_of(names: Mapping[str, str]) -> Columns:
+    """The columns that have other `names`. Raises BadTarget for an unknown one."""
+    try:
+        return Columns(**names)
+    except ValidationError:
+        raise BadTarget(
+            f"columns: {', '.join(f'{name}={column}' for name, column in names.items())}",
+            f"give names for {', '.join(Columns.model_fields)}",
+        ) from None
 
 
 @dataclass(frozen=True)
