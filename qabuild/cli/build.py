@@ -167,6 +167,7 @@ def plan(targets: Sequence[Path], output: Path, overrides: Sequence[str], locked
     from qabuild.target.lock import load
 
     loaded = [load(path, overrides, locked=locked) for path in targets]
+    _require_distinct(loaded)
     from qabuild.builder.preview import previews
     from qabuild.builder.store.local import Store
 

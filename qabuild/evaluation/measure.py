@@ -115,7 +115,7 @@ def _register(artifact: Artifact, measurement: Measurement, reporter: Reporter) 
     try:
         measurements.register(artifact, measurement)
     except MissingEnvironment as error:  # the measurement is as good; only `publish` will make it anew
-        reporter.say(f"{error.message}; {error.hint}")
+        reporter.say(f"the measurement was not registered: {error.message}; {error.hint}")
 
 
 def batch_sizes(options: Any, runtime: Runtime, batch_size: int) -> dict[str, int | None]:
