@@ -11,6 +11,7 @@ import ast
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -121,12 +122,16 @@ def _value(values: Mapping[str, Any], name: str, columns: Columns) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
+def _has(values: Mapping[str, Any], name: str, columns: Columns) -> bool:
+    return name in values or getattr(columns, name) in values
+
+
 def _text(values: Any, name: str, at: str, columns: Columns) -> str:
     if not isinstance(values, dict):
         raise Unreadable(f"{at} is not an object")
     value = _value(values, name, columns)
     column = getattr(columns, name) or name
-    if value is None and not {column, name} & values.keys():
+    if not _has(values, name, columns):
         keys = ", ".join(map(str, islice(values, _SHOWN_KEYS)))
         raise Unreadable(f"{at} has no '{column}', only {keys or 'nothing'}")
     if not isinstance(value, str) and value is not None:
@@ -138,15 +143,13 @@ def _text(values: Any, name: str, at: str, columns: Columns) -> str:
 
 def _id(record: Record, columns: Columns) -> str | int | None:
     value = _value(record.values, "id", columns)
-    if isinstance(value, float):  # as a data frame writes integers beside empty cells
-        value = int(value) if value.is_integer() else repr(value)
-    if value is None or (isinstance(value, (str, int)) and not isinstance(value, bool)):
-        if isinstance(value, str) and not value.strip():
-            raise Unreadable(f"{record.at}.id is blank")
-        return value
     if isinstance(value, (bool, bytes, dict, list)):
         raise Unreadable(f"{record.at}.id is neither a string nor a number")
-    return str(value)  # a date or a decimal of a Parquet file
+    if isinstance(value, str) and not value.strip():
+        raise Unreadable(f"{record.at}.id is blank")
+    if isinstance(value, float) and value.is_integer():  # as a data frame writes integers beside empty cells
+        return int(value)
+    return value if value is None or isinstance(value, (str, int)) else str(value)
 
 
 def _require_encodable(at: str, *texts: str) -> None:
@@ -168,17 +171,13 @@ def _flag(value: Any, at: str) -> bool | None:
 def _answers(record: Record, columns: Columns) -> list[tuple[str, int]]:
     """Each answer that is not blank, with its start."""
     values, at = record.values, record.at
-    answers = _value(values, "answers", columns)
-    if isinstance(answers, str):  # a cell of CSV
-        answers = _parsed(answers)
-    text = answers if isinstance(answers, str) else _value(values, "answer_text", columns)
-    if isinstance(text, str) or (answers is None and text is not None):
+    answers = _parsed(_value(values, "answers", columns))
+    if answers is None or isinstance(answers, str):
+        text = _value(values, "answer_text", columns) if answers is None else answers
         answers = {"text": text, "answer_start": _value(values, "answer_start", columns)}
-    names = {getattr(columns, name) or name for name in ("answers", "answer_text")} | {"answers", "answer_text"}
-    if answers is None:
-        if not names & values.keys() and not _flag(_value(values, "is_impossible", columns), at):
+        named = _has(values, "answers", columns) or _has(values, "answer_text", columns)
+        if not named and not _flag(_value(values, "is_impossible", columns), at):
             raise Unreadable(f"{at} has no '{columns.answers or 'answers'}'")
-        return []
     return [
         (text, _start(start, f"{place}.answer_start"))
         for text, start, place in _pairs(answers, f"{at}.answers")
@@ -186,12 +185,18 @@ def _answers(record: Record, columns: Columns) -> list[tuple[str, int]]:
     ]
 
 
-def _parsed(cell: str) -> Any:
-    """The list or object that a cell holds as JSON or as Python writes it; else the cell itself."""
-    for parse in (json.loads, ast.literal_eval) if cell.lstrip()[:1] in ("[", "{") else ():
-        with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
-            return parse(cell)
+def _parsed(cell: Any) -> Any:
+    """The list or object that a cell of CSV holds, as JSON, Python or pandas writes it; any other value as it is."""
+    if isinstance(cell, str) and cell.lstrip()[:1] in ("[", "{"):
+        for parse in (json.loads, ast.literal_eval, _parsed_arrays):
+            with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+                return parse(cell)
     return cell
+
+
+def _parsed_arrays(cell: str) -> Any:
+    """An object of numpy arrays, as pandas and `Dataset.to_csv` write it."""
+    return ast.literal_eval(re.sub(r"array\((\[.*?\])(, dtype=\w+)?\)", r"\1", cell, flags=re.DOTALL))
 
 
 def _pairs(answers: Any, at: str) -> list[tuple[Any, Any, str]]:
@@ -200,11 +205,11 @@ def _pairs(answers: Any, at: str) -> list[tuple[Any, Any, str]]:
         if "text" not in answers:
             raise Unreadable(f"{at} has no 'text'")
         texts, starts = _listed(answers["text"]), _listed(answers.get("answer_start"))
-        if starts and len(starts) != len(texts):
+        if texts and starts and len(starts) != len(texts):
             raise Unreadable(f"{at}: {len(texts)} texts have {len(starts)} starts")
         return [
             (text, start, f"{at}[{index}]")
-            for index, (text, start) in enumerate(zip(texts, starts or [None] * len(texts), strict=True))
+            for index, (text, start) in enumerate(zip(texts, starts or [None] * len(texts), strict=False))
         ]
     if not isinstance(answers, list):
         raise Unreadable(f"{at} is not a list")

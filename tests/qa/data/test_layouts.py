@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -78,6 +79,14 @@ def struct_of_lists(question: Question) -> dict[str, Any]:
     return {"text": list(question.answers), "answer_start": list(question.answer_starts)}
 
 
+def arrays(question: Question) -> dict[str, Any]:
+    """As pandas holds lists."""
+    return {
+        "text": np.array(question.answers, dtype=object),
+        "answer_start": np.array(question.answer_starts, dtype=np.int64),
+    }
+
+
 def list_of_structs(question: Question) -> list[dict[str, Any]]:
     pairs = zip(question.answers, question.answer_starts, strict=True)
     return [{"text": text, "answer_start": start} for text, start in pairs]
@@ -128,6 +137,7 @@ LAYOUTS: dict[str, Callable[[list[Question]], str | bytes]] = {
     "crlf.jsonl": lambda questions: "\r\n".join(map(json.dumps, rows_of(questions, struct_of_lists))),
     "cells.csv": lambda questions: table(rows_of(questions, list_of_structs), ",", json.dumps),
     "python.csv": lambda questions: table(rows_of(questions, struct_of_lists), ";", str),
+    "pandas.csv": lambda questions: table(rows_of(questions, arrays), ",", str),
     "cells.tsv": lambda questions: table(rows_of(questions, struct_of_lists), "\t", json.dumps),
     "lists.parquet": lambda questions: parquet(rows_of(questions, struct_of_lists)),
     "structs.parquet": lambda questions: parquet(rows_of(questions, list_of_structs)),
@@ -205,6 +215,7 @@ def test_a_row_without_an_id_has_the_same_one_in_every_file(tmp_path: Path) -> N
         ({"answers": [{"text": "", "answer_start": 0}]}, (), ()),
         ({"answers": {"text": [], "answer_start": []}}, (), ()),
         ({"answers": [], "is_impossible": 1}, (), ()),
+        ({"answers": None, "is_impossible": True}, (), ()),
         ({"answers": [], "is_impossible": 1.0}, (), ()),
         ({"answers": [], "is_impossible": "True"}, (), ()),
         ({"is_impossible": 0}, ("Ada Crane",), (58,)),
