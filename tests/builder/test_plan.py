@@ -188,7 +188,7 @@ def _others(field: Any) -> list[Any]:
     if field.default is None:
         return [0.5 if float in get_args(field.annotation) else "main"]
     if isinstance(field.default, float):
-        return [field.default / 2]
+        return [field.default / 2 or 0.5]
     return [f"./{field.default}"] if isinstance(field.default, str) else [field.default + 1]
 
 
