@@ -23,7 +23,7 @@ from pydantic import Field, ValidationError, with_config
 from typing_extensions import TypedDict
 
 from qabuild.artifact import FOLDER as FOLDER
-from qabuild.artifact import handler, sealed_reference
+from qabuild.artifact import failed_folder, handler, sealed_reference
 from qabuild.artifact.sealed_reference import Reference
 from qabuild.errors import BadTarget, UntrustedInput
 from qabuild.models.backends import backend
@@ -334,6 +334,9 @@ def _read_manifest(directory: Path, linked: bool) -> bytes:
         raise UntrustedInput(
             f"{directory / MANIFEST}: not a plain file", "an artifact holds no links; copy it without them"
         ) from None
+    failed = failed_folder(directory)
+    if not directory.exists() and (failed / MANIFEST).is_file():
+        raise BadTarget(f"{directory}: its build failed: {failed} lies there", f"`qabuild show {failed}` says why")
     candidate = Path(FOLDER) / directory.name.removesuffix(".toml")  # `directory` may be the file or name of a target
     hint = f"name a folder that `qabuild build` wrote, such as {FOLDER}/NAME"
     raise BadTarget(f"{directory}: {problem}", f"{candidate} is one" if (candidate / MANIFEST).is_file() else hint)

@@ -21,10 +21,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fcntl import ioctl
 from importlib import metadata
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from qabuild import __version__, load
 from qabuild.artifact.manifest import open_artifact
@@ -958,6 +961,50 @@ def test_on_a_terminal_progress_is_shown_on_stderr_and_the_result_on_stdout(buil
     assert "passed" not in err
     assert "passed" in out
     assert "artifact answers" not in out
+
+
+def report_progress(monkeypatch: pytest.MonkeyPatch, total: int, steps: list[tuple[float, int]], **how: bool) -> None:
+    """Report progress without a terminal, by `steps`: the second at which so many further items are done."""
+    now = 0.0
+    monkeypatch.setattr(console.time, "monotonic", lambda: now)
+    with console.Console(**how).progress("batch 8", total) as advance:
+        for at, count in steps:
+            now = at
+            advance(count)
+
+
+@given(total=st.integers(0, 500), pauses=st.lists(st.floats(0.01, 30), max_size=40))
+def test_without_a_terminal_there_is_at_most_a_line_in_ten_seconds(total, pauses):
+    with pytest.MonkeyPatch.context() as patch:
+        messages: list[tuple[float, str]] = []
+        now = 0.0
+        patch.setattr(console, "print_message", lambda text: messages.append((now, text)))
+        patch.setattr(console.time, "monotonic", lambda: now)
+        with console.Console().progress("batch 8", total) as advance:
+            for pause in pauses:
+                now += pause
+                advance(1)
+    times = [at for at, _ in messages]
+    assert all(after - before >= 10 for before, after in pairwise([0.0, *times]))
+    assert now < 10 + (times[-1] if times else 0) + max(pauses, default=0), "and none is missing"
+
+
+def test_a_line_of_progress_tells_how_far_and_how_fast(monkeypatch):
+    messages: list[str] = []
+    monkeypatch.setattr(console, "print_message", messages.append)
+    steps = [(1.0, 100), (11.0, 20), (21.0, 20), (31.0, 20)]  # 100 of them by an earlier run
+    report_progress(monkeypatch, 160, steps)
+    assert messages == [
+        "  batch 8: 120 of 160, 2.0/s, about 20 s left",
+        "  batch 8: 140 of 160, 2.0/s, about 10 s left",
+        "  batch 8: 160 of 160, 2.0/s",
+    ]
+    messages.clear()
+    report_progress(monkeypatch, 0, [(11.0, 5), (22.0, 11)])
+    assert messages == ["  batch 8: 5", "  batch 8: 16, 1.0/s"]
+    messages.clear()
+    report_progress(monkeypatch, 160, steps, quiet=True)
+    assert messages == []
 
 
 @pytest.mark.parametrize("environment", [{"NO_COLOR": "1"}, {"TERM": "dumb"}], ids=str)
