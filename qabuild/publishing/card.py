@@ -15,6 +15,7 @@ from qabuild.artifact.readme import BEGIN_MARKER, END_MARKER, UserContent, read
 from qabuild.evaluation import cross_check
 from qabuild.models.backends import backend
 from qabuild.publishing.repository import MAIN
+from qabuild.system import card_metadata
 
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
 FLIPS = 20  # rows of the table of changed answers; the others are only counted
@@ -83,7 +84,7 @@ def _metadata(artifact: Artifact, verification: Verification, user: UserContent,
         eval_results=[
             EvalResult(
                 task_type="question-answering",
-                dataset_type=data["dataset"],
+                dataset_type=card_metadata.dataset_id(data["dataset"]),
                 dataset_name=data["dataset"],
                 dataset_config=data.get("configuration"),
                 dataset_split=data["split"],

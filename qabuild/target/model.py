@@ -15,6 +15,7 @@ from qabuild.models.checkpoint.source import CheckpointSource
 from qabuild.models.runtime import Runtime
 from qabuild.models.training.options import Distill, Train
 from qabuild.qa.data.dataset_ref import DatasetRef, DatasetTable
+from qabuild.system import card_metadata
 from qabuild.system.frozen import Frozen
 from qabuild.system.hub import is_path
 from qabuild.target.gates import Gates
@@ -64,6 +65,13 @@ class Publish(Frozen):
         description="what the artifact shows of its questions: full (ids and texts), ids, or none (neither); "
         "the default is ids for a file, full for a Hub data set and the sample",
     )
+
+    @field_validator("license")
+    @classmethod
+    def _require_license_id(cls, license: str | None) -> str | None:
+        if license is not None and (problem := card_metadata.license_problem(license)):
+            raise ValueError(problem)
+        return license
 
 
 class NamedPath(NamedTuple):

@@ -112,6 +112,7 @@ def test_all_mistakes_of_a_file_are_reported_at_once_with_line_key_and_accepted_
         (MINIMAL + "[verify]\nsamples = 0\n", "verify.samples: given 0"),
         (MINIMAL + "[verify]\nsamples = true\n", "verify.samples: given True"),
         (MINIMAL + "[publish]\nrepo = 'no-owner'\n", "publish.repo: given 'no-owner'"),
+        (MINIMAL + "[publish]\nlicense = 'Apache 2.0'\n", "on the Hub: perhaps 'apache-2.0'"),
         (MINIMAL + "[publsh]\nrepo = 'a/b'\n", "perhaps you meant 'publish'"),
         (MINIMAL + "[verify]\ncross_check = 1.5\n", "one mistake"),
         (MINIMAL + "[verify]\ncross_check = 1.5\n", "verify.cross_check: given 1.5"),

@@ -46,7 +46,8 @@ def compare(
     else the first. All questions are answered in batches of the first artifact's `verify.batch_size`, and some at the
     further `batch_sizes`. `latency` measures single questions, too. `dataset` names the source of the questions if it
     is not the one that the artifacts name. `samples` asks about so many of the questions, in whole rounds of 32 spread
-    evenly over them; the gates on F1 and agreement, which are for all questions, are then not applied. `allow_native` is that of `qabuild.load`.
+    evenly over them; the gates on F1 and agreement, which are for all questions, are then not applied.
+    `allow_native` is that of `qabuild.load`.
 
     An artifact that cannot be measured is listed in the comparison's `failures`. Raises BadTarget if there is nothing
     to compare or two artifacts were verified on different data, UntrustedInput if `dataset` has other questions; if no
