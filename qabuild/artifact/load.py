@@ -69,14 +69,14 @@ def find(
             )
         opened = open_artifact(Path(source), digest, any_evidence=allow_unverified)
     else:
-        downloaded = _download(str(source), revision)
+        downloaded = download(str(source), revision)
         opened = open_artifact(downloaded, digest, linked=True, any_evidence=allow_unverified)
     if key is not None:
         signature.require(opened, key)
     return opened
 
 
-def _download(repo_id: str, revision: str | None) -> Path:
+def download(repo_id: str, revision: str | None) -> Path:
     """The folder in the Hub's cache that holds that revision of the repository."""
     return hub_files.download(repo_id, hub.commit(repo_id, revision, "artifact"), "artifact", ["*"])
 
