@@ -51,8 +51,8 @@ def compare(
 
     An artifact that cannot be measured is listed in the comparison's `failures`. Raises BadTarget if there is nothing
     to compare or two artifacts were verified on different data, UntrustedInput if `dataset` has other questions; if no
-    artifact can be measured, the error of one of them. Raises InterruptedComparison if the user interrupts after two
-    rounds.
+    artifact can be measured, the error of one of them. If the user interrupts after two rounds, the KeyboardInterrupt
+    holds as its `comparison` what is complete.
     """
     from qabuild.evaluation.compare import rounds
     from qabuild.evaluation.compare.contestants import load_questions, open_contestants, require_baseline
