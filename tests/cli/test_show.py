@@ -194,6 +194,18 @@ def test_an_interrupted_fetch_leaves_nothing(tmp_path, published, monkeypatch, e
     assert os.listdir(tmp_path / "artifacts") == []
 
 
+def test_a_copy_is_checked_before_it_gets_its_name(tmp_path, published, monkeypatch):
+    def damaged(source: Path, copy: Path) -> None:
+        for name, text in content(source).items():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            (copy / name).write_bytes(text if name != "model.safetensors" else b"as from a failing disk")
+
+    monkeypatch.setattr(fetching.shutil, "copytree", damaged)
+    with pytest.raises(UntrustedInput, match=r"model\.safetensors"):
+        fetching.fetch("me/mine", tmp_path / "artifacts")
+    assert os.listdir(tmp_path / "artifacts") == []
+
+
 def test_fetch_replaces_nothing(tmp_path, published):
     other = proven.make(tmp_path / "artifacts" / "mine", weights=b"others")
     before = content(other)
