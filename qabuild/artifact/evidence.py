@@ -157,6 +157,8 @@ class Measurement:
     """Windows per batch of the answers above, where answers depend on the batch: the one of the worst F1."""
     by_batch: Sequence[BatchAccuracy] = ()
     """At each batch size, where answers depend on it; else empty."""
+    truncated_questions: Count = 0
+    """Questions of more tokens than were read."""
 
     @property
     def f1_retention(self) -> float:

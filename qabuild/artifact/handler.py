@@ -37,6 +37,8 @@ TEMPLATE = Template(
 Made by qabuild when the model was compiled. It needs the packages of requirements.txt, and no qabuild.
 """
 
+import json
+import os
 $decoder
 PARAMETERS = {
     "align_to_words",
@@ -60,16 +62,22 @@ class EndpointHandler:
 
     def __init__(self, path=""):
         self.model, self.tokenizer = load(path or ".")
+        with open(os.path.join(path or ".", "manifest.json"), encoding="utf-8") as file:
+            self.parameters = json.load(file)["answer"]
 
     def __call__(self, data):
         """Answer {"inputs": {"question": ..., "context": ...}, "parameters": {...}}, or a list of inputs.
 
+        Parameters that are not given are those with which the model was verified: `answer` in manifest.json.
+
         An answer is a dictionary of `answer`, `score`, `start` and `end`, or a list of them with a top_k above 1; a
-        list of inputs gives a list of these. Raises ValueError for a request of another form.
+        list of inputs gives a list of these. `question_truncated` is true in the answers to a question that was too
+        long. Raises ValueError for a request of another form.
         """
         inputs, parameters = data.get("inputs"), data.get("parameters") or {}
         if unknown := sorted(set(parameters) - PARAMETERS):
             raise ValueError(f"unknown parameters: {', '.join(unknown)}; known: {', '.join(sorted(PARAMETERS))}")
+        parameters = {**self.parameters, **{name: value for name, value in parameters.items() if value is not None}}
         asked = inputs if isinstance(inputs, list) else [inputs]
         answers = [answer(self.model, self.tokenizer, **_checked(each), **parameters) for each in asked]
         return answers if isinstance(inputs, list) else answers[0]

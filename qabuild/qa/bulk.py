@@ -33,7 +33,8 @@ from qabuild.system.terminal import visible
 
 AnswersFormat = Literal["jsonl", "predictions"]
 Record = dict[str, Any]
-"""A line of answers: `id` and `answer`, `score`, `start`, `end`; or `id`, `at` and `error` for a bad row."""
+"""A line of answers: `id` and `answer`, `score`, `start`, `end`, and `question_truncated`, true, where it was; or `id`,
+`at` and `error` for a bad row."""
 
 PROGRESS_SECONDS = 0.1
 MAX_CONSECUTIVE_FAILURES = 50
@@ -52,6 +53,8 @@ class Summary:
     """Rows without an answer, each reported."""
     resumed: int
     """Rows, answered or bad, that an earlier run had processed."""
+    truncated: int = 0
+    """Rows whose question has more tokens than are read; their answers have `question_truncated`."""
 
 
 def answer_file(
@@ -190,14 +193,16 @@ class _Tally:
     rows: int = 0
     bad: int = 0
     resumed: int = 0
+    truncated: int = 0
 
     def add(self, record: Record, resumed: bool = False) -> None:
         self.rows += 1
         self.bad += "error" in record
         self.resumed += resumed
+        self.truncated += any("question_truncated" in answer for answer in record.get("answers", [record]))
 
     def summary(self) -> Summary:
-        return Summary(rows=self.rows, answered=self.rows - self.bad, bad=self.bad, resumed=self.resumed)
+        return Summary(answered=self.rows - self.bad, **vars(self))
 
 
 # --- answering ------------------------------------------------------------------------------------------------------
@@ -278,7 +283,7 @@ def _record(row: Row, result: Any, parameters: Mapping[str, Any]) -> Record:
 
 
 def _ordered(answer: Mapping[str, Any]) -> Record:
-    return {name: answer[name] for name in ("answer", "score", "start", "end")}
+    return {name: answer[name] for name in ("answer", "score", "start", "end", "question_truncated") if name in answer}
 
 
 # --- writing --------------------------------------------------------------------------------------------------------

@@ -511,13 +511,12 @@ def test_a_target_can_disable_the_cross_check_and_says_so(tmp_path):
 
 def test_a_long_question_is_truncated_in_both_pipelines(build, second_pipeline):
     """The stock pipeline documents `max_question_len`, and heeds it with slow tokenizers only."""
-
     folder = build("eager", "sample")
     model, tokenizer = load_model(resolve(str(folder), None)), load_tokenizer(folder)
     question = data.load(data.DatasetRef("sample")).questions[0]
     long_questions = [replace(question, question=" ".join([question.question] * times)) for times in (9, 300)]
-    other = cross_check.SecondPipeline(model, tokenizer, batch_size=2, squad_v2=False)
-    ours = ask.answerer(model, tokenizer, squad_v2=False)
+    other = cross_check.SecondPipeline(model, tokenizer, {"handle_impossible_answer": False}, batch_size=2)
+    ours = ask.answerer(model, tokenizer)
     for question in long_questions:
         assert other([question]).answers == ours([question]).answers
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from qabuild.artifact import sealed_reference
 from qabuild.builder.keys import Inputs, flat, package_inputs
 from qabuild.builder.steps.step import ARTIFACT, Context, Facts, Requirements, require_checkpoint
+from qabuild.errors import BadTarget
 from qabuild.evaluation import reference
 from qabuild.qa import ask
 from qabuild.system.hub import is_path
@@ -17,7 +18,6 @@ from qabuild.target.model import Target
 
 if TYPE_CHECKING:
     from qabuild.models.checkpoint.resolve import Checkpoint
-    from qabuild.qa.data import QuestionSet
 
 WORK = ("qabuild.evaluation.reference", "qabuild.models.checkpoint.load", "qabuild.qa.data")
 
@@ -34,6 +34,7 @@ class Reference:
         return {
             "checkpoint": facts.identity,
             **flat("verify", _questions(target, facts)),
+            **flat("answer", target.answer.model_dump(mode="json")),
             "publish.data": target.shown,
             "reference.device": _device(target, facts),
             **package_inputs(facts.versions, self.requires(target)),
@@ -41,8 +42,7 @@ class Reference:
         }
 
     def run(self, context: Context, directory: Path) -> Mapping[str, Any]:
-        _answer(context, context.checkpoint, directory, context.target.shown)
-        return {}
+        return {"answer": _answer(context, context.checkpoint, directory, context.target.shown)}
 
 
 class Teacher:
@@ -76,9 +76,11 @@ def score(answers: Path, target: Target, *, offline: bool) -> dict[str, float]:
     return {"exact_match": scores.exact_match, "f1": scores.f1}
 
 
-def _answer(context: Context, checkpoint: Checkpoint, directory: Path, shown: str) -> QuestionSet:
+def _answer(context: Context, checkpoint: Checkpoint, directory: Path, shown: str) -> dict[str, Any]:
+    """Write the answers. Returns the parameters of the pipeline."""
     from qabuild.builder.leakage import questions_of
     from qabuild.models.checkpoint.load import load_model, load_tokenizer
+    from qabuild.qa.pipeline import QuestionAnsweringPipeline
 
     target = context.target
     questions = questions_of(target, offline=context.offline)
@@ -95,8 +97,13 @@ def _answer(context: Context, checkpoint: Checkpoint, directory: Path, shown: st
     }
     model = load_model(checkpoint).to(context.inputs["reference.device"])
     tokenizer = load_tokenizer(checkpoint.directory)
-    reference.write_reference(model, tokenizer, questions, described, directory, context.reporter)
-    return questions
+    parameters = target.answer.parameters(unanswerable=questions.has_unanswerable)
+    try:
+        QuestionAnsweringPipeline(model, tokenizer, **parameters).check()
+    except ValueError as error:
+        raise BadTarget(f"{target.name}: [answer]: {error}", "choose another max_seq_len or doc_stride") from None
+    reference.write_reference(model, tokenizer, questions, described, parameters, directory, context.reporter)
+    return parameters
 
 
 def _questions(target: Target, facts: Facts) -> dict[str, Any]:
