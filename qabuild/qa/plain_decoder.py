@@ -80,16 +80,18 @@ def window_limits(tokenizer: Any, max_seq_len: int | None, doc_stride: int | Non
 def cut_question(tokenizer: Any, question: str, context: str, limit: int, stride: int, longest: int | None) -> str:
     """The question's first tokens, as text, without dividing a character: `longest` at most, or as many as fit.
 
-    That is all of them if question and context fit one window, of `limit` tokens; else as many as leave the context
-    one token more than the `stride` that two windows share. Raises ValueError if that leaves none.
+    That is all of them if question and context fit one window, of `limit` tokens; else 7/8 of the tokens beside those
+    that two windows share, or with a `longest` all but one, so that each window holds something new of the context.
+    Raises ValueError if `stride` leaves none.
     """
     room = limit - tokenizer.num_special_tokens_to_add(pair=True)
     if stride >= room:
         raise ValueError(f"doc_stride ({stride}) must be at most {room - 1}, with max_seq_len {limit}")
     offsets = tokenizer(question, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
     size = min(len(offsets), longest or len(offsets))
-    if size >= room - stride and size + len(tokenizer(context, add_special_tokens=False)["input_ids"]) > room:
-        size = room - stride - 1
+    most = room - stride - 1 if longest else (room - stride) * 7 // 8
+    if size > most and size + len(tokenizer(context, add_special_tokens=False)["input_ids"]) > room:
+        size = most
     while 0 < size < len(offsets) and offsets[size][0] < offsets[size - 1][1]:
         size -= 1
     return question if size == len(offsets) else question[: offsets[size - 1][1] if size else 0]

@@ -25,8 +25,8 @@ class Answer(Frozen):
     max_question_len: int | None = Field(
         None,
         ge=1,
-        description="tokens of a question that are read; by default all that leave a long context more tokens of a "
-        "window than `doc_stride`",
+        description="tokens of a question that are read; by default all if question and context fit one window, else "
+        "7/8 of `max_seq_len` less special tokens and `doc_stride`",
     )
     doc_stride: int | None = Field(
         None,

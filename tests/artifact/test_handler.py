@@ -29,6 +29,7 @@ from qabuild.models.runtime import Runtime
 from qabuild.publishing import card
 from qabuild.qa import ask, plain_decoder
 from qabuild.system import packages
+from qabuild.target.answer import Answer
 from qabuild.target.gates import Gates
 
 pytestmark = pytest.mark.hub
@@ -113,6 +114,7 @@ def compile_artifact(name: str, dtype: str, folder: Path) -> artifacts.Artifact:
             "cross_check": 0.1,
             "gates": Gates(min_f1_retention=0).model_dump(),
         },
+        answer=Answer().parameters(unanswerable=False),
         publish={},
         record=record,
         versions=versions,

@@ -69,8 +69,9 @@ class QuestionAnsweringPipeline:
     - `doc_stride` (half of `max_seq_len`, 128 at most): tokens that two windows of a long context share.
     - `max_answer_len` (15): tokens of an answer, at most.
     - `max_seq_len` (what the model reads, 384 at most): tokens of a window: question, context and special tokens.
-    - `max_question_len` (all that leave a long context more tokens of a window than `doc_stride`): tokens of the
-      question that are read. The results of a question that was truncated have `question_truncated`, which is True.
+    - `max_question_len` (all if question and context fit one window, else 7/8 of `max_seq_len` less special tokens and
+      `doc_stride`): tokens of the question that are read. The results of a question that was truncated have
+      `question_truncated`, which is True.
     - `handle_impossible_answer` (False): let the empty answer compete, with the score of the CLS token in the window
       where it is lowest.
     - `align_to_words` ("auto"): let answers begin and end with a word, as the tokenizer splits text. In scripts without

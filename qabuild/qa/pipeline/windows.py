@@ -39,7 +39,7 @@ class Cut:
     max_seq_len: int
     doc_stride: int
     max_question_len: int | None = None
-    """None: as many as leave a long context more tokens of a window than the overlap."""
+    """None: 7/8 of the tokens of a window beside the overlap, so that a long context has few times more windows."""
     from_the_end: bool = False
     """Whether the first window holds the context's end, as for tokenizers that truncate on the left."""
 
@@ -119,7 +119,7 @@ class WindowMaker:
         """The windows of (question, context) pairs.
 
         A question is truncated to `max_question_len` tokens, and further if it would leave its context no more tokens
-        than the overlap, unless both fit one window. Raises ValueError as `check` does.
+        than the overlap. Without such a limit it is read whole if both fit one window. Raises ValueError as `check` does.
         """
         layout = self.check(cut)
         questions, question_of = _distinct(question for question, _ in pairs)
@@ -394,9 +394,10 @@ def _question_sizes(layout: Layout, cut: Cut, question: Integers, context: Integ
     import numpy as np
 
     capacity = cut.max_seq_len - layout.special_count
+    free = capacity - cut.doc_stride
+    limit = free * 7 // 8 if cut.max_question_len is None else free - 1
     question = question if cut.max_question_len is None else np.minimum(question, cut.max_question_len)
-    too_long = (question + context > capacity) & (capacity - question <= cut.doc_stride)
-    return np.where(too_long, capacity - cut.doc_stride - 1, question)
+    return np.where(question + context > capacity, np.minimum(question, limit), question)
 
 
 def _slide(size: Integers, capacity: Integers, cut: Cut) -> tuple[Integers, Integers, Integers]:
