@@ -133,7 +133,7 @@ def _stock_pipeline(model: Any, tokenizer: Any, batch_size: int, parameters: Map
         device=model.device,
         batch_size=batch_size,
         task="question-answering",
-        **{"align_to_words": "auto", **parameters},
+        **parameters,
     )
 
 

@@ -33,7 +33,7 @@ def answer(
     max_question_len: int | None = None,
     max_seq_len: int | None = None,
     handle_impossible_answer: bool = False,
-    align_to_words: bool | str = "auto",
+    align_to_words: bool | str = True,
 ) -> Any:
     """The best answer as a dictionary of `score`, `start`, `end` and `answer`; with `top_k` above 1, a list of them.
 

@@ -45,7 +45,7 @@ class Parameters:
     max_seq_len: int | None = None
     max_question_len: int | None = None
     handle_impossible_answer: bool = False
-    align_to_words: bool | Literal["auto"] = AUTO
+    align_to_words: bool | Literal["auto"] = True
     padding: bool | str = "do_not_pad"
     batch_size: int | None = None
     batch_tokens: int | None = None

@@ -74,9 +74,9 @@ class QuestionAnsweringPipeline:
       `question_truncated`, which is True.
     - `handle_impossible_answer` (False): let the empty answer compete, with the score of the CLS token in the window
       where it is lowest.
-    - `align_to_words` ("auto"): let answers begin and end with a word, as the tokenizer splits text. In scripts without
+    - `align_to_words` (True): let answers begin and end with a word, as the tokenizer splits text. In scripts without
       spaces between words, such as Chinese, Japanese and Thai, its words are whole sentences: with "auto", a token that
-      holds a character of such a script is a word by itself. True and False are the stock pipeline's.
+      holds a character of such a script is a word by itself.
     - `batch_size`: windows of a batch; without it, as many as make up `batch_tokens` tokens. With 1, no window is
       padded and a stream is not read ahead. A model whose logits padding changes gets no padding with any: its batches
       hold windows of one length. Model types not known to ignore padding (`qabuild.qa.padding`) count as such.

@@ -119,7 +119,7 @@ class WindowMaker:
         """The windows of (question, context) pairs.
 
         A question is truncated to `max_question_len` tokens, and further if it would leave its context no more tokens
-        than the overlap. Without such a limit it is read whole if both fit one window. Raises ValueError as `check` does.
+        than the overlap, unless both fit one window. Raises ValueError as `check` does.
         """
         layout = self.check(cut)
         questions, question_of = _distinct(question for question, _ in pairs)
