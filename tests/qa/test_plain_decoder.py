@@ -31,9 +31,7 @@ TIE = 1e-4  # scores this close may change places: our pipeline pads and batches
 words = st.sampled_from(" ".join(tiny.CORPUS[:7]).split())
 questions = st.lists(words, min_size=1, max_size=12).map(" ".join)
 contexts = st.lists(words, min_size=1, max_size=120).map(" ".join)
-foreign = st.sampled_from(
-    ["駅は丘の上", "町", "1911年", "BERT模型", "我喜欢。", "สวัสดี", "ກາ", "ကျောင်း", "한국어", "🚂"]
-)
+foreign = st.sampled_from(["駅は丘の上", "町", "1911年", "BERT模型", "我喜欢。", "สวัสดี", "ກາ", "한국어", "🚂"])
 mixed = st.lists(st.one_of(words.map(lambda word: f" {word}"), foreign), min_size=1, max_size=60).map("".join)
 """Texts in scripts with spaces and without."""
 parameters = st.fixed_dictionaries(
