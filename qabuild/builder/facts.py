@@ -84,9 +84,8 @@ def gather(target: Target, results: Store, name: str, *, fetch: bool, offline: b
     if checkpoint is not None:
         check(checkpoint.config, target.backend, target.runtime)
     stages = tuple(map(collector.derivation, derivations(target.origin)))
-    teacher = next((stage.derived.teacher for stage in reversed(stages) if stage.derived.teacher), None)
     return TargetFacts(
-        **collector.facts(target.origin, teacher, target.datasets).__dict__,
+        **collector.facts(target.origin, target.original, target.datasets).__dict__,
         derivations=stages,
         missing=tuple(packages.missing(required, target.runtime.device)),
         cached=results.keys(),
@@ -118,14 +117,14 @@ class FactCollector:
         self.derivation = cache(self._derivation)
 
     def facts(
-        self, checkpoint: Origin, teacher: Origin | None, datasets: Mapping[str, DatasetRef], head: bool = True
+        self, checkpoint: Origin, original: Origin | None, datasets: Mapping[str, DatasetRef], head: bool = True
     ) -> Facts:
         """What steps depend on that begin with that checkpoint and read those data sets."""
         return Facts(
             checkpoint=self.checkpoint(checkpoint, head=head),
             made_by=self._maker(checkpoint),
-            teacher=self.checkpoint(teacher) if teacher else None,
-            teacher_made_by=self._maker(teacher) if teacher else None,
+            original=self.checkpoint(original) if original else None,
+            original_made_by=self._maker(original) if original else None,
             data={key: self._data(ref, key) for key, ref in datasets.items()},
             versions=self._versions,
             code=self._code,
