@@ -81,10 +81,16 @@ def _answer(context: Context, checkpoint: Checkpoint, directory: Path) -> dict[s
     """Write the answers. Returns the parameters of the pipeline."""
     from qabuild.builder.leakage import questions_of
     from qabuild.models.checkpoint.load import load_model, load_tokenizer
+    from qabuild.qa import data
     from qabuild.qa.pipeline import QuestionAnsweringPipeline
 
     target = context.target
     questions = questions_of(target, offline=context.offline)
+    if questions.misplaced:
+        context.reporter.say(
+            f"verify.dataset: {len(questions.misplaced)} questions are left out, since an answer is not at its "
+            "answer_start"
+        )
     described = {
         "dataset": questions.name,
         "file": is_path(target.verify.dataset),
@@ -93,7 +99,7 @@ def _answer(context: Context, checkpoint: Checkpoint, directory: Path) -> dict[s
         "split": questions.split,
         "samples": len(questions),
         "seed": target.verify.seed if target.verify.samples else None,
-        "fingerprint": questions.fingerprint,
+        "fingerprint": data.fingerprint(questions.questions),
         "shown": target.shown,
     }
     model = load_model(checkpoint).to(context.inputs["reference.device"])
@@ -118,6 +124,8 @@ def _questions(target: Target, facts: Facts) -> dict[str, Any]:
         "split": None if is_path(verify.dataset) else verify.split,  # a file has none
         "samples": verify.samples,
         "seed": verify.seed if verify.samples else None,  # it draws nothing where all are asked
+        "max_misplaced": verify.max_misplaced,
+        "columns": verify.data.columns.model_dump(exclude_none=True),
     }
 
 
