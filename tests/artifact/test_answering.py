@@ -146,8 +146,9 @@ def test_every_way_of_asking_gives_the_answers_that_were_verified(artifact):
 def test_an_artifact_of_an_earlier_version_answers_as_it_did(tmp_path):
     with tarfile.open(Path(__file__).parents[1] / "support" / "artifact-0.1.0.tar.xz") as archive:
         archive.extractall(tmp_path, filter="data")
+    assert open_artifact(tmp_path / "tiny").manifest.parameters == {"max_question_len": 64, "align_to_words": True}
     answer = qabuild.load(tmp_path / "tiny")
-    first, second = (answer(question="Who? " * 20 + end, context=tiny.CONTEXT) for end in ("When?", "Where is it?"))
+    first, second = (answer(question="Who? " * 60 + end, context=tiny.CONTEXT) for end in ("When?", "Where is it?"))
     assert first == second
     assert first["question_truncated"]
     chinese = {"question": "?", "context": CHINESE}
