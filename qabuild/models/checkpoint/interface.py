@@ -66,10 +66,11 @@ def fitting(tokenizer: Any, config: Any) -> dict[str, Any]:
     A tokenizer with token types that the model has no embedding for was not what gave it token types in training.
     """
     limit, types = positions(config), getattr(config, "type_vocab_size", None)
-    settings: dict[str, Any] = {}
+    names, settings = tokenizer.model_input_names, dict[str, Any]()
     if limit is not None and tokenizer.model_max_length > limit:
         settings["model_max_length"] = limit
-    names = tokenizer.model_input_names
-    if types and "token_type_ids" in names and max(tokenizer("a", "a", return_token_type_ids=True)["token_type_ids"]) >= types:
-        settings["model_input_names"] = [name for name in names if name != "token_type_ids"]
+    if types and "token_type_ids" in names:
+        pair = tokenizer("a", "a", return_token_type_ids=True)
+        if max(pair["token_type_ids"]) >= types:
+            settings["model_input_names"] = [name for name in names if name != "token_type_ids"]
     return settings

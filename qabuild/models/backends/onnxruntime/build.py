@@ -34,8 +34,7 @@ def build(checkpoint: Checkpoint, options: Options, runtime: Runtime, scratch: P
     if options.level > 0:
         stage = optimise_stage(stage, scratch / "optimised", source, options, runtime)
         differences["optimised"] = comparison.compare(stage, "the optimised graph", "fp32")
-        layers, fused = source.model.config.num_hidden_layers, count_fused(stage / FILE)
-        record |= check_fused(source.model.config.model_type, layers, fused, options.allow_missing_fusions)
+        record |= check_fused(source.model.config, count_fused(stage / FILE), options.allow_missing_fusions)
     if runtime.dtype != "fp32":
         stage = (to_fp16 if runtime.dtype == "fp16" else to_int8)(stage, scratch / runtime.dtype)
         differences[runtime.dtype] = comparison.compare(stage, f"the {runtime.dtype} graph", runtime.dtype)
