@@ -39,7 +39,8 @@ def forced(config: Any) -> dict[str, Any]:
 def forced_content(content: Mapping[str, Any], class_name: str) -> dict[str, Any]:
     """The content of config.json with what `forced` changes, and the model's class where it names none."""
     changed = {**content, **{key: value for key, value in FORCED.items() if content.get(key, value) != value}}
-    if content.get("num_labels", LABELS) != LABELS or len(content.get("id2label") or range(LABELS)) != LABELS:
+    names = content.get("id2label")
+    if content.get("num_labels", LABELS) != LABELS or (isinstance(names, dict) and len(names) != LABELS):
         changed = {key: value for key, value in changed.items() if key not in _OF_LABELS}
     if not content.get("architectures"):
         changed["architectures"] = [class_name]

@@ -52,9 +52,9 @@ def load_model(
     from transformers import AutoModelForQuestionAnswering
 
     # Inspect again: the files may have changed since `resolve`.
+    _refuse_unmapped(checkpoint)
     config = config or load_config(checkpoint.directory)
     examine_weights(checkpoint.directory)
-    _refuse_unmapped(checkpoint)
     with quiet_transformers(), _explained(checkpoint.directory, "model"):
         model, report = AutoModelForQuestionAnswering.from_pretrained(
             checkpoint.directory,
@@ -101,8 +101,9 @@ def load_tokenizer(directory: Path) -> Any:
     config = load_config(directory) if own_file(directory, CONFIG) else None
     if config is not None:
         refuse_ids_beyond(directory, tokenizer.get_vocab(), config.vocab_size)
-        for key, value in fitting(tokenizer, config).items():
-            setattr(tokenizer, key, value)
+        with _explained(directory, "tokenizer", "does not fit the model"):
+            for key, value in fitting(tokenizer, config).items():
+                setattr(tokenizer, key, value)
     if tokenizer.model_max_length < LEAST_TOKENS:
         raise UntrustedInput(
             f"{directory}: the model reads {tokenizer.model_max_length} tokens at once, by {TOKENIZER_CONFIG} and "

@@ -42,6 +42,7 @@ LEFTOVERS: tuple[dict[str, Any], ...] = (
     {"output_attentions": True},
     {"output_hidden_states": True},
     {"chunk_size_feed_forward": 64},
+    {"dtype": "float16", "torch_dtype": "bfloat16"},
     {"num_labels": 5},
     {**THREE_LABELS, "problem_type": "multi_label_classification"},
     {"architectures": None},
@@ -198,6 +199,7 @@ def test_token_types_that_the_model_has_are_given(checkpoint: Callable[..., Path
         ({"file": "tokenizer_config.json", "model_max_length": "512"}, "model_max_length is '512'"),
         ({"file": "tokenizer_config.json", "model_max_length": 0}, "model_max_length is 0"),
         ({"file": "tokenizer_config.json", "model_max_length": 8}, "reads 8 tokens at once"),
+        ({"max_position_embeddings": "514"}, "cannot be loaded|does not fit the model"),
         ({"pad_token_id": None}, "pad_token_id is null, and a 'roberta' counts its positions"),
     ],
 )
