@@ -48,13 +48,12 @@ def forced_content(content: Mapping[str, Any], class_name: str) -> dict[str, Any
 
 
 def positions(config: Any) -> int | None:
-    """The maximum number of tokens of a row, by transformers' `config`; None where the model has no limit.
+    """The maximum number of tokens of a row, by transformers' `config`; None where it states none.
 
-    Rotary and DeBERTa's relative positions have none: it extends or clips them.
+    Models with rotary or relative positions could read more, but some backends fix what the config states.
     """
     count: int | None = getattr(config, "max_position_embeddings", None)
-    relative = config.model_type in ("deberta", "deberta-v2") and not config.position_biased_input
-    if count is None or relative or config.model_type == "modernbert":
+    if count is None:
         return None
     if config.model_type in COUNTED_FROM_PADDING:
         return count - 1 - int(config.pad_token_id)

@@ -9,6 +9,7 @@ from typing import Any
 
 from qabuild.errors import QABuildError
 from qabuild.models import sdpa_kernels
+from qabuild.models.checkpoint.interface import positions
 from qabuild.models.checkpoint.load import copy_tokenizer, load_tokenizer
 from qabuild.models.training import curves, teacher_logits
 from qabuild.models.training.collate import Collator
@@ -38,7 +39,7 @@ def fit(request: Request, examples: Examples, tell: Tell) -> Mapping[str, Any]:
         request,
         model,
         examples,
-        Collator(examples, input_names(model, tokenizer), logits),
+        Collator(examples, input_names(model, tokenizer), logits, positions(model.config)),
         alpha=request.distill.alpha if request.distill else 1.0,
         temperature=request.distill.temperature if request.distill else 1.0,
         callbacks=[log],

@@ -51,7 +51,7 @@ class Source:
     """The checkpoint in PyTorch, and the probes that trace and compare it."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        self.directory = checkpoint.directory
+        self.checkpoint = checkpoint
         self.model = load_model(checkpoint, attention=export.attention(checkpoint.config))
         self.tokenizer = load_tokenizer(checkpoint.directory)
         self.inputs = input_names(self.model, self.tokenizer)
@@ -61,7 +61,7 @@ class Source:
 def export_stage(source: Source, options: Options, stage: Path) -> Path:
     """Export the checkpoint's graph in fp32 into the new folder `stage`, with the exporter of the options."""
     if options.exporter == "optimum":
-        return export_optimum.export(source.directory, stage)
+        return export_optimum.export(source.checkpoint, stage)
     return export.export(source.model, source.inputs, source.probes[0], stage)
 
 
