@@ -21,7 +21,7 @@ from typing import Any, Self
 from qabuild.errors import MissingEnvironment
 from qabuild.qa.ask import Answered
 from qabuild.qa.data import Question
-from qabuild.system import cache
+from qabuild.system import user_folders
 from qabuild.system.process import Child
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -58,7 +58,7 @@ def make_environment(folder: Path) -> None:
 
 
 def default_folder() -> Path:
-    return cache.default_root() / "transformers-4.57"
+    return user_folders.cache() / "transformers-4.57"
 
 
 def remember(folder: Path) -> None:
@@ -81,7 +81,7 @@ def python(environment: Path | None = None) -> Path:
 
 def _note() -> Path:
     """The file that names the remembered environment."""
-    return cache.default_root() / "stock-environment.txt"
+    return user_folders.cache() / "stock-environment.txt"
 
 
 class Stock:

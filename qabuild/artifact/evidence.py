@@ -115,6 +115,22 @@ class BatchAccuracy:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Original:
+    """Scores of the original, in points, and the artifact's F1 beside it, on the same questions."""
+
+    __pydantic_config__ = documents.CLOSED
+
+    exact_match: float
+    f1: float
+    f1_difference: float
+    """F1 of the artifact less that of the original."""
+    f1_difference_interval: tuple[float, float]
+    """95 %, paired bootstrap over the questions."""
+    f1_difference_bounds: tuple[float, float] | None = None
+    """The interval at the `confidence` of the gates; None where they state none."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Measurement:
     """What a verification measured, before any gate is applied."""
 
@@ -157,6 +173,10 @@ class Measurement:
     """Windows per batch of the answers above, where answers depend on the batch: the one of the worst F1."""
     by_batch: Sequence[BatchAccuracy] = ()
     """At each batch size, where answers depend on it; else empty."""
+    f1_difference_bounds: tuple[float, float] | None = None
+    """As `f1_difference_interval`, at the `confidence` of the gates; None where they state none."""
+    original: Original | None = None
+    """None where the artifact holds no answers of an original."""
 
     @property
     def f1_retention(self) -> float:
@@ -190,11 +210,14 @@ class Gate:
     limit: float | bool
     value: float | bool | None
     passed: bool
+    confidence: float | None = None
+    """The confidence level of the interval whose worse end is `value`; None where it is what was measured."""
 
 
 def describe(gate: Gate) -> str:
     """The gate in one line: measured value and limit."""
-    return f"{gate.name}: {_figure(gate.value)}, must be {_figure(gate.limit)}"
+    at = "" if gate.confidence is None else f" with {100 * gate.confidence:g} % confidence"
+    return f"{gate.name}: {_figure(gate.value)}{at}, must be {_figure(gate.limit)}"
 
 
 def _figure(value: float | bool | None) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
+from math import ceil
 from pathlib import Path
 
 from qabuild.artifact import as_built, handler
 from qabuild.artifact import manifest as artifacts
-from qabuild.artifact.evidence import CrossCheck, Gate, Measurement, Verification, describe
+from qabuild.artifact.evidence import CrossCheck, Gate, Measurement, Original, Verification, describe
 from qabuild.artifact.manifest import Artifact
 from qabuild.target.gates import Gates
 
@@ -24,6 +26,10 @@ LOWEST_CROSS_CHECK = 0.9
 """Minimum agreement of two pipelines for a dtype without a `min_agreement`: int8, whose scales depend on the batch."""
 
 
+OF_TRAINING = {"min_teacher_f1_retention", "max_f1_drop_from_original"}
+"""Gates that judge the checkpoint's training, too."""
+
+
 def judge(artifact: Artifact, measurement: Measurement, gates: Gates, key: str | None = None) -> Verification:
     """Apply every gate for the artifact's dtype to the measurement; the result records the present time.
 
@@ -35,7 +41,7 @@ def judge(artifact: Artifact, measurement: Measurement, gates: Gates, key: str |
         *must_be("same_tokens", True, measurement.same_tokens),
         *must_be("finite_logits", True, measurement.finite_logits),
         *_reference_gates(measurement),
-        *at_least("min_f1_retention", limits.min_f1_retention, measurement.f1_retention),
+        *_f1_gates(limits, measurement),
         *at_least("min_agreement", limits.min_agreement, measurement.agreement),
         *at_most("max_logit_difference", limits.max_logit_difference, measurement.logit_difference),
         *as_built.gates(artifact, measurement),
@@ -72,6 +78,54 @@ def _reference_gates(measurement: Measurement) -> list[Gate]:
     return gates
 
 
+def _f1_gates(limits: Gates, measurement: Measurement) -> list[Gate]:
+    """Gates on F1, each on what was measured or, with a `confidence`, on the worse end of the interval.
+
+    The interval is that of the difference of two F1; to give a retention, the F1 of the checkpoint counts as exact.
+    """
+    level, whole = limits.confidence, measurement.checkpoint_f1
+    lost, lost_from_original = (_f1_drop(each, level) for each in (measurement, measurement.original))
+    kept: float | None = measurement.f1_retention
+    if level is not None:
+        kept = 1 - lost / whole if lost is not None and whole else None
+    gates = [
+        *at_least("min_f1_retention", limits.min_f1_retention, kept),
+        *at_most("max_f1_drop", limits.max_f1_drop, lost),
+        *at_most("max_f1_drop_from_original", limits.max_f1_drop_from_original, lost_from_original),
+    ]
+    return [replace(gate, confidence=level) for gate in gates]
+
+
+def _f1_drop(measured: Measurement | Original | None, confidence: float | None) -> float | None:
+    """Points of F1 that the artifact loses, at most with that `confidence`; None where it was not measured."""
+    if measured is None:
+        return None
+    if confidence is None:
+        return -measured.f1_difference
+    return -measured.f1_difference_bounds[0] if measured.f1_difference_bounds else None
+
+
+def questions_to_tell(verification: Verification) -> int | None:
+    """About how many questions it takes to pass, where every failed gate holds for what was measured, and only the
+    interval around it is too wide; None elsewhere. The width falls with the square root of the number of questions.
+    """
+    m = verification.measurement
+    measured = {
+        "min_f1_retention": m.f1_retention,
+        "max_f1_drop": _f1_drop(m, None),
+        "max_f1_drop_from_original": _f1_drop(m.original, None),
+    }
+    needed = []
+    for gate in verification.failed_gates:
+        point = measured.get(gate.name)
+        if gate.confidence is None or gate.value is None or point is None:
+            return None
+        if (gate.limit - point) * (gate.limit - gate.value) >= 0:  # both are on one side of the limit
+            return None
+        needed.append(m.questions * ((gate.value - point) / (gate.limit - point)) ** 2)
+    return ceil(max(needed, default=0)) or None
+
+
 def _cross_check_gate(artifact: Artifact, checked: CrossCheck | None, limits: Gates) -> list[Gate]:
     """The gate on the agreement with the second pipeline, named after it; none if the target disables the check.
 
@@ -106,9 +160,14 @@ def explain_failure(verification: Verification, directory: Path) -> tuple[str, s
         )
     changed = len(verification.measurement.flips)
     hint = f"{changed} answers changed, {len(losses)} for the worse: see `flips` in {directory / artifacts.EVIDENCE}"
-    if [gate.name for gate in verification.failed_gates] == ["min_teacher_f1_retention"]:
-        hint = "the artifact reproduces its checkpoint, but the student falls short of its teacher: distil on more "
-        hint += "questions, for more epochs, or into a larger student"
+    if {gate.name for gate in verification.failed_gates} <= OF_TRAINING:
+        hint = (
+            "the artifact reproduces its checkpoint, but that falls short of its teacher or of the checkpoint it was "
+        )
+        hint += "trained from: train on more questions, for more epochs, or a larger student"
+    if questions := questions_to_tell(verification):
+        hint = f"{verification.measurement.questions} questions are too few to tell: what was measured is within the "
+        hint += f"limit, and the end of its interval is not; about {questions} questions would do (verify.samples)"
     return "\n".join(lines), hint
 
 
@@ -123,6 +182,7 @@ def at_least(name: str, limit: float | None, value: float | None) -> list[Gate]:
     return [] if limit is None else [Gate(name=name, limit=limit, value=value, passed=passed)]
 
 
-def at_most(name: str, limit: float | None, value: float) -> list[Gate]:
-    """A gate with an upper limit; empty if `limit` is None."""
-    return [] if limit is None else [Gate(name=name, limit=limit, value=value, passed=value <= limit)]
+def at_most(name: str, limit: float | None, value: float | None) -> list[Gate]:
+    """A gate with an upper limit; empty if `limit` is None. A value that was not measured (None) fails."""
+    passed = limit is not None and value is not None and value <= limit
+    return [] if limit is None else [Gate(name=name, limit=limit, value=value, passed=passed)]

@@ -207,6 +207,21 @@ class Artifact:
         """The reference answers. Raises UntrustedInput where they cannot be read."""
         return sealed_reference.read(self.directory / sealed_reference.FOLDER)
 
+    @cached_property
+    def original(self) -> Reference | None:
+        """What the checkpoint before training, or the teacher, answers to the questions of the reference.
+
+        None where the artifact does not hold that. Raises UntrustedInput where it cannot be read, or holds other
+        questions.
+        """
+        folder = self.directory / sealed_reference.ORIGINAL
+        if not folder.is_dir():
+            return None
+        original = sealed_reference.read(folder)
+        if original.answers.keys() != self.reference.answers.keys() or original.data != self.reference.data:
+            raise UntrustedInput(f"{folder}: not of the questions of the reference", "build the artifact again")
+        return original
+
     @property
     def evidence(self) -> dict[str, Any] | None:
         """The evidence as JSON values; None where it was never verified. Raises UntrustedInput where it is damaged."""

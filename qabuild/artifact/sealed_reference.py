@@ -1,4 +1,8 @@
-"""Reference answers of the checkpoint, sealed into an artifact: answer texts, and logits on a few probes."""
+"""Reference answers of the checkpoint, sealed into an artifact: answer texts, and logits on a few probes.
+
+An artifact whose checkpoint was trained may hold the same of the original, too: of the teacher or, without one, of the
+checkpoint that the training started from.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +20,7 @@ from qabuild.system import documents
 from qabuild.system.documents import Count
 
 FOLDER = "reference"
+ORIGINAL = "original"
 ANSWERS = "answers.json"
 PROBES = "probes.safetensors"
 

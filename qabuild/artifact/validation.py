@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
-from qabuild.artifact.evidence import FORMAT, Gate, Measurement, Verification, describe, evidence_of
+from qabuild.artifact.evidence import FORMAT, Gate, Measurement, Original, Verification, describe, evidence_of
 from qabuild.artifact.judge import explain_failure, judge
 from qabuild.artifact.manifest import EVIDENCE, Artifact
 from qabuild.errors import QABuildError, UntrustedInput, VerificationFailed
@@ -84,6 +84,8 @@ def _problems(artifact: Artifact, evidence: Verification, judged: Verification) 
     if questions:  # then nothing else can be compared
         return
     yield from _scores(measurement)
+    yield from _original(artifact, measurement)
+    yield from _bounds(artifact, measurement)
     document = artifact.evidence or {}  # it states the retention, too, which is not read
     yield from _equal("f1_retention", document["measurement"]["f1_retention"], measurement.f1_retention)
     yield from _flips(artifact, measurement)
@@ -120,6 +122,31 @@ def _scores(m: Measurement) -> Iterator[str]:
     if m.f1_difference_interval_999 is not None:
         lower, higher = m.f1_difference_interval_999
         yield from _ordered("f1_difference_interval_999", [-100, lower, low, high, higher, 100])
+
+
+def _original(artifact: Artifact, m: Measurement) -> Iterator[str]:
+    if (m.original is None) is not (artifact.original is None):
+        yield f"original is {'missing' if m.original is None else 'of no sealed answers'}"
+    if m.original:
+        for name in ("exact_match", "f1"):
+            yield from _within(f"original.{name}", getattr(m.original, name), 0, 100)
+        yield from _equal("original.f1_difference", m.original.f1_difference, m.f1 - m.original.f1)
+        low, high = m.original.f1_difference_interval
+        yield from _ordered("original.f1_difference_interval", [-100, low, m.original.f1_difference, high, 100])
+
+
+def _bounds(artifact: Artifact, m: Measurement) -> Iterator[str]:
+    """Checks the intervals at the `confidence` of the gates against those at 95 %."""
+    confidence = artifact.manifest.gates.confidence
+    measured: list[Measurement | Original] = [m, m.original] if m.original else [m]
+    for compared in measured:
+        (low, high), bounds = compared.f1_difference_interval, compared.f1_difference_bounds
+        if (bounds is None) is not (confidence is None):
+            yield f"f1_difference_bounds is {bounds}, and the gates' confidence is {confidence}"
+        elif bounds and confidence:
+            inner, outer = ((low, high), bounds) if confidence > 0.95 else (bounds, (low, high))
+            values = [-100, outer[0], inner[0], compared.f1_difference, inner[1], outer[1], 100]
+            yield from _ordered("f1_difference_bounds", values)
 
 
 def _flips(artifact: Artifact, m: Measurement) -> Iterator[str]:
@@ -216,9 +243,13 @@ def _gates(evidence: Verification, judged: Verification) -> Iterator[str]:
 
 def _same(gate: Gate, other: Gate) -> bool:
     values = [(gate.limit, other.limit), (gate.value, other.value)]
-    return gate.passed is other.passed and all(
-        one is another if one is None or another is None else math.isclose(one, another, rel_tol=1e-9)
-        for one, another in values
+    return (
+        gate.passed is other.passed
+        and gate.confidence == other.confidence
+        and all(
+            one is another if one is None or another is None else math.isclose(one, another, rel_tol=1e-9)
+            for one, another in values
+        )
     )
 
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from qabuild.models.checkpoint.resolve import Checkpoint
 
 
-SEALED = ("compile", "reference", "deviation")
+SEALED = ("compile", "reference", "original", "deviation")
 """The steps whose results the manifest seals."""
 
 

@@ -139,9 +139,9 @@ class Execution:
             "train": train.model_dump(mode="json", exclude={"dataset", "deepspeed", "save_steps"}),
             **self._record_of(derivation),
         }
-        if "teacher" in results:
-            scores = score(results["teacher"].directory, plan.target, offline=self.offline)
-            record["teacher"] = {**_described(require_checkpoint(plan.facts.teacher)), **scores}
+        if plan.target.distill:
+            scores = score(results["original"].directory, plan.target, offline=self.offline)
+            record["teacher"] = {**_described(require_checkpoint(plan.facts.original)), **scores}
         return record
 
     def _stage_records(self, plan: Plan) -> list[dict[str, Any]] | None:

@@ -85,12 +85,12 @@ def gather(target: Target, results: Store, name: str, *, fetch: bool, offline: b
     if checkpoint is not None:
         check(checkpoint.config, target.backend, target.runtime)
     stages = tuple(map(collector.derivation, derivations(target.origin)))
+    facts = collector.facts(target.origin, target.original, target.datasets)
     unread = packages.missing(collector.tokenizer_packages, "cpu")
     if fetch:
         packages.refuse(unread)
-    teacher = next((stage.derived.teacher for stage in reversed(stages) if stage.derived.teacher), None)
     return TargetFacts(
-        **collector.facts(target.origin, teacher, target.datasets).__dict__,
+        **facts.__dict__,
         derivations=stages,
         missing=(*packages.missing(required, target.runtime.device), *unread),
         cached=results.keys(),
@@ -124,14 +124,14 @@ class FactCollector:
         self.derivation = cache(self._derivation)
 
     def facts(
-        self, checkpoint: Origin, teacher: Origin | None, datasets: Mapping[str, DatasetRef], head: bool = True
+        self, checkpoint: Origin, original: Origin | None, datasets: Mapping[str, DatasetRef], head: bool = True
     ) -> Facts:
         """What steps depend on that begin with that checkpoint and read those data sets."""
         return Facts(
             checkpoint=self.checkpoint(checkpoint, head=head),
             made_by=self._maker(checkpoint),
-            teacher=self.checkpoint(teacher) if teacher else None,
-            teacher_made_by=self._maker(teacher) if teacher else None,
+            original=self.checkpoint(original) if original else None,
+            original_made_by=self._maker(original) if original else None,
             data={key: self._data(ref, key) for key, ref in datasets.items()},
             versions=self._versions,
             code=self._code,

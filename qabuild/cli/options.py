@@ -88,7 +88,7 @@ set_option = click.option(
     "overrides",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Override a key, as in --set verify.samples=200.",
+    help="Override a key, as in --set verify.samples=200; of several targets, where it occurs.",
 )
 
 

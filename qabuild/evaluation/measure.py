@@ -7,7 +7,16 @@ from pathlib import Path
 from typing import Any, cast
 
 from qabuild.artifact import disclosure, measurements, sealed_reference
-from qabuild.artifact.evidence import BatchAccuracy, CrossCheck, Flip, Machine, Measurement, ReferenceCheck, Speed
+from qabuild.artifact.evidence import (
+    BatchAccuracy,
+    CrossCheck,
+    Flip,
+    Machine,
+    Measurement,
+    Original,
+    ReferenceCheck,
+    Speed,
+)
 from qabuild.artifact.load import damage_explained, load_model
 from qabuild.artifact.manifest import Artifact
 from qabuild.errors import BadTarget, MissingEnvironment, UntrustedInput
@@ -88,7 +97,8 @@ def measure(
         data=sealed.data,
         questions=len(questions),
         **judged,
-        **_compare_answers(questions, answers, expected, sealed.data),
+        **_compare_answers(questions, answers, expected, sealed.data, manifest.gates.confidence),
+        original=_compare_with_original(artifact, questions, answers),
         samples_per_second=len(questions) / sum(turns[ARTIFACT].seconds for turns in rounds),
         speed=_speed([turns for turns in rounds if CHECKPOINT in turns]),
         cross_check=checked,
@@ -105,7 +115,7 @@ def _register(artifact: Artifact, measurement: Measurement, reporter: Reporter) 
     try:
         measurements.register(artifact, measurement)
     except MissingEnvironment as error:  # the measurement is as good; only `publish` will make it anew
-        reporter.say(f"{error.message}; {error.hint}")
+        reporter.say(f"the measurement was not registered: {error.message}; {error.hint}")
 
 
 def batch_sizes(options: Any, runtime: Runtime, batch_size: int) -> dict[str, int | None]:
@@ -270,13 +280,16 @@ def _judged_answers(
 
 
 def _compare_answers(
-    questions: QuestionSet, answers: Mapping[str, str], expected: Mapping[str, str], shown: Mapping[str, Any]
+    questions: QuestionSet,
+    answers: Mapping[str, str],
+    expected: Mapping[str, str],
+    shown: Mapping[str, Any],
+    confidence: float | None,
 ) -> dict[str, Any]:
     """The fields of a Measurement on the answers; `shown` is the reference's `data`, which may hide the flips."""
     gold = {question.id: question.answers for question in questions.questions}
     artifact, checkpoint = squad_metric.score(answers, gold), squad_metric.score(expected, gold)
-    artifact_scores, checkpoint_scores = (squad_metric.score_each(texts, gold) for texts in (answers, expected))
-    differences = [artifact_scores[name].f1 - checkpoint_scores[name].f1 for name in gold]
+    differences = _f1_differences(answers, expected, gold)
     flips = [
         Flip(
             id=question.id,
@@ -296,10 +309,36 @@ def _compare_answers(
         "f1": artifact.f1,
         "f1_difference": artifact.f1 - checkpoint.f1,
         "f1_difference_interval": mean_interval(differences),
+        "f1_difference_bounds": mean_interval(differences, confidence) if confidence else None,
         "f1_difference_interval_999": mean_interval(differences, 0.999),
         "agreement": 1 - len(flips) / len(questions),
         "flips": disclosure.hide_flips(sorted(flips, key=lambda flip: flip.f1_difference), shown, questions),
     }
+
+
+def _compare_with_original(artifact: Artifact, questions: QuestionSet, answers: Mapping[str, str]) -> Original | None:
+    """The scores of the original that the artifact holds answers of, and what the artifact's F1 differs by."""
+    sealed, confidence = artifact.original, artifact.manifest.gates.confidence
+    if sealed is None:
+        return None
+    gold = {question.id: question.answers for question in questions.questions}
+    theirs = disclosure.reveal_answers(sealed, questions)
+    scores, differences = squad_metric.score(theirs, gold), _f1_differences(answers, theirs, gold)
+    return Original(
+        exact_match=scores.exact_match,
+        f1=scores.f1,
+        f1_difference=squad_metric.score(answers, gold).f1 - scores.f1,
+        f1_difference_interval=mean_interval(differences),
+        f1_difference_bounds=mean_interval(differences, confidence) if confidence else None,
+    )
+
+
+def _f1_differences(
+    answers: Mapping[str, str], others: Mapping[str, str], gold: Mapping[str, Sequence[str]]
+) -> list[float]:
+    """F1 of each answer less that of the other one, in points."""
+    scores, other_scores = (squad_metric.score_each(texts, gold) for texts in (answers, others))
+    return [scores[name].f1 - other_scores[name].f1 for name in gold]
 
 
 def compare_logits(

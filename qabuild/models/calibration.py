@@ -26,7 +26,7 @@ class Calibrated(Frozen):
         "rajpurkar/squad",
         min_length=1,
         description="int8: data whose training questions tell the range of activations: a Hub id, a SQuAD-layout file "
-        "that begins with ./, ../, / or ~, or 'sample'",
+        "that begins with ./, ../, / or ~, or 'sample'; the default is train.dataset, where the target trains",
     )
     calibration_configuration: str | None = Field(
         None, min_length=1, description="configuration of a Hub data set that has several"

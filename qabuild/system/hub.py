@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal, NoReturn
 
 from qabuild.errors import BadTarget, QABuildError
+from qabuild.system import user_folders
 
 SAMPLE = "sample"
 """The name of the embedded data set and checkpoint."""
@@ -46,9 +47,11 @@ def commit(repo_id: str, revision: str | None, repo_type: RepoType, *, offline: 
     A full sha is returned unchanged, without a query. For any other the Hub is queried and the answer cached in
     huggingface_hub's `refs`; with `offline` or `HF_HUB_OFFLINE=1` it is read from there.
 
-    Raises BadTarget for a malformed id, an unknown repository or revision; QABuildError without a network.
+    Raises BadTarget for a malformed id, an unknown repository or revision; MissingEnvironment where nothing can be
+    cached; QABuildError without a network.
     """
     _check_id_and_revision(repo_id, revision, repo_type)
+    user_folders.require_hub_cache()
     if revision and _FULL_SHA.fullmatch(revision):
         return revision
     if is_offline(offline):

@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from qabuild.errors import MissingEnvironment
+from qabuild.system import user_folders
 
 
 class Register:
@@ -25,9 +26,7 @@ class Register:
     @property
     def folder(self) -> Path:
         """Holds the secret key, and a file for each digest."""
-        from platformdirs import user_state_path
-
-        return user_state_path("qabuild") / self._name
+        return user_folders.state() / self._name
 
     def add(self, digest: str) -> None:
         """Enter a digest, in hex. Raises MissingEnvironment if the register cannot be written."""
@@ -37,7 +36,7 @@ class Register:
         """Whether this user entered the digest on this machine."""
         try:
             entry = (self.folder / digest).read_text(encoding="ascii")
-        except (OSError, ValueError):
+        except (OSError, ValueError, MissingEnvironment):
             return False
         return hmac.compare_digest(entry, self._authentication(digest))
 

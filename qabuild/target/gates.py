@@ -14,6 +14,23 @@ class Gates(Frozen):
     min_f1_retention: float = Field(
         0.99, ge=0, le=1, description="least F1 of the artifact over F1 of the checkpoint, 0 to 1"
     )
+    max_f1_drop: float | None = Field(
+        None, ge=0, le=100, description="most points of F1 that the artifact may lose against the checkpoint"
+    )
+    max_f1_drop_from_original: float | None = Field(
+        None,
+        ge=0,
+        le=100,
+        description="most points of F1 that the artifact may lose against the teacher or, without one, against the "
+        "checkpoint before its training",
+    )
+    confidence: float | None = Field(
+        None,
+        gt=0.5,
+        lt=1,
+        description="confidence level of an interval, such as 0.95; min_f1_retention, max_f1_drop and "
+        "max_f1_drop_from_original must then hold for the interval's worse end, not only for what was measured",
+    )
     min_agreement: float | None = Field(
         None, ge=0, le=1, description="least share of questions with the same answer, 0 to 1; the default is by dtype"
     )

@@ -58,6 +58,19 @@ def sources(origin: Origin) -> Iterator[CheckpointSource]:
         yield origin
 
 
+def original(origin: Origin) -> Origin | None:
+    """The checkpoint that a derived one is to answer like; None for one that is not derived.
+
+    The teacher of its last distillation or, without one, the checkpoint that its first stage starts from.
+    """
+    first = None
+    while isinstance(origin, Derived):
+        if origin.teacher:
+            return origin.teacher
+        first = origin = origin.start
+    return first
+
+
 def training_data(target: Target) -> dict[tuple[str, str], DatasetRef]:
     """The data sets that training or calibration reads, by target name and key."""
     calibration = target.datasets.get("backend.calibration")

@@ -18,7 +18,7 @@ from qabuild.qa.data.dataset_ref import DatasetRef, DatasetTable
 from qabuild.system.frozen import Frozen
 from qabuild.system.hub import is_path
 from qabuild.target.gates import Gates
-from qabuild.target.lineage import Derived, Origin
+from qabuild.target.lineage import Derived, Origin, original
 
 if TYPE_CHECKING:
     BackendOptions = Any  # the Options of the backend that `name` chooses
@@ -47,6 +47,9 @@ class Verify(DatasetTable):
 
 RENAMED: Mapping[tuple[str, str], str] = {("verify", "stock"): "cross_check"}
 """New name of a key, by its table and its old name, which still works."""
+
+PINS = ("configuration", "revision", "fingerprint")
+"""Keys beside the name of a data set that say which of its questions are meant."""
 
 STAGES = ("train",)
 """Tables that derive a checkpoint from another one, in this order; `distill` configures the training further."""
@@ -93,6 +96,16 @@ class Target(Frozen):
     def origin(self) -> Origin:
         """The lineage of the checkpoint that is compiled, across targets."""
         return self._origin or self._own_origin({})
+
+    @property
+    def has_original(self) -> bool:
+        """Whether the artifact is compared with the original: where there is a teacher, or a gate on it."""
+        return self.distill is not None or self.verify.gates.max_f1_drop_from_original is not None
+
+    @property
+    def original(self) -> Origin | None:
+        """The checkpoint that the compiled one is to answer like, see `lineage.original`; None unless compared."""
+        return original(self.origin) if self.has_original else None
 
     @property
     def shown(self) -> Literal["full", "ids", "none"]:
@@ -190,6 +203,19 @@ class Target(Frozen):
             if isinstance(teacher, dict) and isinstance(train, dict) and "layers" in train:
                 return {**tables, "checkpoint": teacher}
         return tables
+
+    @model_validator(mode="before")
+    @classmethod
+    def _calibrate_on_training_data(cls, tables: Any) -> Any:
+        """Without a calibration data set of its own, int8 is calibrated on the questions that the target trains on."""
+        train, options = (tables.get("train"), tables.get("backend")) if isinstance(tables, dict) else (None, None)
+        if not isinstance(train, dict) or not isinstance(options, dict) or "dataset" not in train:
+            return tables
+        name, named = options.get("name"), {"calibration", *(f"calibration_{key}" for key in PINS)} & options.keys()
+        if named or name not in BACKENDS or not issubclass(backend(name).Options, Calibrated):
+            return tables
+        pins = {f"calibration_{key}": train[key] for key in PINS if key in train}
+        return {**tables, "backend": {**options, "calibration": train["dataset"], **pins}}
 
     @field_validator("distill")
     @classmethod

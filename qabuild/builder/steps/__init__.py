@@ -15,7 +15,7 @@ STEPS: tuple[Step, ...] = (
     training.Train(),
     compile.Compile(),
     reference.Reference(),
-    reference.Teacher(),
+    reference.Original(),
     deviation.Deviation(),
     verify.Verify(),
 )

@@ -1,4 +1,4 @@
-"""The steps `reference` and `teacher`: what the checkpoint, and the teacher of its training, answer themselves."""
+"""The steps `reference` and `original`: answers of the checkpoint, and of the one that it is to answer like."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from qabuild.target.model import Target
 
 if TYPE_CHECKING:
     from qabuild.models.checkpoint.resolve import Checkpoint
-    from qabuild.qa.data import QuestionSet
 
 WORK = ("qabuild.evaluation.reference", "qabuild.models.checkpoint.load", "qabuild.qa.data")
 
@@ -41,42 +40,43 @@ class Reference:
         }
 
     def run(self, context: Context, directory: Path) -> Mapping[str, Any]:
-        _answer(context, context.checkpoint, directory, context.target.shown)
+        _answer(context, context.checkpoint, directory)
         return {}
 
 
-class Teacher:
-    """The teacher answers the questions as a reference too: its F1 stands beside the student's."""
+class Original:
+    """The teacher, or the checkpoint before its training, answers the questions, too: F1 is compared with theirs."""
 
-    name: ClassVar[str] = "teacher"
+    name: ClassVar[str] = "original"
     stage: ClassVar[str] = ARTIFACT
-    folder: ClassVar[str | None] = None
+    folder: ClassVar[str | None] = sealed_reference.ORIGINAL
 
     def requires(self, target: Target) -> Requirements:
-        return Reference().requires(target) if target.distill else {}
+        return Reference().requires(target) if target.has_original else {}
 
     def inputs(self, target: Target, facts: Facts) -> Inputs | None:
-        if target.distill is None:
+        if not target.has_original:
             return None
-        inputs = Reference().inputs(target, replace(facts, checkpoint=facts.teacher, made_by=facts.teacher_made_by))
-        return {**(inputs or {}), "publish.data": "full"}  # no artifact holds it
+        return Reference().inputs(target, replace(facts, checkpoint=facts.original, made_by=facts.original_made_by))
 
     def run(self, context: Context, directory: Path) -> Mapping[str, Any]:
-        _answer(context, require_checkpoint(context.facts.teacher), directory, "full")
+        _answer(context, require_checkpoint(context.facts.original), directory)
         return {}
 
 
 def score(answers: Path, target: Target, *, offline: bool) -> dict[str, float]:
     """EM and F1, in points, of the answers in that folder, which one of these steps wrote."""
+    from qabuild.artifact import disclosure
     from qabuild.builder.leakage import questions_of
     from qabuild.qa import squad_metric
 
-    golds = {question.id: question.answers for question in questions_of(target, offline=offline).questions}
-    scores = squad_metric.score(sealed_reference.read(answers).answers, golds)
+    questions = questions_of(target, offline=offline)
+    golds = {question.id: question.answers for question in questions.questions}
+    scores = squad_metric.score(disclosure.reveal_answers(sealed_reference.read(answers), questions), golds)
     return {"exact_match": scores.exact_match, "f1": scores.f1}
 
 
-def _answer(context: Context, checkpoint: Checkpoint, directory: Path, shown: str) -> QuestionSet:
+def _answer(context: Context, checkpoint: Checkpoint, directory: Path) -> None:
     from qabuild.builder.leakage import questions_of
     from qabuild.models.checkpoint.load import load_model, load_tokenizer
 
@@ -91,12 +91,11 @@ def _answer(context: Context, checkpoint: Checkpoint, directory: Path, shown: st
         "samples": len(questions),
         "seed": target.verify.seed if target.verify.samples else None,
         "fingerprint": questions.fingerprint,
-        "shown": shown,
+        "shown": target.shown,
     }
     model = load_model(checkpoint).to(context.inputs["reference.device"])
     tokenizer = load_tokenizer(checkpoint.directory)
     reference.write_reference(model, tokenizer, questions, described, directory, context.reporter)
-    return questions
 
 
 def _questions(target: Target, facts: Facts) -> dict[str, Any]:

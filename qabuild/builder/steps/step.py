@@ -33,9 +33,9 @@ class Facts:
     stage that was not carried out."""
     made_by: str | None = None
     """Key of the step that will make the checkpoint."""
-    teacher: Checkpoint | None = None
-    """The teacher of the target's distillation."""
-    teacher_made_by: str | None = None
+    original: Checkpoint | None = None
+    """What the checkpoint is to answer like: for a training, its teacher; for a target, see `Target.original`."""
+    original_made_by: str | None = None
     data: Mapping[str, str | None]
     """Digest or commit sha of each data set, by the key that names it; None where it is not known yet."""
     versions: Mapping[str, str]
@@ -48,8 +48,8 @@ class Facts:
         return _identity(self.checkpoint, self.made_by)
 
     @property
-    def teacher_identity(self) -> Any:
-        return _identity(self.teacher, self.teacher_made_by)
+    def original_identity(self) -> Any:
+        return _identity(self.original, self.original_made_by)
 
     def data_identity(self, key: str) -> Any:
         """What identifies the data set that the target's `key` names."""

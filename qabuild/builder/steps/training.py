@@ -44,7 +44,7 @@ class _TrainingStep:
         request = Request(
             step=cast(StepName, self.name),
             start=context.checkpoint,
-            teacher=context.facts.teacher,
+            teacher=context.facts.original,
             train=target.training,
             distill=target.distill and target.distill.model_copy(update=searched.get("best", {})),
             device=context.inputs["train.device"],
@@ -75,7 +75,7 @@ class Logits(_TrainingStep):
     def inputs(self, target: Target, facts: Facts) -> Inputs | None:
         if target.distill is None:
             return None
-        return {"teacher": facts.teacher_identity, **_windows(target, facts), **self._shared(target, facts)}
+        return {"teacher": facts.original_identity, **_windows(target, facts), **self._shared(target, facts)}
 
 
 class Search(_TrainingStep):

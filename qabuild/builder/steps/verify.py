@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 
 from qabuild.artifact.evidence import Measurement
 from qabuild.artifact.manifest import Artifact
-from qabuild.builder.keys import Inputs, package_inputs
+from qabuild.builder.keys import Inputs, key_or_unknown, package_inputs
 from qabuild.builder.steps.deviation import measured
+from qabuild.builder.steps.reference import Original
 from qabuild.builder.steps.step import VERIFICATION, Context, Facts, Requirements
 from qabuild.builder.store.local import Entry
 from qabuild.errors import UntrustedInput
@@ -32,9 +33,12 @@ class Verify:
         return {**dict.fromkeys(cross_check.PACKAGES, ()), **dict.fromkeys(module.PACKAGES, module.EXTRAS)}
 
     def inputs(self, target: Target, facts: Facts) -> Inputs | None:
+        original = Original().inputs(target, facts)
         return {
             **measured(target, facts),
+            "original": key_or_unknown(original) if original else None,
             "verify.cross_check": target.verify.cross_check,
+            "verify.gates.confidence": target.verify.gates.confidence,
             **package_inputs(facts.versions, self.requires(target)),
             "code": facts.code.digest(
                 "qabuild.evaluation.measure", "qabuild.models.checkpoint.load", BACKENDS[target.backend.name]

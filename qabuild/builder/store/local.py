@@ -27,8 +27,8 @@ from typing import Any
 from qabuild.artifact.manifest import SealedFile, measure_files
 from qabuild.builder.keys import Inputs, json_digest, step_key
 from qabuild.errors import QABuildError, UntrustedInput
-from qabuild.system import documents, files
-from qabuild.system.cache import LAYOUT, default_root
+from qabuild.system import documents, files, user_folders
+from qabuild.system.cache import LAYOUT
 from qabuild.system.files import errors_explained
 
 ENTRY = "entry.json"
@@ -58,7 +58,7 @@ class Store:
     """The results under one folder: `root`, or QABUILD_CACHE, or the platform's cache folder."""
 
     def __init__(self, root: Path | None = None) -> None:
-        self.root = root or default_root()
+        self.root = root or user_folders.cache()
         self._base = self.root / LAYOUT
 
     def keys(self) -> frozenset[str]:

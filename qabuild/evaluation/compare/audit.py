@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from qabuild.artifact.evidence import Gate
-from qabuild.artifact.judge import at_least, must_be
+from qabuild.artifact.judge import at_least, at_most, must_be
 from qabuild.evaluation.compare.accuracy import Gold, ScoredAnswers, answers_by_id
 from qabuild.evaluation.compare.contestants import Contestant
 from qabuild.evaluation.compare.rounds import Run
@@ -18,19 +18,19 @@ def audit(run: Run, answers: ScoredAnswers, gold: Gold) -> list[Gate]:
 
     The first questions were run in the batches of the verification and must give the same answers: all of them on the
     same machine and packages, else `min_agreement` of them. The timed answers come from other batches, which may
-    decide ties differently, so they must only pass the gates of the artifact's target. An artifact that failed its
-    verification fails the audit.
+    decide ties differently, so they must only pass the gates of the artifact's target, as measured: its `confidence`
+    is for the verification. An artifact that failed its verification fails the audit.
     """
     limits, sealed = run.contestant.artifact.manifest.gates, run.contestant.reference.answers
     audited = {name: text for name, (text, _, _) in answers_by_id(run.audit, gold).items()}
     min_same = 1.0 if _same_environment(run.contestant) else limits.min_agreement
     checkpoint_f1 = squad_metric.score(sealed, gold).f1
+    f1 = answers.total.f1
     return [
         *must_be("verified", True, run.contestant.verification.passed),
         *at_least("same_as_verified", min_same, _agreement(audited, run.contestant.verified_answers)),
-        *at_least(
-            "min_f1_retention", limits.min_f1_retention, answers.total.f1 / checkpoint_f1 if checkpoint_f1 else 0.0
-        ),
+        *at_least("min_f1_retention", limits.min_f1_retention, f1 / checkpoint_f1 if checkpoint_f1 else 0.0),
+        *at_most("max_f1_drop", limits.max_f1_drop, checkpoint_f1 - f1),
         *at_least("min_agreement", limits.min_agreement, _agreement(answers.texts, sealed)),
     ]
 

@@ -77,6 +77,18 @@ def other_class(entries: Entries) -> None:
     entries[name] += b"class Other(Module):\n  def forward(self: Tensor) -> Tensor:\n    return self\n"
 
 
+def beyond_the_record(entries: Entries) -> None:
+    """More elements of a constant than its record has, in the pickle that states them."""
+    content = entries["constants.pkl"]
+    stated = content.index(b"cpu") + len("cpu") + 2  # after the device and where it is memoised
+    assert content[stated : stated + 1] == pickle.BININT1
+    entries["constants.pkl"] = content[:stated] + pickle.BININT + b"\0\0\0\x10" + content[stated + 2 :]
+
+
+def shorter_record(entries: Entries) -> None:
+    entries["constants/0"] = entries["constants/0"][:-1]
+
+
 ATTACKS: dict[str, Callable[[Entries], None]] = {
     "an operator with a file": call('torch.from_file("/tmp/x", True, 4)'),
     "an operator by its namespace": call('ops.aten.from_file("/tmp/x", True, 4)'),
@@ -114,6 +126,9 @@ ATTACKS: dict[str, Callable[[Entries], None]] = {
     "a file of the same name": lambda entries: entries.update({"Data.pkl": b""}),
     "a pickled function": pickled("constants.pkl", "os", "system"),
     "a pickled object of native code": pickled("constants.pkl", "__torch__.torch.classes.mine", "Runner"),
+    "a constant beyond its record": beyond_the_record,
+    "a record that is too short": shorter_record,
+    "a constant without a record": lambda entries: entries.pop("constants/0") and None,
     "a module of another class": pickled("data.pkl", "__torch__.torch.classes.mine", "Runner"),
     "no pickle": lambda entries: entries.update({"data.pkl": b"\xff"}),
     "deep nesting": call("(" * 500 + "1" + ")" * 500),

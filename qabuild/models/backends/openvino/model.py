@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.modeling_outputs import QuestionAnsweringModelOutput
 
+from qabuild.errors import MissingEnvironment
 from qabuild.models.backends import vet
 from qabuild.models.backends.openvino import graph_check
 from qabuild.models.backends.openvino.core import core
@@ -54,10 +55,10 @@ def _cache_setting(path: Path) -> dict[str, str]:
     The cache is outside the artifact; OpenVINO detects a damaged entry and recompiles.
     """
     digest = hashlib.sha256(files.read(path) + files.read(path.with_suffix(".bin"))).hexdigest()
-    folder = compiled_for_this_machine(digest)
     try:
+        folder = compiled_for_this_machine(digest)
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
+    except (OSError, MissingEnvironment):
         return {}
     return {"CACHE_DIR": str(folder)}
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import io
+import pickle
 import pickletools
 import re
 import zipfile
@@ -95,7 +97,9 @@ def problems(path: Path) -> Iterator[str]:
     module = code[0].removeprefix("code/").removesuffix(".py").replace("/", ".")
     yield from _code_problems(reader.get_record(code[0]).decode(), module)
     yield from _pickle_problems(reader.get_record("data.pkl"), re.compile(rf"{re.escape(module)} \w+", re.ASCII))
-    yield from _pickle_problems(reader.get_record("constants.pkl"), _PICKLED)
+    constants = reader.get_record("constants.pkl")
+    yield from _pickle_problems(constants, _PICKLED)
+    yield from _storage_problems(reader, constants)
 
 
 def _code_problems(source: str, module: str) -> Iterator[str]:
@@ -156,3 +160,31 @@ def _pickle_problems(content: bytes, known: re.Pattern[str]) -> Iterator[str]:
     for opcode, argument, _ in pickletools.genops(content):
         if opcode.name not in _OPCODES or (opcode.name == "GLOBAL" and not known.fullmatch(str(argument))):
             yield f"it holds a pickled {opcode.name} {argument or ''}"
+
+
+def _storage_problems(reader: Any, constants: bytes) -> Iterator[str]:
+    """torch takes the stated number of elements for the record's, and would read beyond its end."""
+    from torch.storage import _storage_type_to_dtype_map
+
+    storages = _Storages(constants)
+    storages.load()
+    for kind, key, elements in storages.found:
+        size = len(reader.get_record(f"constants/{key}"))
+        if elements * _storage_type_to_dtype_map()[kind].itemsize != size:
+            yield f"it states {elements} elements of {kind} for constants/{key}, which has {size} bytes"
+
+
+class _Storages(pickle.Unpickler):
+    """Lists the storages of a pickle of tensors that `_pickle_problems` accepted. No tensor is made."""
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(io.BytesIO(content))
+        self.found: list[tuple[str, str, int]] = []
+        """Type of each storage, such as LongStorage; its record below constants/; its number of elements."""
+
+    def persistent_load(self, storage: Any) -> None:
+        _, kind, key, _, elements = storage
+        self.found.append((kind, str(key), int(elements)))
+
+    def find_class(self, module: str, name: str) -> Any:
+        return name if module == "torch" else lambda *_: None
