@@ -48,7 +48,7 @@ class Verify(DatasetTable):
 RENAMED: Mapping[tuple[str, str], str] = {("verify", "stock"): "cross_check"}
 """New name of a key, by its table and its old name, which still works."""
 
-PINS = ("configuration", "revision", "fingerprint")
+PINS = ("configuration", "revision", "fingerprint", "columns", "max_misplaced")
 """Keys beside the name of a data set that say which of its questions are meant."""
 
 STAGES = ("train",)

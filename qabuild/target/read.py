@@ -232,7 +232,7 @@ def _merge(base: Toml, over: Toml) -> Toml:
     """
     merged = dict(base)
     if any(over.get(key, base.get(key)) != base.get(key) for key in ("model", "target", "dataset", "calibration")):
-        belonging = ("configuration", "revision", "digest", "fingerprint")
+        belonging = ("configuration", "revision", "digest", "fingerprint", "columns")
         for key in ("model", "target", *belonging, *(f"calibration_{name}" for name in belonging)):
             merged.pop(key, None)
     for key, value in over.items():

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from qabuild.errors import BadTarget, QABuildError, RenamedKey
 from qabuild.models.backends import BACKENDS
+from qabuild.qa.data.dataset_ref import SAME_NAMES, Columns
 from qabuild.target.lock import load_all
 from qabuild.target.model import Target, Verify, json_schema
 from qabuild.target.paths import require_paths
@@ -250,6 +251,15 @@ def test_extends_merges_tables_and_the_extending_file_wins(write):
     assert Path(target.checkpoint.model) == path.parent / "base" / ".." / "weights"
 
 
+def test_another_data_set_inherits_no_columns(write):
+    path = write(MINIMAL + '[verify]\ndataset = "./a.csv"\nmax_misplaced = 0.1\ncolumns = { question = "frage" }\n')
+    assert load(path).verify.data.columns.question == "frage"
+    other = load(path, ["verify.dataset=./b.csv"]).verify.data
+    assert (other.columns, other.max_misplaced) == (SAME_NAMES, 0.1)
+    named = load(path, ["verify.dataset=./b.csv", "verify.columns.context=text"]).verify.data
+    assert named.columns == Columns(context="text")
+
+
 def test_another_backend_inherits_no_options_and_another_model_no_revision(write):
     write('[checkpoint]\nmodel = "me/a"\nrevision = "v1"\n[backend]\nname = "onnxruntime"\nlevel = 1\n', "base.toml")
     target = load(write('extends = "base.toml"\n[checkpoint]\nmodel = "me/b"\n[backend]\nname = "eager"\n'))
@@ -396,6 +406,8 @@ def test_int8_is_calibrated_on_what_the_target_trains_on(tmp_path):
 
     trained = calibration(INT8.format("") + TRAIN)
     assert (trained.dataset, trained.configuration, trained.revision) == ("me/questions", "de", "v2")
+    read = calibration(INT8.format("") + TRAIN + 'max_misplaced = 0.1\ncolumns = { question = "frage" }\n')
+    assert (read.max_misplaced, read.columns) == (0.1, Columns(question="frage"))
     assert calibration(INT8.format("")).dataset == "rajpurkar/squad"
     assert calibration(INT8.format('calibration_revision = "v1"') + TRAIN).dataset == "rajpurkar/squad"
     own = calibration(INT8.format('calibration = "sample"') + TRAIN)
