@@ -29,8 +29,6 @@ from qabuild.qa.model_inputs import input_names
 from qabuild.system import hub, packages
 from qabuild.system.quiet import quiet_transformers
 
-WINDOW = 384
-"""Tokens of the window that shows whether a model runs, where it reads as many: the pipeline's."""
 _SHOWN = 5  # tensors that a message names; of the others it gives the count
 
 
@@ -246,13 +244,13 @@ def _refuse_relative_positions(report: Mapping[str, Any], checkpoint: Checkpoint
 
 
 def _refuse_failing(model: Any, directory: Path) -> None:
-    """Refuse a model that fails on a full window of its tokenizer, for whatever reason: the checkpoint is at fault."""
+    """Refuse a model that fails on a short window of its tokenizer, for whatever reason: the checkpoint is at fault."""
     import torch
 
     tokenizer = load_tokenizer(directory)
-    length = min(tokenizer.model_max_length, WINDOW)
     with torch.inference_mode(), quiet_transformers(), _explained(directory, "model", "fails on a question"):
-        window = tokenizer("a", "a " * length, truncation="only_second", max_length=length, return_tensors="pt")
+        text = "a " * LEAST_TOKENS
+        window = tokenizer("a", text, truncation="only_second", max_length=LEAST_TOKENS, return_tensors="pt")
         output = model(**{name: window[name] for name in input_names(model, tokenizer)})
         shapes = [list(output[name].shape) for name in ("start_logits", "end_logits")]
         if shapes != [list(window["input_ids"].shape)] * 2:
