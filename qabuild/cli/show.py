@@ -65,6 +65,7 @@ def _print(shown: Summary) -> None:
         "training": _line(manifest.training or {}),
         "backend": _line(manifest.backend),
         "runtime": _line(manifest.runtime.model_dump(mode="json")),
+        "answer": _line(manifest.parameters),
         "versions": _line(manifest.versions),
         "shows": shown.questions,
         "signatures": ", ".join(shown.signatures) and f"{', '.join(shown.signatures)}; not checked: verify with --key",
