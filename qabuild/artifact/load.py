@@ -47,7 +47,12 @@ def load(
         warnings.warn(f"{reason}; loaded all the same", UserWarning, stacklevel=2)
     native = allow_native or key is not None
     model, tokenizer = load_model(opened, allow_native=native, allow_unverified=allow_unverified)
-    return QuestionAnsweringPipeline(model, tokenizer, **opened.manifest.parameters)
+    manifest = opened.manifest
+    parameters = manifest.parameters
+    if manifest.runtime.dtype in backend(manifest.options.name).BATCH_DEPENDENT:
+        # Its answers depend on the batch: those of this size were verified.
+        parameters["batch_size"] = manifest.verify["batch_size"]
+    return QuestionAnsweringPipeline(model, tokenizer, **parameters)
 
 
 def find(
