@@ -22,7 +22,7 @@ from qabuild.models.checkpoint.inspect import (
 )
 from qabuild.models.checkpoint.resolve import Checkpoint
 from qabuild.models.checkpoint.weights import examine_weights, head_of
-from qabuild.system import hub
+from qabuild.system import hub, panic
 from qabuild.system.quiet import quiet_transformers
 
 _SHOWN = 5  # tensors that a message names; of the others it gives the count
@@ -214,7 +214,8 @@ def _slow(directory: Path, class_name: str) -> UntrustedInput:
 def _explained(directory: Path, part: str) -> Iterator[None]:
     """Turn whatever transformers raises on damaged files into one clear error, with the original as its cause."""
     try:
-        yield
+        with panic.explained(directory):
+            yield
     except (QABuildError, MemoryError):
         raise
     except ImportError as error:

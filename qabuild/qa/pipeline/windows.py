@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from qabuild.errors import QABuildError
 from qabuild.qa.pipeline.template import Layout, read_layout
+from qabuild.system import panic
 
 if TYPE_CHECKING:
     import numpy as np
@@ -98,7 +99,9 @@ class WindowMaker:
                 "Load it with AutoTokenizer.from_pretrained(..., use_fast=True).",
             )
         self._tokenizer = tokenizer
-        self._backend = _copy_backend(tokenizer)
+        self._source = tokenizer.name_or_path
+        with panic.explained(self._source):
+            self._backend = _copy_backend(tokenizer)
         self._layouts: dict[bool, Layout] = {}
         self._contexts = Memo(self._tokenise, lambda tokens: len(tokens.ids) + 64, CACHED_TOKENS)
         self._questions = Memo(self._ids, lambda ids: len(ids) + 64, CACHED_TOKENS)
@@ -107,7 +110,8 @@ class WindowMaker:
         """The layout for the tokenizer's current `padding_side`."""
         question_first = self._tokenizer.padding_side == "right"
         if question_first not in self._layouts:
-            self._layouts[question_first] = read_layout(self._tokenizer, self._backend, question_first)
+            with panic.explained(self._source):
+                self._layouts[question_first] = read_layout(self._tokenizer, self._backend, question_first)
         return self._layouts[question_first]
 
     def __call__(self, pairs: Sequence[tuple[str, str]], cut: Cut) -> Windows:
@@ -126,7 +130,9 @@ class WindowMaker:
             )
         questions, question_of = _distinct(question for question, _ in pairs)
         contexts, context_of = _distinct(context for _, context in pairs)
-        return _cut(layout, cut, self._questions(questions), question_of, self._contexts(contexts), context_of)
+        with panic.explained(self._source):
+            question_ids, tokens = self._questions(questions), self._contexts(contexts)
+        return _cut(layout, cut, question_ids, question_of, tokens, context_of)
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
         return [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
