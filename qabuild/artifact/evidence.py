@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from datetime import datetime, timedelta
 from typing import Annotated, Any
 
-from pydantic import Field, with_config
+from pydantic import AfterValidator, Field, with_config
 from typing_extensions import TypedDict
 
 from qabuild.artifact.manifest import EVIDENCE, Artifact
@@ -17,6 +18,16 @@ from qabuild.system.documents import OPEN, Count
 
 Asked = Annotated[int, Field(ge=1, le=2**53)]
 """A number of questions."""
+
+
+def _in_utc(text: str) -> str:
+    if datetime.fromisoformat(text).utcoffset() != timedelta(0):
+        raise ValueError("not in UTC")
+    return text
+
+
+Moment = Annotated[str, AfterValidator(_in_utc)]
+"""UTC, ISO 8601."""
 
 FORMAT = 2
 """Format of verification.json; 1 was that of qabuild 0.1.0, which names none."""
@@ -69,6 +80,15 @@ class CrossCheck:
     def agreement(self) -> float:
         """Share of questions with the same answer from both; a tie counts as the same."""
         return 1 - (self.differences - self.ties) / self.questions
+
+
+@with_config(documents.CLOSED)
+class ProbeDifference(TypedDict):
+    """Shape of a probe, and the largest difference of a logit on it."""
+
+    batch: Count
+    sequence: Count
+    logit_difference: float
 
 
 @with_config(OPEN)
@@ -159,8 +179,7 @@ class Measurement:
     finite_logits: bool
     logit_difference: float
     """Largest on the probes, where attention_mask is 1."""
-    probes: Sequence[Mapping[str, int | float]]
-    """batch, sequence and largest difference of each probe."""
+    probes: Sequence[ProbeDifference]
     versions: Mapping[str, str]
     machine: Machine
     f1_difference_interval_999: tuple[float, float] | None = None
@@ -241,8 +260,7 @@ class Verification:
     passed: bool
     gates: Sequence[Gate]
     measurement: Measurement
-    verified_at: str
-    """UTC, ISO 8601."""
+    verified_at: Moment
     key: str | None = None
     """Key of the plan's step that measured it; None outside a build."""
     other_versions: Mapping[str, str] = field(default_factory=dict)
