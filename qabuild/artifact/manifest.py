@@ -96,6 +96,8 @@ class VerifyTable(TypedDict):
     cross_check: NotRequired[float | Literal["all"]]
     stock: NotRequired[float | Literal["all"]]
     """`cross_check`, as qabuild 0.1.0 called it."""
+    max_misplaced: NotRequired[float]
+    columns: NotRequired[dict[str, str | None] | None]
 
 
 @with_config(OPEN)

@@ -140,7 +140,7 @@ class FactCollector:
             try:
                 return files.sha256(Path(source))
             except OSError as error:
-                raise BadTarget(f"{source}: {error.strerror}", f"let {key} name a SQuAD-layout file") from None
+                raise BadTarget(f"{source}: {error.strerror}", f"let {key} name a file of questions") from None
         try:
             return commit(source, ref.revision, "dataset", offline=self._offline or not self._fetch)
         except QABuildError as error:

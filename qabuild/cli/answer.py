@@ -9,14 +9,15 @@ from typing import Any
 import click
 
 from qabuild.cli.console import Console
-from qabuild.cli.options import common, native_option, signer_options, unverified_option
+from qabuild.cli.options import column_option, common, native_option, signer_options, unverified_option
 from qabuild.errors import UntrustedInput
 
 
 @click.command()
 @click.argument("artifact")
 @click.argument("questions", type=click.Path(allow_dash=True))
-@click.option("-o", "--output", default="-", show_default=True, help="File for the answers; .json: SQuAD predictions.")
+@click.option("-o", "--output", default="-", show_default=True, help="File for the answers; its ending is the format.")
+@column_option
 @click.option("--revision", help="Branch, tag or commit of an artifact on the Hub.")
 @click.option("--digest", metavar="SHA256", help="Required SHA-256 of the manifest.")
 @click.option("--top-k", type=click.IntRange(1), default=1, show_default=True, help="Number of answers per question.")
@@ -29,6 +30,7 @@ def answer(
     artifact: str,
     questions: str,
     output: str,
+    columns: dict[str, str],
     revision: str | None,
     digest: str | None,
     top_k: int,
@@ -40,19 +42,23 @@ def answer(
 ) -> None:
     """Answer a file of QUESTIONS with ARTIFACT, a folder or a repository on the Hub (owner/name).
 
-    QUESTIONS is JSON Lines (id, question, context) or a SQuAD document (.json, .json.gz); "-" is standard input. The
-    answers are JSON Lines, or SQuAD's predictions if OUTPUT ends in .json. Run again after an interruption, it resumes
-    where it stopped. A row that cannot be answered is reported and does not end the run; the exit status is then 4.
+    QUESTIONS has an id, a question and a context a row: JSON Lines (.jsonl), JSON in SQuAD's layout or flat (.json),
+    .csv, .tsv or .parquet, each also with .gz; "-" is JSON Lines from standard input. The ending of OUTPUT is one of
+    these too, where .json means SQuAD's predictions. Run again after an interruption, it resumes where it stopped. A
+    row that cannot be answered is reported and does not end the run; the exit status is then 4.
     Refuses an artifact that did not pass its verification.
     """
     from qabuild.artifact.load import damage_explained, find, load_model
     from qabuild.artifact.validation import unverified
-    from qabuild.qa.bulk import answer_file, require_place
+    from qabuild.qa.bulk import answer_file, require_formats, require_place
+    from qabuild.qa.data.dataset_ref import columns_of
+    from qabuild.qa.data.source import is_pipe
     from qabuild.qa.pipeline import QuestionAnsweringPipeline
-    from qabuild.qa.question_stream import is_pipe
 
     if console.json and is_pipe(output):
         raise click.UsageError("--json prints a summary on stdout, where the answers go: name a file with -o")
+    columns_of(columns)
+    require_formats(questions, output)
     require_place(questions, output)
     opened = find(artifact, revision=revision, digest=digest, key=signer, allow_unverified=allow_unverified)
     if allow_unverified and (reason := unverified(opened)):
@@ -64,6 +70,7 @@ def answer(
             pipeline,
             questions,
             output,
+            columns=columns,
             answered_by=opened.digest,
             parameters={"top_k": top_k, "handle_impossible_answer": no_answer},
             reporter=console,

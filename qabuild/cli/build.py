@@ -60,13 +60,13 @@ def build(
     earlier OUTPUT/NAME stays as it was.
     """
     from qabuild.models.training import distributed
-    from qabuild.target.lock import load
+    from qabuild.target.lock import load_all
 
     ranks = distributed.current()
     if ranks.rank > 0:
         ranks.follow()
         return
-    loaded = [load(path, overrides, locked=locked) for path in targets]
+    loaded = load_all(targets, overrides, locked=locked)
     _require_distinct(loaded)
     if then_publish:
         if compile_only or offline:
@@ -164,9 +164,10 @@ def verify(
 @common
 def plan(targets: Sequence[Path], output: Path, overrides: Sequence[str], locked: bool, console: Console) -> None:
     """List the steps that a build of each TARGET would run, and why: a dry run."""
-    from qabuild.target.lock import load
+    from qabuild.target.lock import load_all
 
-    loaded = [load(path, overrides, locked=locked) for path in targets]
+    loaded = load_all(targets, overrides, locked=locked)
+    _require_distinct(loaded)
     from qabuild.builder.preview import previews
     from qabuild.builder.store.local import Store
 

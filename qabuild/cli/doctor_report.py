@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from qabuild.builder.requirements import missing
@@ -76,11 +77,18 @@ def _gpu() -> Finding:
 
 def _runtimes() -> list[Finding]:
     """The distinct runtimes of the backends; transformers, which all need, comes after torch."""
-    modules: dict[tuple[str, str], Backend] = {}
+    modules: dict[tuple[str, str], list[Backend]] = {}
     for name in BACKENDS:
-        modules.setdefault(backend(name).RUNTIME, backend(name))
-    torch, *others = (_package(*runtime, module.EXTRAS, module.here) for runtime, module in modules.items())
+        modules.setdefault(backend(name).RUNTIME, []).append(backend(name))
+    torch, *others = (
+        _package(*runtime, sharing[0].EXTRAS, partial(_here, sharing)) for runtime, sharing in modules.items()
+    )
     return [torch, _package("transformers", "transformers", (), lambda: ""), *others]
+
+
+def _here(sharing: Sequence[Backend]) -> str:
+    """What the backends that share a runtime say of it."""
+    return "; ".join(filter(None, (module.here() for module in sharing)))
 
 
 def _advisories() -> list[Finding]:

@@ -91,15 +91,36 @@ set_option = click.option(
     "overrides",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Override a key, as in --set verify.samples=200.",
+    help="Override a key, as in --set verify.samples=200; of several targets, where it occurs.",
 )
 
 
 locked_option = click.option("--locked", is_flag=True, help="Use only what each target's lock file pins.")
 
 
-data_option = click.option(
-    "--data", "dataset", metavar="SOURCE", help="The questions: a file in SQuAD layout, or a Hub id."
+data_option = click.option("--data", "dataset", metavar="SOURCE", help="The questions: a file, or a Hub id.")
+
+
+class _Column(click.ParamType[tuple[str, str]]):
+    """What a column holds, and its name."""
+
+    name = "column"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        name, equals, column = str(value).partition("=")
+        if not equals:
+            self.fail(f"{value!r} is not of the form NAME=COLUMN, as in question=frage", param, ctx)
+        return name, column
+
+
+column_option = click.option(
+    "--column",
+    "columns",
+    multiple=True,
+    type=_Column(),
+    metavar="NAME=COLUMN",
+    callback=lambda context, parameter, pairs: dict(pairs),
+    help="Column or key that holds id, question, context, ... under another name.",
 )
 
 

@@ -130,10 +130,11 @@ def batch_sizes(options: Any, runtime: Runtime, batch_size: int) -> dict[str, in
 
 def require_same_questions(questions: QuestionSet, sealed: sealed_reference.Reference) -> None:
     """Raise UntrustedInput unless `questions` have the fingerprint of the sealed reference."""
-    if questions.fingerprint != sealed.data["fingerprint"]:
+    fingerprint = data.fingerprint(questions.questions)
+    if fingerprint != sealed.data["fingerprint"]:
         raise UntrustedInput(
             f"{questions.name}: these are not the questions that the artifact was built with "
-            f"(fingerprint {questions.fingerprint[:16]}, sealed {sealed.data['fingerprint'][:16]})",
+            f"(fingerprint {fingerprint[:16]}, sealed {sealed.data['fingerprint'][:16]})",
             "give the same data set at the same revision with --data, or build the artifact on this one",
         )
 
@@ -378,7 +379,7 @@ def compare_logits(
 def load_questions(artifact: Artifact, source: str | None = None, *, offline: bool = False) -> QuestionSet:
     """Load the questions of the sealed reference, from `source` or else from the data set that the artifact names.
 
-    `source` is a SQuAD-layout file, a Hub id or 'sample'. Raises BadTarget if `source` is needed or does not
+    `source` is a file, a Hub id or 'sample'. Raises BadTarget if `source` is needed or does not
     exist, UntrustedInput if it is damaged or lacks some of the questions.
     """
     sealed = artifact.reference
@@ -396,6 +397,8 @@ def load_questions(artifact: Artifact, source: str | None = None, *, offline: bo
             configuration=sealed.data.get("configuration") if source in (None, dataset) else None,
             revision=sealed.data["revision"] if source in (None, dataset) else None,
             split=sealed.data["split"] or "validation",
+            max_misplaced=artifact.manifest.verify.get("max_misplaced", 0.0),
+            columns=data.Columns(**(artifact.manifest.verify.get("columns") or {})),
         ),
         offline=offline,
     )

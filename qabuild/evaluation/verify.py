@@ -35,7 +35,7 @@ def verify(
 ) -> Verification:
     """Verify the artifact at `path` again, and write the evidence beside its manifest.
 
-    `dataset` names the source of the questions if it is not the one that the artifact names: a SQuAD-layout file, a
+    `dataset` names the source of the questions if it is not the one that the artifact names: a file, a
     Hub id or 'sample'. `checkpoint`, a path or Hub id of the checkpoint it was built from, answers all questions, too:
     this checks the reference answers, and adds the speedup. `digest` pins the manifest. `key` and `allow_native` are
     those of `qabuild.load`. Raises BadTarget, UntrustedInput or MissingEnvironment.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 from pydantic import Field
 
 from qabuild.models.runtime import Runtime
-from qabuild.qa.data.dataset_ref import DatasetRef
+from qabuild.qa.data.dataset_ref import SAME_NAMES, Columns, DatasetRef, Share
 from qabuild.system import hub
 from qabuild.system.frozen import Frozen
 
@@ -25,8 +25,8 @@ class Calibrated(Frozen):
     calibration: str = Field(
         "rajpurkar/squad",
         min_length=1,
-        description="int8: data whose training questions tell the range of activations: a Hub id, a SQuAD-layout file "
-        "that begins with ./, ../, / or ~, or 'sample'",
+        description="int8: data whose training questions tell the range of activations: a Hub id, a file that "
+        "begins with ./, ../, / or ~, or 'sample'; the default is train.dataset, where the target trains",
     )
     calibration_configuration: str | None = Field(
         None, min_length=1, description="configuration of a Hub data set that has several"
@@ -37,6 +37,12 @@ class Calibrated(Frozen):
     )
     calibration_samples: int = Field(300, ge=1, description="how many of its questions, drawn by `calibration_seed`")
     calibration_seed: int = Field(0, ge=0, description="seed of that draw, a whole number from 0")
+    calibration_max_misplaced: Share = Field(
+        0.0, description="share of the questions that may have an answer that is not in place; they are left out"
+    )
+    calibration_columns: Columns | None = Field(
+        None, description="names of the columns or keys that are called otherwise, as in `[train.columns]`"
+    )
 
     @property
     def data(self) -> DatasetRef:
@@ -47,6 +53,8 @@ class Calibrated(Frozen):
             self.calibration_revision,
             SPLIT,
             fingerprint=self.calibration_fingerprint,
+            max_misplaced=self.calibration_max_misplaced,
+            columns=self.calibration_columns or SAME_NAMES,
         )
 
     def with_data(self, data: DatasetRef) -> Self:

@@ -1,12 +1,11 @@
 """Bulk answering: a file of questions in, a file of answers out, resumed after an interruption.
 
-Questions are JSON Lines (one object with id, question and context a line) or a SQuAD document (v1.1 or v2.0), plain
-or gzip. Answers are JSON Lines, one line a row in the questions' order, or the `{id: text}` of SQuAD's evaluation
-scripts. Either side can be a pipe, written "-".
+Questions are what `qabuild.qa.data.records` reads, answers what `answer_formats` writes, in the questions' order.
+Either side can be a pipe, written "-".
 
 Answers are collected in `ANSWERS.<digest>.partial`. The digest covers the questions' bytes, the parameters and the
 model, so that a killed run resumes where it stopped, and only a run with the same inputs does. The complete file is
-renamed to ANSWERS.
+renamed to ANSWERS, after it is converted where that is no JSON Lines.
 """
 
 from __future__ import annotations
@@ -20,20 +19,22 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any
 
 from qabuild.errors import BadTarget, QABuildError
-from qabuild.qa.question_stream import PIPE, QuestionsFormat, Row, bad_row, is_pipe, opened, read_rows
+from qabuild.qa import answer_formats
+from qabuild.qa.answer_formats import AnswersFormat, Record, line_of
+from qabuild.qa.data import records
+from qabuild.qa.data.dataset_ref import Columns, columns_of
+from qabuild.qa.data.records import QuestionsFormat
+from qabuild.qa.data.rows import SHOWN_PROBLEMS, Row, row_of, summary
+from qabuild.qa.data.source import PIPE, is_pipe, opened
 from qabuild.system.reporter import SILENT, Reporter
 from qabuild.system.sealed import require_outside
 from qabuild.system.terminal import visible
-
-AnswersFormat = Literal["jsonl", "predictions"]
-Record = dict[str, Any]
-"""A line of answers: `id` and `answer`, `score`, `start`, `end`; or `id`, `at` and `error` for a bad row."""
 
 PROGRESS_SECONDS = 0.1
 MAX_CONSECUTIVE_FAILURES = 50
@@ -49,7 +50,7 @@ class Summary:
     rows: int
     answered: int
     bad: int
-    """Rows without an answer, each reported."""
+    """Rows without an answer."""
     resumed: int
     """Rows, answered or bad, that an earlier run had processed."""
 
@@ -61,6 +62,7 @@ def answer_file(
     *,
     questions_format: QuestionsFormat | None = None,
     answers_format: AnswersFormat | None = None,
+    columns: Mapping[str, str] | None = None,
     answered_by: str = "",
     parameters: Mapping[str, Any] | None = None,
     reporter: Reporter = SILENT,
@@ -68,29 +70,34 @@ def answer_file(
     """Answer the questions of one file into another.
 
     `pipeline` is a QuestionAnsweringPipeline, called with `parameters`; with a `top_k` above 1 a line of answers has
-    a list `answers`. By default the names decide the formats: questions are SQuAD's in `.json` and `.json.gz`,
-    answers are predictions in `.json`; all else is JSON Lines. `answered_by` identifies the model, best by a digest,
-    so that only a run with the same model is resumed. Runs that read a pipe are not resumed.
+    a list `answers`. By default the names' endings decide the formats: questions are JSON in SQuAD's layout or flat
+    (`.json`), JSON Lines (`.jsonl`), `.csv`, `.tsv` or `.parquet`, answers the same, but SQuAD's predictions in
+    `.json`; pipes hold JSON Lines. `columns` maps id, question and context to the columns or keys that hold them under
+    other names. `answered_by` identifies the model, best by a digest, so that only a run with the same model is
+    resumed. Runs that read a pipe are not resumed.
 
-    A bad row is reported with its place and becomes a line with `error` (predictions have no entry for it); the run
-    continues. Memory does not grow with the number of rows, except for SQuAD's layouts: one article of the questions
-    and all predictions are held in memory.
+    A bad row becomes a line with `error` (predictions have no entry for it), and the run continues; the first ones are
+    reported at its end. Memory does not grow with the number of rows, except for a document of JSON and predictions:
+    one article of the questions and all predictions are held in memory.
 
-    Raises BadTarget for a missing file, UntrustedInput if the question file cannot be parsed, QABuildError if another
-    run is writing the same answers, and the pipeline's exception if it fails on every row.
+    Raises BadTarget for a missing file or an unknown format, UntrustedInput if the question file cannot be parsed,
+    QABuildError if another run is writing the same answers, and the pipeline's exception if it fails on every row.
     """
     source, target = str(questions), str(answers)
     run = _Run(
         pipeline=pipeline,
         source=source,
-        questions_format=questions_format or ("squad" if source.removesuffix(".gz").endswith(".json") else "jsonl"),
+        questions_format=questions_format or records.format_of(source),
+        columns=columns_of(columns or {}),
         parameters=dict(parameters or {}),
         reporter=reporter,
     )
-    form = answers_format or ("predictions" if target.endswith(".json") else "jsonl")
+    require_place(source, target)
+    form = answers_format or _answers_format(target)
     if form == "predictions" and run.parameters.get("top_k", 1) > 1:
         raise BadTarget(f"{target}: SQuAD's predictions hold one answer each", "name a .jsonl file for several")
-    require_place(source, target)
+    if form == "parquet" and is_pipe(target):
+        raise BadTarget(f"{target}: Parquet is not written to a pipe", "name a .parquet file")
     if target == PIPE:
         return run.to_stream(sys.stdout.buffer, form)
     if is_pipe(target):
@@ -99,25 +106,24 @@ def answer_file(
     return run.to_file(Path(target).resolve(), form, answered_by)
 
 
+def _answers_format(target: str) -> AnswersFormat:
+    return "jsonl" if is_pipe(target) else answer_formats.format_of(target)
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Run:
     pipeline: Callable[..., Any]
     source: str
     questions_format: QuestionsFormat
+    columns: Columns
     parameters: Mapping[str, Any]
     reporter: Reporter
 
     def to_stream(self, stream: IO[bytes], form: AnswersFormat) -> Summary:
         tally = _Tally()
-        records = self._records(0, tally)
         try:
-            if form == "predictions":
-                _write_predictions(stream, records, tally, self.reporter)
-            else:
-                for record in records:
-                    line = _line(record)
-                    stream.write(visible(line.decode()).encode() if stream.isatty() else line)
-                    stream.flush()
+            with self._reported(tally):
+                self._write(stream, self._records(0, tally), form, tally)
         except BrokenPipeError:  # the reader closed the pipe; keep the interpreter from flushing to it again at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         return tally.summary()
@@ -126,52 +132,88 @@ class _Run:
         tally = _Tally()
         with _partial(path, self._digest(answered_by)) as (partial, partial_path):
             for record in _complete_records(partial):
-                self._count(tally, record, resumed=True)
+                tally.add(record, resumed=True)
             if tally.rows:
                 self.reporter.say(f"resuming after {tally.rows} rows of an earlier run")
             try:
-                for record in self._records(tally.rows, tally):
-                    partial.write(_line(record))
-                    partial.flush()
+                with self._reported(tally):
+                    for record in self._records(tally.rows, tally):
+                        partial.write(line_of(record))
+                        partial.flush()
             except KeyboardInterrupt:
                 if not is_pipe(self.source):
                     self.reporter.say(
                         f"{tally.rows} rows are saved in {partial_path}; the same command resumes after them"
                     )
                 raise
-            if form == "predictions":
-                partial.seek(0)
+            if form == "jsonl":
+                _sync(partial)
+                os.replace(partial_path, path)
+            else:
                 complete = partial_path.with_suffix(".whole")
                 complete.unlink(missing_ok=True)
                 with open(complete, "xb") as file:
-                    _write_predictions(file, map(json.loads, partial), tally, self.reporter)
+                    self._convert(partial, file, form, tally)
                     _sync(file)
                 os.replace(complete, path)
                 partial_path.unlink()
-            else:
-                _sync(partial)
-                os.replace(partial_path, path)
         return tally.summary()
 
+    def _convert(self, partial: IO[bytes], file: IO[bytes], form: AnswersFormat, tally: _Tally) -> None:
+        """Write the records of the partial file in another format."""
+        partial.seek(0)
+        if form == "parquet":
+            whole_ids = answer_formats.has_whole_ids(map(json.loads, partial))
+            partial.seek(0)
+            answer_formats.write_parquet(file, map(json.loads, partial), whole_ids)
+        else:
+            self._write(file, map(json.loads, partial), form, tally)
+
+    def _write(self, file: IO[bytes], answers: Iterable[Record], form: AnswersFormat, tally: _Tally) -> None:
+        if form == "predictions":
+            content, ambiguous = answer_formats.predictions(answers)
+            if ambiguous:
+                tally.bad += len(ambiguous)
+                self.reporter.say(
+                    f"{len(ambiguous)} questions share an id with another, whose answer the predictions hold: "
+                    f"{', '.join(map(repr, ambiguous[:SHOWN_PROBLEMS]))}"
+                )
+            file.write(content)
+        elif form == "jsonl":
+            for record in answers:
+                line = line_of(record)
+                file.write(visible(line.decode()).encode() if file.isatty() else line)
+                file.flush()
+        else:
+            answer_formats.write_csv(file, answers, "\t" if form == "tsv" else ",")
+
+    @contextmanager
+    def _reported(self, tally: _Tally) -> Iterator[None]:
+        """Report the bad rows at the end of the block, also of one that fails."""
+        try:
+            yield
+        finally:
+            if tally.bad:
+                self.reporter.say(f"{self.source}: {summary(tally.problems, tally.bad, tally.rows)}")
+
+    def _rows(self) -> Iterator[Row]:
+        for record in records.read_records(self.source, self.questions_format):
+            yield row_of(record, self.columns)
+
     def _records(self, done: int, tally: _Tally) -> Iterator[Record]:
-        """The records of all rows after the first `done`, counted and reported."""
-        total = 0 if is_pipe(self.source) else sum(1 for _ in read_rows(self.source, self.questions_format))
-        rows = islice(read_rows(self.source, self.questions_format), done, None)
+        """The records of all rows after the first `done`, counted."""
+        total = 0 if is_pipe(self.source) else sum(1 for _ in self._rows())
+        rows = islice(self._rows(), done, None)
         with self.reporter.progress("answering", total) as advance:
             reported, reported_at = 0, 0.0
             for count, (row, result) in enumerate(_answered(self.pipeline, rows, self.parameters), done + 1):
                 record = _record(row, result, self.parameters)
-                self._count(tally, record)
+                tally.add(record)
                 if time.monotonic() - reported_at > PROGRESS_SECONDS:
                     advance(count - reported)
                     reported, reported_at = count, time.monotonic()
                 yield record
             advance(tally.rows - reported)
-
-    def _count(self, tally: _Tally, record: Record, resumed: bool = False) -> None:
-        tally.add(record, resumed)
-        if "error" in record:
-            self.reporter.say(f"{self.source}: {record['error']}")
 
     def _digest(self, answered_by: str) -> str | None:
         """Digest of what determines the answers; None for a pipe, which cannot be resumed."""
@@ -179,7 +221,7 @@ class _Run:
             return None
         with opened(self.source, unpack=False) as file:
             content = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
-        inputs = [content, self.questions_format, answered_by, self.parameters]
+        inputs = [content, self.questions_format, self.columns.model_dump(), answered_by, self.parameters]
         return hashlib.sha256(json.dumps(inputs, sort_keys=True, default=repr).encode()).hexdigest()[:12]
 
 
@@ -190,11 +232,15 @@ class _Tally:
     rows: int = 0
     bad: int = 0
     resumed: int = 0
+    problems: list[str] = field(default_factory=list)
+    """The first ones."""
 
     def add(self, record: Record, resumed: bool = False) -> None:
         self.rows += 1
-        self.bad += "error" in record
         self.resumed += resumed
+        if "error" in record:
+            self.bad += 1
+            self.problems = [*self.problems, record["error"]][:SHOWN_PROBLEMS]
 
     def summary(self) -> Summary:
         return Summary(rows=self.rows, answered=self.rows - self.bad, bad=self.bad, resumed=self.resumed)
@@ -257,7 +303,7 @@ def _one_by_one(
                 result = pipeline(question=row.question, context=row.context, **parameters)
                 failures = 0
             except Exception as problem:
-                row = bad_row(row.at, f"{row.at} cannot be answered ({type(problem).__name__}: {problem})", row.id)
+                row = replace(row, problem=f"{row.at} cannot be answered ({type(problem).__name__}: {problem})")
                 failures += 1
         answered.append((row, result))
         if failures == MAX_CONSECUTIVE_FAILURES:
@@ -284,26 +330,26 @@ def _ordered(answer: Mapping[str, Any]) -> Record:
 # --- writing --------------------------------------------------------------------------------------------------------
 
 
+def require_formats(source: str, target: str) -> None:
+    """Raise BadTarget if the ending of either name tells no format."""
+    records.format_of(source)
+    _answers_format(target)
+
+
 def require_place(source: str, target: str) -> None:
-    """Raise BadTarget if the answers to the questions in `source` cannot be written to the file `target`."""
+    """Raise BadTarget if what comes of the questions in `source` cannot be written to the file `target`."""
     if is_pipe(target):
         if os.path.isdir(target):
-            raise BadTarget(f"{target}: is a folder", "name a file in it for the answers")
+            raise BadTarget(f"{target}: is a folder", "name a file in it")
         return
     require_outside(Path(target))
     folder = Path(target).absolute().parent
     if not folder.is_dir():
-        raise BadTarget(f"{target}: there is no folder {folder}", "create it, or name another file for the answers")
+        raise BadTarget(f"{target}: there is no folder {folder}", "create it, or name another file")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise BadTarget(f"{target}: the folder {folder} is not writable", "name a file in another folder")
     if os.path.exists(target) and source != PIPE and os.path.exists(source) and os.path.samefile(source, target):
-        raise BadTarget(f"{target}: the answers would replace the questions", "name another file for the answers")
-
-
-def _line(record: Record) -> bytes:
-    return (
-        json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
-    )  # lone surrogates as JSON escapes
+        raise BadTarget(f"{target}: this would replace the questions", "name another file")
 
 
 @contextmanager
@@ -342,21 +388,6 @@ def _complete_records(partial: IO[bytes]) -> Iterator[Record]:
         end += len(line)
         yield record
     partial.truncate(end)
-
-
-def _write_predictions(file: IO[bytes], records: Iterable[Record], tally: _Tally, reporter: Reporter) -> None:
-    """Write SQuAD's predictions, a text for each id; of rows that share an id the first counts."""
-    texts: dict[str, str] = {}
-    for record in records:
-        if "error" in record:
-            continue
-        name = str(record["id"])
-        if name in texts:
-            tally.bad += 1
-            reporter.say(f"duplicate id {name!r}: the predictions hold the first answer")
-        else:
-            texts[name] = (record["answers"][0] if "answers" in record else record)["answer"]
-    file.write(json.dumps(texts, ensure_ascii=False, indent=4).encode() + b"\n")
 
 
 def _sync(file: IO[bytes]) -> None:

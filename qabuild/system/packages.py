@@ -12,6 +12,9 @@ from qabuild.system import machine
 # Distributions that provide the same import package; one of them is installed.
 ALTERNATIVES: dict[str, tuple[str, ...]] = {"onnxruntime": ("onnxruntime", "onnxruntime-gpu")}
 
+OLDER_LINE = {"optimum", "optimum-gpu"}
+"""Extras that transformers 5 has nothing for."""
+
 
 def distributions(package: str) -> tuple[str, ...]:
     """The distributions that provide `package`: onnxruntime-gpu provides `onnxruntime` too."""
@@ -29,7 +32,11 @@ def versions(packages: Iterable[str]) -> dict[str, str]:
 
 def remedy(package: str, extras: Sequence[str] = ()) -> str:
     """The pip command that installs the package; `extras` are those of qabuild that include it, one is enough."""
-    return f"pip install {' or '.join(repr(f'qabuild[{extra}]') for extra in extras) or package}"
+    command = f"pip install {' or '.join(repr(f'qabuild[{extra}]') for extra in extras) or package}"
+    line = versions(["transformers"]).get("transformers", "4.57.")
+    if OLDER_LINE.isdisjoint(extras) or line.startswith("4.57."):
+        return command
+    return f"{command}, in an environment of transformers 4.57 (this one has {line})"
 
 
 def require(packages: Mapping[str, Sequence[str]], device: str) -> None:
@@ -48,10 +55,13 @@ def missing(packages: Mapping[str, Sequence[str]], device: str) -> list[str]:
 
     `packages` maps PyPI names to the extras of qabuild that include them.
     """
+    lacking: dict[str, list[str]] = {}
+    for package, extras in packages.items():
+        if not versions([package]):
+            lacking.setdefault(remedy(package, extras), []).append(package)
     problems = [
-        f"{package} is not installed: {remedy(package, extras)}"
-        for package, extras in packages.items()
-        if not versions([package])
+        f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'} not installed: {how}"
+        for how, names in lacking.items()
     ]
     if device == "cuda" and not machine.gpus():
         problems.append("no CUDA device here: `qabuild build --compile-only` needs none, `qabuild verify` does")

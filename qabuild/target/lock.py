@@ -25,6 +25,7 @@ from qabuild.system.frozen import Frozen
 from qabuild.target.lineage import Derived, pinned, sources, training_data
 from qabuild.target.model import Target
 from qabuild.target.paths import require_paths
+from qabuild.target.read import applicable
 from qabuild.target.read import load as load_target
 
 
@@ -73,6 +74,11 @@ def lock(target: str | Path, *, offline: bool = False) -> Lock:
     pins = make(load_target(path), offline=offline)
     write(pins, path_of(path))
     return pins
+
+
+def load_all(paths: Sequence[Path], overrides: Sequence[str] = (), *, locked: bool = False) -> list[Target]:
+    """`load` for each path, with those of the overrides that apply to it, see `qabuild.target.read.applicable`."""
+    return [load(path, chosen, locked=locked) for path, chosen in zip(paths, applicable(paths, overrides), strict=True)]
 
 
 def load(path: str | Path, overrides: Sequence[str] = (), *, locked: bool = False) -> Target:

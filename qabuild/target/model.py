@@ -48,6 +48,9 @@ class Verify(DatasetTable):
 RENAMED: Mapping[tuple[str, str], str] = {("verify", "stock"): "cross_check"}
 """New name of a key, by its table and its old name, which still works."""
 
+PINS = ("configuration", "revision", "fingerprint", "columns", "max_misplaced")
+"""Keys beside the name of a data set that say which of its questions are meant."""
+
 STAGES = ("train",)
 """Tables that derive a checkpoint from another one, in this order; `distill` configures the training further."""
 
@@ -200,6 +203,19 @@ class Target(Frozen):
             if isinstance(teacher, dict) and isinstance(train, dict) and "layers" in train:
                 return {**tables, "checkpoint": teacher}
         return tables
+
+    @model_validator(mode="before")
+    @classmethod
+    def _calibrate_on_training_data(cls, tables: Any) -> Any:
+        """Without a calibration data set of its own, int8 is calibrated on the questions that the target trains on."""
+        train, options = (tables.get("train"), tables.get("backend")) if isinstance(tables, dict) else (None, None)
+        if not isinstance(train, dict) or not isinstance(options, dict) or "dataset" not in train:
+            return tables
+        name, named = options.get("name"), {"calibration", *(f"calibration_{key}" for key in PINS)} & options.keys()
+        if named or name not in BACKENDS or not issubclass(backend(name).Options, Calibrated):
+            return tables
+        pins = {f"calibration_{key}": train[key] for key in PINS if key in train}
+        return {**tables, "backend": {**options, "calibration": train["dataset"], **pins}}
 
     @field_validator("distill")
     @classmethod

@@ -17,6 +17,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from qabuild.errors import BadTarget, RenamedKey
+from qabuild.models.backends import BACKENDS, backend
 from qabuild.models.support import check
 from qabuild.system.files import read as read_file
 from qabuild.system.hub import is_path
@@ -45,12 +46,46 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Target:
     return _load(Path(path), overrides, ())
 
 
-def _load(path: Path, overrides: Sequence[str], built_on_by: tuple[Path, ...]) -> Target:
-    """`load`; `built_on_by` are the targets that led to this one by [checkpoint] target, outermost first."""
-    files = _read_chain(path, built_on_by)
+def applicable(paths: Sequence[Path], overrides: Sequence[str]) -> list[list[str]]:
+    """The overrides of each target: with several, those of keys that it has, such as options of its backend.
+
+    A target has the keys of its backend and of its tables; one that no target has, all are given: reading them says
+    what is wrong with it. Raises BadTarget where a target cannot be read.
+    """
+    if len(paths) == 1:
+        return [list(overrides)]
+    contents = [_merged(_read_chain(path, ())) for path in paths]
+    chosen: list[list[str]] = [[] for _ in paths]
+    for override in overrides:
+        key = override.partition("=")[0].strip().split(".")
+        having = [number for number, content in enumerate(contents) if _has(content, key)]
+        for number in having or range(len(paths)):
+            chosen[number].append(override)
+            contents[number] = _merge(contents[number], _parse_override(override))
+    return chosen
+
+
+def _has(content: Toml, key: Sequence[str]) -> bool:
+    """Whether a target with that content has the key's table and, of its backend, the option."""
+    table, *rest = key
+    if table == "backend" and rest and isinstance(options := content.get("backend"), dict):
+        name = options.get("name")
+        return rest[0] in backend(name).Options.model_fields if name in BACKENDS else False
+    field = Target.model_fields.get(table)
+    return field is not None and (field.default is not None or table in content)
+
+
+def _merged(files: Sequence[File]) -> Toml:
     merged: Toml = {}
     for file in reversed(files):
         merged = _merge(merged, file.content)
+    return merged
+
+
+def _load(path: Path, overrides: Sequence[str], built_on_by: tuple[Path, ...]) -> Target:
+    """`load`; `built_on_by` are the targets that led to this one by [checkpoint] target, outermost first."""
+    files = _read_chain(path, built_on_by)
+    merged = _merged(files)
     for override in overrides:
         merged = _merge(merged, _parse_override(override))
     places = Places(files, overrides)
@@ -197,7 +232,7 @@ def _merge(base: Toml, over: Toml) -> Toml:
     """
     merged = dict(base)
     if any(over.get(key, base.get(key)) != base.get(key) for key in ("model", "target", "dataset", "calibration")):
-        belonging = ("configuration", "revision", "digest", "fingerprint")
+        belonging = ("configuration", "revision", "digest", "fingerprint", "columns")
         for key in ("model", "target", *belonging, *(f"calibration_{name}" for name in belonging)):
             merged.pop(key, None)
     for key, value in over.items():

@@ -22,6 +22,7 @@ from qabuild.errors import BadTarget, QABuildError
 from qabuild.models.backends import BACKENDS, backend
 from qabuild.models.checkpoint.resolve import Checkpoint
 from qabuild.qa import sample
+from qabuild.qa.data.dataset_ref import Columns
 from qabuild.target.model import Target
 
 CHECKPOINT = Checkpoint(
@@ -182,10 +183,12 @@ def _others(field: Any) -> list[Any]:
     others = [value for value in literals if isinstance(value, (str, int)) and value != field.default]
     if others:
         return others
+    if Columns in get_args(field.annotation):
+        return [{"question": "frage"}]
     if field.default is None:
         return [0.5 if float in get_args(field.annotation) else "main"]
     if isinstance(field.default, float):
-        return [field.default / 2]
+        return [field.default / 2 or 0.5]
     return [f"./{field.default}"] if isinstance(field.default, str) else [field.default + 1]
 
 
@@ -391,6 +394,8 @@ def test_an_option_that_changed_is_named_with_both_values():
         ({}, {"data": {"verify.dataset": "e" * 64}}, "reference", "the bytes of the data set changed"),
         ({}, {"machine": {"cpu": "EPYC"}}, "verify", "machine.cpu: Xeon became EPYC"),
         ({"verify": {"samples": 8}}, {}, "reference", "verify.samples: unset became 8"),
+        ({"verify": {"max_misplaced": 0.5}}, {}, "reference", "verify.max_misplaced: 0.0 became 0.5"),
+        ({"verify": {"columns": {"id": "nr"}}}, {}, "reference", "verify.columns.id: unset became nr"),
         (
             {"verify": {"dataset": "./q.json"}},
             {},

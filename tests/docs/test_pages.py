@@ -181,10 +181,12 @@ def test_targets_in_the_pages_are_valid(installed, name):
 
 
 def states(loaded: Any, shown: Any) -> bool:
-    """Whether the loaded values contain the shown ones. The name of another target is loaded as its path."""
+    """Whether the loaded values contain the shown ones. Names of targets and relative paths are loaded as paths."""
     if isinstance(shown, dict):
         return all(states(loaded[key], value) for key, value in shown.items())
-    return loaded == shown or (isinstance(shown, str) and isinstance(loaded, str) and Path(loaded).stem == shown)
+    if isinstance(shown, str) and isinstance(loaded, str):
+        return shown in (loaded, Path(loaded).stem) or str(Path(shown).absolute()) == loaded
+    return bool(loaded == shown)
 
 
 def test_readme_shows_an_existing_target():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import io
 import json
@@ -17,7 +18,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from qabuild.errors import BadTarget, QABuildError, UntrustedInput
 from qabuild.qa.bulk import Summary, answer_file
@@ -161,7 +164,7 @@ def test_answers_inside_an_artifact_are_refused(tmp_path: Path) -> None:
 def test_squad_documents_are_parsed_with_any_read_size(
     tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qabuild.qa.question_stream.READ_CHARACTERS", size)
+    monkeypatch.setattr("qabuild.qa.data.json_reader.READ_CHARACTERS", size)
     numbers = {f"n{n}": 10**n for n in range(50)}
     document = {"data": [], **numbers, "n": -12.5e3, "null": None, "s": 'a]}"\\', **squad(rows(9))}
     (tmp_path / "q.json").write_text(json.dumps(document, ensure_ascii=False, indent=3), encoding="utf-8")
@@ -173,14 +176,14 @@ def test_squad_documents_are_parsed_with_any_read_size(
     ("content", "problem"),
     [
         ("", "not JSON"),
-        ("[]", "not JSON"),
+        ("[", "not JSON"),
+        ("[] 1", "not JSON"),
         ('{"data": [{"paragraphs": []}', "not JSON"),
         ('{"data": [{"paragraphs": []}, {"par', "not JSON"),
         ('{"data" [] }', "not JSON"),
-        ('{"data": []} {}', "more follows"),
         ("[" * 100_000, "not JSON"),
-        ('{"version": "1.1"}', "no list 'data'"),
-        ('{"data": {}}', "no list 'data'"),
+        ('{"data": []} 7', "not JSON"),
+        ("{7: []}", "not JSON"),
         (b'{"data": [{"title": "\xff"}]}', "UTF-8"),
         (gzip.compress(json.dumps(squad(rows(50))).encode())[:-20], "gzip"),
     ],
@@ -210,10 +213,10 @@ BAD: list[tuple[Any, str]] = [
     ("[" * 100_000, "line 2 is not JSON"),
     ("[1]", "line 2 is not an object"),
     ({"id": "x", "question": "?"}, "line 2 has no 'context'"),
-    ({"id": "x", "question": None, "context": "c"}, "line 2.question is not a string"),
-    ({"question": "?", "context": "c"}, "line 2 has no 'id'"),
-    ({"id": 1.5, "question": "?", "context": "c"}, "line 2.id is neither a string nor a whole number"),
-    ({"id": True, "question": "?", "context": "c"}, "line 2.id is neither a string nor a whole number"),
+    ({"id": "x", "question": None, "context": "c"}, "line 2.question is blank"),
+    ({"id": "x", "question": 7, "context": "c"}, "line 2.question is not a string"),
+    ({"id": True, "question": "?", "context": "c"}, "line 2.id is neither a string nor a number"),
+    ({"id": [1], "question": "?", "context": "c"}, "line 2.id is neither a string nor a number"),
     ({"id": "x", "question": " ", "context": "c"}, "line 2.question is blank"),
     ({"id": "x", "question": "?", "context": "\ud800"}, "line 2 holds characters"),
     ({"id": "\ud800", "question": "?"}, "line 2 has no 'context'"),
@@ -249,8 +252,14 @@ def test_malformed_parts_of_a_squad_document_are_reported_once_each(tmp_path: Pa
     summary = answer_file(FirstWord(), tmp_path / "q.json", tmp_path / "a.json", reporter=reporter)
     assert json.loads((tmp_path / "a.json").read_text()) == {"q0": "été0", "q6": "été6", "q7": "été6"}
     assert (summary.answered, summary.bad) == (3, 6 - 1)
-    for place in ("data[0].paragraphs[0].qas[1]", "data[0].paragraphs[1].qas[0]", "data[1].paragraphs[0]", "data[2]"):
-        assert sum(f"{place} has no" in message for message in reporter.messages) == 1
+    (message,) = reporter.messages
+    assert message.startswith(f"{tmp_path / 'q.json'}: 5 of 8 rows are bad: ")
+    for place in ("data[0].paragraphs[0].qas[1]", "data[0].paragraphs[1].qas[0]", "data[0].paragraphs[1].qas[1]"):
+        assert message.count(f"{place} has no") == 1
+    answer_file(FirstWord(), tmp_path / "q.json", tmp_path / "a.jsonl")
+    errors = [record["error"] for record in read_jsonl(tmp_path / "a.jsonl") if "error" in record]
+    for place in ("data[1].paragraphs[0]", "data[2]"):
+        assert sum(error.startswith(f"{place} has no") for error in errors) == 1
 
 
 def test_a_row_on_which_the_pipeline_raises_becomes_a_bad_row(tmp_path: Path) -> None:
@@ -265,7 +274,8 @@ def test_a_row_on_which_the_pipeline_raises_becomes_a_bad_row(tmp_path: Path) ->
     answers = read_jsonl(tmp_path / "a.jsonl")
     assert [answer["id"] for answer in answers] == [None, *(f"q{n}" for n in range(30))]
     assert "line 9 cannot be answered (IndexError: index out of range in self)" in answers[8]["error"]
-    assert len(reporter.messages) == 3
+    (message,) = reporter.messages
+    assert message.startswith(f"{questions}: 3 of 31 rows are bad: line 1 is not JSON")
 
 
 def test_a_pipeline_that_raises_on_every_row_ends_the_run(tmp_path: Path) -> None:
@@ -538,8 +548,8 @@ def test_an_interruption_reports_the_saved_rows_and_the_next_run_repeats_bad_row
     assert saved > 1
     assert first.messages[-1] == f"{saved} rows are saved in {partial}; the same command resumes after them"
     assert answer_file(FirstWord(), questions, answers, reporter=(second := RecordingReporter())).resumed == saved
-    assert second.messages[0] == first.messages[0]
-    assert "line 1 is not JSON" in second.messages[0]
+    assert second.messages == [f"resuming after {saved} rows of an earlier run", first.messages[0]]
+    assert "line 1 is not JSON" in first.messages[0]
 
 
 def test_nothing_is_written_through_a_link_in_the_place_of_a_temporary_file(tmp_path: Path) -> None:
@@ -630,3 +640,152 @@ def test_the_whole_squad_development_set_is_answered(tmp_path: Path, squad_dev: 
     assert summary == Summary(rows=10570, answered=10570, bad=0, resumed=0)
     assert len(json.loads((tmp_path / "a.json").read_text())) == 10570
     assert reporter.done == reporter.total == 10570
+
+
+# --- tables ---------------------------------------------------------------------------------------------------------
+
+
+def write_table(path: Path, rows: list[dict[str, Any]]) -> Path:
+    if path.suffix == ".parquet":
+        parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+        return path
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0], delimiter="\t" if path.suffix == ".tsv" else ",")
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def read_table(path: Path) -> list[dict[str, Any]]:
+    """The rows, without empty cells; ids and texts of CSV are strings."""
+    if path.suffix == ".parquet":
+        rows = parquet.read_table(path).to_pylist()
+    else:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ","))
+    return [{name: value for name, value in row.items() if value not in (None, "")} for row in rows]
+
+
+@pytest.mark.parametrize("questions", ["q.csv", "q.tsv", "q.parquet", "q.jsonl"])
+@pytest.mark.parametrize("answers", ["a.csv", "a.tsv", "a.parquet"])
+def test_tables_in_and_out(tmp_path: Path, questions: str, answers: str) -> None:
+    asked = [{**row, "context": f'"{row["id"]}", \n and more\t'} for row in rows(5)]
+    source = tmp_path / questions
+    (write_jsonl if source.suffix == ".jsonl" else write_table)(source, asked)
+    summary = answer_file(FirstWord(), source, tmp_path / answers)
+    assert summary == Summary(rows=5, answered=5, bad=0, resumed=0)
+    answered = read_table(tmp_path / answers)
+    assert [(row["id"], row["answer"], int(row["start"])) for row in answered] == [
+        (f"q{number}", f'"q{number}",', 0) for number in range(5)
+    ]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([answers, questions])
+
+
+@pytest.mark.parametrize("answers", ["a.csv", "a.parquet"])
+def test_bad_rows_and_several_answers_are_rows_of_a_table(tmp_path: Path, answers: str) -> None:
+    good, other = rows(2)
+    questions = write_jsonl(tmp_path / "q.jsonl", [{**good, "context": "one two"}, {"id": "\ud800"}, other])
+    summary = answer_file(FirstWord(), questions, tmp_path / answers, parameters={"top_k": 2})
+    assert (summary.answered, summary.bad) == (2, 1)
+    table = read_table(tmp_path / answers)
+    assert [row.get("answer") for row in table] == ["one", "two", None, "été1", "東京"]
+    assert table[2]["error"] == "line 2 has no 'question', only id"
+
+
+@pytest.mark.parametrize(("ids", "kind"), [([1, 2], int), ([1, "b"], str), ([1, 2**63], str)])
+def test_integer_ids_stay_integers_where_all_are(tmp_path: Path, ids: list[Any], kind: type) -> None:
+    asked = [{**row, "id": name} for row, name in zip(rows(2), ids, strict=True)]
+    answer_file(FirstWord(), write_jsonl(tmp_path / "q.jsonl", asked), tmp_path / "a.parquet")
+    answer_file(FirstWord(), tmp_path / "q.jsonl", tmp_path / "a.jsonl")
+    assert [row["id"] for row in read_table(tmp_path / "a.parquet")] == [kind(name) for name in ids]
+    assert [row["id"] for row in read_jsonl(tmp_path / "a.jsonl")] == ids
+
+
+def test_rows_without_ids_get_them_from_their_texts(tmp_path: Path) -> None:
+    asked = [{"question": row["question"], "context": row["context"]} for row in rows(3)]
+    answer_file(FirstWord(), write_jsonl(tmp_path / "q.jsonl", asked), tmp_path / "a.jsonl")
+    answer_file(FirstWord(), write_jsonl(tmp_path / "r.jsonl", asked[::-1]), tmp_path / "b.jsonl")
+    first, second = ([row["id"] for row in read_jsonl(tmp_path / name)] for name in ("a.jsonl", "b.jsonl"))
+    assert first == second[::-1]
+    assert len(set(first)) == 3
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize("name", ["q.jsonl", "q.csv", "q.json"])
+def test_questions_in_any_marked_encoding_are_answered(tmp_path: Path, name: str, encoding: str) -> None:
+    source = tmp_path / name
+    if source.suffix == ".csv":
+        write_table(source, rows(3))
+    elif source.suffix == ".json":
+        source.write_text(json.dumps(rows(3), ensure_ascii=False), encoding="utf-8")
+    else:
+        write_jsonl(source, rows(3))
+    source.write_bytes(source.read_text(encoding="utf-8").replace("\n", "\r\n").encode(encoding))
+    answer_file(FirstWord(), source, tmp_path / "a.jsonl")
+    assert [row["answer"] for row in read_jsonl(tmp_path / "a.jsonl")] == ["été0", "été1", "été2"]
+
+
+def test_questions_in_another_encoding_are_refused_before_any_is_answered(tmp_path: Path) -> None:
+    content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows(20)).replace("東京 😀", "")
+    (tmp_path / "q.jsonl").write_bytes(content.encode("cp1252"))
+    with pytest.raises(UntrustedInput, match=r"q\.jsonl: not UTF-8 text, it looks like Windows-1252: byte 0xE9 after"):
+        answer_file(None, tmp_path / "q.jsonl", tmp_path / "a.jsonl")  # type: ignore[arg-type]
+
+
+def test_twenty_bad_rows_are_one_message_with_the_first_ones(tmp_path: Path) -> None:
+    questions = write_jsonl(tmp_path / "q.jsonl", [*rows(5), *["{"] * 20])
+    answer_file(FirstWord(), questions, tmp_path / "a.jsonl", reporter=(reporter := RecordingReporter()))
+    (message,) = reporter.messages
+    assert message.startswith(f"{questions}: 20 of 25 rows are bad: line 6 is not JSON")
+    assert (message.count("is not JSON"), message.endswith("; ...")) == (3, True)
+
+
+def test_columns_are_read_by_name(tmp_path: Path) -> None:
+    questions = write_table(tmp_path / "q.csv", [{"nr": 7, "frage": "Wer?", "text": "Ada Crane"}])
+    columns = {"id": "nr", "question": "frage", "context": "text"}
+    answer_file(FirstWord(), questions, tmp_path / "a.json", columns=columns)
+    assert json.loads((tmp_path / "a.json").read_text()) == {"7": "Ada"}
+    with pytest.raises(BadTarget, match="columns: frage=question"):
+        answer_file(FirstWord(), questions, tmp_path / "a.json", columns={"frage": "question"})
+
+
+@pytest.mark.parametrize(
+    ("questions", "answers", "problem"),
+    [
+        ("q.jsonl", "a.xlsx", r"a\.xlsx: its ending names no format of answers\n.*\.csv, \.tsv, \.parquet"),
+        ("q.jsonl", "a", "names no format of answers"),
+        ("q.jsonl", "a.csv.gz", "names no format of answers"),
+        ("q.xlsx", "a.csv", r"q\.xlsx: its ending names no format of questions"),
+        ("q.jsonl", os.devnull, ""),
+    ],
+)
+def test_an_unknown_ending_is_refused_with_the_known_ones(
+    tmp_path: Path, questions: str, answers: str, problem: str
+) -> None:
+    write_jsonl(tmp_path / questions, rows(1))
+    if problem:
+        with pytest.raises(BadTarget, match=problem):
+            answer_file(FirstWord(), tmp_path / questions, tmp_path / answers)
+    else:
+        assert answer_file(FirstWord(), tmp_path / questions, answers).answered == 1
+
+
+def test_a_table_is_written_to_a_pipe_and_parquet_is_not(
+    tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    questions = write_jsonl(tmp_path / "q.jsonl", rows(1))
+    answer_file(FirstWord(), questions, "-", answers_format="csv")
+    assert capsysbinary.readouterr().out.decode() == "id,answer,score,start,end,error\nq0,été0,1.0,0,1,\n"
+    with pytest.raises(BadTarget, match="Parquet is not written to a pipe"):
+        answer_file(FirstWord(), questions, "-", answers_format="parquet")
+
+
+@pytest.mark.parametrize("answers", ["a.csv", "a.parquet"])
+def test_a_table_of_answers_is_resumed(tmp_path: Path, answers: str) -> None:
+    questions = write_jsonl(tmp_path / "q.jsonl", rows(9))
+    answer_file(FirstWord(3), questions, tmp_path / answers)
+    expected = (tmp_path / answers).read_bytes()
+    assert killed_run(questions, tmp_path / answers, answering=kill_at(7)) == -signal.SIGKILL
+    summary = answer_file(FirstWord(3), questions, tmp_path / answers)
+    assert summary == Summary(rows=9, answered=9, bad=0, resumed=6)
+    assert (tmp_path / answers).read_bytes() == expected

@@ -28,8 +28,8 @@ from qabuild.models.checkpoint.inspect import examine_config, examine_tokenizer
 from qabuild.models.checkpoint.weights import examine_weights
 from qabuild.models.training.distributed import VARIABLES, Ranks
 from qabuild.publishing import card
-from qabuild.qa.data import read_squad
-from qabuild.qa.question_stream import read_rows
+from qabuild.qa.data import read
+from qabuild.qa.data.records import read_records
 from qabuild.system import documents, machine
 from qabuild.target import lock
 from qabuild.target.read import load as load_target
@@ -309,9 +309,9 @@ SQUAD = {
 @given(texts(SQUAD))
 def test_a_file_of_questions_is_read_or_refused(tmp_path, content):
     (tmp_path / "x.json").write_bytes(content)
-    outcome(UntrustedInput, lambda: read_squad(tmp_path / "x.json"))
-    for form in ("squad", "jsonl"):
-        outcome(UntrustedInput, lambda form=form: list(read_rows(str(tmp_path / "x.json"), form)))
+    outcome(UntrustedInput, lambda: read(tmp_path / "x.json"))
+    for form in ("squad", "jsonl", "csv", "parquet"):
+        outcome(UntrustedInput, lambda form=form: list(read_records(str(tmp_path / "x.json"), form)))
 
 
 @many

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -14,9 +15,11 @@ from hypothesis import strategies as st
 
 from qabuild.errors import BadTarget, QABuildError, RenamedKey
 from qabuild.models.backends import BACKENDS
+from qabuild.qa.data.dataset_ref import SAME_NAMES, Columns
+from qabuild.target.lock import load_all
 from qabuild.target.model import Target, Verify, json_schema
 from qabuild.target.paths import require_paths
-from qabuild.target.read import load
+from qabuild.target.read import applicable, load
 
 MINIMAL = """\
 [checkpoint]
@@ -248,6 +251,15 @@ def test_extends_merges_tables_and_the_extending_file_wins(write):
     assert Path(target.checkpoint.model) == path.parent / "base" / ".." / "weights"
 
 
+def test_another_data_set_inherits_no_columns(write):
+    path = write(MINIMAL + '[verify]\ndataset = "./a.csv"\nmax_misplaced = 0.1\ncolumns = { question = "frage" }\n')
+    assert load(path).verify.data.columns.question == "frage"
+    other = load(path, ["verify.dataset=./b.csv"]).verify.data
+    assert (other.columns, other.max_misplaced) == (SAME_NAMES, 0.1)
+    named = load(path, ["verify.dataset=./b.csv", "verify.columns.context=text"]).verify.data
+    assert named.columns == Columns(context="text")
+
+
 def test_another_backend_inherits_no_options_and_another_model_no_revision(write):
     write('[checkpoint]\nmodel = "me/a"\nrevision = "v1"\n[backend]\nname = "onnxruntime"\nlevel = 1\n', "base.toml")
     target = load(write('extends = "base.toml"\n[checkpoint]\nmodel = "me/b"\n[backend]\nname = "eager"\n'))
@@ -333,3 +345,76 @@ def test_the_schema_has_every_table_and_names_every_backend():
     assert {"extends", "checkpoint", "backend", "runtime", "verify", "publish"} <= set(schema["properties"])
     text = json.dumps(schema)
     assert all(f'"{name}"' in text for name in BACKENDS)
+
+
+# --- overrides of several targets -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def several(tmp_path: Path) -> list[Path]:
+    """An eager target, one that trains, and one for OpenVINO in int8 that extends the first."""
+    base = '[checkpoint]\nmodel = "sample"\n[verify]\ndataset = "sample"\n'
+    (tmp_path / "eager.toml").write_text(f'{base}[backend]\nname = "eager"\n')
+    (tmp_path / "trained.toml").write_text(f'{base}[train]\ndataset = "sample"\n[backend]\nname = "eager"\n')
+    (tmp_path / "int8.toml").write_text(
+        'extends = "eager.toml"\n[backend]\nname = "openvino"\n[runtime]\ndtype = "int8"\n'
+    )
+    return [tmp_path / f"{name}.toml" for name in ("eager", "trained", "int8")]
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("verify.samples=5", {"eager", "trained", "int8"}),
+        ("verify.gates.confidence=0.9", {"eager", "trained", "int8"}),
+        ("backend.calibration=./mine.json", {"int8"}),
+        ("backend.rest=bf16", {"int8"}),
+        ("train.epochs=3", {"trained"}),
+        ("distill.alpha=0.5", {"eager", "trained", "int8"}),  # none has the table
+        ("backend.calbration=x", {"eager", "trained", "int8"}),  # a typo
+    ],
+)
+def test_an_override_is_given_to_the_targets_that_have_its_key(several, override, expected):
+    chosen = applicable(several, [override])
+    assert {path.stem for path, overrides in zip(several, chosen, strict=True) if overrides} == expected
+
+
+def test_an_override_may_follow_one_of_the_backend(several):
+    chosen = applicable(several, ["backend.name=onnxruntime", "backend.level=1"])
+    assert chosen == [["backend.name=onnxruntime", "backend.level=1"]] * 3
+
+
+def test_a_key_that_no_target_has_is_an_error(several):
+    with pytest.raises(BadTarget, match=r"backend\.calbration: unknown key"):
+        load_all(several, ["backend.calbration=x"])
+    with pytest.raises(BadTarget, match="no such target"):
+        load_all([*several, several[0].with_name("typo.toml")], ["verify.samples=5"])
+    (alone,) = load_all(several[:1], ["verify.samples=5"])
+    assert alone.verify.samples == 5
+
+
+# --- calibration ------------------------------------------------------------------------------------------------------
+
+INT8 = '[checkpoint]\nmodel = "sample"\n[backend]\nname = "openvino"\n{}\n[runtime]\ndtype = "int8"\n'
+TRAIN = '[train]\ndataset = "me/questions"\nrevision = "v2"\nconfiguration = "de"\n'
+
+
+def test_int8_is_calibrated_on_what_the_target_trains_on(tmp_path):
+    def calibration(text: str) -> Any:
+        (tmp_path / "x.toml").write_text(text)
+        return load(tmp_path / "x.toml").datasets["backend.calibration"]
+
+    trained = calibration(INT8.format("") + TRAIN)
+    assert (trained.dataset, trained.configuration, trained.revision) == ("me/questions", "de", "v2")
+    read = calibration(INT8.format("") + TRAIN + 'max_misplaced = 0.1\ncolumns = { question = "frage" }\n')
+    assert (read.max_misplaced, read.columns) == (0.1, Columns(question="frage"))
+    assert calibration(INT8.format("")).dataset == "rajpurkar/squad"
+    assert calibration(INT8.format('calibration_revision = "v1"') + TRAIN).dataset == "rajpurkar/squad"
+    own = calibration(INT8.format('calibration = "sample"') + TRAIN)
+    assert (own.dataset, own.configuration, own.revision) == ("sample", None, None)
+    assert "backend.calibration" not in load_fp32(tmp_path).datasets
+
+
+def load_fp32(folder: Path) -> Target:
+    (folder / "fp32.toml").write_text(INT8.format("").replace("int8", "fp32") + TRAIN)
+    return load(folder / "fp32.toml")

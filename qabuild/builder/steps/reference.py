@@ -79,9 +79,15 @@ def score(answers: Path, target: Target, *, offline: bool) -> dict[str, float]:
 def _answer(context: Context, checkpoint: Checkpoint, directory: Path) -> None:
     from qabuild.builder.leakage import questions_of
     from qabuild.models.checkpoint.load import load_model, load_tokenizer
+    from qabuild.qa import data
 
     target = context.target
     questions = questions_of(target, offline=context.offline)
+    if questions.misplaced:
+        context.reporter.say(
+            f"verify.dataset: {len(questions.misplaced)} questions are left out, since an answer is not at its "
+            "answer_start"
+        )
     described = {
         "dataset": questions.name,
         "file": is_path(target.verify.dataset),
@@ -90,7 +96,7 @@ def _answer(context: Context, checkpoint: Checkpoint, directory: Path) -> None:
         "split": questions.split,
         "samples": len(questions),
         "seed": target.verify.seed if target.verify.samples else None,
-        "fingerprint": questions.fingerprint,
+        "fingerprint": data.fingerprint(questions.questions),
         "shown": target.shown,
     }
     model = load_model(checkpoint).to(context.inputs["reference.device"])
@@ -108,6 +114,8 @@ def _questions(target: Target, facts: Facts) -> dict[str, Any]:
         "split": None if is_path(verify.dataset) else verify.split,  # a file has none
         "samples": verify.samples,
         "seed": verify.seed if verify.samples else None,  # it draws nothing where all are asked
+        "max_misplaced": verify.max_misplaced,
+        "columns": verify.data.columns.model_dump(exclude_none=True),
     }
 
 

@@ -130,6 +130,7 @@ def _windows(target: Target, facts: Facts) -> dict[str, Any]:
         "train.held_out": train.held_out,
         "train.draw": train.seed if drawn else None,
         "train.max_misplaced": train.max_misplaced,
+        **flat("train.columns", train.data.columns.model_dump(exclude_none=True)),
         "train.max_seq_len": train.max_seq_len,
         "train.doc_stride": train.doc_stride,
     }
@@ -139,7 +140,7 @@ def _options(target: Target) -> dict[str, Any]:
     """What else decides the training, but for how often its state is saved."""
     train = target.training
     elsewhere = {"dataset", "configuration", "revision", "fingerprint", "split", "samples", "held_out"}
-    elsewhere |= {"max_misplaced", "dtype", "max_seq_len", "doc_stride", "save_steps", "deepspeed"}
+    elsewhere |= {"max_misplaced", "columns", "dtype", "max_seq_len", "doc_stride", "save_steps", "deepspeed"}
     chosen = flat("train", train.model_dump(mode="json", exclude=elsewhere))
     return chosen | ({"train.deepspeed": _content(train.deepspeed)} if train.deepspeed else {})
 

@@ -18,7 +18,7 @@ __all__ = ["Comparison", "compare"]
 
 
 def compare(
-    artifacts: Sequence[str | Path],
+    artifacts: str | Path | Sequence[str | Path],
     *,
     baseline: str | None = None,
     batch_sizes: Sequence[int] = (),
@@ -29,7 +29,7 @@ def compare(
     allow_native: bool = False,
     reporter: Reporter = SILENT,
 ) -> Comparison:
-    """Measure artifacts in one run; each is a folder, or a target (a .toml file) whose artifact is in `output`.
+    """Measure artifacts, or one, in one run; each is a folder, or a target (.toml) whose artifact is in `output`.
 
     `baseline` names the artifact that the others are compared with; the default is the first that is eager fp32, or
     else the first. All questions are answered in batches of the first artifact's `verify.batch_size`, and some at the
@@ -44,7 +44,8 @@ def compare(
     from qabuild.evaluation.compare.contestants import load_questions, open_contestants, require_baseline
     from qabuild.evaluation.compare.score import score
 
-    contestants, failures = open_contestants(artifacts, Path(output))
+    several = [artifacts] if isinstance(artifacts, str | Path) else artifacts
+    contestants, failures = open_contestants(several, Path(output))
     require_baseline(contestants, failures, baseline)
     for failure in failures:  # now, since measuring the others takes minutes
         reporter.say(f"{failure.name} is skipped: {failure.error.splitlines()[0]}")

@@ -67,9 +67,9 @@ class Backend(Protocol):
         """
 
     def missing(self, options: Any, runtime: Runtime) -> list[str]:
-        """Whatever is missing on this machine to run such a model, each with its remedy; empty if nothing is.
+        """Whatever is missing on this machine to build and run such a model, each with its remedy; empty if nothing is.
 
-        `PACKAGES` and the device are checked elsewhere; this is for processor instructions, providers and the like.
+        `PACKAGES` and the device are checked elsewhere; this is for processor instructions, providers, compilers.
         """
 
     def native_code(self, options: Any) -> Sequence[str]:

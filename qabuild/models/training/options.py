@@ -7,13 +7,10 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from qabuild.models.checkpoint.source import CheckpointSource
-from qabuild.qa.data.dataset_ref import SOURCE, DatasetTable
+from qabuild.qa.data.dataset_ref import SOURCE, DatasetTable, Share
 from qabuild.system.frozen import Frozen
 
 Autocast = Literal["auto", "fp32", "bf16", "fp16"]
-
-
-Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Train(DatasetTable):
@@ -22,9 +19,6 @@ class Train(DatasetTable):
     dataset: str = Field("rajpurkar/squad", min_length=1, description=f"what it learns from: {SOURCE}")
     held_out: int = Field(
         0, ge=0, description="questions, of whole contexts, that are kept from training and asked after each epoch"
-    )
-    max_misplaced: Share = Field(
-        0.0, description="share of the questions that may have an answer that is not in place; they are left out"
     )
     layers: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
         None, strict=False, min_length=1, description="start from these layers of the checkpoint only, as in [0, 2, 5]"
@@ -49,10 +43,6 @@ class Train(DatasetTable):
         500, ge=1, description="steps between two states that an interrupted training can go on from"
     )
     deepspeed: str | None = Field(None, min_length=1, description="a DeepSpeed config (ZeRO), passed to the Trainer")
-
-    @property
-    def misplaced_allowed(self) -> float:
-        return self.max_misplaced
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

@@ -1,7 +1,8 @@
-"""Questions with their contexts and gold answers, from the Hub, a SQuAD-layout file or the embedded sample.
+"""Questions with their contexts and gold answers, from the Hub, a file or the embedded sample.
 
-Every source passes the same checks: ids are unique, texts are not blank, and every gold answer occurs in its context
-at its `answer_start`. Questions that pass need no further checks to be answered and scored.
+Every source is read by the same rules (`rows`) and passes the same checks: ids are unique, texts are not blank, and
+every gold answer occurs in its context at its `answer_start`. Questions that pass need no further checks to be answered
+and scored.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import os
 from pathlib import Path
 
 from qabuild.errors import BadTarget, UntrustedInput
-from qabuild.qa.data.dataset_ref import DatasetRef
+from qabuild.qa.data.dataset_ref import SAME_NAMES, Columns, DatasetRef
 from qabuild.qa.data.hub_datasets import load_table
 from qabuild.qa.data.questions import (
     Question,
@@ -23,17 +24,20 @@ from qabuild.qa.data.questions import (
     subset,
     without_misplaced,
 )
-from qabuild.qa.data.squad_files import read_squad
+from qabuild.qa.data.records import format_of, read_records
+from qabuild.qa.data.rows import questions_of
+from qabuild.qa.data.source import is_pipe
 from qabuild.system import hub
 
 __all__ = [
+    "Columns",
     "DatasetRef",
     "Question",
     "QuestionSet",
     "check",
     "fingerprint",
     "load",
-    "read_squad",
+    "read",
     "refuse_leakage",
     "select",
     "subset",
@@ -56,7 +60,7 @@ def load(ref: DatasetRef, *, offline: bool = False) -> QuestionSet:
             f"leave out the {given}, or name a Hub id",
         )
     else:
-        questions = _sample(ref.split) if source == hub.SAMPLE else _from_file(Path(source), ref.max_misplaced)
+        questions = _sample(ref.split) if source == hub.SAMPLE else _of_file(ref)
     if ref.fingerprint not in (None, questions.fingerprint):
         raise UntrustedInput(
             f"{source}: the questions' fingerprint is {questions.fingerprint}, pinned is {ref.fingerprint}",
@@ -72,9 +76,24 @@ def _sample(split: str) -> QuestionSet:
     files = {"train": sample.TRAIN, "validation": sample.HELDOUT}
     if split not in files:
         raise BadTarget(f"the sample has no split '{split}'", "use 'train' or 'validation'")
-    return question_set(read_squad(Path(files[split])), hub.SAMPLE, split=split)
+    return question_set(read(Path(files[split])), hub.SAMPLE, split=split)
 
 
-def _from_file(path: Path, max_misplaced: float) -> QuestionSet:
-    path = Path(os.path.expanduser(path))
-    return question_set(read_squad(path, max_misplaced), path.name)
+def _of_file(ref: DatasetRef) -> QuestionSet:
+    path = Path(os.path.expanduser(ref.dataset))
+    return question_set(read(path, ref.max_misplaced, ref.columns), path.name)
+
+
+def read(path: Path, max_misplaced: float = 0.0, columns: Columns = SAME_NAMES) -> tuple[Question, ...]:
+    """Read the questions of a file, in its order; its name's ending tells the format.
+
+    `max_misplaced` is the share of questions that may have an answer not at its `answer_start`.
+
+    Raises BadTarget if there is no such file, UntrustedInput naming file and place if its content is invalid.
+    """
+    where = str(path)
+    if is_pipe(where):
+        raise BadTarget(f"{path}: cannot be read (not a regular file)", "give a file of questions")
+    questions = questions_of(read_records(where, format_of(where)), columns, where)
+    check(questions, where, max_misplaced)
+    return questions

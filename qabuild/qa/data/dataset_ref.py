@@ -3,17 +3,46 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
+from qabuild.errors import BadTarget
 from qabuild.system.frozen import Frozen
 from qabuild.system.hub import is_path
 
+Share = Annotated[float, Field(ge=0, le=1)]
 FINGERPRINT = "^[0-9a-f]{64}$"
-SOURCE = "a Hub id, a SQuAD-layout .json or .json.gz that begins with ./, ../, / or ~, or 'sample'"
+SOURCE = "a Hub id, a file (.json, .jsonl, .csv, .tsv or .parquet) that begins with ./, ../, / or ~, or 'sample'"
+
+
+class Columns(Frozen):
+    """The columns of a table, or keys of JSON rows, that have other names than here."""
+
+    id: str | None = Field(None, min_length=1, description="any string or number; made from the texts where absent")
+    question: str | None = Field(None, min_length=1, description="the question")
+    context: str | None = Field(None, min_length=1, description="the text that holds the answers")
+    answers: str | None = Field(None, min_length=1, description="the gold answers, each with text and answer_start")
+    answer_text: str | None = Field(None, min_length=1, description="the gold answer, where it has a column of its own")
+    answer_start: str | None = Field(None, min_length=1, description="where `answer_text` starts, in characters")
+    is_impossible: str | None = Field(None, min_length=1, description="whether the question is unanswerable")
+
+
+SAME_NAMES = Columns()
+
+
+def columns_of(names: Mapping[str, str]) -> Columns:
+    """The columns that have other `names`. Raises BadTarget for an unknown one."""
+    try:
+        return Columns(**names)
+    except ValidationError:
+        raise BadTarget(
+            f"columns: {', '.join(f'{name}={column}' for name, column in names.items())}",
+            f"give names for {', '.join(Columns.model_fields)}",
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -36,6 +65,8 @@ class DatasetRef:
     """The required fingerprint of the whole split; None: any."""
     max_misplaced: float = 0.0
     """Share of the questions that may have an answer not at its `answer_start`; these are left out."""
+    columns: Columns = SAME_NAMES
+    """Names of its columns."""
 
     def whole(self) -> Self:
         """All questions of the split, whatever their fingerprint."""
@@ -65,6 +96,10 @@ class DatasetTable(Frozen):
     split: str = Field("train", min_length=1, description="split of the data set")
     samples: int | None = Field(None, ge=1, description="how many questions, drawn by `seed`; all where it is absent")
     seed: int = Field(0, ge=0, description="seed of that draw, a whole number from 0")
+    max_misplaced: Share = Field(
+        0.0, description="share of the questions that may have an answer that is not in place; they are left out"
+    )
+    columns: Columns | None = Field(None, description="names of the columns or keys that are called otherwise")
 
     @property
     def data(self) -> DatasetRef:
@@ -76,13 +111,9 @@ class DatasetTable(Frozen):
             self.samples,
             self.seed,
             self.fingerprint,
-            self.misplaced_allowed,
+            self.max_misplaced,
+            self.columns or SAME_NAMES,
         )
-
-    @property
-    def misplaced_allowed(self) -> float:
-        """Share of the questions that may have an answer not at its `answer_start`."""
-        return 0.0
 
     def with_data(self, data: DatasetRef) -> Self:
         """This table with the revision and fingerprint of `data`."""

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from qabuild.errors import BadTarget, QABuildError, UntrustedInput
 from qabuild.qa.data.dataset_ref import DatasetRef
-from qabuild.qa.data.questions import Question, QuestionSet, check, question_set
-from qabuild.qa.data.schema import field, wrong_layout
+from qabuild.qa.data.questions import QuestionSet, check, question_set
+from qabuild.qa.data.records import Record
+from qabuild.qa.data.rows import questions_of
 from qabuild.system import hub
 from qabuild.system.hub import first_line
 
@@ -21,7 +22,7 @@ _CONFIGURATION = re.compile(r"\w[\w.+-]*")
 
 
 def load_table(ref: DatasetRef, offline: bool) -> QuestionSet:
-    """The questions of one split: a table with columns id, question, context and answers {text, answer_start}.
+    """The questions of one split, a table.
 
     Raises BadTarget for a missing data set, configuration, revision or split, UntrustedInput for damaged questions,
     QABuildError if the Hub fails or, with `offline`, if the split is not in the cache.
@@ -35,7 +36,8 @@ def load_table(ref: DatasetRef, offline: bool) -> QuestionSet:
     name = str(ref.dataset)
     table = _Table(name, ref.configuration, hub.commit(name, ref.revision, "dataset", offline=offline), ref.split)
     where = str(table)
-    questions = tuple(_row(row, index, where) for index, row in enumerate(table.load(offline)))
+    records = (Record(f"row {index}", row, row) for index, row in enumerate(table.load(offline)))
+    questions = questions_of(records, ref.columns, where)
     check(questions, where, ref.max_misplaced)
     return question_set(questions, name, configuration=ref.configuration, revision=table.sha, split=ref.split)
 
@@ -160,27 +162,3 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if hide:
             enable_progress_bars()
-
-
-def _row(row: Mapping[str, Any], index: int, where: str) -> Question:
-    """One row of a table with the features id, question, context and answers {text, answer_start}."""
-    at = f"row {index}"
-    answers = field(row, "answers", dict, where, at)
-    texts = _strings(answers, "text", where, at)
-    starts = field(answers, "answer_start", list, where, at)
-    if len(texts) != len(starts) or not all(type(start) is int for start in starts):
-        raise wrong_layout(where, f"{at}.answers.answer_start is not a list of one integer for each text")
-    return Question(
-        id=field(row, "id", str, where, at),
-        question=field(row, "question", str, where, at),
-        context=field(row, "context", str, where, at),
-        answers=texts,
-        answer_starts=tuple(starts),
-    )
-
-
-def _strings(parent: Any, key: str, where: str, at: str) -> tuple[str, ...]:
-    values = field(parent, key, list, where, at)
-    if not all(isinstance(value, str) for value in values):
-        raise wrong_layout(where, f"{at}.answers.{key} is not a list of strings")
-    return tuple(values)

@@ -11,8 +11,10 @@ from dataclasses import dataclass, replace
 from typing import overload
 
 from qabuild.errors import BadTarget, UntrustedInput
+from qabuild.qa.data import placement
 
 _SHOWN = 5  # ids named in a message
+_SHOWN_MISPLACED = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,63 +139,39 @@ def without_misplaced(questions: QuestionSet) -> QuestionSet:
 
 
 def check(questions: Sequence[Question], where: str, max_misplaced: float = 0.0) -> None:
-    """Validate the questions; `where` names their source in messages.
+    """Validate the questions together; `where` names their source in messages.
 
     `max_misplaced` is the share of questions that may have an answer not at its `answer_start`.
 
-    Raises UntrustedInput for no questions, blank or unencodable texts, duplicate ids, misplaced answers.
+    Raises UntrustedInput for no questions, duplicate ids, misplaced answers.
     """
     if not questions:
         raise UntrustedInput(f"{where}: there are no questions in it", "give a file or split with questions")
-    _refuse(
-        where,
-        "have a blank id, question, context or answer",
-        "remove or complete them",
-        [
-            question.id
-            for question in questions
-            if not all(map(str.strip, (question.id, question.question, question.context, *question.answers)))
-        ],
-    )
-    _refuse(
-        where,
-        "hold characters that are not valid text (lone surrogates)",
-        "write the file again as UTF-8",
-        [question.id for question in questions if not _encodable(question)],
-    )
     ids = Counter(question.id for question in questions)
-    _refuse(where, "share an id with another", "give each an id of its own", [i for i, n in ids.items() if n > 1])
-    misplaced = [question.id for question in questions if not _in_place(question)]
-    allowed = f" (at most {max_misplaced:.2%} of {len(questions)} are allowed)" if max_misplaced else ""
-    _refuse(
-        where,
-        f"have an answer that is not in the context at its answer_start{allowed}",
-        "correct answer_start (in characters, not bytes) or the answer's text",
-        misplaced if len(misplaced) > max_misplaced * len(questions) else [],
-    )
-
-
-def _refuse(where: str, problem: str, remedy: str, ids: Sequence[str]) -> None:
-    if ids:
-        raise UntrustedInput(f"{where}: {len(ids)} questions {problem}: {_some(ids)}", remedy)
+    if shared := [question_id for question_id, count in ids.items() if count > 1]:
+        raise UntrustedInput(
+            f"{where}: {len(shared)} questions share an id with another: {_some(shared)}",
+            "give each an id of its own; `qabuild data check FILE --fix OUT.json` does so for a file",
+        )
+    misplaced = [question for question in questions if not _in_place(question)]
+    if len(misplaced) > max_misplaced * len(questions):
+        allowed = f" (at most {max_misplaced:.2%} of {len(questions)} are allowed)" if max_misplaced else ""
+        shown = ", ".join(map(placement.describe, misplaced[:_SHOWN_MISPLACED]))
+        raise UntrustedInput(
+            f"{where}: {len(misplaced)} questions have an answer that is not in the context at its "
+            f"answer_start{allowed}: {shown}{', ...' if len(misplaced) > _SHOWN_MISPLACED else ''}",
+            "correct answer_start (in characters, not bytes), as `qabuild data check FILE --fix OUT.json` does, or "
+            "leave a share of them out by max_misplaced",
+        )
 
 
 def _some(ids: Sequence[str]) -> str:
     return ", ".join(map(repr, ids[:_SHOWN])) + (", ..." if len(ids) > _SHOWN else "")
 
 
-def _encodable(question: Question) -> bool:
-    """Whether the texts can be encoded as UTF-8; JSON can hold lone surrogates, which cannot."""
-    try:
-        "".join((question.id, question.question, question.context, *question.answers)).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def _in_place(question: Question) -> bool:
     return all(
-        start >= 0 and question.context.startswith(text, start)
+        placement.is_in_place(question.context, text, start)
         for text, start in zip(question.answers, question.answer_starts, strict=True)
     )
 
@@ -203,12 +181,13 @@ def _part_of(questions: QuestionSet, chosen: tuple[Question, ...]) -> QuestionSe
 
 
 def refuse_leakage(training: Sequence[Question], verification: Sequence[Question]) -> None:
-    """Raise BadTarget for train/test leakage: a training question in the verification, by its id or by its texts.
+    """Raise BadTarget for train/test leakage: a training question in the verification.
 
-    Texts are compared up to whitespace. Scores on questions that were trained on verify nothing.
+    It is one with the same question and context, up to whitespace, or with the same id and one of the two: two files
+    may number their rows alike. Scores on questions that were trained on verify nothing.
     """
-    ids, texts = {question.id for question in verification}, {_texts(question) for question in verification}
-    leaked = [question.id for question in training if question.id in ids or _texts(question) in texts]
+    asked = {key for question in verification for key in _identities(question)}
+    leaked = [question.id for question in training if not asked.isdisjoint(_identities(question))]
     if leaked:
         raise BadTarget(
             f"{len(leaked)} of its {len(training)} questions are asked by the verification as well: {_some(leaked)}",
@@ -216,5 +195,7 @@ def refuse_leakage(training: Sequence[Question], verification: Sequence[Question
         )
 
 
-def _texts(question: Question) -> tuple[str, str]:
-    return " ".join(question.question.split()), " ".join(question.context.split())
+def _identities(question: Question) -> tuple[tuple[str, str, str], ...]:
+    """What makes it the same question as another; the parts are kept apart by their places."""
+    text, context = " ".join(question.question.split()), " ".join(question.context.split())
+    return ("", text, context), (question.id, text, ""), (question.id, "", context)

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 
 IGNORED = (
-    *("args_parser", "binary_output", "dtype", "feature_extractor", "image_processor", "num_workers", "processor"),
-    "torch_dtype",
+    *("args_parser", "binary_output", "dtype", "feature_extractor", "image_processor", "model_kwargs", "num_workers"),
+    *("processor", "torch_dtype", "trust_remote_code", "use_fast"),
 )
 """Parameters of the stock pipeline's constructor that have no effect here, and few there."""
 
@@ -62,6 +62,8 @@ class QuestionAnsweringPipeline:
 
     A model may have a method `submit` as well, which takes the same, returns before it is computed, and can be called
     again meanwhile; what it returns has a method `result`, which waits for the output.
+
+    A pipeline can be pickled and copied where its model can.
 
     Every parameter can be set here for all calls or in a call:
 
@@ -106,6 +108,11 @@ class QuestionAnsweringPipeline:
         ignored |= {"task": task} if task != self.task else {}
         if without_effect := sorted(name for name, value in ignored.items() if value):
             warnings.warn(f"without effect in this pipeline: {', '.join(without_effect)}", UserWarning, stacklevel=2)
+        if not callable(model):
+            raise TypeError(
+                f"model is {model!r}, not a model: load one with AutoModelForQuestionAnswering.from_pretrained, or an "
+                "artifact with qabuild.load"
+            )
         self.model = model if device is None else moved(model, device)
         self.tokenizer = tokenizer
         self._parameters = Parameters().updated(

@@ -103,8 +103,18 @@ class WindowMaker:
         with panic.explained(self._source):
             self._backend = _copy_backend(tokenizer)
         self._layouts: dict[bool, Layout] = {}
+        self._empty_memos()
+
+    def _empty_memos(self) -> None:
         self._contexts = Memo(self._tokenise, lambda tokens: len(tokens.ids) + 64, CACHED_TOKENS)
         self._questions = Memo(self._ids, lambda ids: len(ids) + 64, CACHED_TOKENS)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if not isinstance(value, Memo)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._empty_memos()
 
     def layout(self) -> Layout:
         """The layout for the tokenizer's current `padding_side`."""

@@ -521,9 +521,14 @@ def test_optimum_opens_an_onnx_artifact_unchanged(
 
 def test_an_exporter_that_is_not_installed_is_missing_with_its_extra(monkeypatch: Any) -> None:
     module = backend("onnxruntime")
-    monkeypatch.setattr(packages, "versions", lambda names: {})
-    problems = packages.missing(module.compile_packages(module.Options(exporter="optimum")), "cpu")
-    assert "optimum is not installed: pip install 'qabuild[optimum]' or 'qabuild[optimum-gpu]'" in problems
+    here = {"transformers": "4.57.6"}
+    monkeypatch.setattr(packages, "versions", lambda names: {name: here[name] for name in names if name in here})
+    needed = module.compile_packages(module.Options(exporter="optimum"))
+    remedy = "optimum and optimum-onnx are not installed: pip install 'qabuild[optimum]' or 'qabuild[optimum-gpu]'"
+    assert remedy in packages.missing(needed, "cpu")
+    here["transformers"] = "5.24.0"
+    other = f"{remedy}, in an environment of transformers 4.57 (this one has 5.24.0)"
+    assert other in packages.missing(needed, "cpu")
     assert "optimum" not in module.compile_packages(module.Options())
 
 

@@ -118,9 +118,9 @@ def test_a_path_may_be_a_string(write: Callable[..., Path], monkeypatch: pytest.
 
 def test_a_gzip_file_is_recognised_by_content_not_name(write: Callable[..., Path]) -> None:
     content = gzip.compress(json.dumps(SQUAD).encode())
-    expected = data.read_squad(write(SQUAD))
-    assert data.read_squad(write(content, "squad.json.gz")) == expected
-    assert data.read_squad(write(content, "compressed.json")) == expected
+    expected = data.read(write(SQUAD))
+    assert data.read(write(content, "squad.json.gz")) == expected
+    assert data.read(write(content, "compressed.json")) == expected
 
 
 def test_unanswerable_questions_have_no_answers(write: Callable[..., Path]) -> None:
@@ -131,7 +131,7 @@ def test_unanswerable_questions_have_no_answers(write: Callable[..., Path]) -> N
 
 
 def test_a_byte_order_mark_is_accepted(write: Callable[..., Path]) -> None:
-    assert len(data.read_squad(write(b"\xef\xbb\xbf" + json.dumps(SQUAD).encode()))) == 3
+    assert len(data.read(write(b"\xef\xbb\xbf" + json.dumps(SQUAD).encode()))) == 3
 
 
 def test_the_squad_development_set_is_valid(squad_dev: Path) -> None:
@@ -183,7 +183,7 @@ def test_a_revision_of_a_local_data_set_is_refused(write: Callable[..., Path]) -
         (b"", "not JSON"),
         (b"{", "not JSON"),
         (b"[" * 200_000, "not JSON"),
-        (b'{"data": "\xff"}', r"not UTF-8 text \(byte 10\)"),
+        (b'{"data": "\xff"}', r"not UTF-8 text, it looks like Windows-1252: byte 0xFF after"),
         (gzip.compress(json.dumps(SQUAD).encode())[:-20], "damaged gzip"),
         (b"\x1f\x8bnothing of the kind", "damaged gzip"),
         (b"PK\x03\x04", "not JSON"),
@@ -198,19 +198,22 @@ def test_a_file_that_is_not_json_is_refused(write: Callable[..., Path], content:
 @pytest.mark.parametrize(
     ("root", "place"),
     [
-        ([], "the top level is not an object"),
-        ({}, "the top level has no 'data'"),
-        ({"data": {}}, "data is not a list"),
+        ([7], r"\[0\] is not an object"),
+        ({}, "object 1 has no 'question', only nothing"),
+        ({"data": {}}, "object 1 has no 'question', only data"),
         ({"data": [7]}, r"data\[0\] is not an object"),
-        (squad(lambda r: r["data"][1].pop("paragraphs")), r"data\[1\] has no 'paragraphs'"),
-        (squad(lambda r: r["data"][1]["paragraphs"][0].pop("context")), r"data\[1\]\.paragraphs\[0\] has no 'context'"),
-        (squad(lambda r: qas(r)[1].update(id=7)), r"data\[0\]\.paragraphs\[0\]\.qas\[1\]\.id is not a string"),
+        (squad(lambda r: r["data"][1].pop("paragraphs")), r"data\[1\] has no 'question', only title"),
+        (
+            squad(lambda r: r["data"][1]["paragraphs"][0].pop("context")),
+            r"data\[1\]\.paragraphs\[0\]\.qas\[0\] has no 'context', only qas",
+        ),
+        (squad(lambda r: qas(r)[1].update(id=[7])), r"data\[0\]\.paragraphs\[0\]\.qas\[1\]\.id is neither"),
         (squad(lambda r: qas(r)[1].pop("question")), r"data\[0\]\.paragraphs\[0\]\.qas\[1\] has no 'question'"),
         (squad(lambda r: qas(r)[1].pop("answers")), r"qas\[1\] has no 'answers'"),
         (squad(lambda r: qas(r)[0]["answers"][1].pop("text")), r"qas\[0\]\.answers\[1\] has no 'text'"),
         (squad(lambda r: qas(r)[0]["answers"][1].update(answer_start=True)), r"\[1\]\.answer_start is not an int"),
-        (squad(lambda r: qas(r)[0]["answers"][1].update(answer_start=1.0)), r"\[1\]\.answer_start is not an int"),
-        (squad(lambda r: qas(r)[0].update(is_impossible="no")), r"qas\[0\]\.is_impossible is not true or false"),
+        (squad(lambda r: qas(r)[0]["answers"][1].update(answer_start=1.5)), r"\[1\]\.answer_start is not an int"),
+        (squad(lambda r: qas(r)[0].update(is_impossible="no")), r"qas\[0\]\.is_impossible is neither true nor false"),
     ],
 )
 def test_a_wrong_layout_is_refused_with_its_place(write: Callable[..., Path], root: Any, place: str) -> None:
@@ -224,16 +227,18 @@ def test_a_wrong_layout_is_refused_with_its_place(write: Callable[..., Path], ro
     [
         (lambda r: r.update(data=[]), "there are no questions"),
         (lambda r: qas(r)[1].update(id="q1"), "1 questions share an id with another: 'q1'"),
-        (lambda r: qas(r)[1].update(question=" "), "1 questions have a blank .*: 'q2'"),
-        (lambda r: r["data"][0]["paragraphs"][0].update(context=""), "2 questions have a blank .*: 'q1', 'q2'"),
-        (lambda r: qas(r)[1]["answers"][0].update(text=""), "1 questions have a blank .*: 'q2'"),
+        (lambda r: qas(r)[1].update(question=" "), r"qas\[1\]\.question is blank"),
+        (
+            lambda r: r["data"][0]["paragraphs"][0].update(context=""),
+            r"2 of 3 rows .*qas\[0\]\.context is blank",
+        ),
         (lambda r: qas(r)[1]["answers"][0].update(answer_start=28), "1 questions have an answer that .*: 'q2'"),
         (lambda r: qas(r)[1]["answers"][0].update(answer_start=-12), "1 questions have an answer that .*: 'q2'"),
         (lambda r: qas(r)[1]["answers"][0].update(answer_start=10**30), "1 questions have an answer that .*: 'q2'"),
         (lambda r: qas(r)[1]["answers"][0].update(text="bob"), "1 questions have an answer that .*: 'q2'"),
-        (lambda r: qas(r)[1].update(answers=[]), "question 'q2' has no answers"),
+        (lambda r: qas(r)[1].update(answers=[], is_impossible=False), "'q2' has no answers and is_impossible is false"),
         (lambda r: qas(r)[1].update(is_impossible=True), "question 'q2' is marked is_impossible and has answers"),
-        (lambda r: qas(r)[1].update(question="\ud800?"), "1 questions hold characters that are not valid text.*: 'q2'"),
+        (lambda r: qas(r)[1].update(question="\ud800?"), r"qas\[1\] holds characters that are not valid text"),
     ],
 )
 def test_invalid_questions_are_refused_with_their_ids(
@@ -249,7 +254,9 @@ def test_all_misplaced_answers_are_counted_and_the_first_ids_named(write: Callab
         {"id": f"q{number}", "question": "?", "answers": [{"text": "b", "answer_start": 2}]} for number in range(8)
     ]
     root = {"data": [{"paragraphs": [{"context": "éb", "qas": entries}]}]}
-    with pytest.raises(UntrustedInput, match=r"8 questions .*: 'q0', 'q1', 'q2', 'q3', 'q4', \.\.\.") as caught:
+    with pytest.raises(
+        UntrustedInput, match=r"8 questions .*: 'q0' \(nothing is at 2, 'b' is at 1\), 'q1' .*, 'q2' .*, \.\.\.\n"
+    ) as caught:
         data.load(data.DatasetRef(write(root)))
     assert "not bytes" in (caught.value.hint or "")
 
@@ -313,11 +320,11 @@ def test_any_valid_data_set_survives_a_round_trip(
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "roundtrip.json"
     path.write_text(json.dumps({"data": articles}, ensure_ascii=as_ascii), encoding="utf-8")
-    questions = data.read_squad(path)
+    questions = data.read(path)
     assert [q.id for q in questions] == [q["id"] for a in articles for p in a["paragraphs"] for q in p["qas"]]
     path.write_text(json.dumps(layout_of(questions)), encoding="utf-8")
-    assert data.read_squad(path) == questions
-    assert data.fingerprint(data.read_squad(path)) == data.fingerprint(questions)
+    assert data.read(path) == questions
+    assert data.fingerprint(data.read(path)) == data.fingerprint(questions)
 
 
 VALUES = st.recursive(
@@ -354,7 +361,7 @@ def test_a_damaged_data_set_is_valid_or_refused(
     path = tmp_path_factory.getbasetemp() / "damaged.json"
     path.write_text(json.dumps(root))
     with suppress(QABuildError):  # and no other exception
-        data.check(data.read_squad(path), "as read")
+        data.check(data.read(path), "as read")
 
 
 @given(st.binary(max_size=200), st.integers(0, 500))
@@ -363,7 +370,7 @@ def test_damaged_bytes_are_refused(tmp_path_factory: pytest.TempPathFactory, noi
     for content in (json.dumps(SQUAD).encode(), gzip.compress(json.dumps(SQUAD).encode(), mtime=0)):
         path.write_bytes(content[:at] + noise + content[at + len(noise) :])
         with suppress(QABuildError):  # and no other exception
-            data.read_squad(path)
+            data.read(path)
 
 
 # --- fingerprint, subset, selection ------------------------------------------------------------------------------
@@ -553,6 +560,7 @@ results = []
 for arguments in json.loads(sys.argv[1]):
     try:
         offline = arguments.pop("offline", False)
+        arguments["columns"] = data.Columns(**arguments.pop("columns", {}))
         questions = data.load(data.DatasetRef(arguments.pop("source"), **arguments), offline=offline)
         results.append([questions.name, questions.revision, questions.split, questions.fingerprint])
     except QABuildError as error:
@@ -616,7 +624,7 @@ def test_a_missing_gated_or_malformed_data_set_is_refused(hub: Hub, tmp_path: Pa
 def test_a_damaged_table_or_one_with_other_columns_is_refused(hub: Hub, tmp_path: Path) -> None:
     other, damaged = load_in_process(hub, tmp_path, {"source": "qa/other"}, {"source": "qa/damaged"})
     assert other[0] == damaged[0] == "UntrustedInput"
-    assert "row 0 has no 'answers'" in other[1]
+    assert "row 0 has no 'question', only text" in other[1]
     assert "'qa/damaged' cannot be loaded" in damaged[1]
 
 
@@ -679,6 +687,26 @@ def test_a_data_set_with_several_configurations_is_read_by_the_name_of_one(
     # Each is cached on its own.
     arguments = [{**one, "offline": True} for one in wanted]
     assert load_in_process(hub, tmp_path, *arguments, HF_HUB_OFFLINE="1") == [german, english]
+
+
+@pytest.mark.hub
+def test_integer_ids_answers_as_objects_and_other_columns_are_read_from_the_hub(tmp_path: Path) -> None:
+    answer = {"answer_id": 901, "text": "Bob", "answer_start": 29}
+    table = [
+        {"id": 381, "frage": "Wer?", "context": CONTEXT, "answers": [answer]},
+        {"id": 382, "frage": "Wo?", "context": CONTEXT, "answers": []},
+    ]
+    with Hub() as hub:
+        hub.commit("dataset", "qa/german", {"validation.json": json.dumps(table).encode()})
+        named, unnamed = load_in_process(
+            hub, tmp_path, {"source": "qa/german", "columns": {"question": "frage"}}, {"source": "qa/german"}
+        )
+    expected = [
+        Question(id="381", question="Wer?", context=CONTEXT, answers=("Bob",), answer_starts=(29,)),
+        Question(id="382", question="Wo?", context=CONTEXT, answers=(), answer_starts=()),
+    ]
+    assert named[3] == data.fingerprint(expected)
+    assert "2 of 2 rows are bad: row 0 has no 'question', only id, frage, context, answers" in unnamed[1]
 
 
 def test_a_configuration_is_of_data_on_the_hub_alone() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
+import pickle
 import random
 import time
 import warnings
@@ -200,12 +202,25 @@ def test_the_constructor_takes_what_the_stock_one_takes_and_says_what_has_no_eff
         pipeline = QuestionAnsweringPipeline(model, tokenizer, **named, binary_output=False, batch_size=2, top_k=2)
         assert len(pipeline(**ONE)) == 2
     named = {"modelcard": "card", "feature_extractor": "none", "torch_dtype": torch.float16, "num_workers": 3}
+    named |= {"trust_remote_code": False, "use_fast": True, "model_kwargs": {}}
     with pytest.warns(UserWarning, match="without effect") as caught:
         pipeline = QuestionAnsweringPipeline(model, tokenizer, **named)
     assert [str(warning.message) for warning in caught] == [
-        "without effect in this pipeline: feature_extractor, modelcard, num_workers, torch_dtype"
+        "without effect in this pipeline: feature_extractor, modelcard, num_workers, torch_dtype, use_fast"
     ]
     assert pipeline(**ONE) == hashing("bert")(**ONE)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda pipeline: pickle.loads(pickle.dumps(pipeline))])
+def test_a_copy_answers_alike(copied: Callable[[Any], Any]) -> None:
+    pipeline = QuestionAnsweringPipeline(Hashing(), TOKENIZERS["bert"](), top_k=2)
+    expected = pipeline(**ONE)
+    assert copied(pipeline)(**ONE) == expected
+
+
+def test_a_model_by_name_is_refused_at_once() -> None:
+    with pytest.raises(TypeError, match="from_pretrained"):
+        QuestionAnsweringPipeline("me/model", TOKENIZERS["bert"]())
 
 
 def test_a_device_moves_the_model() -> None:

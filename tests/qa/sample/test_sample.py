@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from qabuild.qa import sample, squad_metric
-from qabuild.qa.data import read_squad
+from qabuild.qa.data import read
 from tools.sample import generate, make, relations
 
 FILES = {"train": sample.TRAIN, "heldout": sample.HELDOUT}
@@ -117,7 +117,7 @@ def test_the_tokenizer_is_rebuilt_from_the_train_text() -> None:
 def test_the_training_data_is_rebuilt_with_other_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(make, "DRAWS", 2)
     make.write_redrawn(make.read(sample.TRAIN), tmp_path / "redrawn.json")
-    drawn = read_squad(tmp_path / "redrawn.json")  # checks that every answer is at its answer_start
+    drawn = read(tmp_path / "redrawn.json")  # checks that every answer is at its answer_start
     assert len(drawn) == 2 * sum(1 for _ in pairs("train"))
     assert drawn[0].context != drawn[len(drawn) // 2].context
     heldout = {name for pool in generate.name_pools()["heldout"].values() for name in pool}

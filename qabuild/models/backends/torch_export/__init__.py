@@ -168,8 +168,9 @@ def cxx() -> str | None:
 
 
 def missing(options: Options, runtime: Runtime) -> list[str]:
-    """Nothing: torch runs an exported program on any processor. `compile` and `load` check what `aot` needs."""
-    return []
+    """With `aot`, a C++ compiler to build with. Which instructions a compiled program needs, `load` checks."""
+    needs = options.aot and not cxx()
+    return ["backend.aot = true needs a C++ compiler: install g++, or name another in CXX"] if needs else []
 
 
 def compile(checkpoint: Checkpoint, options: Options, runtime: Runtime, directory: Path) -> dict[str, Any]:
@@ -182,8 +183,7 @@ def compile(checkpoint: Checkpoint, options: Options, runtime: Runtime, director
     from qabuild.models.checkpoint.load import copy_tokenizer
 
     check(checkpoint.config, options, runtime)
-    if options.aot and not cxx():
-        packages.refuse(["backend.aot = true needs a C++ compiler: install g++, or name another in CXX"])
+    packages.refuse(missing(options, runtime))
     record = program.build(checkpoint, runtime, directory / PROGRAM, aot=options.aot)
     record["limits"] = LIMITS if options.aot else []
     (directory / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
