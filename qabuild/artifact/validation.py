@@ -221,7 +221,7 @@ def _batches(artifact: Artifact, m: Measurement) -> Iterator[str]:
     for each in m.by_batch:
         yield from _within(f"f1 at batch {each.batch_size}", each.f1, m.f1, 100)
         yield from _within(f"agreement at batch {each.batch_size}", each.agreement, 0, 1)
-    at = {each.batch_size: each.f1 for each in m.by_batch} if depends else {None: m.f1}
+    at: dict[int | None, float] = {each.batch_size: each.f1 for each in m.by_batch} if depends else {None: m.f1}
     yield from _equal("f1 at batch_size", at.get(m.batch_size, math.nan), m.f1)
     rms = math.nan if m.logit_rms is None else m.logit_rms
     yield from _within("logit_rms", rms, 0, m.logit_difference + 1e-6)

@@ -374,7 +374,7 @@ def test_an_error_of_onnx_runtime_is_the_only_message(built, tmp_path, refusal):
     assert message.startswith("error: "), message
 
 
-# --- names --------------------------------------------------------------------------------------------------------------
+# --- names ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["model.sig", "verification.sig", "verification.json", "README.md", ".gitattributes"])

@@ -30,7 +30,7 @@ def fail(*_: object, **__: object) -> None:
 
 
 def test_a_panic_is_untrusted_input_and_interrupts_pass() -> None:
-    with pytest.raises(UntrustedInput, match="^x: a library failed on it: .*charsmap"), panic.explained("x"):
+    with pytest.raises(UntrustedInput, match=r"^x: a library failed on it: .*charsmap"), panic.explained("x"):
         fail()
     with pytest.raises(KeyboardInterrupt), panic.explained("x"):
         raise KeyboardInterrupt

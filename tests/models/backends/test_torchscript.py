@@ -134,7 +134,6 @@ ATTACKS: dict[str, Callable[[Entries], None]] = {
     "a constant without a record": lambda entries: entries.pop("constants/0") and None,
     "lists in lists": lambda entries: entries.update({"constants.pkl": DEEP_LISTS}),
     "tuples in tuples": lambda entries: entries.update({"constants.pkl": b"\x80\x02)" + b"\x85" * DEPTH + b"."}),
-    "a list in itself": lambda entries: entries.update({"constants.pkl": b"\x80\x02]q\x00h\x00a."}),
     "lists in lists in the module": lambda entries: entries.update({"data.pkl": DEEP_LISTS}),
     "a module with fields": lambda entries: entries.update(
         {"data.pkl": entries["data.pkl"].replace(b"}(u", b"}(X\x01\x00\x00\x00aK\x01u")}
