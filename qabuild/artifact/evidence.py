@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import datetime, timedelta
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, with_config
+from pydantic import Field, with_config
 from typing_extensions import TypedDict
 
 from qabuild.artifact.manifest import EVIDENCE, Artifact
@@ -18,16 +17,6 @@ from qabuild.system.documents import OPEN, Count
 
 Asked = Annotated[int, Field(ge=1, le=2**53)]
 """A number of questions."""
-
-
-def _in_utc(text: str) -> str:
-    if datetime.fromisoformat(text).utcoffset() != timedelta(0):
-        raise ValueError("not in UTC")
-    return text
-
-
-Moment = Annotated[str, AfterValidator(_in_utc)]
-"""UTC, ISO 8601."""
 
 FORMAT = 2
 """Format of verification.json; 1 was that of qabuild 0.1.0, which names none."""
@@ -260,7 +249,8 @@ class Verification:
     passed: bool
     gates: Sequence[Gate]
     measurement: Measurement
-    verified_at: Moment
+    verified_at: str
+    """UTC, ISO 8601."""
     key: str | None = None
     """Key of the plan's step that measured it; None outside a build."""
     other_versions: Mapping[str, str] = field(default_factory=dict)

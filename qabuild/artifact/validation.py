@@ -11,6 +11,7 @@ import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from datetime import datetime, timedelta
 from itertools import pairwise
 
 from qabuild.artifact.evidence import FORMAT, Gate, Measurement, Original, Verification, describe, evidence_of
@@ -80,6 +81,7 @@ def _problems(artifact: Artifact, evidence: Verification, judged: Verification) 
         yield f"it is evidence of '{evidence.artifact}'"
     if evidence.manifest != artifact.digest:
         yield f"it is evidence of another manifest, {evidence.manifest}"
+    yield from _time(evidence.verified_at)
     questions = list(_questions(artifact, measurement))
     yield from questions
     if questions:  # then nothing else can be compared
@@ -98,6 +100,15 @@ def _problems(artifact: Artifact, evidence: Verification, judged: Verification) 
         yield from _reference_check(measurement)
         yield from _batches(artifact, measurement)
     yield from _gates(evidence, judged)
+
+
+def _time(text: str) -> Iterator[str]:
+    try:
+        in_utc = datetime.fromisoformat(text).utcoffset() == timedelta(0)
+    except ValueError:
+        in_utc = False
+    if not in_utc:
+        yield f"verified_at is {text!r}, which is no time in UTC"
 
 
 def _questions(artifact: Artifact, measurement: Measurement) -> Iterator[str]:
