@@ -229,7 +229,6 @@ def change_a_byte(artifact: Path) -> None:
 CHANGES = {
     "a changed byte": change_a_byte,
     "an extra file": lambda artifact: (artifact / "notes.txt").write_text("theirs\n"),
-    "an extra file that git ignores": lambda artifact: (artifact / ".gitignore").write_text("model.safetensors\n"),
     "a removed file": lambda artifact: (artifact / "config.json").unlink(),
     "a renamed file": lambda artifact: (artifact / "config.json").rename(artifact / "config2.json"),
 }
@@ -242,6 +241,13 @@ def test_a_resealed_change_is_refused(artifact, key, change):
     reseal(artifact)
     with pytest.raises(UntrustedInput, match=r"model\.sig: a signature by .*, but of other files"):
         is_signed(artifact, key)
+
+
+def test_a_file_that_git_ignores_is_refused_before_any_signature(artifact, key):
+    qabuild.sign(artifact, key)
+    (artifact / ".gitignore").write_text("model.safetensors\n")
+    with pytest.raises(UntrustedInput, match=r"'\.gitignore' is hidden"):
+        reseal(artifact)
 
 
 def test_a_change_that_is_not_resealed_is_refused_before_any_signature(artifact, key):

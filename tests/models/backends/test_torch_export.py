@@ -134,6 +134,7 @@ ATTACKS: dict[str, Callable[[dict[str, bytes]], None]] = {
     "a power of a power by name": symbol("Pow(9, Pow(9, 9999999))"),
     "a power by another name": symbol("PowByNatural(9, 99999999)"),
     "a power of a large power": symbol("Pow(Pow(9, 9), 9)"),
+    "a power in the graph": call("_operator.pow"),
     "a shift": symbol("1<<99999999999"),
     "a long number": symbol("9" * 900),
     "a long expression": symbol("+".join(["s1"] * 9999)),
