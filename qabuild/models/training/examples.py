@@ -99,7 +99,9 @@ def make(
     try:
         windows = WindowMaker(tokenizer)(pairs, cut_of(train, tokenizer))
     except ValueError as error:
-        raise BadTarget(f"[train]: {error}", "lower train.doc_stride, or raise train.max_seq_len") from None
+        limited = tokenizer.model_max_length < train.max_seq_len  # by the model, whatever the target says
+        remedy = "lower train.doc_stride" + ("" if limited else ", or raise train.max_seq_len")
+        raise BadTarget(f"[train]: {error}", remedy) from None
     if windows.layout.cls_place is None:
         raise UntrustedInput(
             f"{type(tokenizer).__name__}: it adds no CLS token, which windows without an answer point to",
