@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -338,6 +339,8 @@ PANICS: dict[str, Callable[[dict[str, Any]], None]] = {
 @pytest.mark.both_lines
 @pytest.mark.parametrize("change", PANICS.values(), ids=PANICS)
 def test_a_tokenizer_that_panics_is_status_4(artifact, tmp_path, refusal, change):
+    if change is give_all_tokens_one_id and version("tokenizers") < "0.23":
+        pytest.skip("tokenizers 0.22 reads it")
     path = artifact / "tokenizer.json"
     document = json.loads(path.read_text())
     change(document)
