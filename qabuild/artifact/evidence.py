@@ -185,6 +185,8 @@ class Measurement:
     """As `f1_difference_interval`, at the `confidence` of the gates; None where they state none."""
     original: Original | None = None
     """None where the artifact holds no answers of an original."""
+    truncated_questions: Count = 0
+    """Questions of more tokens than were read."""
 
     @property
     def f1_retention(self) -> float:

@@ -31,6 +31,7 @@ def load(
 ) -> QuestionAnsweringPipeline:
     """A question-answering pipeline over an artifact: a path, or a repository on the Hub (owner/name).
 
+    It answers with the parameters that the artifact was verified with, the target's [answer]; a call may set others.
     Every file is checked against the manifest, and the manifest against `digest` where one is given, before anything
     is deserialised. `revision` is a branch, tag or commit on the Hub; the default is the main branch.
     `key` requires a signature: by the public key in that file, or by a `qabuild.Identity`.
@@ -45,7 +46,13 @@ def load(
     if allow_unverified and (reason := unverified(opened)):
         warnings.warn(f"{reason}; loaded all the same", UserWarning, stacklevel=2)
     native = allow_native or key is not None
-    return QuestionAnsweringPipeline(*load_model(opened, allow_native=native, allow_unverified=allow_unverified))
+    model, tokenizer = load_model(opened, allow_native=native, allow_unverified=allow_unverified)
+    manifest = opened.manifest
+    parameters = manifest.parameters
+    if manifest.runtime.dtype in backend(manifest.options.name).BATCH_DEPENDENT:
+        # Its answers depend on the batch: those of this size were verified.
+        parameters["batch_size"] = manifest.verify["batch_size"]
+    return QuestionAnsweringPipeline(model, tokenizer, **parameters)
 
 
 def find(

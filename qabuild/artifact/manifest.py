@@ -34,6 +34,7 @@ from qabuild.system.documents import OPEN, Count
 from qabuild.system.files import sha256
 from qabuild.system.frozen import Frozen
 from qabuild.system.sealed import MANIFEST
+from qabuild.target.answer import EARLIER, Answer
 from qabuild.target.gates import Gates
 
 Table = TypeVar("Table", bound=Frozen)
@@ -165,6 +166,13 @@ class Manifest:
     """Records of the other stages applied to the checkpoint, in order; None without such stages."""
     deviation: Deviation | None = None
     """How far the compiled model was from its checkpoint; None in fp32, and where it could not be measured."""
+    answer: Mapping[str, Any] | None = None
+    """How it answers: every key of [answer], defaults included; None in manifests of earlier versions."""
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Parameters of the pipeline with which it answers; None is the pipeline's default."""
+        return dict(EARLIER) if self.answer is None else _parse_table(Answer, self.answer, "answer").model_dump()
 
     @property
     def options(self) -> Any:
@@ -185,7 +193,7 @@ class Manifest:
     def to_dict(self) -> dict[str, Any]:
         """As JSON values, as they stand in manifest.json."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        for name in ("stages", "deviation"):
+        for name in ("stages", "deviation", "answer"):
             if values[name] is None:
                 del values[name]
         files = {name: vars(file) for name, file in sorted(self.files.items())}

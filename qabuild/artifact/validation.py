@@ -135,6 +135,7 @@ def _scores(m: Measurement) -> Iterator[str]:
     if m.f1_difference_interval_999 is not None:
         lower, higher = m.f1_difference_interval_999
         yield from _ordered("f1_difference_interval_999", [-100, lower, low, high, higher, 100])
+    yield from _ordered("truncated_questions", [0, m.truncated_questions, m.questions])
 
 
 def _original(artifact: Artifact, m: Measurement) -> Iterator[str]:

@@ -109,6 +109,7 @@ def _facts(artifact: Artifact, verification: Verification) -> dict[str, Any]:
         "limits": manifest.record.get("limits") or [],
         "backend": manifest.backend["name"],
         "runtime": manifest.runtime.model_dump(mode="json"),
+        "answer": manifest.answer,
         "qabuild": manifest.qabuild,
         "digest": artifact.digest,
         "verified_at": verification.verified_at,
@@ -155,6 +156,7 @@ def _target(artifact: Artifact, data: Mapping[str, Any]) -> str:
         },
         "backend": manifest.backend,
         "runtime": manifest.runtime.model_dump(mode="json"),
+        **({} if manifest.answer is None else {"answer": manifest.answer}),
         "verify": {key: value for key, value in verify.items() if key != "gates"},
         "verify.gates": manifest.verify["gates"],
     }

@@ -17,6 +17,7 @@ from qabuild.models.training.options import Distill, Train
 from qabuild.qa.data.dataset_ref import DatasetRef, DatasetTable
 from qabuild.system.frozen import Frozen
 from qabuild.system.hub import is_path
+from qabuild.target.answer import Answer
 from qabuild.target.gates import Gates
 from qabuild.target.lineage import Derived, Origin, original
 
@@ -87,6 +88,7 @@ class Target(Frozen):
     distill: Distill | None = Field(None, description="let a teacher take part in the training")
     backend: BackendOptions
     runtime: Runtime = Field(Runtime(), description="device and dtype")
+    answer: Answer = Field(Answer(), description="how it answers, verified and served alike")
     verify: Verify = Field(Verify(), description="the round trip that verifies the artifact")
     publish: Publish = Field(Publish(), description="where to publish")
     _origin: Origin | None = PrivateAttr(None)

@@ -1143,6 +1143,51 @@ def test_answer_gives_the_answers_of_the_python_pipeline(built, qabuild):
             assert answer["answer"] == pipeline(question=row["question"], context=row["context"])["answer"]
 
 
+CONTEXT = "The old bridge of Orvel was repaired by Alma Serin. The mill stands in Arvik, where 4,200 people live. " * 3
+OPTIONS: dict[tuple[str, ...], dict[str, Any]] = {
+    ("--max-question-len", "3"): {"max_question_len": 3},
+    ("--max-seq-len", "60", "--doc-stride", "9"): {"max_seq_len": 60, "doc_stride": 9},
+    ("--max-answer-len", "1"): {"max_answer_len": 1},
+    ("--no-align-to-words",): {"align_to_words": False},
+    ("--no-answer",): {"handle_impossible_answer": True},
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_options_of_answer_override_how_it_was_verified(built, qabuild, options):
+    rows = [{"question": "Who built the lighthouse?", "context": CONTEXT}]
+    Path("q.jsonl").write_text(json.dumps({"id": 1, **rows[0]}))
+    result = qabuild("answer", "artifacts/tiny", "q.jsonl", "-o", "a.jsonl", "--top-k", "9", *options)
+    assert result.status == 0, result.err
+    ours = load("artifacts/tiny")(**rows[0], top_k=9, **OPTIONS[options])
+    answers = json.loads(Path("a.jsonl").read_text())["answers"]
+    assert answers == [{**answer, "score": pytest.approx(answer["score"])} for answer in ours]
+    assert ("with a truncated question" in result.err) == ("max_question_len" in OPTIONS[options])
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (("--max-seq-len", "9999"), "`max_seq_len` (9999) is more than the model reads"),
+        (("--doc-stride", "384"), "`doc_stride` (384) leaves no tokens for text"),
+        (("--max-seq-len", "10", "--doc-stride", "11"), "`doc_stride` (11) is larger than `max_seq_len` (10)"),
+    ],
+)
+def test_windows_that_cannot_be_cut_are_status_2(built, qabuild, options, expected):
+    Path("q.jsonl").write_text('{"question": "Who?", "context": "Mira"}')
+    assert_one_error(qabuild("answer", "artifacts/tiny", "q.jsonl", "-o", "a.jsonl", *options), 2, expected)
+    assert not Path("a.jsonl").exists()
+    if "9999" in options:
+        built_so = qabuild("tiny.toml", "-q", "--set", "answer.max_seq_len=9999")
+        assert_one_error(built_so, 2, "[answer]", expected)
+
+
+def test_a_table_counts_truncated_questions(empty, qabuild):
+    result = qabuild("tiny.toml", "--set", "answer.max_question_len=4", "--set", "verify.samples=3")
+    assert result.status == 0, result.err
+    assert "passed, 3 questions truncated" in " ".join(result.out.split())
+
+
 def test_answer_prints_a_json_summary_if_the_answers_go_to_a_file(built, qabuild):
     refused = qabuild("answer", "artifacts/tiny", sample.HELDOUT, "--json")
     assert (refused.status, refused.document["status"]) == (2, 2)
@@ -1156,6 +1201,7 @@ def test_answer_prints_a_json_summary_if_the_answers_go_to_a_file(built, qabuild
         "answered": 135,
         "bad": 0,
         "resumed": 0,
+        "truncated": 0,
     }
 
 

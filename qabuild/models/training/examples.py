@@ -12,7 +12,6 @@ from qabuild.models.training.options import Train
 from qabuild.models.training.vocabulary import require_same_tokens
 from qabuild.qa import data
 from qabuild.qa.data import QuestionSet
-from qabuild.qa.pipeline.parameters import Parameters
 from qabuild.qa.pipeline.windows import Cut, WindowMaker, Windows
 
 if TYPE_CHECKING:
@@ -136,7 +135,6 @@ def cut_of(train: Train, tokenizer: Any) -> Cut:
     return Cut(
         max_seq_len=min(train.max_seq_len, tokenizer.model_max_length),
         doc_stride=train.doc_stride,
-        max_question_len=Parameters().max_question_len,
         from_the_end=tokenizer.truncation_side == "left",
     )
 
