@@ -13,7 +13,7 @@ from qabuild.artifact.manifest import Artifact, open_artifact
 from qabuild.artifact.validation import require_passed, unverified
 from qabuild.errors import BadTarget, QABuildError, UntrustedInput
 from qabuild.models.backends import backend
-from qabuild.system import hub, hub_files, native_code, packages
+from qabuild.system import hub, hub_files, native_code, packages, panic
 
 if TYPE_CHECKING:
     from qabuild.artifact.signature import Signer
@@ -115,7 +115,8 @@ def damage_explained(directory: Path) -> Iterator[None]:
     The files are those that were sealed, but who sealed them may have sealed anything. Errors of the system pass.
     """
     try:
-        yield
+        with panic.explained(directory):
+            yield
     except (QABuildError, MemoryError, ImportError):
         raise
     except Exception as error:

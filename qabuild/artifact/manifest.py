@@ -31,7 +31,7 @@ from qabuild.models.checkpoint.inspect import refuse_code
 from qabuild.models.runtime import Runtime
 from qabuild.system import documents, files
 from qabuild.system.documents import OPEN, Count
-from qabuild.system.files import is_plain_name, sha256
+from qabuild.system.files import sha256
 from qabuild.system.frozen import Frozen
 from qabuild.system.sealed import MANIFEST
 from qabuild.target.answer import EARLIER, Answer
@@ -253,13 +253,14 @@ def sealed_files(directory: Path, *, linked: bool = False) -> Iterator[str]:
         relative = Path(folder).relative_to(directory)
         unsealed = relative.parts[:1] and relative.parts[0] in UNSEALED_FOLDERS
         folders.sort()
-        for name in sorted(names + [f for f in folders if Path(folder, f).is_symlink()]):
+        unsealed_names = UNSEALED if relative == Path(".") else ()
+        for name in sorted(names + [f for f in folders if Path(folder, f).is_symlink() or f in unsealed_names]):
             path = Path(folder, name)
             if unsealed and not os.path.lexists(path):
                 continue
             if (path.is_symlink() and not linked) or not path.is_file():
                 raise UntrustedInput(f"{path}: not a plain file", "an artifact holds no links; copy it without them")
-            if not unsealed and (relative != Path(".") or name not in UNSEALED):
+            if not unsealed and name not in unsealed_names:
                 yield (relative / name).as_posix()
 
 
@@ -360,8 +361,10 @@ def _parse_manifest(path: Path, text: bytes) -> Manifest:
         if document.pop("format") != FORMAT:
             raise UntrustedInput(f"{path}: its format is not {FORMAT}", "a newer qabuild may read it")
         manifest = documents.typed(Manifest, document)
-        if strange := [name for name in manifest.files if not is_plain_name(name)]:
-            raise ValueError(f"files: {strange[0]!r} is no plain name of a file")
+        for name, problem in files.strange_names(manifest.files, UNSEALED):
+            raise ValueError(f"files: {name!r} {problem}")
+        if hidden := [name for name in manifest.files if name.startswith(".") or "/." in name]:
+            raise ValueError(f"files: {hidden[0]!r} is hidden, and no artifact holds such a file")
         return manifest
     except ValueError as error:
         raise UntrustedInput(f"{path}: damaged: {error}", "build or fetch the artifact again") from None

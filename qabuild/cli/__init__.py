@@ -33,6 +33,7 @@ from qabuild.cli.failures import (
 )
 from qabuild.cli.options import FLAGS
 from qabuild.errors import INTERRUPTED, BadTarget, QABuildError, RenamedKey
+from qabuild.system import panic
 from qabuild.system.terminal import visible
 
 EPILOG = """\b
@@ -115,7 +116,8 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     as_json = "--json" in arguments
     try:
         try:
-            cli.main(arguments, prog_name="qabuild", standalone_mode=False)
+            with panic.explained("a tokenizer"):
+                cli.main(arguments, prog_name="qabuild", standalone_mode=False)
         except Exception as error:
             require_uninterrupted(error)
             raise

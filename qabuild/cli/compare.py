@@ -12,7 +12,7 @@ import click
 
 from qabuild.cli.console import Console, emit, table
 from qabuild.cli.failures import print_error
-from qabuild.cli.options import BatchSizes, common, data_option, native_option, offline_option
+from qabuild.cli.options import BatchSizes, common, data_option, native_option, offline_option, require_writable
 from qabuild.errors import BadTarget, QABuildError, VerificationFailed
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def report(
     if png and png.suffix.lower() != ".png":
         raise BadTarget(f"{png}: the picture is written as PNG only", "name a file that ends in .png")
     for path in filter(None, (output, png)):
-        _require_writable(path)
+        require_writable(path)
     comparison = _measure(artifacts, console, batch_sizes=batch_sizes, latency=True, **measuring)
     write_page(comparison, output.resolve())  # a symbolic link stays one
     if png:
@@ -160,24 +160,6 @@ def _measure(artifacts: Sequence[Path], console: Console, *, dataset: str | None
         return compare_artifacts(artifacts, dataset=source, reporter=console, **measuring)
     except InterruptedComparison as interrupted:
         return interrupted.comparison
-
-
-def _require_writable(path: Path) -> None:
-    """Refuse a `path` that cannot be written, before minutes are spent on measuring."""
-    import tempfile
-
-    from qabuild.system.sealed import require_outside
-
-    if path.exists() and not path.is_file():  # replacing a device, say, would remove it for everyone
-        raise BadTarget(f"{path}: is no file, and would be replaced by one", "name another file")
-    resolved = path.resolve()
-    require_outside(resolved)
-    if not resolved.parent.exists():
-        raise BadTarget(f"{path}: there is no folder {resolved.parent}", "create it, or name another file")
-    try:
-        tempfile.TemporaryFile(dir=resolved.parent).close()
-    except OSError as error:
-        raise BadTarget(f"{path}: cannot be written: {error.strerror}", "name another file") from error
 
 
 def _exit_on_failure(comparison: Comparison) -> None:

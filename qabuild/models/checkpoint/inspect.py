@@ -43,6 +43,13 @@ _CODE_KEYS_BUT: dict[str, tuple[Any, ...]] = {
 }
 """Such keys that have harmless values."""
 
+_REPEATED = (
+    *("num_hidden_layers", "num_layers", "n_layers", "n_layer", "num_hidden_groups", "inner_group_num"),
+    *("num_feedforward_networks", "num_labels"),
+)
+_MOST_REPEATED = 1000
+"""Limit of these numbers in a config: transformers makes that many objects before it compares them with the weights."""
+
 _ENCODER_DECODERS = ("bart", "bigbird_pegasus", "led", "mbart", "mt5", "mvp", "t5", "umt5")
 _DECODERS = (
     *("arcee", "bloom", "diffllama", "exaone4", "falcon", "gpt2", "gpt_neo", "gpt_neox", "gptj", "llama", "minimax"),
@@ -71,6 +78,7 @@ def examine_config(directory: Path) -> Mapping[str, Any]:
     config = read_object(directory, CONFIG)
     _refuse_code(config, directory / CONFIG)
     _refuse_architecture(config, directory)
+    _refuse_endless(config, directory / CONFIG)
     if config["model_type"] in COUNTED_FROM_PADDING and config.get("pad_token_id", 0) is None:
         raise UntrustedInput(
             f"{directory / CONFIG}: pad_token_id is null, and a {config['model_type']!r} counts its positions from it",
@@ -233,6 +241,13 @@ def _refuse_architecture(config: Mapping[str, Any], directory: Path) -> None:
                 f"{directory}: this checkpoint ({model_type!r}) {problem}",
                 "name a plain text encoder fine-tuned for extractive question answering, such as a BERT or RoBERTa",
             )
+
+
+def _refuse_endless(config: Mapping[str, Any], path: Path) -> None:
+    for place, members in _objects(config):
+        for key in _REPEATED:
+            if isinstance(number := members.get(key), int | float) and number > _MOST_REPEATED:
+                raise UntrustedInput(f"{path}: {f'{place}.{key}'.removeprefix('.')} is {number:g}", _DAMAGED)
 
 
 def _refuse_other_files(config: Mapping[str, Any], directory: Path) -> None:

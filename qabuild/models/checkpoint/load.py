@@ -26,7 +26,7 @@ from qabuild.models.checkpoint.interface import LEAST_TOKENS, fitting, forced, f
 from qabuild.models.checkpoint.resolve import Checkpoint
 from qabuild.models.checkpoint.weights import examine_weights, head_of
 from qabuild.qa.model_inputs import input_names
-from qabuild.system import hub, packages
+from qabuild.system import hub, packages, panic
 from qabuild.system.quiet import quiet_transformers
 
 _SHOWN = 5  # tensors that a message names; of the others it gives the count
@@ -301,7 +301,8 @@ def _slow(directory: Path, class_name: str) -> UntrustedInput:
 def _explained(directory: Path, part: str, problem: str = "cannot be loaded") -> Iterator[None]:
     """Turn whatever transformers raises on damaged files into one clear error, with the original as its cause."""
     try:
-        yield
+        with panic.explained(directory):
+            yield
     except (QABuildError, MemoryError):
         raise
     except ImportError as error:

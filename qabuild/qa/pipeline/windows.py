@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 from qabuild.errors import QABuildError
 from qabuild.qa.pipeline.scripts import unspaced
 from qabuild.qa.pipeline.template import Layout, read_layout
+from qabuild.system import panic
 
 if TYPE_CHECKING:
     import numpy as np
@@ -103,7 +104,9 @@ class WindowMaker:
                 "Load it with AutoTokenizer.from_pretrained(..., use_fast=True).",
             )
         self._tokenizer = tokenizer
-        self._backend = _copy_backend(tokenizer)
+        self._source = tokenizer.name_or_path
+        with panic.explained(self._source):
+            self._backend = _copy_backend(tokenizer)
         self._layouts: dict[bool, Layout] = {}
         self._empty_memos()
 
@@ -122,7 +125,8 @@ class WindowMaker:
         """The layout for the tokenizer's current `padding_side`."""
         question_first = self._tokenizer.padding_side == "right"
         if question_first not in self._layouts:
-            self._layouts[question_first] = read_layout(self._tokenizer, self._backend, question_first)
+            with panic.explained(self._source):
+                self._layouts[question_first] = read_layout(self._tokenizer, self._backend, question_first)
         return self._layouts[question_first]
 
     def __call__(self, pairs: Sequence[tuple[str, str]], cut: Cut) -> Windows:
@@ -134,15 +138,16 @@ class WindowMaker:
         layout = self.check(cut)
         questions, question_of = _distinct(question for question, _ in pairs)
         contexts, context_of = _distinct(context for _, context in pairs)
-        return _cut(
-            layout,
-            cut,
-            self._questions(questions),
-            question_of,
-            self._contexts(contexts),
-            context_of,
-            lambda index, size: self._whole_characters(questions[index], size),
-        )
+        with panic.explained(self._source):
+            return _cut(
+                layout,
+                cut,
+                self._questions(questions),
+                question_of,
+                self._contexts(contexts),
+                context_of,
+                lambda index, size: self._whole_characters(questions[index], size),
+            )
 
     def check(self, cut: Cut) -> Layout:
         """The layout. Raises ValueError if a window cannot hold the special tokens, the overlap and one more token."""

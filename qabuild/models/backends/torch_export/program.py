@@ -19,7 +19,7 @@ from qabuild.models.backends.torch_model import Positional, TorchModel, complete
 from qabuild.models.checkpoint.interface import positions
 from qabuild.models.runtime import Runtime
 from qabuild.qa.model_inputs import input_names
-from qabuild.system import machine
+from qabuild.system import files, machine
 from qabuild.system.cache import compiled_for_this_machine
 from qabuild.system.quiet import quiet_logging
 
@@ -109,6 +109,7 @@ def _inductor_cache() -> Iterator[None]:
 def load(path: Path, record: Mapping[str, Any], config: Any, runtime: Runtime, *, aot: bool) -> Any:
     """Load the program in `path` on its device. `record` is that of `build`."""
     target, inputs = device(runtime), record["inputs"]
+    files.require_native(path)
     with _quiet():
         program = torch._inductor.aoti_load_package(str(path)) if aot else _load_program(path)
 
