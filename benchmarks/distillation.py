@@ -119,7 +119,7 @@ def main() -> None:
                 continue
             target = write_target(arguments, seed, distilled=distilled)
             checkpoint = qabuild.train(target, reporter=Console())
-            ask = answerer(load_model(checkpoint), load_tokenizer(checkpoint.directory), squad_v2=False)
+            ask = answerer(load_model(checkpoint), load_tokenizer(checkpoint.directory), handle_impossible_answer=False)
             scores = squad_metric.score(dict(ask(dev).answers), {question.id: question.answers for question in dev})
             rows.append([target.stem, f"{scores.exact_match:.2f}", f"{scores.f1:.2f}"])
             print(f"{target.stem}: EM {scores.exact_match:.2f}, F1 {scores.f1:.2f}", flush=True)

@@ -1,2 +1,9 @@
+from pathlib import Path
+
 FOLDER = "artifacts"
 """Default output folder; each artifact has the name of its target there."""
+
+
+def failed_folder(goal: Path) -> Path:
+    """Where the artifact lies instead of at `goal` if its verification fails."""
+    return goal.with_name(f"{goal.name}.failed")

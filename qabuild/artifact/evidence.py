@@ -71,6 +71,15 @@ class CrossCheck:
         return 1 - (self.differences - self.ties) / self.questions
 
 
+@with_config(documents.CLOSED)
+class ProbeDifference(TypedDict):
+    """Shape of a probe, and the largest difference of a logit on it."""
+
+    batch: Count
+    sequence: Count
+    logit_difference: float
+
+
 @with_config(OPEN)
 class Machine(TypedDict, total=False):
     """The hardware and system of a measurement."""
@@ -159,8 +168,7 @@ class Measurement:
     finite_logits: bool
     logit_difference: float
     """Largest on the probes, where attention_mask is 1."""
-    probes: Sequence[Mapping[str, int | float]]
-    """batch, sequence and largest difference of each probe."""
+    probes: Sequence[ProbeDifference]
     versions: Mapping[str, str]
     machine: Machine
     f1_difference_interval_999: tuple[float, float] | None = None
@@ -177,6 +185,8 @@ class Measurement:
     """As `f1_difference_interval`, at the `confidence` of the gates; None where they state none."""
     original: Original | None = None
     """None where the artifact holds no answers of an original."""
+    truncated_questions: Count = 0
+    """Questions of more tokens than were read."""
 
     @property
     def f1_retention(self) -> float:

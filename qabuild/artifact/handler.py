@@ -37,16 +37,12 @@ TEMPLATE = Template(
 Made by qabuild when the model was compiled. It needs the packages of requirements.txt, and no qabuild.
 """
 
+import json
+import os
 $decoder
-PARAMETERS = {
-    "align_to_words",
-    "doc_stride",
-    "handle_impossible_answer",
-    "max_answer_len",
-    "max_question_len",
-    "max_seq_len",
-    "top_k",
-}
+LEAST = {"doc_stride": 0, "max_answer_len": 1, "max_question_len": 1, "max_seq_len": 1, "top_k": 1}
+FLAGS = {"align_to_words": (False, True, "auto"), "handle_impossible_answer": (False, True)}
+WITHOUT_EFFECT = {"batch_size", "num_workers", "padding"}
 
 
 def load(directory):
@@ -60,19 +56,42 @@ class EndpointHandler:
 
     def __init__(self, path=""):
         self.model, self.tokenizer = load(path or ".")
+        with open(os.path.join(path or ".", "manifest.json"), encoding="utf-8") as file:
+            self.parameters = json.load(file)["answer"]
 
     def __call__(self, data):
         """Answer {"inputs": {"question": ..., "context": ...}, "parameters": {...}}, or a list of inputs.
 
+        Parameters that are not given are those with which the model was verified: `answer` in manifest.json.
+
         An answer is a dictionary of `answer`, `score`, `start` and `end`, or a list of them with a top_k above 1; a
-        list of inputs gives a list of these. Raises ValueError for a request of another form.
+        list of inputs gives a list of these. `question_truncated` is true in the answers to a question that was too
+        long. Raises ValueError for a request of another form.
         """
-        inputs, parameters = data.get("inputs"), data.get("parameters") or {}
-        if unknown := sorted(set(parameters) - PARAMETERS):
-            raise ValueError(f"unknown parameters: {', '.join(unknown)}; known: {', '.join(sorted(PARAMETERS))}")
+        if not isinstance(data, dict) or not isinstance(data.get("parameters") or {}, dict):
+            raise ValueError('give {"inputs": {"question": "...", "context": "..."}, "parameters": {...}}')
+        inputs, parameters = data.get("inputs"), {**self.parameters, **_parameters(data.get("parameters") or {})}
         asked = inputs if isinstance(inputs, list) else [inputs]
         answers = [answer(self.model, self.tokenizer, **_checked(each), **parameters) for each in asked]
         return answers if isinstance(inputs, list) else answers[0]
+
+
+def _parameters(given):
+    """Those of the request that have an effect, as whole numbers and flags."""
+    known = {*LEAST, *FLAGS, *WITHOUT_EFFECT}
+    if unknown := sorted(map(str, given.keys() - known)):
+        raise ValueError(f"unknown parameters: {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+    checked = {}
+    for name, value in given.items():
+        if name in WITHOUT_EFFECT or value is None:
+            continue
+        if name in FLAGS and value not in FLAGS[name]:
+            raise ValueError(f"{name} is {value!r}; give one of {', '.join(map(str, FLAGS[name]))}")
+        number = isinstance(value, (int, float)) and value % 1 == 0
+        if name in LEAST and (not number or value < LEAST[name]):
+            raise ValueError(f"{name} is {value!r}; give a whole number of at least {LEAST[name]}")
+        checked[name] = int(value) if name in LEAST else value
+    return checked
 
 
 def _checked(asked):

@@ -8,26 +8,31 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from qabuild.errors import BadTarget
-from qabuild.system import packages
+from qabuild.errors import BadTarget, QABuildError
+from qabuild.system import files, packages
 from qabuild.system.sealed import require_outside
 
 PACKAGES = ("model-signing", "pyopenssl")
 PASSPHRASE = "QABUILD_KEY_PASSPHRASE"
 """The environment variable that holds the passphrase of a private key."""
+LONGEST_PASSPHRASE = 1023  # bytes; OpenSSL's limit
+LARGEST_KEY = 1 << 16
 
 
 def keygen(path: str | Path) -> Path:
     """Make a pair of keys: the private one at `path`, readable by you alone, the public one beside it, in `.pub`.
 
     The environment variable QABUILD_KEY_PASSPHRASE, where it is set, encrypts the private key. Returns the path of the
-    public key. Raises BadTarget where one of the files exists.
+    public key. Raises BadTarget where one of the files exists or cannot be made, or the passphrase is too long.
     """
     require_library()
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import ec
 
-    private, public = Path(path), Path(path).with_suffix(".pub")
+    private = Path(path)
+    if not private.name:
+        raise BadTarget(f"{private}: names no file", "name the private key, as in release.key")
+    public = private.with_suffix(".pub")
     if private == public:
         raise BadTarget(f"{private}: the name of the public key", f"name the private key {private.stem}.key")
     for file in (private, public):
@@ -48,14 +53,25 @@ def keygen(path: str | Path) -> Path:
 
 def passphrase() -> bytes | None:
     """The passphrase of private keys, from the environment; None where it is not set or empty."""
-    return os.environ.get(PASSPHRASE, "").encode() or None
+    secret = os.fsencode(os.environ.get(PASSPHRASE, ""))
+    if len(secret) > LONGEST_PASSPHRASE:
+        raise BadTarget(
+            f"{PASSPHRASE} has {len(secret)} bytes, and a passphrase at most {LONGEST_PASSPHRASE}", "take a shorter one"
+        )
+    return secret or None
+
+
+def read(path: Path) -> bytes:
+    """The content of the file of a key, in PEM; of a longer file its beginning, which is no key. Raises OSError."""
+    with files.opened(path) as file:
+        return file.read(LARGEST_KEY)
 
 
 def public_half(path: Path) -> bytes:
     """The public key, in PEM, of the private key in the file `path`."""
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-    return _public_pem(load_pem_private_key(path.read_bytes(), passphrase()))
+    return _public_pem(load_pem_private_key(read(path), passphrase()))
 
 
 def require_library() -> None:
@@ -68,6 +84,8 @@ def errors_explained(path: Path, half: str) -> Iterator[None]:
     """Turn what the library raises for the file of a key into BadTarget."""
     try:
         yield
+    except QABuildError:
+        raise
     except OSError as error:
         raise BadTarget(
             f"{path}: {error.strerror}", f"name the file of a {half} key; `qabuild keygen` makes a pair"
@@ -91,5 +109,11 @@ def _public_pem(key: Any) -> bytes:
 
 def _create(path: Path, content: bytes, mode: int) -> None:
     """Write a new file, never through a link and never over a file that exists."""
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    except OSError as error:
+        raise BadTarget(
+            f"{path}: cannot be made: {error.strerror}", "name a file in a folder that exists and is yours"
+        ) from error
+    with open(descriptor, "wb") as file:
         file.write(content)

@@ -13,7 +13,7 @@ from qabuild.artifact.manifest import Artifact, open_artifact
 from qabuild.artifact.validation import require_passed, unverified
 from qabuild.errors import BadTarget, QABuildError, UntrustedInput
 from qabuild.models.backends import backend
-from qabuild.system import hub, hub_files, native_code, packages
+from qabuild.system import hub, hub_files, native_code, packages, panic
 
 if TYPE_CHECKING:
     from qabuild.artifact.signature import Signer
@@ -31,6 +31,7 @@ def load(
 ) -> QuestionAnsweringPipeline:
     """A question-answering pipeline over an artifact: a path, or a repository on the Hub (owner/name).
 
+    It answers with the parameters that the artifact was verified with, the target's [answer]; a call may set others.
     Every file is checked against the manifest, and the manifest against `digest` where one is given, before anything
     is deserialised. `revision` is a branch, tag or commit on the Hub; the default is the main branch.
     `key` requires a signature: by the public key in that file, or by a `qabuild.Identity`.
@@ -45,7 +46,13 @@ def load(
     if allow_unverified and (reason := unverified(opened)):
         warnings.warn(f"{reason}; loaded all the same", UserWarning, stacklevel=2)
     native = allow_native or key is not None
-    return QuestionAnsweringPipeline(*load_model(opened, allow_native=native, allow_unverified=allow_unverified))
+    model, tokenizer = load_model(opened, allow_native=native, allow_unverified=allow_unverified)
+    manifest = opened.manifest
+    parameters = manifest.parameters
+    if manifest.runtime.dtype in backend(manifest.options.name).BATCH_DEPENDENT:
+        # Its answers depend on the batch: those of this size were verified.
+        parameters["batch_size"] = manifest.verify["batch_size"]
+    return QuestionAnsweringPipeline(model, tokenizer, **parameters)
 
 
 def find(
@@ -69,14 +76,14 @@ def find(
             )
         opened = open_artifact(Path(source), digest, any_evidence=allow_unverified)
     else:
-        downloaded = _download(str(source), revision)
+        downloaded = download(str(source), revision)
         opened = open_artifact(downloaded, digest, linked=True, any_evidence=allow_unverified)
     if key is not None:
         signature.require(opened, key)
     return opened
 
 
-def _download(repo_id: str, revision: str | None) -> Path:
+def download(repo_id: str, revision: str | None) -> Path:
     """The folder in the Hub's cache that holds that revision of the repository."""
     return hub_files.download(repo_id, hub.commit(repo_id, revision, "artifact"), "artifact", ["*"])
 
@@ -108,7 +115,8 @@ def damage_explained(directory: Path) -> Iterator[None]:
     The files are those that were sealed, but who sealed them may have sealed anything. Errors of the system pass.
     """
     try:
-        yield
+        with panic.explained(directory):
+            yield
     except (QABuildError, MemoryError, ImportError):
         raise
     except Exception as error:

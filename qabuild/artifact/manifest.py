@@ -23,7 +23,7 @@ from pydantic import Field, ValidationError, with_config
 from typing_extensions import TypedDict
 
 from qabuild.artifact import FOLDER as FOLDER
-from qabuild.artifact import handler, sealed_reference
+from qabuild.artifact import failed_folder, handler, sealed_reference
 from qabuild.artifact.sealed_reference import Reference
 from qabuild.errors import BadTarget, UntrustedInput
 from qabuild.models.backends import backend
@@ -31,9 +31,10 @@ from qabuild.models.checkpoint.inspect import refuse_code
 from qabuild.models.runtime import Runtime
 from qabuild.system import documents, files
 from qabuild.system.documents import OPEN, Count
-from qabuild.system.files import is_plain_name, sha256
+from qabuild.system.files import sha256
 from qabuild.system.frozen import Frozen
 from qabuild.system.sealed import MANIFEST
+from qabuild.target.answer import EARLIER, Answer
 from qabuild.target.gates import Gates
 
 Table = TypeVar("Table", bound=Frozen)
@@ -165,6 +166,13 @@ class Manifest:
     """Records of the other stages applied to the checkpoint, in order; None without such stages."""
     deviation: Deviation | None = None
     """How far the compiled model was from its checkpoint; None in fp32, and where it could not be measured."""
+    answer: Mapping[str, Any] | None = None
+    """How it answers: every key of [answer], defaults included; None in manifests of earlier versions."""
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Parameters of the pipeline with which it answers; None is the pipeline's default."""
+        return dict(EARLIER) if self.answer is None else _parse_table(Answer, self.answer, "answer").model_dump()
 
     @property
     def options(self) -> Any:
@@ -185,7 +193,7 @@ class Manifest:
     def to_dict(self) -> dict[str, Any]:
         """As JSON values, as they stand in manifest.json."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        for name in ("stages", "deviation"):
+        for name in ("stages", "deviation", "answer"):
             if values[name] is None:
                 del values[name]
         files = {name: vars(file) for name, file in sorted(self.files.items())}
@@ -245,13 +253,14 @@ def sealed_files(directory: Path, *, linked: bool = False) -> Iterator[str]:
         relative = Path(folder).relative_to(directory)
         unsealed = relative.parts[:1] and relative.parts[0] in UNSEALED_FOLDERS
         folders.sort()
-        for name in sorted(names + [f for f in folders if Path(folder, f).is_symlink()]):
+        unsealed_names = UNSEALED if relative == Path(".") else ()
+        for name in sorted(names + [f for f in folders if Path(folder, f).is_symlink() or f in unsealed_names]):
             path = Path(folder, name)
             if unsealed and not os.path.lexists(path):
                 continue
             if (path.is_symlink() and not linked) or not path.is_file():
                 raise UntrustedInput(f"{path}: not a plain file", "an artifact holds no links; copy it without them")
-            if not unsealed and (relative != Path(".") or name not in UNSEALED):
+            if not unsealed and name not in unsealed_names:
                 yield (relative / name).as_posix()
 
 
@@ -336,6 +345,9 @@ def _read_manifest(directory: Path, linked: bool) -> bytes:
         raise UntrustedInput(
             f"{directory / MANIFEST}: not a plain file", "an artifact holds no links; copy it without them"
         ) from None
+    failed = failed_folder(directory)
+    if not directory.exists() and (failed / MANIFEST).is_file():
+        raise BadTarget(f"{directory}: its build failed: {failed} lies there", f"`qabuild show {failed}` says why")
     candidate = Path(FOLDER) / directory.name.removesuffix(".toml")  # `directory` may be the file or name of a target
     hint = f"name a folder that `qabuild build` wrote, such as {FOLDER}/NAME"
     raise BadTarget(f"{directory}: {problem}", f"{candidate} is one" if (candidate / MANIFEST).is_file() else hint)
@@ -349,8 +361,10 @@ def _parse_manifest(path: Path, text: bytes) -> Manifest:
         if document.pop("format") != FORMAT:
             raise UntrustedInput(f"{path}: its format is not {FORMAT}", "a newer qabuild may read it")
         manifest = documents.typed(Manifest, document)
-        if strange := [name for name in manifest.files if not is_plain_name(name)]:
-            raise ValueError(f"files: {strange[0]!r} is no plain name of a file")
+        for name, problem in files.strange_names(manifest.files, UNSEALED):
+            raise ValueError(f"files: {name!r} {problem}")
+        if hidden := [name for name in manifest.files if name.startswith(".") or "/." in name]:
+            raise ValueError(f"files: {hidden[0]!r} is hidden, and no artifact holds such a file")
         return manifest
     except ValueError as error:
         raise UntrustedInput(f"{path}: damaged: {error}", "build or fetch the artifact again") from None

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import io
 import json
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
@@ -184,19 +183,24 @@ def _verified(path: Path, verifier: Any) -> dict[str, Any]:
 def _verifier(signer: Signer) -> Any:
     from model_signing import verifying
 
-    config = verifying.Config()
     if isinstance(signer, Identity):
+        config = verifying.Config()
         with _sigstore_explained():
             return config.use_sigstore_verifier(identity=signer.identity, oidc_issuer=signer.issuer)._verifier
     with key_pair.errors_explained(Path(signer), "public"):
-        return config.use_elliptic_key_verifier(public_key=signer)._verifier
+        return verifying.ec_key.Verifier(_as_path(key_pair.read(Path(signer))))
 
 
 def _private_key(path: Path) -> Any:
     from model_signing import signing
 
     with key_pair.errors_explained(path, "private"):
-        return signing.Config().use_elliptic_key_signer(private_key=path, password=key_pair.passphrase())._signer
+        return signing.ec_key.Signer(_as_path(key_pair.read(path)), key_pair.passphrase())
+
+
+def _as_path(content: bytes) -> Any:
+    """What the library takes for a path: it reads a file of any kind, and to its end."""
+    return SimpleNamespace(read_bytes=lambda: content)
 
 
 def _sigstore_signer() -> Any:
@@ -208,11 +212,10 @@ def _sigstore_signer() -> Any:
 
 def _signed_by(artifact: Artifact, key: Path) -> set[str]:
     """The signatures of the artifact that are valid, by the private key in the file `key`."""
+    from model_signing import verifying
+
     valid = set()
-    with tempfile.TemporaryDirectory() as folder:
-        public = Path(folder) / "key.pub"
-        public.write_bytes(key_pair.public_half(key))
-        verifier = _verifier(public)
+    verifier = verifying.ec_key.Verifier(_as_path(key_pair.public_half(key)))
     for name in SIGNATURES:
         try:
             _require_valid(artifact, name, key, verifier)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
-from qabuild.artifact import readme
+from qabuild.artifact import failed_folder, readme
 from qabuild.errors import BadTarget
 from qabuild.system import files
 from qabuild.system.files import errors_explained
@@ -22,7 +22,7 @@ from qabuild.system.sealed import MANIFEST
 
 def require_ours(goal: Path) -> None:
     """Raise BadTarget where the artifact would replace, and so delete, anything but an artifact."""
-    for path in (goal, _failed(goal)):
+    for path in (goal, failed_folder(goal)):
         if os.path.lexists(path) and not (path / MANIFEST).is_file():
             raise BadTarget(
                 f"{path}: is not an artifact, and would be replaced by one",
@@ -58,9 +58,9 @@ def disk_explained(output: Path) -> AbstractContextManager[None]:
 
 def promote(stage: Path, goal: Path, *, passed: bool) -> Path:
     """Move the staged artifact to its final name, which is returned: NAME if it passed, else NAME.failed."""
-    destination = goal if passed else _failed(goal)
+    destination = goal if passed else failed_folder(goal)
     _copy_card(goal, stage)
-    _remove(_failed(goal))
+    _remove(failed_folder(goal))
     if os.path.lexists(destination):
         _exchange(stage, destination)  # the replaced artifact is now at `stage`, and is removed with it
     else:
@@ -77,10 +77,6 @@ def _copy_card(goal: Path, stage: Path) -> None:
     with suppress(BadTarget):  # a card that cannot be parsed is copied unchanged
         text = readme.without_generated(text)
     (stage / readme.FILE).write_text(text, encoding="utf-8")
-
-
-def _failed(goal: Path) -> Path:
-    return goal.with_name(f"{goal.name}.failed")
 
 
 def _stage(goal: Path) -> Path:

@@ -11,6 +11,7 @@ import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from datetime import datetime, timedelta
 from itertools import pairwise
 
 from qabuild.artifact.evidence import FORMAT, Gate, Measurement, Original, Verification, describe, evidence_of
@@ -21,6 +22,7 @@ from qabuild.models.backends import backend
 from qabuild.qa.ask import chunks, takes_part
 
 SHOWN = 10  # problems in one message
+SLOWEST, FASTEST = sys.float_info.min, 1e7  # samples/s; no machine answers more
 
 
 def judged_evidence(artifact: Artifact) -> Verification | None:
@@ -79,6 +81,7 @@ def _problems(artifact: Artifact, evidence: Verification, judged: Verification) 
         yield f"it is evidence of '{evidence.artifact}'"
     if evidence.manifest != artifact.digest:
         yield f"it is evidence of another manifest, {evidence.manifest}"
+    yield from _time(evidence.verified_at)
     questions = list(_questions(artifact, measurement))
     yield from questions
     if questions:  # then nothing else can be compared
@@ -87,7 +90,8 @@ def _problems(artifact: Artifact, evidence: Verification, judged: Verification) 
     yield from _original(artifact, measurement)
     yield from _bounds(artifact, measurement)
     document = artifact.evidence or {}  # it states the retention, too, which is not read
-    yield from _equal("f1_retention", document["measurement"]["f1_retention"], measurement.f1_retention)
+    retention = document["measurement"]["f1_retention"]
+    yield from _equal("f1_retention", math.nan if isinstance(retention, bool) else retention, measurement.f1_retention)
     yield from _flips(artifact, measurement)
     yield from _logits(artifact, measurement)
     yield from _speed(measurement)
@@ -96,6 +100,15 @@ def _problems(artifact: Artifact, evidence: Verification, judged: Verification) 
         yield from _reference_check(measurement)
         yield from _batches(artifact, measurement)
     yield from _gates(evidence, judged)
+
+
+def _time(text: str) -> Iterator[str]:
+    try:
+        in_utc = datetime.fromisoformat(text).utcoffset() == timedelta(0)
+    except ValueError:
+        in_utc = False
+    if not in_utc:
+        yield f"verified_at is {text!r}, which is no time in UTC"
 
 
 def _questions(artifact: Artifact, measurement: Measurement) -> Iterator[str]:
@@ -122,6 +135,7 @@ def _scores(m: Measurement) -> Iterator[str]:
     if m.f1_difference_interval_999 is not None:
         lower, higher = m.f1_difference_interval_999
         yield from _ordered("f1_difference_interval_999", [-100, lower, low, high, higher, 100])
+    yield from _ordered("truncated_questions", [0, m.truncated_questions, m.questions])
 
 
 def _original(artifact: Artifact, m: Measurement) -> Iterator[str]:
@@ -163,8 +177,11 @@ def _flips(artifact: Artifact, m: Measurement) -> Iterator[str]:
 
 
 def _logits(artifact: Artifact, m: Measurement) -> Iterator[str]:
-    differences = [float(probe["logit_difference"]) for probe in m.probes]
+    differences = [probe["logit_difference"] for probe in m.probes]
     yield from _equal("number of probes", len(differences), len(artifact.reference.probes))
+    for number, (probe, sealed) in enumerate(zip(m.probes, artifact.reference.probes, strict=False)):
+        yield from _equal(f"probes.{number}.batch", probe["batch"], len(sealed.rows))
+        yield from _within(f"probes.{number}.sequence", probe["sequence"], 1, sealed.length)
     for difference in (m.logit_difference, *differences):
         yield from _within("logit_difference", difference, 0)
     if differences:
@@ -172,10 +189,10 @@ def _logits(artifact: Artifact, m: Measurement) -> Iterator[str]:
 
 
 def _speed(m: Measurement) -> Iterator[str]:
-    yield from _within("samples_per_second", m.samples_per_second, 0)
+    yield from _within("samples_per_second", m.samples_per_second, SLOWEST, FASTEST)
     if m.speed is not None:
-        yield from _within("speed.artifact", m.speed.artifact, 0)
-        yield from _within("speed.checkpoint", m.speed.checkpoint, sys.float_info.min)
+        yield from _within("speed.artifact", m.speed.artifact, SLOWEST, FASTEST)
+        yield from _within("speed.checkpoint", m.speed.checkpoint, SLOWEST, FASTEST)
         yield from _within("speed.questions", m.speed.questions, 1, m.questions)
         yield from _within("speed.rounds", m.speed.rounds, 1, m.speed.questions)
         yield from _equal("speed.artifact", m.speed.artifact, m.speed.speedup * m.speed.checkpoint)
@@ -190,8 +207,9 @@ def _cross_check(artifact: Artifact, m: Measurement) -> Iterator[str]:
     yield from _equal("cross_check.questions", checked.questions if checked else 0, sum(map(len, chosen)))
     if checked:
         yield from _ordered("cross_check", [0, checked.ties, checked.differences, checked.questions])
-        yield from _within("cross_check.samples_per_second", checked.samples_per_second, 0)
-        yield from _within("cross_check.speedup", checked.speedup, 0)
+        yield from _within("cross_check.samples_per_second", checked.samples_per_second, SLOWEST, FASTEST)
+        own = checked.speedup * checked.samples_per_second
+        yield from _within("cross_check.speedup x samples_per_second", own, SLOWEST, FASTEST)
 
 
 def _reference_check(m: Measurement) -> Iterator[str]:
@@ -215,10 +233,10 @@ def _batches(artifact: Artifact, m: Measurement) -> Iterator[str]:
     for each in m.by_batch:
         yield from _within(f"f1 at batch {each.batch_size}", each.f1, m.f1, 100)
         yield from _within(f"agreement at batch {each.batch_size}", each.agreement, 0, 1)
-    at = [each.f1 for each in m.by_batch if each.batch_size == m.batch_size] if depends else [m.f1]
-    yield from _equal("f1 at batch_size", at[0] if at else math.nan, m.f1)
-    if m.logit_rms is not None:
-        yield from _within("logit_rms", m.logit_rms, 0, m.logit_difference + 1e-6)
+    at: dict[int | None, float] = {each.batch_size: each.f1 for each in m.by_batch} if depends else {None: m.f1}
+    yield from _equal("f1 at batch_size", at.get(m.batch_size, math.nan), m.f1)
+    rms = math.nan if m.logit_rms is None else m.logit_rms
+    yield from _within("logit_rms", rms, 0, m.logit_difference + 1e-6)
 
 
 def _gates(evidence: Verification, judged: Verification) -> Iterator[str]:

@@ -75,6 +75,7 @@ class Execution:
             versions=package_versions(compiled.inputs),
             training=self._training_record(plan, results),
             stages=self._stage_records(plan),
+            answer=results["reference"].record["answer"],
             deviation=results["deviation"].record or None if "deviation" in results else None,
         )
 

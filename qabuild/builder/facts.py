@@ -24,6 +24,7 @@ from qabuild.target.paths import require_paths
 
 if TYPE_CHECKING:
     from qabuild.models.checkpoint.resolve import Checkpoint
+    from qabuild.models.checkpoint.source import CheckpointSource
     from qabuild.qa.data.dataset_ref import DatasetRef
     from qabuild.target.model import Target
 
@@ -68,7 +69,7 @@ def gather(target: Target, results: Store, name: str, *, fetch: bool, offline: b
 
     `name` is that of the build whose previous results count, see `plan.history_name`. Raises what
     `qabuild.models.checkpoint.resolve.resolve` raises, but for a Hub id that is not in the cache when `fetch` is
-    false.
+    false; with `fetch`, MissingEnvironment if a tokenizer needs a package that is not installed.
     """
     require_paths(target)
     required = requirements(target)
@@ -84,10 +85,14 @@ def gather(target: Target, results: Store, name: str, *, fetch: bool, offline: b
     if checkpoint is not None:
         check(checkpoint.config, target.backend, target.runtime)
     stages = tuple(map(collector.derivation, derivations(target.origin)))
+    facts = collector.facts(target.origin, target.original, target.datasets)
+    unread = packages.missing(collector.tokenizer_packages, "cpu")
+    if fetch:
+        packages.refuse(unread)
     return TargetFacts(
-        **collector.facts(target.origin, target.original, target.datasets).__dict__,
+        **facts.__dict__,
         derivations=stages,
-        missing=tuple(packages.missing(required, target.runtime.device)),
+        missing=(*packages.missing(required, target.runtime.device), *unread),
         cached=results.keys(),
         previous=results.recall(name),
     )
@@ -113,6 +118,8 @@ class FactCollector:
         self._owner = target.origin.target if isinstance(target.origin, Derived) else target
         self._versions, self._machine, self._code = versions, machine, ImportGraph()
         self._fetch, self._offline = fetch, offline
+        self.tokenizer_packages: dict[str, tuple[str, ...]] = {}
+        """What reading the tokenizers takes of the checkpoints looked at so far."""
         self.checkpoint = cache(self._checkpoint)
         self.derivation = cache(self._derivation)
 
@@ -157,6 +164,14 @@ class FactCollector:
         """
         if isinstance(origin, Derived):
             return self.derivation(origin).result
+        from qabuild.models.checkpoint.inspect import tokenizer_packages
+
+        checkpoint = self._resolved(origin, head)
+        if checkpoint is not None:
+            self.tokenizer_packages |= dict.fromkeys(tokenizer_packages(checkpoint.directory), ())
+        return checkpoint
+
+    def _resolved(self, origin: CheckpointSource, head: bool) -> Checkpoint | None:
         from qabuild.models.checkpoint.resolve import resolve
 
         model, revision, digest = origin.model, origin.revision, origin.digest

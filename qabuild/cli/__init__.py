@@ -21,7 +21,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from qabuild import __version__
-from qabuild.cli import answer, build, compare, data, inspect, publish, sign
+from qabuild.cli import answer, build, compare, data, inspect, publish, show, sign
 from qabuild.cli.console import print_message
 from qabuild.cli.failures import (
     handle_signals,
@@ -33,6 +33,7 @@ from qabuild.cli.failures import (
 )
 from qabuild.cli.options import FLAGS
 from qabuild.errors import INTERRUPTED, BadTarget, QABuildError, RenamedKey
+from qabuild.system import panic
 from qabuild.system.terminal import visible
 
 EPILOG = """\b
@@ -88,6 +89,7 @@ def cli() -> None:
 
 for command in (
     *(build.build, build.verify, compare.compare, compare.report, build.plan, publish.publish),
+    *(show.show, show.fetch),
     *(sign.keygen, sign.sign, sign.sbom),
     *(build.lock, answer.answer, data.data, inspect.cache, inspect.targets, inspect.doctor, inspect.schema),
 ):
@@ -114,7 +116,8 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     as_json = "--json" in arguments
     try:
         try:
-            cli.main(arguments, prog_name="qabuild", standalone_mode=False)
+            with panic.explained("a tokenizer"):
+                cli.main(arguments, prog_name="qabuild", standalone_mode=False)
         except Exception as error:
             require_uninterrupted(error)
             raise

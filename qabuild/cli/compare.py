@@ -12,7 +12,7 @@ import click
 
 from qabuild.cli.console import Console, emit, table
 from qabuild.cli.failures import print_error
-from qabuild.cli.options import BatchSizes, common, data_option, native_option, offline_option
+from qabuild.cli.options import BatchSizes, common, data_option, native_option, offline_option, require_writable
 from qabuild.errors import BadTarget, QABuildError, VerificationFailed
 
 if TYPE_CHECKING:
@@ -29,6 +29,12 @@ def measured_artifacts(command: Callable[..., Any]) -> Callable[..., Any]:
         help="Artifact that the others are compared with.  [the first that is eager fp32, or else the first]",
     )
     @data_option
+    @click.option(
+        "--samples",
+        type=click.IntRange(1),
+        metavar="N",
+        help="Ask about N of the questions, rounded up to whole rounds of 32.  [all]",
+    )
     @native_option
     @offline_option
     @functools.wraps(command)
@@ -64,37 +70,24 @@ def batch_sizes_option(default: str) -> Callable[..., Any]:
 @common
 def compare(
     artifacts: Sequence[Path],
-    baseline: str | None,
     batch_sizes: Sequence[int],
     latency: bool,
-    dataset: str | None,
-    allow_native: bool,
-    offline: bool,
     layout: str,
     console: Console,
+    **measuring: Any,
 ) -> None:
     """Measure artifacts side by side: speed, accuracy, latency, size.
 
     Loads each artifact in its own process. They take turns answering the questions that they were verified on. A
     TARGET stands for its artifact in ./artifacts. Brackets hold 95 % intervals. EM and F1 are of the very answers that
     were timed. The first 64 questions are repeated in the batches of the verification and must give the same answers;
-    all answers together must pass its gates. Otherwise the exit status is 1.
+    all answers together must pass its gates, unless --samples asks for a part. Otherwise the exit status is 1. If you
+    interrupt it after two rounds, what is complete by then is printed, and the exit status is 130.
     """
-    from qabuild.evaluation.compare import compare as compare_artifacts
     from qabuild.evaluation.compare import tables
-    from qabuild.target.read import absolute_source
 
     console.json |= layout == "json"
-    comparison = compare_artifacts(
-        artifacts,
-        baseline=baseline,
-        batch_sizes=batch_sizes,
-        latency=latency,
-        dataset=dataset and absolute_source(dataset, Path.cwd()),
-        allow_native=allow_native,
-        offline=offline,
-        reporter=console,
-    )
+    comparison = _measure(artifacts, console, batch_sizes=batch_sizes, latency=latency, **measuring)
     layouts = {
         "csv": lambda: emit(tables.to_csv(comparison)),
         "markdown": lambda: emit(tables.to_markdown(comparison)),
@@ -124,25 +117,20 @@ def compare(
 @common
 def report(
     artifacts: Sequence[Path],
-    baseline: str | None,
     batch_sizes: Sequence[int],
-    dataset: str | None,
-    allow_native: bool,
-    offline: bool,
     output: Path,
     png: Path | None,
     console: Console,
+    **measuring: Any,
 ) -> None:
     """Measure artifacts as `compare` does, and write the results as one self-contained HTML page.
 
     The page shows speed against accuracy, all figures, latency, speed by length and batch size, the origin of each
     artifact, and every answer that differs from the baseline's, in its context. The exit status is that of `compare`.
     """
-    from qabuild.evaluation.compare import compare as compare_artifacts
     from qabuild.evaluation.compare import tables
     from qabuild.evaluation.report import PACKAGES, write_page, write_picture
     from qabuild.system import packages
-    from qabuild.target.read import absolute_source
 
     packages.require(dict.fromkeys(PACKAGES, ("report",)), "cpu")
     if output.suffix.lower() not in (".html", ".htm"):
@@ -150,17 +138,8 @@ def report(
     if png and png.suffix.lower() != ".png":
         raise BadTarget(f"{png}: the picture is written as PNG only", "name a file that ends in .png")
     for path in filter(None, (output, png)):
-        _require_writable(path)
-    comparison = compare_artifacts(
-        artifacts,
-        baseline=baseline,
-        batch_sizes=batch_sizes,
-        latency=True,
-        dataset=dataset and absolute_source(dataset, Path.cwd()),
-        allow_native=allow_native,
-        offline=offline,
-        reporter=console,
-    )
+        require_writable(path)
+    comparison = _measure(artifacts, console, batch_sizes=batch_sizes, latency=True, **measuring)
     write_page(comparison, output.resolve())  # a symbolic link stays one
     if png:
         write_picture(comparison, png.resolve())
@@ -170,26 +149,21 @@ def report(
     _exit_on_failure(comparison)
 
 
-def _require_writable(path: Path) -> None:
-    """Refuse a `path` that cannot be written, before minutes are spent on measuring."""
-    import tempfile
+def _measure(artifacts: Sequence[Path], console: Console, *, dataset: str | None, **measuring: Any) -> Comparison:
+    """The comparison; if the user interrupts it, what had been measured."""
+    from qabuild.evaluation.compare import InterruptedComparison
+    from qabuild.evaluation.compare import compare as compare_artifacts
+    from qabuild.target.read import absolute_source
 
-    from qabuild.system.sealed import require_outside
-
-    if path.exists() and not path.is_file():  # replacing a device, say, would remove it for everyone
-        raise BadTarget(f"{path}: is no file, and would be replaced by one", "name another file")
-    resolved = path.resolve()
-    require_outside(resolved)
-    if not resolved.parent.exists():
-        raise BadTarget(f"{path}: there is no folder {resolved.parent}", "create it, or name another file")
+    source = dataset and absolute_source(dataset, Path.cwd())
     try:
-        tempfile.TemporaryFile(dir=resolved.parent).close()
-    except OSError as error:
-        raise BadTarget(f"{path}: cannot be written: {error.strerror}", "name another file") from error
+        return compare_artifacts(artifacts, dataset=source, reporter=console, **measuring)
+    except InterruptedComparison as interrupted:
+        return interrupted.comparison
 
 
 def _exit_on_failure(comparison: Comparison) -> None:
-    """Print the failures of a comparison, and exit with the status of the first."""
+    """Print the failures of a comparison, and exit with the status of the first; or as interrupted, if it was."""
     from qabuild.artifact.evidence import describe
 
     for failure in comparison.failures:
@@ -197,6 +171,8 @@ def _exit_on_failure(comparison: Comparison) -> None:
     for artifact in comparison.measured:
         for gate in artifact.failed_gates:
             print_error(VerificationFailed(f"{artifact.name} does not answer as it was verified\n  {describe(gate)}"))
+    if comparison.interrupted:
+        raise KeyboardInterrupt
     statuses = [failure.status for failure in comparison.failures]
     if not comparison.passed:
         sys.exit(statuses[0] if statuses else VerificationFailed.exit_status)

@@ -10,6 +10,7 @@ import io
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TextIO
@@ -21,10 +22,12 @@ from qabuild.system.reporter import Advance
 from qabuild.system.terminal import visible
 
 MIN_WIDTH = 30  # characters: the narrowest column that still shows text legibly
+SECONDS_PER_LINE = 10.0  # between two lines of progress
 
 
 class Console:
-    """The reporter of the command line. Progress bars only on a terminal; nothing but results on stdout."""
+    """The reporter of the command line. Progress is a bar on a terminal, and lines elsewhere; nothing but results on
+    stdout."""
 
     def __init__(self, *, quiet: bool = False, verbose: bool = False, json: bool = False) -> None:
         self.quiet = quiet
@@ -37,8 +40,11 @@ class Console:
 
     @contextmanager
     def progress(self, label: str, total: int) -> Iterator[Advance]:
-        if self.quiet or not _takes_escapes(sys.stderr):
+        if self.quiet:
             yield lambda count: None
+            return
+        if not _takes_escapes(sys.stderr):
+            yield _ProgressLines(label, total)
             return
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -65,6 +71,33 @@ class Console:
             emit(json.dumps(document, indent=2, default=_plain))
         else:
             show()
+
+
+class _ProgressLines:
+    """Progress as lines, at most one in `SECONDS_PER_LINE`. Called with the number of items just finished."""
+
+    def __init__(self, label: str, total: int) -> None:
+        self._label, self._total, self._done = label, total, 0
+        self._printed = time.monotonic()
+        self._first: tuple[float, int] | None = None
+        """Time and number of items of the first call, which may count items of an earlier run."""
+
+    def __call__(self, count: int) -> None:
+        self._done += count
+        now = time.monotonic()
+        self._first = self._first or (now, self._done)
+        if now - self._printed < SECONDS_PER_LINE:
+            return
+        self._printed = now
+        of = f" of {self._total}" if self._total else ""  # of a pipe, the total is not known
+        print_message(f"  {self._label}: {self._done}{of}{self._speed(now, *self._first)}")
+
+    def _speed(self, now: float, started: float, done_then: int) -> str:
+        if self._done == done_then or now == started:
+            return ""
+        rate = (self._done - done_then) / (now - started)
+        left = f", about {(self._total - self._done) / rate:.0f} s left" if self._done < self._total else ""
+        return f", {rate:.1f}/s{left}"
 
 
 def _plain(value: Any) -> Any:

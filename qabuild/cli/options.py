@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,7 +13,9 @@ import click
 
 from qabuild.artifact import FOLDER
 from qabuild.cli.console import Console
+from qabuild.errors import BadTarget
 from qabuild.system.environment import require_usable
+from qabuild.system.sealed import require_outside
 
 FLAGS = {"-q", "--quiet", "-v", "--verbose", "--json"}
 """Options of every command."""
@@ -154,3 +157,19 @@ def signer_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 offline_option = click.option("--offline", is_flag=True, help="Use only what is cached; fail if anything is missing.")
+
+
+def require_writable(path: Path) -> None:
+    """Refuse a `path` that cannot be written, before minutes are spent on what to write."""
+    import tempfile
+
+    if path.exists() and not path.is_file():  # replacing a device, say, would remove it for everyone
+        raise BadTarget(f"{path}: is no file, and would be replaced by one", "name another file")
+    resolved = Path(os.path.realpath(path))  # unlike `resolve`, it survives a loop of links
+    require_outside(resolved)
+    if not resolved.parent.exists():
+        raise BadTarget(f"{path}: there is no folder {resolved.parent}", "create it, or name another file")
+    try:
+        tempfile.TemporaryFile(dir=resolved.parent).close()
+    except OSError as error:
+        raise BadTarget(f"{path}: cannot be written: {error.strerror}", "name another file") from error

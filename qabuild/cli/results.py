@@ -98,7 +98,10 @@ def _row(outcome: Outcome) -> list[str]:
 def _result(verification: Verification) -> str:
     if failed := ", ".join(gate.name for gate in verification.failed_gates):
         return f"FAILED: {failed}"
-    return "passed, under other versions" if verification.other_versions else "passed"
+    truncated = verification.measurement.truncated_questions
+    remarks = ["under other versions"] if verification.other_versions else []
+    remarks += [f"{truncated} question{'s' * (truncated != 1)} truncated"] if truncated else []
+    return ", ".join(["passed", *remarks])
 
 
 def _limit(verification: Verification, name: str) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
 from qabuild.cli.console import Console, emit
-from qabuild.cli.options import artifact_folders, common
+from qabuild.cli.options import artifact_folders, common, require_writable
 
 
 @click.command()
@@ -59,12 +60,12 @@ def sbom(artifact: Path, output: Path | None, console: Console) -> None:
     """Print the bill of materials of ARTIFACT, in CycloneDX 1.7 JSON: model, base model, data, files and packages."""
     from qabuild.publishing.sbom import sbom as make_bill
     from qabuild.system import files
-    from qabuild.system.sealed import require_outside
 
+    if output is not None:
+        require_writable(output)
     text = json.dumps(make_bill(artifact), indent=2, ensure_ascii=False)
     if output is None:
         emit(text)
     else:
-        require_outside(output)
-        files.write(output, f"{text}\n".encode())
+        files.write(Path(os.path.realpath(output)), f"{text}\n".encode())
         console.result({"sbom": str(output)}, lambda: None)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -22,10 +22,6 @@ if TYPE_CHECKING:
     from qabuild.qa.data import Question
 
 PACKAGES = ("evaluate", *ask.PACKAGES)
-
-MAX_QUESTION_LEN = 64
-"""Tokens to which qabuild's pipeline truncates a question by default."""
-
 
 STOCK, PLAIN = "stock", "plain_decoder"
 
@@ -42,18 +38,17 @@ def pipeline_name() -> str:
 class SecondPipeline:
     """The second pipeline over a loaded model; a call answers questions through the evaluator.
 
-    `batch_size` is that of the stock pipeline; the plain decoder answers one question at a time. `squad_v2` lets the
-    pipeline answer that a question has no answer; set it if the data has unanswerable questions.
+    `batch_size` is that of the stock pipeline; the plain decoder answers one question at a time. `parameters` are those
+    of either; None is their default.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, *, batch_size: int, squad_v2: bool) -> None:
+    def __init__(self, model: Any, tokenizer: Any, parameters: Mapping[str, Any], *, batch_size: int) -> None:
         self.name = pipeline_name()
         self.batch_size = batch_size if self.name == STOCK else 1
-        self._squad_v2 = squad_v2
-        self._tokenizer = tokenizer
+        self._parameters = {name: value for name, value in parameters.items() if value is not None}
         with _quiet():
             make = _stock_pipeline if self.name == STOCK else _PlainPipeline
-            self._pipeline = make(model, tokenizer, self.batch_size)
+            self._pipeline = make(model, tokenizer, self.batch_size, self._parameters)
 
     def __call__(self, questions: Sequence[Question]) -> Answered:
         """Answer the questions in order, timed by the evaluator."""
@@ -70,21 +65,16 @@ class SecondPipeline:
             metric = _metric(folder)
             result = Evaluator().compute(
                 model_or_pipeline=self._pipeline,
-                data=datasets.Dataset.from_list([self._row(question) for question in questions]),
+                data=datasets.Dataset.from_list([_row(question) for question in questions]),
                 metric=metric,
-                squad_v2_format=self._squad_v2,
+                squad_v2_format=self._parameters["handle_impossible_answer"],
             )
         return Answered(answers=metric.answers, seconds=float(result["total_time_in_seconds"]))
 
-    def _row(self, question: Question) -> dict[str, Any]:
-        answers = {"text": list(question.answers), "answer_start": list(question.answer_starts)}
-        text = self._truncate(question.question)
-        return {"id": question.id, "question": text, "context": question.context, "answers": answers}
 
-    def _truncate(self, question: str) -> str:
-        """Apply `max_question_len`, which the stock pipeline documents but heeds with slow tokenizers only."""
-        offsets = self._tokenizer(question, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-        return question[: offsets[MAX_QUESTION_LEN - 1][1]] if len(offsets) > MAX_QUESTION_LEN else question
+def _row(question: Question) -> dict[str, Any]:
+    answers = {"text": list(question.answers), "answer_start": list(question.answer_starts)}
+    return {"id": question.id, "question": question.question, "context": question.context, "answers": answers}
 
 
 class _PlainPipeline:
@@ -92,31 +82,58 @@ class _PlainPipeline:
 
     task = "question-answering"
 
-    def __init__(self, model: Any, tokenizer: Any, batch_size: int) -> None:
-        self._model, self._tokenizer = model, tokenizer
+    def __init__(self, model: Any, tokenizer: Any, batch_size: int, parameters: Mapping[str, Any]) -> None:
+        self._model, self._tokenizer, self._parameters = model, tokenizer, parameters
 
-    def __call__(self, *, question: Sequence[str], context: Sequence[str], **parameters: Any) -> list[Any]:
+    def __call__(self, *, question: Sequence[str], context: Sequence[str], **_: Any) -> list[Any]:
         from qabuild.qa.plain_decoder import answer
 
         pairs = zip(question, context, strict=True)
-        return [answer(self._model, self._tokenizer, *pair, **parameters) or NO_SPAN for pair in pairs]
+        return [answer(self._model, self._tokenizer, *pair, **self._parameters) or NO_SPAN for pair in pairs]
 
 
-def _stock_pipeline(model: Any, tokenizer: Any, batch_size: int) -> Any:
-    """transformers' pipeline, with results in the form that the evaluator reads."""
+def _stock_pipeline(model: Any, tokenizer: Any, batch_size: int, parameters: Mapping[str, Any]) -> Any:
+    """transformers' pipeline, with results in the form that the evaluator reads.
+
+    It knows neither how a question is cut, which it documents but does with slow tokenizers only, nor `align_to_words`
+    "auto" of text in scripts without spaces; the plain decoder does that part.
+    """
     from transformers import QuestionAnsweringPipeline
 
+    from qabuild.qa import plain_decoder
+
     class Pipeline(QuestionAnsweringPipeline):  # type: ignore[misc]
+        _context: str
+
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
             """Always a list: for a list of one question, the stock pipeline returns the bare result."""
             result = super().__call__(*args, **kwargs)
             return result if isinstance(result, list) else [result]
 
-        def postprocess(self, *args: Any, **kwargs: Any) -> Any:
-            return super().postprocess(*args, **kwargs) or NO_SPAN
+        def preprocess(self, example: Any, max_question_len: int | None = None, **kwargs: Any) -> Any:
+            context, named = example.context_text, {"max_seq_len": None, "doc_stride": None, **kwargs}
+            limits = plain_decoder.window_limits(tokenizer, named["max_seq_len"], named["doc_stride"])
+            question = plain_decoder.cut_question(tokenizer, example.question_text, context, *limits, max_question_len)
+            return super().preprocess({"question": question, "context": context}, **kwargs)
+
+        def postprocess(self, model_outputs: Any, **kwargs: Any) -> Any:
+            outputs = list(model_outputs)
+            self._context = outputs[0]["example"].context_text
+            return super().postprocess(outputs, **kwargs) or NO_SPAN
+
+        def get_indices(self, enc: Any, s: int, e: int, sequence_index: int, align_to_words: Any) -> tuple[int, int]:
+            if align_to_words == "auto" and plain_decoder.UNSPACED.search(self._context):
+                return plain_decoder.characters(enc, int(s), int(e), self._context, align_to_words)
+            indices: tuple[int, int] = super().get_indices(enc, s, e, sequence_index, align_to_words)
+            return indices
 
     return Pipeline(
-        model=model, tokenizer=tokenizer, device=model.device, batch_size=batch_size, task="question-answering"
+        model=model,
+        tokenizer=tokenizer,
+        device=model.device,
+        batch_size=batch_size,
+        task="question-answering",
+        **parameters,
     )
 
 

@@ -17,11 +17,18 @@ QUESTIONS = 256
 
 
 def record(
-    directory: Path, model: Any, tokenizer: Any, questions: QuestionSet, sealed: Reference, sizes: Mapping[str, Any]
+    directory: Path,
+    model: Any,
+    tokenizer: Any,
+    questions: QuestionSet,
+    parameters: Mapping[str, Any],
+    sealed: Reference,
+    sizes: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What the manifest records of the compiled `model`, compared with the reference in `directory`.
 
-    `sizes` are those of `measure.batch_sizes`; the batch size that changes most answers counts.
+    `parameters` are those of the pipeline. `sizes` are those of `measure.batch_sizes`; the batch size that changes most
+    answers counts.
     """
     from qabuild.evaluation.measure import compare_logits
     from qabuild.qa.ask import answerer, chunks
@@ -29,7 +36,7 @@ def record(
     asked, expected = questions.questions[:QUESTIONS], disclosure.reveal_answers(sealed, questions)
     changed = []
     for size in sizes.values():
-        ask = answerer(model, tokenizer, squad_v2=questions.has_unanswerable, batch_size=size)
+        ask = answerer(model, tokenizer, **parameters, batch_size=size)
         answers = {name: text for chunk in chunks(asked) for name, text in ask(chunk).answers.items()}
         changed.append(sum(text != expected[name] for name, text in answers.items()))
     logits = compare_logits(directory, model, tokenizer, questions, sealed)

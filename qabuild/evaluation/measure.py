@@ -67,17 +67,16 @@ def measure(
     require_same_questions(questions, sealed)
     manifest = artifact.manifest
     model, tokenizer = load_model(artifact, allow_native=allow_native, allow_unverified=True)
-    squad_v2 = questions.has_unanswerable
+    parameters = {"handle_impossible_answer": questions.has_unanswerable, **manifest.parameters}
     sizes = batch_sizes(manifest.options, manifest.runtime, manifest.verify["batch_size"])
     contestants: dict[str, Ask] = {
-        name: answerer(model, tokenizer, squad_v2=squad_v2, batch_size=size) for name, size in sizes.items()
+        name: answerer(model, tokenizer, **parameters, batch_size=size) for name, size in sizes.items()
     }
     if baseline is not None:
-        contestants[CHECKPOINT] = answerer(baseline, tokenizer, squad_v2=squad_v2)
+        contestants[CHECKPOINT] = answerer(baseline, tokenizer, **parameters)
     share = manifest.cross_check
-    second = cross_check.SecondPipeline(
-        model, tokenizer, batch_size=int(manifest.verify["batch_size"]), squad_v2=squad_v2
-    )
+    batch_size = int(manifest.verify["batch_size"])
+    second = cross_check.SecondPipeline(model, tokenizer, parameters, batch_size=batch_size)
     if share:
         contestants[SECOND] = second
     asked = len(questions) if whole_reference else SPEED_QUESTIONS
@@ -85,7 +84,7 @@ def measure(
         rounds = _run_rounds(contestants, questions.questions, share, asked, reporter)
         alike = next((name for name, size in sizes.items() if size == second.batch_size), ARTIFACT)
         checked = _cross_check(
-            [turns for turns in rounds if SECOND in turns], alike, second, questions, model, tokenizer
+            [turns for turns in rounds if SECOND in turns], alike, second, questions, model, tokenizer, parameters
         )
         compared_logits = compare_logits(
             artifact.directory / sealed_reference.FOLDER, model, tokenizer, questions, sealed
@@ -96,6 +95,7 @@ def measure(
     measurement = Measurement(
         data=sealed.data,
         questions=len(questions),
+        truncated_questions=sum(len(turns[ARTIFACT].truncated) for turns in rounds),
         **judged,
         **_compare_answers(questions, answers, expected, sealed.data, manifest.gates.confidence),
         original=_compare_with_original(artifact, questions, answers),
@@ -105,7 +105,7 @@ def measure(
         **compared_logits,
         versions=packages.versions({*cross_check.PACKAGES, *backend(manifest.backend["name"]).PACKAGES}),
         machine=cast(Machine, machine.describe()),
-        reference_check=_check_reference(rounds, baseline, tokenizer, questions, expected, artifact),
+        reference_check=_check_reference(rounds, baseline, tokenizer, questions, expected, artifact, parameters),
     )
     _register(artifact, measurement, reporter)
     return measurement
@@ -192,6 +192,7 @@ def _cross_check(
     questions: QuestionSet,
     model: Any,
     tokenizer: Any,
+    parameters: Mapping[str, Any],
 ) -> CrossCheck | None:
     """Compare the second pipeline with the artifact in ours, whose rounds have that `name`."""
     if not rounds:
@@ -204,7 +205,7 @@ def _cross_check(
         questions=len(answers),
         batch_size=second.batch_size,
         differences=len(differing),
-        ties=_ties(differing, answers, others, questions.has_unanswerable, model, tokenizer),
+        ties=_ties(differing, answers, others, parameters, model, tokenizer),
         samples_per_second=len(answers) / other,
         speedup=other / own,
     )
@@ -222,7 +223,7 @@ def _ties(
     differing: Sequence[Question],
     answers: Mapping[str, str],
     others: Mapping[str, str],
-    squad_v2: bool,
+    parameters: Mapping[str, Any],
     model: Any,
     tokenizer: Any,
     tie: float = TIE,
@@ -230,7 +231,7 @@ def _ties(
     """Number of questions whose two answers have scores within `tie` of each other, in qabuild's pipeline."""
     from qabuild.qa.pipeline import QuestionAnsweringPipeline
 
-    pipeline = QuestionAnsweringPipeline(model, tokenizer, top_k=5, handle_impossible_answer=squad_v2)
+    pipeline = QuestionAnsweringPipeline(model, tokenizer, **parameters, top_k=5)
     ties = 0
     for question in differing:
         result: Any = pipeline(question=question.question, context=question.context)
@@ -248,6 +249,7 @@ def _check_reference(
     questions: QuestionSet,
     expected: Mapping[str, str],
     artifact: Artifact,
+    parameters: Mapping[str, Any],
 ) -> ReferenceCheck | None:
     """Compare the checkpoint's answers and logits with the sealed ones; `expected` are the sealed answers."""
     if baseline is None:
@@ -258,7 +260,7 @@ def _check_reference(
     return ReferenceCheck(
         questions=len(answers),
         differences=len(differing),
-        ties=_ties(differing, answers, expected, questions.has_unanswerable, baseline, tokenizer, REFERENCE_TIE),
+        ties=_ties(differing, answers, expected, parameters, baseline, tokenizer, REFERENCE_TIE),
         logit_difference=compare_logits(folder, baseline, tokenizer, questions, artifact.reference)["logit_difference"],
     )
 

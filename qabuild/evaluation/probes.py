@@ -12,6 +12,7 @@ from itertools import cycle, islice
 from typing import TYPE_CHECKING, Any
 
 from qabuild.artifact.sealed_reference import Probe
+from qabuild.models.checkpoint.interface import positions
 
 if TYPE_CHECKING:
     from qabuild.qa.data import Question
@@ -27,12 +28,8 @@ DIVERSE = 8
 
 
 def longest_input(model: Any, tokenizer: Any) -> int:
-    """The maximum tokens of a row, at most `LONGEST`. RoBERTa and its kin leave the first positions to padding."""
-    positions = getattr(model.config, "max_position_embeddings", None) or LONGEST
-    for name, module in model.named_modules():
-        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
-            positions -= module.padding_idx + 1
-    return int(min(LONGEST, tokenizer.model_max_length, positions))
+    """The maximum tokens of a row, at most `LONGEST`."""
+    return int(min(LONGEST, tokenizer.model_max_length, positions(model.config) or LONGEST))
 
 
 def choose(questions: Sequence[Question], tokenizer: Any, longest: int) -> list[Probe]:

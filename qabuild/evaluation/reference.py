@@ -27,15 +27,16 @@ def write_reference(
     tokenizer: Any,
     questions: QuestionSet,
     data: Mapping[str, Any],
+    parameters: Mapping[str, Any],
     directory: Path,
     reporter: Reporter = SILENT,
 ) -> None:
     """Run every question on the checkpoint's `model`, and write answers and probes into `directory`.
 
-    `data` describes the questions' source and is written along with the answers; its `shown` says how much of the
-    questions is, see `qabuild.artifact.disclosure`.
+    `parameters` are those of the pipeline. `data` describes the questions' source and is written along with the
+    answers; its `shown` says how much of the questions is, see `qabuild.artifact.disclosure`.
     """
-    ask = answerer(model, tokenizer, squad_v2=questions.has_unanswerable)
+    ask = answerer(model, tokenizer, **parameters)
     answers: dict[str, str] = {}
     with reporter.progress("checkpoint answers", len(questions)) as advance:
         for chunk in chunks(questions.questions):

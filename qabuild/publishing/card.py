@@ -15,6 +15,7 @@ from qabuild.artifact.readme import BEGIN_MARKER, END_MARKER, UserContent, read
 from qabuild.evaluation import cross_check
 from qabuild.models.backends import backend
 from qabuild.publishing.repository import MAIN
+from qabuild.system import card_metadata
 
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
 FLIPS = 20  # rows of the table of changed answers; the others are only counted
@@ -83,7 +84,7 @@ def _metadata(artifact: Artifact, verification: Verification, user: UserContent,
         eval_results=[
             EvalResult(
                 task_type="question-answering",
-                dataset_type=data["dataset"],
+                dataset_type=card_metadata.dataset_id(data["dataset"]),
                 dataset_name=data["dataset"],
                 dataset_config=data.get("configuration"),
                 dataset_split=data["split"],
@@ -109,6 +110,7 @@ def _facts(artifact: Artifact, verification: Verification) -> dict[str, Any]:
         "limits": manifest.record.get("limits") or [],
         "backend": manifest.backend["name"],
         "runtime": manifest.runtime.model_dump(mode="json"),
+        "answer": manifest.answer,
         "qabuild": manifest.qabuild,
         "digest": artifact.digest,
         "verified_at": verification.verified_at,
@@ -155,6 +157,7 @@ def _target(artifact: Artifact, data: Mapping[str, Any]) -> str:
         },
         "backend": manifest.backend,
         "runtime": manifest.runtime.model_dump(mode="json"),
+        **({} if manifest.answer is None else {"answer": manifest.answer}),
         "verify": {key: value for key, value in verify.items() if key != "gates"},
         "verify.gates": manifest.verify["gates"],
     }

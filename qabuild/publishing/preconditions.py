@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qabuild.artifact import disclosure, handler, judge, measurements
+from qabuild.artifact import disclosure, handler, judge, measurements, readme
 from qabuild.artifact.evidence import Verification
 from qabuild.artifact.judge import explain_failure
 from qabuild.artifact.manifest import EVIDENCE, Artifact
@@ -13,13 +15,21 @@ from qabuild.errors import BadTarget, QABuildError, VerificationFailed
 from qabuild.evaluation import measure
 from qabuild.evaluation.verify import verify
 from qabuild.publishing import repository
+from qabuild.system import card_metadata
 from qabuild.system.hub_retry import with_retries
 from qabuild.system.reporter import Reporter
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-__all__ = ["explain_failure", "remeasure", "require_measured_here", "require_public_data", "require_verified"]
+__all__ = [
+    "explain_failure",
+    "remeasure",
+    "require_measured_here",
+    "require_public_data",
+    "require_valid_card",
+    "require_verified",
+]
 
 
 def require_verified(artifact: Artifact) -> Verification:
@@ -39,6 +49,23 @@ def require_verified(artifact: Artifact) -> Verification:
             f"verify it where {handler.REQUIREMENTS} is installed, or rebuild it here",
         )
     return verification
+
+
+def require_valid_card(artifact: Artifact, content: Mapping[str, Path | bytes]) -> None:
+    """Raise BadTarget where the Hub would refuse the license of the target, or the card in `content`."""
+    from huggingface_hub import ModelCard
+
+    license = artifact.manifest.publish.get("license")
+    if license and (problem := card_metadata.license_problem(license)):
+        raise BadTarget(f"{artifact.directory}: publish.license: {problem}", "set it in the target and build again")
+    text = content[readme.FILE]
+    assert isinstance(text, bytes)
+    if problems := list(card_metadata.problems(ModelCard(text.decode()).data.to_dict())):
+        listed = "".join(f"\n  {problem}" for problem in problems)
+        raise BadTarget(
+            f"{artifact.directory / readme.FILE}: the Hub refuses its metadata{listed}",
+            "edit it between the lines '---' at the top of that file",
+        )
 
 
 def require_measured_here(

@@ -87,8 +87,10 @@ def publish(
     _require_names(revision, tag)
     _require_within_limits(artifact)
     data = disclosure.describe(artifact.reference.data, len(artifact.reference.answers))
+    local = content(artifact, evidence, repo, revision)
+    preconditions.require_valid_card(artifact, local)
     if dry_run and (unchecked := _without_hub()):
-        changes = compare(content(artifact, evidence, repo, revision), Snapshot())
+        changes = compare(local, Snapshot())
         return Published(
             repo=repo,
             revision=revision,

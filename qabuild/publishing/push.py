@@ -55,6 +55,7 @@ class Push:
         if self._is_published() or (self.create_pr and self._is_proposed()):
             self.changed = self.sent
             return
+        repository.validate_card(self.api, _text(self.content[readme.FILE]))
         if not self.snapshot.exists:
             self.api.create_repo(self.repo, private=self.private)
             self.created = True

@@ -18,8 +18,8 @@ from qabuild.errors import BadTarget
 
 AnswersFormat = Literal["jsonl", "predictions", "csv", "tsv", "parquet"]
 Record = dict[str, Any]
-"""The answer of one question: `id` and `answer`, `score`, `start`, `end`, or `answers`, a list of these; or `id`, `at`
-and `error` for a bad row."""
+"""The answer of one question: `id` and `answer`, `score`, `start`, `end`, or `answers`, a list of these, each with
+`question_truncated`, true, where it was; or `id`, `at` and `error` for a bad row."""
 
 _ENDINGS: dict[str, AnswersFormat] = {
     ".json": "predictions",
@@ -29,7 +29,7 @@ _ENDINGS: dict[str, AnswersFormat] = {
     ".tsv": "tsv",
     ".parquet": "parquet",
 }
-_COLUMNS = ("id", "answer", "score", "start", "end", "error")
+_COLUMNS = ("id", "answer", "score", "start", "end", "question_truncated", "error")
 _BATCH = 1000
 
 
@@ -78,7 +78,8 @@ def write_parquet(file: IO[bytes], records: Iterable[Record], whole_ids: bool) -
     import pyarrow  # type: ignore[import-untyped]
     from pyarrow import parquet
 
-    types = (pyarrow.int64() if whole_ids else pyarrow.string(), "string", "float64", "int64", "int64", "string")
+    ids = pyarrow.int64() if whole_ids else pyarrow.string()
+    types = (ids, "string", "float64", "int64", "int64", "bool", "string")
     schema = pyarrow.schema(list(zip(_COLUMNS, types, strict=True)))
     rows = _rows(records)
     with parquet.ParquetWriter(file, schema) as writer:
@@ -98,7 +99,8 @@ def _rows(records: Iterable[Record]) -> Iterator[Mapping[str, Any]]:
         if "error" in record:
             yield {"id": record["id"], "error": record["error"]}
         for answer in record.get("answers", () if "error" in record else (record,)):
-            yield {"id": record["id"], **{name: answer[name] for name in _COLUMNS[1:-1]}}
+            row = {"question_truncated": False, **answer}
+            yield {"id": record["id"], **{name: row[name] for name in _COLUMNS[1:-1]}}
 
 
 def _text(value: Any, whole_ids: bool, name: str) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -28,20 +28,18 @@ class Answered:
     answers: Mapping[str, str]
     """Answer text by question id; empty for no answer."""
     seconds: float
+    truncated: Collection[str] = ()
+    """Ids of the questions that were truncated."""
 
 
 Ask = Callable[["Sequence[Question]"], Answered]
 
 
-def answerer(model: Any, tokenizer: Any, *, squad_v2: bool, batch_size: int | None = None) -> Ask:
-    """A function that answers questions with `qabuild.QuestionAnsweringPipeline` and its defaults.
-
-    `batch_size` is in windows; None leaves it to the pipeline. `squad_v2` lets the pipeline answer that a question has
-    no answer; set it if the data has unanswerable questions.
-    """
+def answerer(model: Any, tokenizer: Any, **parameters: Any) -> Ask:
+    """A function that answers questions with `qabuild.QuestionAnsweringPipeline` and these parameters."""
     from qabuild.qa.pipeline import QuestionAnsweringPipeline
 
-    pipeline = QuestionAnsweringPipeline(model, tokenizer, handle_impossible_answer=squad_v2, batch_size=batch_size)
+    pipeline = QuestionAnsweringPipeline(model, tokenizer, **parameters)
 
     def ask(questions: Sequence[Question]) -> Answered:
         # A stream, since a list of one question would not be answered with a list.
@@ -51,7 +49,8 @@ def answerer(model: Any, tokenizer: Any, *, squad_v2: bool, batch_size: int | No
         seconds = time.perf_counter() - started
         # Where no span is left, as with NaN logits, the result is an empty list.
         answers = {q.id: result["answer"] if result else "" for q, result in zip(questions, results, strict=True)}
-        return Answered(answers=answers, seconds=seconds)
+        truncated = {q.id for q, result in zip(questions, results, strict=True) if "question_truncated" in result}
+        return Answered(answers=answers, seconds=seconds, truncated=truncated)
 
     return ask
 

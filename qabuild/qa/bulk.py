@@ -53,6 +53,8 @@ class Summary:
     """Rows without an answer."""
     resumed: int
     """Rows, answered or bad, that an earlier run had processed."""
+    truncated: int = 0
+    """Rows whose question has more tokens than are read; their answers have `question_truncated`."""
 
 
 def answer_file(
@@ -232,18 +234,21 @@ class _Tally:
     rows: int = 0
     bad: int = 0
     resumed: int = 0
+    truncated: int = 0
     problems: list[str] = field(default_factory=list)
     """The first ones."""
 
     def add(self, record: Record, resumed: bool = False) -> None:
         self.rows += 1
         self.resumed += resumed
+        self.truncated += any("question_truncated" in answer for answer in record.get("answers", [record]))
         if "error" in record:
             self.bad += 1
             self.problems = [*self.problems, record["error"]][:SHOWN_PROBLEMS]
 
     def summary(self) -> Summary:
-        return Summary(rows=self.rows, answered=self.rows - self.bad, bad=self.bad, resumed=self.resumed)
+        counts = {name: getattr(self, name) for name in ("rows", "bad", "resumed", "truncated")}
+        return Summary(answered=self.rows - self.bad, **counts)
 
 
 # --- answering ------------------------------------------------------------------------------------------------------
@@ -324,7 +329,7 @@ def _record(row: Row, result: Any, parameters: Mapping[str, Any]) -> Record:
 
 
 def _ordered(answer: Mapping[str, Any]) -> Record:
-    return {name: answer[name] for name in ("answer", "score", "start", "end")}
+    return {name: answer[name] for name in ("answer", "score", "start", "end", "question_truncated") if name in answer}
 
 
 # --- writing --------------------------------------------------------------------------------------------------------

@@ -6,11 +6,19 @@ file. Imports torch on import: import it inside functions only.
 """
 
 import inspect
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
+
+UNSPACED = re.compile(
+    "[\u0e00-\u109f\u1780-\u17ff\ua9e0-\ua9ff\uaa60-\uaa7f"
+    "\u2e80-\u312f\u3190-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+    "\uff00-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff9f]"
+)
+"""A character of a script without spaces between words: Thai, Lao, Tibetan, Burmese, Khmer, Chinese, Japanese."""
 
 
 def answer(
@@ -22,35 +30,33 @@ def answer(
     top_k: int = 1,
     doc_stride: int | None = None,
     max_answer_len: int = 15,
-    max_question_len: int = 64,
+    max_question_len: int | None = None,
     max_seq_len: int | None = None,
     handle_impossible_answer: bool = False,
-    align_to_words: bool = True,
+    align_to_words: bool | str = True,
 ) -> Any:
     """The best answer as a dictionary of `score`, `start`, `end` and `answer`; with `top_k` above 1, a list of them.
 
     `start` and `end` are character offsets in the context. Equal texts, up to case, are one answer: their scores add
-    up. Raises ValueError for a `top_k`, `max_answer_len` or `doc_stride` that is out of range.
+    up. An answer has `question_truncated`, true, if the question was. Raises ValueError for a `top_k`, `max_answer_len`
+    or `doc_stride` that is out of range.
     """
-    limit = max_seq_len or min(tokenizer.model_max_length, 384)
-    stride = min(limit // 2, 128) if doc_stride is None else doc_stride
+    limit, stride = window_limits(tokenizer, max_seq_len, doc_stride)
     if top_k < 1 or max_answer_len < 1:
         raise ValueError(f"top_k ({top_k}) and max_answer_len ({max_answer_len}) must be at least 1")
-    if stride > limit:
-        raise ValueError(f"doc_stride ({stride}) must be at most max_seq_len ({limit})")
     answers: list[dict[str, Any]] = []
     no_answer = 1.0
     # Spans of different tokens may be the same words: search for more than are returned.
     count = 2 * top_k + 10 if align_to_words else top_k
-    question = _cut(tokenizer, question, max_question_len)
-    for inputs, encoding, allowed in _windows(tokenizer, question, context, limit, stride):
+    cut = cut_question(tokenizer, question, context, limit, stride, max_question_len)
+    for inputs, encoding, allowed in _windows(tokenizer, cut, context, limit, stride):
         start, end = (_probabilities(logits, allowed) for logits in _logits(model, inputs))
         no_answer = min(no_answer, float(start[0] * end[0]))
         start[0] = end[0] = 0
         for score, first, last in _spans(start, end, count, max_answer_len):
             if not (allowed[first] and allowed[last]):
                 continue
-            begin, stop = _characters(encoding, first, last, tokenizer, align_to_words)
+            begin, stop = characters(encoding, first, last, context, align_to_words)
             text = context[begin:stop]
             known = next((entry for entry in answers if entry["answer"].lower() == text.lower()), None)
             if known:
@@ -60,13 +66,35 @@ def answer(
     if handle_impossible_answer:
         answers.append({"score": no_answer, "start": 0, "end": 0, "answer": ""})
     answers = sorted(answers, key=lambda entry: -entry["score"])[:top_k]
+    if cut != question:
+        answers = [{**entry, "question_truncated": True} for entry in answers]
     return answers[0] if len(answers) == 1 else answers
 
 
-def _cut(tokenizer: Any, question: str, limit: int) -> str:
-    """The question's first `limit` tokens, as text."""
+def window_limits(tokenizer: Any, max_seq_len: int | None, doc_stride: int | None) -> tuple[int, int]:
+    """The tokens of a window, and those of the context that two share."""
+    limit = max_seq_len or min(tokenizer.model_max_length, 384)
+    return limit, min(limit // 2, 128) if doc_stride is None else doc_stride
+
+
+def cut_question(tokenizer: Any, question: str, context: str, limit: int, stride: int, longest: int | None) -> str:
+    """The question's first tokens, as text, without dividing a character: `longest` at most, or as many as fit.
+
+    That is all of them if question and context fit one window, of `limit` tokens; else 7/8 of the tokens beside those
+    that two windows share, or with a `longest` all but one, so that each window holds something new of the context.
+    Raises ValueError if `stride` leaves none.
+    """
+    room = limit - tokenizer.num_special_tokens_to_add(pair=True)
+    if stride >= room:
+        raise ValueError(f"doc_stride ({stride}) must be at most {room - 1}, with max_seq_len {limit}")
     offsets = tokenizer(question, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-    return question[: offsets[limit - 1][1]] if len(offsets) > limit else question
+    size = min(len(offsets), longest or len(offsets))
+    most = room - stride - 1 if longest else (room - stride) * 7 // 8
+    if size > most and size + len(tokenizer(context, add_special_tokens=False)["input_ids"]) > room:
+        size = most
+    while 0 < size < len(offsets) and offsets[size][0] < offsets[size - 1][1]:
+        size -= 1
+    return question if size == len(offsets) else question[: offsets[size - 1][1] if size else 0]
 
 
 def _windows(tokenizer: Any, question: str, context: str, limit: int, stride: int) -> Iterator[tuple[Any, Any, Any]]:
@@ -118,13 +146,29 @@ def _spans(start: Any, end: Any, count: int, longest: int) -> Iterator[tuple[flo
         yield float(scores[first, last]), first, last
 
 
-def _characters(encoding: Any, first: int, last: int, tokenizer: Any, align_to_words: bool) -> tuple[int, int]:
-    """Where the span begins and stops in the context; with `align_to_words`, at the borders of its outer words."""
-    if align_to_words:
-        part = 0 if tokenizer.padding_side == "left" else 1
+def characters(encoding: Any, first: int, last: int, context: str, align_to_words: bool | str) -> tuple[int, int]:
+    """Where the span begins and stops in the context; with `align_to_words`, at the borders of its outer words.
+
+    With "auto", a token that holds a character of a script without spaces is a word by itself.
+    """
+    if align_to_words == "auto" and UNSPACED.search(context):
+        first, last = _end_of_word(encoding, first, -1, context), _end_of_word(encoding, last, 1, context)
+    elif align_to_words:
         words = encoding.token_to_word(first), encoding.token_to_word(last)
         if None not in words:
-            borders = [encoding.word_to_chars(word, part) for word in words]
+            borders = [encoding.word_to_chars(word, encoding.token_to_sequence(first)) for word in words]
             if None not in borders:
                 return borders[0][0], borders[1][1]
     return encoding.offsets[first][0], encoding.offsets[last][1]
+
+
+def _end_of_word(encoding: Any, token: int, step: int, context: str) -> int:
+    """The last token of the same word in the direction of `step`, -1 or 1."""
+    part, word = encoding.token_to_sequence(token), encoding.token_to_word(token)
+    while word is not None and not UNSPACED.search(context, *encoding.offsets[token]):
+        beside = token + step
+        inside = 0 <= beside < len(encoding.ids) and encoding.token_to_sequence(beside) == part
+        if not inside or encoding.token_to_word(beside) != word or UNSPACED.search(context, *encoding.offsets[beside]):
+            break
+        token = beside
+    return token

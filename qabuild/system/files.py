@@ -11,12 +11,14 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+import sys
+from collections import Counter
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
 
-from qabuild.errors import QABuildError
+from qabuild.errors import MissingEnvironment, QABuildError
 from qabuild.system.terminal import visible
 
 
@@ -70,6 +72,30 @@ def is_plain_name(name: str) -> bool:
     """Whether it is a relative path (POSIX) with neither '..' nor backslashes, control characters or surrogates."""
     parts = name.split("/")
     return not {"", ".", ".."} & {*parts} and not re.search(r"[\\\n\t\ud800-\udfff]", name) and visible(name) == name
+
+
+def strange_names(names: Collection[str], others: Collection[str] = ()) -> Iterator[tuple[str, str]]:
+    """The names that are not plain or, on some file system, name one file with another name or one of the `others`.
+
+    Each comes with what is wrong.
+    """
+    copies = Counter(name.casefold() for name in (*names, *others))
+    for name in names:
+        if not is_plain_name(name):
+            yield name, "is no plain name"
+        elif copies[name.casefold()] > 1:
+            yield name, "is there twice, up to the case of letters"
+
+
+def require_native(path: Path) -> None:
+    """Raise MissingEnvironment for a path that native libraries cannot take: they take UTF-8."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise MissingEnvironment(
+            f"{path}: its name is not text in the encoding of this locale, {sys.getfilesystemencoding()}",
+            "set the environment variable LC_ALL to C.UTF-8, or rename it",
+        ) from None
 
 
 class NotRegular(OSError):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -54,12 +53,8 @@ def only(names: Iterable[str]) -> list[str]:
 
 def require_plain(names: Sequence[str], repo_id: str) -> None:
     """Raise UntrustedInput unless every name is a path below a folder, and stays another on any file system."""
-    copies = Counter(name.casefold() for name in names)
-    for name in names:
-        plain = files.is_plain_name(name)
-        if not plain or copies[name.casefold()] > 1:
-            problem = "is there twice, up to the case of letters" if plain else "is no plain name"
-            raise UntrustedInput(
-                f"{repo_id}: the Hub lists a file whose name {problem}: {name!r}",
-                "nothing was downloaded; ask the owner of the repository to rename it",
-            )
+    for name, problem in files.strange_names(names):
+        raise UntrustedInput(
+            f"{repo_id}: the Hub lists a file whose name {problem}: {name!r}",
+            "nothing was downloaded; ask the owner of the repository to rename it",
+        )

@@ -16,8 +16,10 @@ from qabuild.models.pruning.options import Prune
 from qabuild.models.runtime import Runtime
 from qabuild.models.training.options import Distill, Train
 from qabuild.qa.data.dataset_ref import DatasetRef, DatasetTable
+from qabuild.system import card_metadata
 from qabuild.system.frozen import Frozen
 from qabuild.system.hub import is_path
+from qabuild.target.answer import Answer
 from qabuild.target.gates import Gates
 from qabuild.target.lineage import Derived, Origin, original
 
@@ -69,6 +71,13 @@ class Publish(Frozen):
         "the default is ids for a file, full for a Hub data set and the sample",
     )
 
+    @field_validator("license")
+    @classmethod
+    def _require_license_id(cls, license: str | None) -> str | None:
+        if license is not None and (problem := card_metadata.license_problem(license)):
+            raise ValueError(problem)
+        return license
+
 
 class NamedPath(NamedTuple):
     """A file or folder, and where the target names it: "file:line" and the dotted key."""
@@ -89,6 +98,7 @@ class Target(Frozen):
     prune: Prune | None = Field(None, description="remove FFN neurons and attention heads before it is compiled")
     backend: BackendOptions
     runtime: Runtime = Field(Runtime(), description="device and dtype")
+    answer: Answer = Field(Answer(), description="how it answers, verified and served alike")
     verify: Verify = Field(Verify(), description="the round trip that verifies the artifact")
     publish: Publish = Field(Publish(), description="where to publish")
     _origin: Origin | None = PrivateAttr(None)

@@ -29,6 +29,7 @@ from qabuild.models.runtime import Runtime
 from qabuild.publishing import card
 from qabuild.qa import ask, plain_decoder
 from qabuild.system import packages
+from qabuild.target.answer import Answer
 from qabuild.target.gates import Gates
 
 pytestmark = pytest.mark.hub
@@ -44,7 +45,7 @@ QUESTION = {"question": "Who repaired the bridge?", "context": "The bridge was r
 OTHER_QUESTION = {"question": "When was it repaired?", "context": "The bridge was repaired by Alma Serin in 1871. " * 8}
 REQUESTS: tuple[Mapping[str, Any], ...] = (
     {"inputs": QUESTION},
-    {"inputs": [QUESTION, OTHER_QUESTION], "parameters": {"top_k": 2, "max_answer_len": 4}},
+    {"inputs": [QUESTION, OTHER_QUESTION], "parameters": {"top_k": 2.0, "max_answer_len": 4, "batch_size": 8}},
     {"inputs": OTHER_QUESTION, "parameters": {"max_seq_len": 64, "doc_stride": 16, "handle_impossible_answer": True}},
 )
 INVALID: tuple[tuple[Mapping[str, Any], str], ...] = (
@@ -53,6 +54,14 @@ INVALID: tuple[tuple[Mapping[str, Any], str], ...] = (
     ({"inputs": {"question": " ", "context": "x"}}, "question is missing or empty"),
     ({"inputs": "Who?"}, "question is missing"),
     ({"inputs": QUESTION, "parameters": {"topk": 2}}, "unknown parameters: topk; known: align_to_words"),
+    ({"inputs": QUESTION, "parameters": [2]}, "parameters"),
+    ({"inputs": QUESTION, "parameters": {"top_k": 0}}, "top_k is 0; give a whole number of at least 1"),
+    ({"inputs": QUESTION, "parameters": {"max_question_len": -2}}, "max_question_len is -2"),
+    ({"inputs": QUESTION, "parameters": {"max_answer_len": "5"}}, "max_answer_len is '5'"),
+    ({"inputs": QUESTION, "parameters": {"doc_stride": float("inf")}}, "doc_stride is inf"),
+    ({"inputs": QUESTION, "parameters": {"doc_stride": 1e9}}, "doc_stride"),
+    ({"inputs": QUESTION, "parameters": {"max_seq_len": 0.5}}, "max_seq_len is 0.5"),
+    ({"inputs": QUESTION, "parameters": {"align_to_words": "yes"}}, "align_to_words is 'yes'"),
 )
 
 # Runs the two snippets of a card, then the handler of the artifact that the first downloaded.
@@ -113,6 +122,7 @@ def compile_artifact(name: str, dtype: str, folder: Path) -> artifacts.Artifact:
             "cross_check": 0.1,
             "gates": Gates(min_f1_retention=0).model_dump(),
         },
+        answer=Answer().parameters(unanswerable=False),
         publish={},
         record=record,
         versions=versions,
@@ -131,7 +141,8 @@ def expected(artifact: artifacts.Artifact) -> list[Any]:
     answer = stock(model=model, tokenizer=tokenizer) if stock else partial(plain_decoder.answer, model, tokenizer)
 
     def answers_to(request: Mapping[str, Any]) -> Any:
-        parameters, inputs = request.get("parameters", {}), request["inputs"]
+        given, inputs = request.get("parameters", {}), request["inputs"]
+        parameters = {name: int(value) for name, value in given.items() if name != "batch_size"}
         if isinstance(inputs, list):
             return [answer(**question, **parameters) for question in inputs]
         return answer(**inputs, **parameters)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -96,6 +97,38 @@ def test_a_key_is_not_made_inside_an_artifact(artifact):
 def test_the_private_key_needs_another_name_than_the_public_one(tmp_path):
     with pytest.raises(BadTarget, match="name of the public key"):
         qabuild.keygen(tmp_path / "mine.pub")
+
+
+@pytest.mark.parametrize("name", ["no/x.key", "a.key/x.key", ".", "x" * 300])
+def test_a_place_that_holds_no_key_is_refused(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    qabuild.keygen("a.key")
+    with pytest.raises(BadTarget):
+        qabuild.keygen(name)
+
+
+def test_a_passphrase_that_openssl_cannot_take_is_refused(artifact, key, tmp_path, monkeypatch):
+    monkeypatch.setenv("QABUILD_KEY_PASSPHRASE", "x" * 5000)
+    for attempt in (lambda: qabuild.keygen(tmp_path / "a.key"), lambda: qabuild.sign(artifact, key)):
+        with pytest.raises(BadTarget, match="QABUILD_KEY_PASSPHRASE has 5000 bytes"):
+            attempt()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "long file"])
+def test_what_is_no_file_of_a_key_never_hangs(artifact, tmp_path, kind):
+    path = Path("/dev/zero") if kind == "device" else tmp_path / "odd"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "long file":
+        path.touch()
+        os.truncate(path, 1 << 40)
+    signal.alarm(60)  # a hang ends the process
+    for attempt in (lambda: qabuild.sign(artifact, path), lambda: find(artifact, key=path)):
+        with pytest.raises(BadTarget, match=str(path)):
+            attempt()
+    signal.alarm(0)
 
 
 def test_a_passphrase_encrypts_the_private_key(artifact, tmp_path, monkeypatch):
@@ -196,7 +229,6 @@ def change_a_byte(artifact: Path) -> None:
 CHANGES = {
     "a changed byte": change_a_byte,
     "an extra file": lambda artifact: (artifact / "notes.txt").write_text("theirs\n"),
-    "an extra file that git ignores": lambda artifact: (artifact / ".gitignore").write_text("model.safetensors\n"),
     "a removed file": lambda artifact: (artifact / "config.json").unlink(),
     "a renamed file": lambda artifact: (artifact / "config.json").rename(artifact / "config2.json"),
 }
@@ -209,6 +241,13 @@ def test_a_resealed_change_is_refused(artifact, key, change):
     reseal(artifact)
     with pytest.raises(UntrustedInput, match=r"model\.sig: a signature by .*, but of other files"):
         is_signed(artifact, key)
+
+
+def test_a_file_that_git_ignores_is_refused_before_any_signature(artifact, key):
+    qabuild.sign(artifact, key)
+    (artifact / ".gitignore").write_text("model.safetensors\n")
+    with pytest.raises(UntrustedInput, match=r"'\.gitignore' is hidden"):
+        reseal(artifact)
 
 
 def test_a_change_that_is_not_resealed_is_refused_before_any_signature(artifact, key):

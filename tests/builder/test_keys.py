@@ -56,6 +56,14 @@ def test_a_search_follows_the_code_that_scores_its_trials(changes):
     assert "search" in changes(edit, "targets/quickstart-distil.toml", *arguments)
 
 
+@pytest.mark.parametrize("key", ["max_question_len=9", "align_to_words=true", "handle_impossible_answer=true"])
+def test_how_questions_are_answered_changes_what_is_answered_and_nothing_that_is_compiled(key, tmp_path):
+    folder = package_copy.copy(tmp_path)
+    arguments = ("targets/openvino-int8-cpu.toml", *CALIBRATED)
+    before, after = (package_copy.keys(folder, *arguments, *more) for more in ((), ("--set", f"answer.{key}")))
+    assert {name for name in before if after[name] != before[name]} == {"reference", "deviation", "verify"}
+
+
 def test_one_backends_files_rebuild_no_other(changes):
     assert changes(comment("models/backends/openvino/build.py"), "targets/ort-fp32-cpu.toml", *SAMPLE) == set()
 

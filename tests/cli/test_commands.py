@@ -21,10 +21,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fcntl import ioctl
 from importlib import metadata
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from qabuild import __version__, load
 from qabuild.artifact.manifest import open_artifact
@@ -958,6 +961,50 @@ def test_on_a_terminal_progress_is_shown_on_stderr_and_the_result_on_stdout(buil
     assert "artifact answers" not in out
 
 
+def report_progress(monkeypatch: pytest.MonkeyPatch, total: int, steps: list[tuple[float, int]], **how: bool) -> None:
+    """Report progress without a terminal, by `steps`: the second at which so many further items are done."""
+    now = 0.0
+    monkeypatch.setattr(console.time, "monotonic", lambda: now)
+    with console.Console(**how).progress("batch 8", total) as advance:
+        for at, count in steps:
+            now = at
+            advance(count)
+
+
+@given(total=st.integers(0, 500), pauses=st.lists(st.floats(0.01, 30), max_size=40))
+def test_without_a_terminal_there_is_at_most_a_line_in_ten_seconds(total, pauses):
+    with pytest.MonkeyPatch.context() as patch:
+        messages: list[tuple[float, str]] = []
+        now = 0.0
+        patch.setattr(console, "print_message", lambda text: messages.append((now, text)))
+        patch.setattr(console.time, "monotonic", lambda: now)
+        with console.Console().progress("batch 8", total) as advance:
+            for pause in pauses:
+                now += pause
+                advance(1)
+    times = [at for at, _ in messages]
+    assert all(after - before >= 10 for before, after in pairwise([0.0, *times]))
+    assert now < 10 + (times[-1] if times else 0) + max(pauses, default=0), "and none is missing"
+
+
+def test_a_line_of_progress_tells_how_far_and_how_fast(monkeypatch):
+    messages: list[str] = []
+    monkeypatch.setattr(console, "print_message", messages.append)
+    steps = [(1.0, 100), (11.0, 20), (21.0, 20), (31.0, 20)]  # 100 of them by an earlier run
+    report_progress(monkeypatch, 160, steps)
+    assert messages == [
+        "  batch 8: 120 of 160, 2.0/s, about 20 s left",
+        "  batch 8: 140 of 160, 2.0/s, about 10 s left",
+        "  batch 8: 160 of 160, 2.0/s",
+    ]
+    messages.clear()
+    report_progress(monkeypatch, 0, [(11.0, 5), (22.0, 11)])
+    assert messages == ["  batch 8: 5", "  batch 8: 16, 1.0/s"]
+    messages.clear()
+    report_progress(monkeypatch, 160, steps, quiet=True)
+    assert messages == []
+
+
 @pytest.mark.parametrize("environment", [{"NO_COLOR": "1"}, {"TERM": "dumb"}], ids=str)
 def test_no_escape_sequences_with_no_color_or_a_dumb_terminal(built, monkeypatch, environment):
     out, err = shown_on_terminals(built / "artifacts" / "tiny", monkeypatch, environment)
@@ -1143,6 +1190,51 @@ def test_answer_gives_the_answers_of_the_python_pipeline(built, qabuild):
             assert answer["answer"] == pipeline(question=row["question"], context=row["context"])["answer"]
 
 
+CONTEXT = "The old bridge of Orvel was repaired by Alma Serin. The mill stands in Arvik, where 4,200 people live. " * 3
+OPTIONS: dict[tuple[str, ...], dict[str, Any]] = {
+    ("--max-question-len", "3"): {"max_question_len": 3},
+    ("--max-seq-len", "60", "--doc-stride", "9"): {"max_seq_len": 60, "doc_stride": 9},
+    ("--max-answer-len", "1"): {"max_answer_len": 1},
+    ("--no-align-to-words",): {"align_to_words": False},
+    ("--no-answer",): {"handle_impossible_answer": True},
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_options_of_answer_override_how_it_was_verified(built, qabuild, options):
+    rows = [{"question": "Who built the lighthouse?", "context": CONTEXT}]
+    Path("q.jsonl").write_text(json.dumps({"id": 1, **rows[0]}))
+    result = qabuild("answer", "artifacts/tiny", "q.jsonl", "-o", "a.jsonl", "--top-k", "9", *options)
+    assert result.status == 0, result.err
+    ours = load("artifacts/tiny")(**rows[0], top_k=9, **OPTIONS[options])
+    answers = json.loads(Path("a.jsonl").read_text())["answers"]
+    assert answers == [{**answer, "score": pytest.approx(answer["score"])} for answer in ours]
+    assert ("with a truncated question" in result.err) == ("max_question_len" in OPTIONS[options])
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (("--max-seq-len", "9999"), "`max_seq_len` (9999) is more than the model reads"),
+        (("--doc-stride", "384"), "`doc_stride` (384) leaves no tokens for text"),
+        (("--max-seq-len", "10", "--doc-stride", "11"), "`doc_stride` (11) is larger than `max_seq_len` (10)"),
+    ],
+)
+def test_windows_that_cannot_be_cut_are_status_2(built, qabuild, options, expected):
+    Path("q.jsonl").write_text('{"question": "Who?", "context": "Mira"}')
+    assert_one_error(qabuild("answer", "artifacts/tiny", "q.jsonl", "-o", "a.jsonl", *options), 2, expected)
+    assert not Path("a.jsonl").exists()
+    if "9999" in options:
+        built_so = qabuild("tiny.toml", "-q", "--set", "answer.max_seq_len=9999")
+        assert_one_error(built_so, 2, "[answer]", expected)
+
+
+def test_a_table_counts_truncated_questions(empty, qabuild):
+    result = qabuild("tiny.toml", "--set", "answer.max_question_len=4", "--set", "verify.samples=3")
+    assert result.status == 0, result.err
+    assert "passed, 3 questions truncated" in " ".join(result.out.split())
+
+
 def test_answer_prints_a_json_summary_if_the_answers_go_to_a_file(built, qabuild):
     refused = qabuild("answer", "artifacts/tiny", sample.HELDOUT, "--json")
     assert (refused.status, refused.document["status"]) == (2, 2)
@@ -1156,6 +1248,7 @@ def test_answer_prints_a_json_summary_if_the_answers_go_to_a_file(built, qabuild
         "answered": 135,
         "bad": 0,
         "resumed": 0,
+        "truncated": 0,
     }
 
 

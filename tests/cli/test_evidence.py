@@ -175,6 +175,31 @@ EDITS: dict[str, tuple[Callable[[Document], object], str]] = {
     "no check of the reference": (set_figures(reference_check=None), "reference_check.questions is 0"),
     "another retention": (set_figures(f1_retention=1.3), "f1_retention is 1.3"),
     "another logit difference": (set_figures(logit_difference=0.5), "logit_difference is 0.5"),
+    "a retention that is true": (set_figures(f1_retention=True), "f1_retention is nan"),
+    "a batch where none matters": (set_figures(batch_size=8), "f1 at batch_size is nan"),
+    "a batch of -1": (set_figures(batch_size=-1), "f1 at batch_size is nan"),
+    "no mean logit difference": (set_figures(logit_rms=None), "logit_rms is nan"),
+    "an impossible speed": (set_figures(samples_per_second=1e300), "samples_per_second is 1e+300, which cannot be"),
+    "no speed": (set_figures(samples_per_second=0), "samples_per_second is 0"),
+    "an impossible second pipeline": (
+        lambda d: d["measurement"]["cross_check"].update(samples_per_second=1e300),
+        "cross_check.samples_per_second is 1e+300",
+    ),
+    "an impossible speedup": (
+        lambda d: d["measurement"]["cross_check"].update(speedup=1e300),
+        "cross_check.speedup x samples_per_second is",
+    ),
+    "a probe of other rows": (lambda d: d["measurement"]["probes"][0].update(batch=9), "probes.0.batch is 9"),
+    "half a row of a probe": (lambda d: d["measurement"]["probes"][0].update(batch=1.5), "probes.0.batch"),
+    "a probe that is too long": (
+        lambda d: d["measurement"]["probes"][1].update(sequence=10**11),
+        "probes.1.sequence is 100000000000",
+    ),
+    "a probe of no tokens": (lambda d: d["measurement"]["probes"][0].update(sequence=0), "probes.0.sequence is 0"),
+    "more of a probe": (lambda d: d["measurement"]["probes"][0].update(x=0), "probes.0.x"),
+    "no time": (lambda d: d.update(verified_at="today"), "verified_at"),
+    "a day": (lambda d: d.update(verified_at="2026-01-01"), "verified_at"),
+    "local time": (lambda d: d.update(verified_at="2026-01-01T00:00:00+01:00"), "verified_at is"),
     "no cross-check": (leave_out_cross_check, "cross_check.questions is 0"),
     "a small cross-check": (
         lambda d: d["measurement"]["cross_check"].update(questions=8),
@@ -199,7 +224,7 @@ EDITS: dict[str, tuple[Callable[[Document], object], str]] = {
 def test_edited_evidence_is_refused_by_whoever_reads_it_and_replaced_by_a_build(tiny, run, change, expected):
     before = evidence_of(tiny)
     edit(tiny, change)
-    assert evidence_of(tiny) != before
+    assert json.dumps(evidence_of(tiny)) != json.dumps(before)
     Path("q.jsonl").write_text(json.dumps(ROW) + "\n")
     for command in (["publish"], ["compare"], ["answer", "-q", "-o", "a.jsonl"]):
         result = run(command[0], tiny, *(["q.jsonl"] if command[0] == "answer" else []), *command[1:])

@@ -12,8 +12,11 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -315,6 +318,100 @@ def test_garbage_instead_of_a_model_file_is_status_4(built, tmp_path, refusal, b
         (artifact / name).write_bytes(content)
         reseal(artifact)
         refusal(4, "verify", artifact)
+
+
+def give_all_tokens_one_id(tokenizer: dict[str, Any]) -> None:
+    tokenizer["model"]["vocab"] = dict.fromkeys(tokenizer["model"]["vocab"], 5)
+
+
+def normalise_by(charsmap: str) -> Callable[[dict[str, Any]], None]:
+    return lambda tokenizer: tokenizer.update(normalizer={"type": "Precompiled", "precompiled_charsmap": charsmap})
+
+
+PANICS: dict[str, Callable[[dict[str, Any]], None]] = {
+    "no map of characters": normalise_by(""),
+    "a map of characters beyond its end": normalise_by("/////wAAAAAA"),
+    "one id": give_all_tokens_one_id,
+}
+"""Changes of a tokenizer.json on which the library tokenizers panics."""
+
+
+@pytest.mark.both_lines
+@pytest.mark.parametrize("change", PANICS.values(), ids=PANICS)
+def test_a_tokenizer_that_panics_is_status_4(artifact, tmp_path, refusal, change):
+    if change is give_all_tokens_one_id and version("tokenizers") < "0.23":
+        pytest.skip("tokenizers 0.22 reads it")
+    path = artifact / "tokenizer.json"
+    document = json.loads(path.read_text())
+    change(document)
+    path.write_text(json.dumps(document))
+    reseal(artifact)
+    refusal(4, "answer", "x", "questions.jsonl")
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "checkpoint").mkdir(exist_ok=True)
+        shutil.copy(artifact / name, tmp_path / "checkpoint")
+    (tmp_path / "t.toml").write_text(TARGET.format("eager").replace('"sample"', '"./checkpoint"', 1))
+    refusal(4, "build", "t.toml")
+
+
+@pytest.mark.parametrize("key", ["num_hidden_layers", "num_labels"])
+def test_a_config_of_endless_parts_is_status_4(artifact, refusal, key):
+    config = json.loads((artifact / "config.json").read_text())
+    (artifact / "config.json").write_text(json.dumps({**config, key: 10**12}))
+    reseal(artifact)
+    assert f"{key} is 1e+12" in refusal(4, "answer", "x", "questions.jsonl")
+
+
+def test_an_error_of_onnx_runtime_is_the_only_message(built, tmp_path, refusal):
+    onnx = pytest.importorskip("onnx")
+    artifact = Path(shutil.copytree(built("onnxruntime"), tmp_path / "x"))
+    (tmp_path / "questions.jsonl").write_text(QUESTIONS)
+    model = onnx.load(artifact / "model.onnx")
+    gather = next(node for node in model.graph.node if node.op_type == "Gather")
+    far = onnx.numpy_helper.from_array(np.array(10**9), "far")
+    model.graph.initializer.append(far)
+    gather.input[1] = "far"
+    onnx.save(model, artifact / "model.onnx")
+    reseal(artifact)
+    message = refusal(4, "answer", "x", "questions.jsonl")
+    assert message.startswith("error: "), message
+
+
+# --- names ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["model.sig", "verification.sig", "verification.json", "README.md", ".gitattributes"])
+def test_a_folder_instead_of_an_unsealed_file_is_status_4(artifact, refusal, name):
+    (artifact / name).unlink(missing_ok=True)
+    (artifact / name).mkdir()
+    assert f"{name}: not a plain file" in refusal(4, "verify", "x")
+
+
+@pytest.mark.parametrize(
+    "name", ["Model.safetensors", "REFERENCE/answers.json", "readme.md", ".git/config", ".hidden", "reference/.x"]
+)
+def test_a_name_that_no_artifact_needs_is_status_4(artifact, refusal, name):
+    (artifact / name).parent.mkdir(exist_ok=True)
+    (artifact / name).write_text("{}")
+    reseal(artifact)
+    assert name in refusal(4, "publish", "x", "--dry-run")
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "torchscript", "torch_export"])
+def test_a_path_that_native_libraries_cannot_take_is_status_3(built, tmp_path, refusal, backend):
+    """Not UTF-8, as any path beyond ASCII is in the locale C."""
+    if backend == "onnxruntime":
+        pytest.importorskip(backend)
+    (tmp_path / "questions.jsonl").write_text(QUESTIONS)
+    folder = Path(shutil.copytree(built(backend), tmp_path / os.fsdecode(b"f\xfcr")))
+    assert "LC_ALL" in refusal(3, "answer", folder, "questions.jsonl")
+
+
+@pytest.mark.parametrize("output", ["folder", "link", "no/x.json"])
+def test_a_place_that_cannot_be_written_is_status_2(artifact, tmp_path, refusal, output):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("folder")
+    refusal(2, "sbom", "x", "-o", output)
 
 
 # --- environment variables --------------------------------------------------------------------------------------------

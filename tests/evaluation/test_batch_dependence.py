@@ -61,6 +61,17 @@ def test_dynamic_int8_is_measured_at_two_batch_sizes(int8):
     assert measurement.agreement == pytest.approx(worst.agreement)
 
 
+def test_loaded_it_answers_in_batches_that_were_verified(int8, monkeypatch):
+    sizes = []
+    pipeline = qabuild.load(int8)
+    compute = pipeline.model.forward
+    monkeypatch.setattr(
+        pipeline.model, "forward", lambda **inputs: sizes.append(len(inputs["input_ids"])) or compute(**inputs)
+    )
+    pipeline([{"question": f"Who came {number}?", "context": "Ann came."} for number in range(10)])
+    assert sizes == [4, 4, 2]
+
+
 def test_compare_judges_the_same_answers_as_the_verification(int8):
     evidence = open_artifact(int8).evidence["measurement"]
     (measured,) = compare([int8]).measured

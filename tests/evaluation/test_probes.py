@@ -43,7 +43,7 @@ class Sealed:
         self.folder, self.checkpoint = folder, checkpoint
         self.tokenizer = load_tokenizer(checkpoint.directory)
         self.questions: QuestionSet = data.subset(data.load(data.DatasetRef("sample")), 16, 0)
-        reference.write_reference(self.model(), self.tokenizer, self.questions, DATA, folder)
+        reference.write_reference(self.model(), self.tokenizer, self.questions, DATA, {}, folder)
 
     def model(self) -> Any:
         return load_model(self.checkpoint)

@@ -511,15 +511,36 @@ def test_a_target_can_disable_the_cross_check_and_says_so(tmp_path):
 
 def test_a_long_question_is_truncated_in_both_pipelines(build, second_pipeline):
     """The stock pipeline documents `max_question_len`, and heeds it with slow tokenizers only."""
-
     folder = build("eager", "sample")
     model, tokenizer = load_model(resolve(str(folder), None)), load_tokenizer(folder)
     question = data.load(data.DatasetRef("sample")).questions[0]
     long_questions = [replace(question, question=" ".join([question.question] * times)) for times in (9, 300)]
-    other = cross_check.SecondPipeline(model, tokenizer, batch_size=2, squad_v2=False)
-    ours = ask.answerer(model, tokenizer, squad_v2=False)
-    for question in long_questions:
-        assert other([question]).answers == ours([question]).answers
+    limits: tuple[dict[str, Any], ...] = ({}, {"max_question_len": 9}, {"max_seq_len": 64, "doc_stride": 8})
+    for parameters in ({"handle_impossible_answer": False, **limit} for limit in limits):
+        other = cross_check.SecondPipeline(model, tokenizer, parameters, batch_size=2)
+        ours = ask.answerer(model, tokenizer, **parameters)
+        for question in long_questions:
+            answered = ours([question])
+            assert other([question]).answers == answered.answers
+            assert list(answered.truncated) == [question.id] * (len(question.question) > 5000 or len(parameters) > 1)
+
+
+def test_a_context_without_spaces_is_answered_alike_in_both_pipelines(build, second_pipeline):
+    """With "auto", which the stock pipeline does not know; of `true` the answer would be a whole sentence."""
+    folder = build("eager", "xlm-roberta")
+    model, tokenizer = load_model(resolve(str(folder), None)), load_tokenizer(folder)
+    context = "我喜欢BERT模型。灯塔建于1911年。 The lamp was seen from thirty miles. 駅は丘の上の町にある"
+    questions = [
+        data.Question(id=str(n), question=text, context=context, answers=("BERT",), answer_starts=(3,))
+        for n, text in enumerate(("谁", "Who?", "When was it?", "どこ"))
+    ]
+    answers = {}
+    for align in ("auto", True, False):
+        parameters = {"handle_impossible_answer": False, "align_to_words": align}
+        other = cross_check.SecondPipeline(model, tokenizer, parameters, batch_size=2)
+        answers[align] = ask.answerer(model, tokenizer, **parameters)(questions).answers
+        assert other(questions).answers == answers[align]
+    assert answers["auto"] != answers[True]
 
 
 def test_an_artifact_in_a_read_only_folder_is_verified(build, tmp_path, monkeypatch):

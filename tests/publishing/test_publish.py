@@ -620,7 +620,35 @@ def test_a_card_with_invalid_metadata_is_refused(workspace):
     assert "README.md: its metadata cannot be read" in workspace.publish(artifact, status=2)
     (artifact / "README.md").write_text("---\nlicense: [1]\n---\n")
     output = workspace.publish(artifact, status=2)
-    assert '"license" must be a string' in output
+    assert "README.md: the Hub refuses its metadata license: '1' is no id of a license" in " ".join(output.split())
+    assert not workspace.hub.requests
+
+
+def test_a_card_that_only_the_hub_refuses_is_checked_before_anything_is_made(workspace):
+    artifact = workspace.artifact()
+    (artifact / "README.md").write_text("---\nlanguage: de-AT\n---\n")
+    output = workspace.publish(artifact, status=2)
+    assert '"language" must be lowercase' in output
+    assert "nothing was published: me/tiny is as it was" in output
+    assert ("model", "me/tiny") not in workspace.hub.repositories
+
+
+def test_a_license_that_the_hub_refuses_is_refused_without_the_hub(workspace):
+    artifact = workspace.artifact(publish={"repo": "me/tiny", "license": "Apache 2.0"})
+    for arguments in ((), ("--dry-run",)):
+        output = workspace.publish(artifact, *arguments, status=2, token=None)
+        assert "publish.license: 'Apache 2.0' is no id of a license on the Hub: perhaps 'apache-2.0'" in output
+    assert not workspace.hub.requests
+
+
+@pytest.mark.parametrize("name", ["fragen (geprüft) v2.json", "My dev set.csv", "質問.json"])
+def test_questions_of_a_file_with_any_name_are_published(workspace, monkeypatch, name):
+    monkeypatch.setattr(proven, "DATA", {**proven.DATA, "dataset": name, "file": True, "revision": None, "split": None})
+    workspace.publish(workspace.artifact())
+    text = workspace.files()["README.md"].decode()
+    dataset = metadata(text)["model-index"][0]["results"][0]["dataset"]
+    assert dataset["name"] == name
+    assert name in text
 
 
 def test_a_rebuild_preserves_user_content_and_drops_the_generated_part():

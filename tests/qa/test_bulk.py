@@ -692,6 +692,26 @@ def test_bad_rows_and_several_answers_are_rows_of_a_table(tmp_path: Path, answer
     assert table[2]["error"] == "line 2 has no 'question', only id"
 
 
+@pytest.mark.parametrize("answers", ["a.csv", "a.parquet", "a.jsonl"])
+@pytest.mark.parametrize("top_k", [1, 2])
+def test_truncated_questions_are_marked_and_counted(tmp_path: Path, answers: str, top_k: int) -> None:
+    def pipeline(examples: Iterator[dict[str, str]], **parameters: Any) -> Iterator[Any]:
+        for number, result in enumerate(FirstWord()(examples, **parameters)):
+            found = result if isinstance(result, list) else [result]
+            yield [{**one, "question_truncated": True} if number else one for one in found]
+
+    questions = write_jsonl(tmp_path / "q.jsonl", rows(3))
+    summary = answer_file(pipeline, questions, tmp_path / answers, parameters={"top_k": top_k})
+    assert summary == Summary(rows=3, answered=3, bad=0, resumed=0, truncated=2)
+    if answers == "a.jsonl":
+        table = [one for row in read_jsonl(tmp_path / answers) for one in row["answers"]]
+    else:
+        table = read_table(tmp_path / answers)
+    marked = [str(row.get("question_truncated", False)) for row in table]
+    assert marked == sorted(marked)
+    assert (marked[0], marked[-1]) == ("False", "True")
+
+
 @pytest.mark.parametrize(("ids", "kind"), [([1, 2], int), ([1, "b"], str), ([1, 2**63], str)])
 def test_integer_ids_stay_integers_where_all_are(tmp_path: Path, ids: list[Any], kind: type) -> None:
     asked = [{**row, "id": name} for row, name in zip(rows(2), ids, strict=True)]
@@ -775,7 +795,8 @@ def test_a_table_is_written_to_a_pipe_and_parquet_is_not(
 ) -> None:
     questions = write_jsonl(tmp_path / "q.jsonl", rows(1))
     answer_file(FirstWord(), questions, "-", answers_format="csv")
-    assert capsysbinary.readouterr().out.decode() == "id,answer,score,start,end,error\nq0,été0,1.0,0,1,\n"
+    header, row = capsysbinary.readouterr().out.decode().splitlines()
+    assert (header, row) == ("id,answer,score,start,end,question_truncated,error", "q0,été0,1.0,0,1,False,")
     with pytest.raises(BadTarget, match="Parquet is not written to a pipe"):
         answer_file(FirstWord(), questions, "-", answers_format="parquet")
 

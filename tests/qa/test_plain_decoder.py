@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny
 import transformers
@@ -17,6 +19,8 @@ from qabuild.models.checkpoint.load import load_model, load_tokenizer
 from qabuild.models.checkpoint.resolve import resolve
 from qabuild.qa import plain_decoder
 from qabuild.qa.pipeline import QuestionAnsweringPipeline
+from qabuild.qa.pipeline.scripts import unspaced
+from qabuild.qa.pipeline.windows import Cut, WindowMaker
 
 MODEL_TYPES = ("bert", "roberta", "xlm-roberta", "distilbert", "albert", "mpnet", "deberta-v2", "splinter")
 """One or more of each kind of tokenizer."""
@@ -27,6 +31,9 @@ TIE = 1e-4  # scores this close may change places: our pipeline pads and batches
 words = st.sampled_from(" ".join(tiny.CORPUS[:7]).split())
 questions = st.lists(words, min_size=1, max_size=12).map(" ".join)
 contexts = st.lists(words, min_size=1, max_size=120).map(" ".join)
+foreign = st.sampled_from(["駅は丘の上", "町", "1911年", "BERT模型", "我喜欢。", "สวัสดี", "ກາ", "한국어", "🚂"])
+mixed = st.lists(st.one_of(words.map(lambda word: f" {word}"), foreign), min_size=1, max_size=60).map("".join)
+"""Texts in scripts with spaces and without."""
 parameters = st.fixed_dictionaries(
     {},
     optional={
@@ -37,6 +44,9 @@ parameters = st.fixed_dictionaries(
         "handle_impossible_answer": st.booleans(),
         "align_to_words": st.booleans(),
     },
+)
+beyond_stock = st.fixed_dictionaries(
+    {}, optional={"max_question_len": st.integers(2, 80), "align_to_words": st.sampled_from([True, False, "auto"])}
 )
 
 
@@ -80,11 +90,59 @@ def test_it_answers_as_the_pipeline_of_transformers_4(loaded, model_type, questi
 
 
 @settings(max_examples=80)
-@given(st.sampled_from(MODEL_TYPES), questions, contexts, parameters)
-def test_our_pipeline_answers_as_it_does(loaded, model_type, question, context, parameters):
+@given(
+    st.sampled_from(MODEL_TYPES),
+    st.one_of(questions, mixed),
+    st.one_of(contexts, mixed),
+    parameters,
+    beyond_stock,
+)
+def test_our_pipeline_answers_as_it_does(loaded, model_type, question, context, parameters, beyond):
+    """Questions may be too long, and contexts without spaces."""
     model, tokenizer = loaded(model_type)
+    parameters = {**parameters, **beyond}
     ours = QuestionAnsweringPipeline(model, tokenizer)(question=question, context=context, **parameters)
     assert_same(plain_decoder.answer(model, tokenizer, question, context, **parameters), ours)
+
+
+def test_both_know_the_same_scripts_without_spaces():
+    characters = [chr(code) for code in range(sys.maxunicode + 1)]
+    known = [bool(plain_decoder.UNSPACED.match(character)) for character in characters]
+    assert known == unspaced("".join(characters)).tolist()
+    assert not unspaced("Aé ,.1ßяאعअ한ᄀ🚂").any()
+    assert unspaced("漢字かなカナｶﾅ。ไทยລາວမြန်မာខ្មែរ").all()
+
+
+@pytest.mark.parametrize("model_type", ["bert", "roberta", "xlm-roberta", "deberta-v2"])
+@pytest.mark.parametrize(
+    ("context", "span", "aligned"),
+    [
+        ("The lamp of 1911", "am", "lamp"),
+        ("灯塔建于1911年。", "塔", "塔"),
+        ("灯塔建于1911年。", "91", "1911"),
+        ("灯塔建于1911年。", "于19", "于1911"),
+        ("我喜欢BERT模型", "ER", "BERT"),
+        ("駅は丘の上の町", "の", "の"),
+    ],
+)
+def test_words_of_scripts_without_spaces_are_not_completed(loaded, model_type, context, span, aligned):
+    """A tokenizer's word is the whole sentence there. An answer is at least the tokens that hold its span."""
+    _, tokenizer = loaded(model_type)
+    encoding = tokenizer("?", context).encodings[0]
+    begin = context.index(span)
+    tokens = [
+        token
+        for token, (part, (start, stop)) in enumerate(zip(encoding.sequence_ids, encoding.offsets, strict=True))
+        if part == 1 and start < begin + len(span) and stop > begin
+    ]
+    first, last = tokens[0], tokens[-1]
+    own = context[slice(*plain_decoder.characters(encoding, first, last, context, "auto"))]
+    windows = WindowMaker(tokenizer)([("?", context)], Cut(max_seq_len=384, doc_stride=128))
+    rows, spans = np.array([0]), (np.array([token - int(windows.first[0])]) for token in (first, last))
+    begins, ends = windows.characters(rows, *spans, "auto")
+    assert context[begins[0] : ends[0]].strip() == own.strip()
+    begin = min(encoding.offsets[first][0], context.index(aligned))
+    assert own.strip() == context[begin : max(encoding.offsets[last][1], context.index(aligned) + len(aligned))].strip()
 
 
 def test_it_reads_the_first_tokens_of_a_long_question(loaded):

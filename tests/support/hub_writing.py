@@ -16,8 +16,11 @@ from typing import Any
 import yaml
 from hub import API, REPO, Repository, is_large
 
+from qabuild.system.card_metadata import LICENSES
+
 ATTRIBUTES = {".gitattributes": b"*.onnx filter=lfs diff=lfs merge=lfs -text\n"}
 LARGEST = 1 << 30
+DATASET = re.compile(r"(?:[\w-]+\/)?[\w.-]+", re.ASCII)  # as the Hub's check states it
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -39,15 +42,32 @@ def _mistakes(metadata: Any) -> list[str]:
     """Errors in a card's metadata, by a few of the Hub's rules."""
     if not isinstance(metadata, dict):
         return ["metadata must be an object"]
-    wrong = [f'"{key}" must be a string' for key in ("license", "pipeline_tag") if not _is_text(metadata.get(key, ""))]
+    wrong = [] if _is_text(metadata.get("pipeline_tag", "")) else ['"pipeline_tag" must be a string']
+    if not set(_listed(metadata, "license")) <= set(LICENSES):
+        wrong.append(f'"license" must be one of [{", ".join(LICENSES)}, array]')
+    wrong += ['"language" must be lowercase' for name in _listed(metadata, "language") if name != name.lower()]
+    for number, name in enumerate(metadata.get("datasets", [])):
+        wrong += _wrong_dataset(f"datasets[{number}]", name)
     for model in metadata.get("model-index", []):
         for result in model["results"]:
             if not {"task", "dataset", "metrics"} <= set(result):
                 wrong.append('"model-index[0].results[0]" must hold task, dataset and metrics')
             if not {"type", "name"} <= set(result["dataset"]):
                 wrong.append('"model-index[0].results[0].dataset" must hold type and name')
+            wrong += _wrong_dataset("model-index[0].results[0].dataset.type", result["dataset"]["type"])
             wrong += ['"metrics[0].value" is required' for metric in result["metrics"] if "value" not in metric]
     return wrong
+
+
+def _wrong_dataset(key: str, name: str) -> list[str]:
+    if DATASET.fullmatch(name):
+        return []
+    return [f'"{key}" with value "{name}" fails to match the required pattern: /^(?:[\\w-]+\\/)?[\\w-.]+$/']
+
+
+def _listed(metadata: dict[str, Any], key: str) -> list[Any]:
+    value = metadata.get(key, [])
+    return value if isinstance(value, list) else [value]
 
 
 def _is_text(value: Any) -> bool:

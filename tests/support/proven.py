@@ -112,6 +112,7 @@ def verify(artifact: Artifact, **fields: Any) -> None:
             "same_tokens": True,
             "finite_logits": True,
             "logit_difference": 0.0001,
+            "logit_rms": 0.00001,
             "probes": [],
             "versions": packages.versions({*cross_check.PACKAGES, *eager.PACKAGES}),
             "machine": machine.describe(),

@@ -61,11 +61,13 @@ class Deviation:
         except MissingEnvironment as error:
             context.reporter.say(f"{self.name}: not measured here: {error.message}")
             return {}
+        questions = questions_of(target, offline=context.offline)
         return deviation.record(
             answered,
             model,
             load_tokenizer(compiled),
-            questions_of(target, offline=context.offline),
+            questions,
+            target.answer.parameters(unanswerable=questions.has_unanswerable),
             sealed_reference.read(answered),
             measure.batch_sizes(target.backend, target.runtime, target.verify.batch_size),
         )

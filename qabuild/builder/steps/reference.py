@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from qabuild.artifact import sealed_reference
 from qabuild.builder.keys import Inputs, flat, package_inputs
 from qabuild.builder.steps.step import ARTIFACT, Context, Facts, Requirements, require_checkpoint
+from qabuild.errors import BadTarget
 from qabuild.evaluation import reference
 from qabuild.qa import ask
 from qabuild.system.hub import is_path
@@ -33,6 +34,7 @@ class Reference:
         return {
             "checkpoint": facts.identity,
             **flat("verify", _questions(target, facts)),
+            **flat("answer", target.answer.model_dump(mode="json")),
             "publish.data": target.shown,
             "reference.device": _device(target, facts),
             **package_inputs(facts.versions, self.requires(target)),
@@ -40,8 +42,7 @@ class Reference:
         }
 
     def run(self, context: Context, directory: Path) -> Mapping[str, Any]:
-        _answer(context, context.checkpoint, directory)
-        return {}
+        return {"answer": _answer(context, context.checkpoint, directory)}
 
 
 class Original:
@@ -76,10 +77,12 @@ def score(answers: Path, target: Target, *, offline: bool) -> dict[str, float]:
     return {"exact_match": scores.exact_match, "f1": scores.f1}
 
 
-def _answer(context: Context, checkpoint: Checkpoint, directory: Path) -> None:
+def _answer(context: Context, checkpoint: Checkpoint, directory: Path) -> dict[str, Any]:
+    """Write the answers. Returns the parameters of the pipeline."""
     from qabuild.builder.leakage import questions_of
     from qabuild.models.checkpoint.load import load_model, load_tokenizer
     from qabuild.qa import data
+    from qabuild.qa.pipeline import QuestionAnsweringPipeline
 
     target = context.target
     questions = questions_of(target, offline=context.offline)
@@ -101,7 +104,14 @@ def _answer(context: Context, checkpoint: Checkpoint, directory: Path) -> None:
     }
     model = load_model(checkpoint).to(context.inputs["reference.device"])
     tokenizer = load_tokenizer(checkpoint.directory)
-    reference.write_reference(model, tokenizer, questions, described, directory, context.reporter)
+    parameters = target.answer.parameters(unanswerable=questions.has_unanswerable)
+    try:
+        QuestionAnsweringPipeline(model, tokenizer, **parameters).check()
+    except ValueError as error:
+        hint = "choose another max_seq_len or doc_stride"
+        raise BadTarget(f"{target.name}: [answer]: {checkpoint.name}: {error}", hint) from None
+    reference.write_reference(model, tokenizer, questions, described, parameters, directory, context.reporter)
+    return parameters
 
 
 def _questions(target: Target, facts: Facts) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qabuild.artifact import disclosure
+from qabuild.artifact import disclosure, failed_folder
 from qabuild.artifact.evidence import Verification
 from qabuild.artifact.manifest import Artifact, open_artifact
 from qabuild.artifact.sealed_reference import Reference
@@ -75,7 +75,7 @@ def open_contestants(paths: Sequence[str | Path], output: Path) -> tuple[list[Co
     names = _unique_names([folder for folder, _ in folders])
     for path, (folder, target), name in zip(paths, folders, names, strict=True):
         try:
-            if target and not folder.exists():
+            if target and not folder.exists() and not failed_folder(folder).exists():
                 raise BadTarget(f"{path}: {folder} is not built", f"build it first: qabuild {path}")
             contestants.append(_open(name, folder, target.verify.dataset if target else None))
         except (BadTarget, UntrustedInput, MissingEnvironment) as error:

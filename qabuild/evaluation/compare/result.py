@@ -163,11 +163,15 @@ class Comparison:
     time: Time
     compared_at: str
     """UTC, ISO 8601."""
+    interrupted: bool = False
+    """Whether the user interrupted it: these are the rounds and series that were complete by then."""
 
     @property
     def passed(self) -> bool:
-        """Whether every artifact was measured and its answers agree with its verification."""
-        return not self.failures and not any(measured.failed_gates for measured in self.measured)
+        """Whether every artifact was measured to the end and its answers agree with its verification."""
+        return (
+            not self.interrupted and not self.failures and not any(measured.failed_gates for measured in self.measured)
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The comparison as JSON values, including `passed`."""

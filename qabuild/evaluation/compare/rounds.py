@@ -6,7 +6,7 @@ import itertools
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from qabuild.errors import QABuildError
 from qabuild.evaluation.compare.contestants import Contestant
@@ -23,6 +23,8 @@ FURTHER_QUESTIONS = 256
 """How many questions, at most, are run at further batch sizes, and one by one."""
 WARM_UP = 8
 """Questions that each contestant answers before the first round of a series."""
+LEAST_ROUNDS = 2
+"""Rounds over all contestants that an interrupted comparison needs: one says nothing about the variance."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +58,24 @@ class Runs:
     runs: Sequence[Run]
     failures: Sequence[Failure]
     time: Time
+    interrupted: bool = False
+    """Whether they are what had been measured when the user interrupted: complete rounds and series only."""
+
+    @property
+    def questions(self) -> int:
+        """How many of the first questions were run."""
+        return sum(len(turn.answers) for turn in next(iter(self.runs[0].throughput.values())))
+
+
+def sampled(questions: QuestionSet, samples: int | None) -> QuestionSet:
+    """About `samples` of the questions: as many whole rounds as hold them, spread evenly over the set.
+
+    Whole, so that each question keeps its batch of the verification, on which answers may depend.
+    """
+    rounds = ask.chunks(questions.questions)
+    count = len(rounds) if samples is None else min(-(-samples // ask.CHUNK), len(rounds))
+    chosen = [rounds[number * len(rounds) // count] for number in range(count)]
+    return replace(questions, questions=tuple(itertools.chain.from_iterable(chosen)))
 
 
 def measure(
@@ -64,14 +84,16 @@ def measure(
     questions: QuestionSet,
     batch_sizes: Sequence[int],
     *,
+    squad_v2: bool,
     latency: bool,
     allow_native: bool = False,
     reporter: Reporter,
 ) -> Runs:
     """Load each contestant in its own process, and run the questions on them in rounds.
 
-    A contestant that fails is dropped, and the others continue; the result's failures are `failures` and these. Raises
-    the error of the last contestant if all fail.
+    `squad_v2` lets them answer that a question has no answer. A contestant that fails is dropped, and the others
+    continue; the result's failures are `failures` and these. Raises the error of the last contestant if all fail;
+    KeyboardInterrupt if the user interrupts before `LEAST_ROUNDS` are complete.
     """
     main_batch_size = int(contestants[0].artifact.manifest.verify["batch_size"])
     count, subset = len(questions), min(len(questions), FURTHER_QUESTIONS)
@@ -81,30 +103,35 @@ def measure(
     with start_workers(contestants, allow_native=allow_native) as workers:
         scheduler = _Scheduler(workers, list(failures), reporter)
         started = time.perf_counter()
-        load_seconds = scheduler.load(questions)
+        load_seconds = scheduler.load(questions, squad_v2=squad_v2)
         loaded = time.perf_counter()
         audit = {worker: _audit(worker.contestant, count) for worker in workers}
         judged = {worker: _judged(worker.contestant, count) for worker in workers}
         shared = [*throughput.values(), *([single] if latency else [])]
         own = {worker: [audit[worker], *shared, *judged[worker].values()] for worker in workers}
-        turns = {
-            series: scheduler.run(series, [worker for worker in workers if series in own[worker]])
-            for series in dict.fromkeys([*audit.values(), *shared, *itertools.chain(*own.values())])
-        }
+        interrupted = False
+        try:
+            for series in dict.fromkeys([*audit.values(), *shared, *itertools.chain(*own.values())]):
+                scheduler.run(series, [worker for worker in workers if series in own[worker]])
+        except KeyboardInterrupt:
+            if scheduler.keep_complete(shared[0]) < LEAST_ROUNDS:
+                raise
+            interrupted = True
+        turns = scheduler.turns
         finished = time.perf_counter()
     runs = [
         Run(
             contestant=worker.contestant,
             load_seconds=load_seconds[worker],
             audit=turns[audit[worker]][worker],
-            judged={size: turns[series][worker] for size, series in judged[worker].items()},
-            throughput={size: turns[series][worker] for size, series in throughput.items()},
-            latency=turns[single][worker] if latency else [],
+            judged=_turns(turns, judged[worker], worker) if turns.keys() >= {*judged[worker].values()} else {},
+            throughput=_turns(turns, throughput, worker),
+            latency=turns[single][worker] if latency and single in turns else [],
         )
         for worker in scheduler.workers
     ]
     duration = Time(loading=loaded - started, measuring=finished - loaded, answering=scheduler.answering)
-    return Runs(runs=runs, failures=scheduler.failures, time=duration)
+    return Runs(runs=runs, failures=scheduler.failures, time=duration, interrupted=interrupted)
 
 
 def _audit(contestant: Contestant, count: int) -> Series:
@@ -120,6 +147,14 @@ def _judged(contestant: Contestant, count: int) -> dict[int, Series]:
     return {size: Series(questions=count, batch_size=size) for size in sizes.values() if size is not None}
 
 
+_Turns = dict[Series, dict[Worker, list[Turn]]]
+
+
+def _turns(turns: _Turns, by_size: Mapping[int, Series], worker: Worker) -> dict[int, Sequence[Turn]]:
+    """The worker's turns by batch size, of those series that were run."""
+    return {size: turns[series][worker] for size, series in by_size.items() if series in turns}
+
+
 class _Scheduler:
     """Runs series on the workers, in rotating order; drops a worker that fails."""
 
@@ -127,36 +162,51 @@ class _Scheduler:
         self.workers = list(workers)
         self.failures = failures
         self.answering = 0.0
+        self.turns: _Turns = {}
+        """The turns of each worker in each series so far; they may include workers that failed since."""
         self._reporter = reporter
 
-    def load(self, questions: QuestionSet) -> dict[Worker, float]:
+    def load(self, questions: QuestionSet, *, squad_v2: bool) -> dict[Worker, float]:
         """Load one after another, since parallel loading would distort the times; returns the seconds of each."""
         seconds = {}
         with self._reporter.progress("loading", len(self.workers)) as advance:
             for worker in list(self.workers):
                 with self._drop_on_failure(worker):
-                    seconds[worker] = worker.load(questions)
+                    seconds[worker] = worker.load(questions, squad_v2=squad_v2)
                 advance(1)
         return seconds
 
-    def run(self, series: Series, chosen: Sequence[Worker]) -> dict[Worker, list[Turn]]:
-        """Run a series on those of `chosen` that have not failed; returns the turns of each.
+    def run(self, series: Series, chosen: Sequence[Worker]) -> None:
+        """Run a series on those of `chosen` that have not failed.
 
         The order rotates, so that no worker always goes first.
         """
-        turns: dict[Worker, list[Turn]] = {worker: [] for worker in self.workers if worker in chosen}
+        turns = self.turns[series] = {worker: [] for worker in self.workers if worker in chosen}
         for worker in turns:
             self._answer(worker, series, 0, min(WARM_UP, series.questions))
         label = "one by one" if series.one_by_one else f"batch {series.batch_size}" if series.batch_size else "audit"
-        with self._reporter.progress(label, series.questions) as advance:
+        with self._reporter.progress(label, series.questions * len(turns)) as advance:
             for number, start in enumerate(range(0, series.questions, ask.CHUNK)):
                 stop = min(start + ask.CHUNK, series.questions)
                 running = [worker for worker in self.workers if worker in turns]
                 first = number % max(len(running), 1)
                 for worker in running[first:] + running[:first]:
                     turns[worker] += self._answer(worker, series, start, stop)
-                advance(stop - start)
-        return turns
+                    advance(stop - start)
+
+    def keep_complete(self, main: Series) -> int:
+        """Keep complete rounds of `main`, and of the other series those that are complete; returns those rounds."""
+        complete: _Turns = {}
+        rounds = 0
+        for series, turns in self.turns.items():
+            least = min((len(turns[worker]) for worker in self.workers if worker in turns), default=0)
+            if series == main:
+                rounds = least
+                complete[series] = {worker: its[:rounds] for worker, its in turns.items()}
+            elif least == -(-series.questions // ask.CHUNK):
+                complete[series] = turns
+        self.turns = complete
+        return rounds
 
     def _answer(self, worker: Worker, series: Series, start: int, stop: int) -> list[Turn]:
         """One turn; none if the worker fails."""

@@ -37,6 +37,7 @@ def score(runs: Runs, questions: QuestionSet, baseline: str | None) -> Compariso
         versions=packages.versions(_packages(runs.runs)),
         time=runs.time,
         compared_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        interrupted=runs.interrupted,
     )
 
 

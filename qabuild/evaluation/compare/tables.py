@@ -66,8 +66,9 @@ def conditions(comparison: Comparison) -> str:
     main = comparison.measured[0].throughput[0]
     overhead = comparison.time.measuring / comparison.time.answering - 1
     rounds = "1 round" if main.rounds == 1 else f"{main.rounds} rounds"
+    questions = f"{'interrupted after ' if comparison.interrupted else ''}{main.questions} questions in {rounds}"
     return (
-        f"{main.questions} questions in {rounds}, baseline: {comparison.baseline or 'not measured'}; "
+        f"{questions}, baseline: {comparison.baseline or 'not measured'}; "
         f"{comparison.machine['cpu']}, {comparison.machine['cores']} cores; loading {comparison.time.loading:.0f} s, "
         f"answering {comparison.time.answering:.0f} s, overhead {100 * overhead:.1f} %"
     )

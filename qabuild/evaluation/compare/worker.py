@@ -51,7 +51,8 @@ class LoadedArtifact:
         model, tokenizer = load_model(opened, allow_native=allow_native, allow_unverified=True)
         self.load_seconds = time.perf_counter() - started
         self._model = _TimedModel(model)
-        self._pipeline = QuestionAnsweringPipeline(self._model, tokenizer, handle_impossible_answer=squad_v2)
+        parameters = {"handle_impossible_answer": squad_v2, **opened.manifest.parameters}
+        self._pipeline = QuestionAnsweringPipeline(self._model, tokenizer, **parameters)
         self._questions = questions
 
     def answer(self, start: int, stop: int, batch_size: int | None, one_by_one: bool) -> dict[str, Any]:

@@ -36,7 +36,7 @@ class Worker:
             "qabuild.evaluation.compare.worker", "its worker process", remedy="compare fewer artifacts at once"
         )
 
-    def load(self, questions: QuestionSet) -> float:
+    def load(self, questions: QuestionSet, *, squad_v2: bool) -> float:
         """Load the artifact and send it the questions; returns the seconds of loading, including imports.
 
         Raises the error of loading, or QABuildError if the process died.
@@ -46,7 +46,7 @@ class Worker:
             "artifact": str(artifact.directory),
             "digest": artifact.digest,
             "allow_native": self._allow_native,
-            "squad_v2": questions.has_unanswerable,
+            "squad_v2": squad_v2,
             "questions": [
                 {"question": question.question, "context": question.context} for question in questions.questions
             ],

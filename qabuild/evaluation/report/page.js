@@ -16,6 +16,7 @@ function theme() {
     axis: { ...words, gridColor: colour("line"), domainColor: colour("soft"), tickColor: colour("soft") },
     legend: { ...words, labelLimit: 300, symbolStrokeWidth: 2 },
     header: words,
+    text: { color: colour("text") },
     view: { stroke: colour("line") },
     range: { category: DATA.colours[DARK.matches ? "dark" : "light"] },
   };

@@ -28,9 +28,14 @@ def write_picture(comparison: Comparison, path: Path) -> None:
     """Write the plot of speed against F1 as a PNG. Raises OSError if `path` cannot be written."""
     import vl_convert
 
-    config = {"range": {"category": plots.COLOURS["light"]}}
-    spec = {**plots.picture(comparison), "width": WIDTH, "background": "white", "padding": 12, "config": config}
-    files.write(path, vl_convert.vegalite_to_png(spec, scale=SCALE))
+    files.write(path, vl_convert.vegalite_to_png(picture_spec(comparison), scale=SCALE))
+
+
+def picture_spec(comparison: Comparison) -> plots.Spec:
+    """The picture, which says by itself what it shows: the page has that in its head."""
+    config = {"range": {"category": plots.COLOURS["light"]}, "legend": {"labelLimit": 0}}
+    spec = {**plots.picture(comparison), "title": plots.title(comparison), "width": WIDTH}
+    return {**spec, "background": "white", "padding": 12, "config": config}
 
 
 def page(comparison: Comparison) -> str:

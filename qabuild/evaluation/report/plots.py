@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,16 +24,18 @@ COLOURS = {
 
 
 def picture(comparison: Comparison) -> Spec:
-    """Plot of speed against F1: every artifact with its 95 % intervals, and the Pareto front."""
+    """Plot of speed against F1: every artifact with its 95 % intervals, the limits of its gates, and the Pareto front.
+
+    Names are in the legend and at the right edge, outside of the area with lines.
+    """
     points = [_point(measured) for measured in comparison.measured]
-    for rank, point in enumerate(sorted(points, key=lambda point: point["speed"])):
-        point["shift"] = LABEL_OFFSETS[rank % len(LABEL_OFFSETS)]
+    limits = f1_limits(comparison.measured)
     relative = comparison.baseline is not None
     speed = f"speed, {comparison.baseline} = 1" if relative else "samples/s"
     fastest = max(point["high"] for point in points)
-    # The wider margin is for the labels, which are to the right of their points.
-    speeds = _axis(points, "low", "high", least=fastest / 2, before=0.06, after=0.2)
-    scores = _axis(points, "f1_low", "f1_high", least=1.0, before=0.1, after=0.1)
+    lowest = [{"f1_low": limit["f1"], "f1_high": limit["f1"]} for limit in limits]
+    speeds = _axis(points, "low", "high", least=fastest / 2, margin=0.06)
+    scores = _axis([*points, *lowest], "f1_low", "f1_high", least=1.0, margin=0.1)
     x: Spec = {"field": "speed", "type": "quantitative", "title": speed, "axis": {"tickCount": 8}, "scale": speeds}
     y: Spec = {"field": "f1", "type": "quantitative", "title": "F1", "axis": {"tickCount": 6}, "scale": scores}
     front_points = pareto_front(points)
@@ -47,19 +51,91 @@ def picture(comparison: Comparison) -> Spec:
     }
     tooltip = [{"field": key, "type": "nominal", "title": title} for key, title in DETAILS.items()]
     rule, point = {"type": "rule", "strokeWidth": 1.5}, {"type": "point", "filled": True, "size": 110, "opacity": 1}
-    label = {"type": "text", "align": "left", "dx": 9, "dy": {"expr": "datum.shift"}, "fontSize": 12}
-    colour = {**COLOUR, "legend": None}
+    colour, named = {**COLOUR, "legend": None}, {**COLOUR, "legend": LEGEND}
     layers = [
         _layer(rule, x={**x, "field": "low"}, x2={"field": "high"}, y=y, color=colour),
         _layer(rule, x=x, y={**y, "field": "f1_low"}, y2={"field": "f1_high"}, color=colour),
-        _layer(point, x=x, y=y, color=colour, tooltip=tooltip),
-        _layer(label, x=x, y=y, color=colour, text={"field": "name"}),
+        _layer(point, x=x, y=y, color=named, shape={**named, "scale": {"range": SHAPES}}, tooltip=tooltip),
     ]
-    return _spec("speed against F1", layer=[front, *layers], data={"values": points}, height=380)
+    layers = [front, *_limit_layers(limits, y), *layers]
+    # Else the legend of the points is one of colours and one of shapes.
+    own = {"scale": {"color": "independent", "shape": "independent"}}
+    return _spec("speed against F1", layer=layers, data={"values": points}, height=HEIGHT, resolve=own)
 
 
-LABEL_OFFSETS = (-9, 11, -23, 25, -37, 39)
-"""Vertical offsets of the labels from their points, in pixels, cycled so that neighbours do not overlap."""
+HEIGHT = 380
+"""Of the picture's area of lines, in points."""
+LEGEND: Spec = {"orient": "bottom", "direction": "vertical", "symbolOpacity": 1}
+SHAPES = ["circle", "square", "triangle-up", "cross", "diamond", "triangle-right", "triangle-down"]
+"""One less than there are colours, so that it takes 56 artifacts until one repeats both."""
+LABEL_HEIGHT = 14
+"""Least vertical distance of two names of limits, in points."""
+FARTHEST_LIMIT = 10.0
+"""Points of F1 below the lowest artifact; a limit farther away is not drawn, as it would flatten the plot."""
+
+
+def title(comparison: Comparison) -> Spec:
+    """What the picture shows: the checkpoints, the questions and the machine."""
+    checkpoints = dict.fromkeys(measured.manifest["checkpoint"]["name"] for measured in comparison.measured)
+    machine, main = comparison.machine, comparison.measured[0].throughput[0]
+    hardware = ", ".join([machine["cpu"], f"{machine['cores']} cores", *dict.fromkeys(machine.get("gpus") or ())])
+    asked = f"{main.questions} questions of {comparison.data['dataset']}, in batches of {main.batch_size}"
+    interrupted = ", interrupted" if comparison.interrupted else ""
+    lines = [f"{asked}{interrupted}", hardware]
+    return {
+        "text": _wrapped(f"Speed against F1 of {', '.join(checkpoints)}"),
+        "subtitle": [part for line in lines for part in _wrapped(line)],
+        "anchor": "start",
+        "offset": 12,
+    }
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, 90)
+
+
+def f1_limits(compared: Sequence[Measured]) -> list[Spec]:
+    """The lowest F1 that the gates allow, highest first: `f1` and the `name` of the gate.
+
+    A gate compares with the checkpoint, whose F1 follows from what it measured of the artifact.
+    """
+    gates: Counter[tuple[float, str]] = Counter()
+    for measured in compared:
+        f1 = measured.accuracy.f1
+        for gate in measured.gates:
+            if gate.name == "min_f1_retention" and gate.limit and gate.value:
+                at, name = gate.limit * f1 / gate.value, f"min_f1_retention {gate.limit:g}"
+            elif gate.name == "max_f1_drop" and gate.value is not None:
+                at, name = f1 + gate.value - gate.limit, f"max_f1_drop {gate.limit:g}"
+            else:
+                continue
+            gates[round(at, 4), name] += 1
+    lowest = min(measured.accuracy.f1 for measured in compared) - FARTHEST_LIMIT
+    return [
+        {"f1": f1, "name": name if count == len(compared) else f"{name} ({count} of {len(compared)})"}
+        for (f1, name), count in sorted(gates.items(), reverse=True)
+        if f1 >= lowest
+    ]
+
+
+def _limit_layers(limits: Sequence[Spec], y: Spec) -> list[Spec]:
+    """A line across for each limit, and its name right of the plot, where no line is; names keep a distance."""
+    low, high = y["scale"]["domain"]
+    values: list[Spec] = []
+    for limit in limits:
+        at = HEIGHT * (high - limit["f1"]) / (high - low)
+        values.append({**limit, "at": max([at, *(value["at"] + LABEL_HEIGHT for value in values[-1:])])})
+    rule = {"type": "rule", "strokeDash": [2, 2], "color": LIMIT}
+    text = {"type": "text", "align": "left", "dx": 6, "fontSize": 11}
+    at = {"field": "at", "type": "quantitative", "scale": None}
+    return [
+        {"data": {"values": values}, **_layer(rule, y=y)},
+        {"data": {"values": values}, **_layer(text, x={"value": "width"}, y=at, text={"field": "name"})},
+    ]
+
+
+LIMIT = "#c4342b"
+"""Colour of the limits, with a contrast of more than 3:1 on both backgrounds."""
 DETAILS = {
     "name": "approach",
     "f1_shown": "F1",
@@ -72,14 +148,14 @@ DETAILS = {
 """Fields of a point's tooltip, with their titles."""
 
 
-def _axis(points: Sequence[Spec], low: str, high: str, *, least: float, before: float, after: float) -> Spec:
+def _axis(points: Sequence[Spec], low: str, high: str, *, least: float, margin: float) -> Spec:
     """A scale from the lowest to the highest value, over a range of at least `least`.
 
-    `before` and `after` are the margins at its ends, as fractions of that range.
+    `margin` is the margin at each of its ends, as a fraction of that range.
     """
     bottom, top = min(point[low] for point in points), max(point[high] for point in points)
     middle, span = (bottom + top) / 2, max(top - bottom, least)
-    return {"domain": [middle - span * (0.5 + before), middle + span * (0.5 + after)], "nice": False}
+    return {"domain": [middle - span * (0.5 + margin), middle + span * (0.5 + margin)], "nice": False}
 
 
 def pareto_front(points: Sequence[Spec]) -> list[Spec]:

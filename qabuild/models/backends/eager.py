@@ -114,13 +114,11 @@ def native_code(options: Options) -> tuple[str, ...]:
 
 
 def compile(checkpoint: Checkpoint, options: Options, runtime: Runtime, directory: Path) -> dict[str, Any]:
-    """Copy config, weights and tokenizer byte for byte: `directory` becomes a checkpoint."""
+    """Copy config, weights and tokenizer: `directory` becomes a checkpoint."""
     from qabuild.models.backends.torch_model import copy_checkpoint
-    from qabuild.models.checkpoint.load import copy_tokenizer
 
     check(checkpoint.config, options, runtime)
-    copy_checkpoint(checkpoint.directory, directory)
-    copy_tokenizer(checkpoint, directory)
+    copy_checkpoint(checkpoint, directory)
     return {"autocast": None if runtime.dtype == "fp32" else runtime.dtype}
 
 

@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from qabuild.errors import VerificationFailed
+from qabuild.models.checkpoint.interface import positions
 from qabuild.system.quiet import quiet_logging
 
 SHAPES = ((2, 48), (1, 48), (1, 11), (3, 29), (2, 160), (5, 17))
 """Batch size and maximum length of each probe. The first is the example input for tracing: two rows, one padded."""
+
+LONGEST = max(length for _, length in SHAPES)
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ def probes(tokenizer: Any, names: Sequence[str], config: Any) -> Iterator[dict[s
     """
     generator = random.Random(0)
     vocabulary = sorted(set(range(len(tokenizer))) - set(tokenizer.all_special_ids))
-    limit = min(tokenizer.model_max_length, _positions(config))
+    limit = min(tokenizer.model_max_length, positions(config) or LONGEST)
 
     def row(length: int) -> dict[str, Any]:
         """Truncated to `length`, since a decoded text seldom tokenizes to the same number of tokens."""
@@ -51,12 +54,6 @@ def probes(tokenizer: Any, names: Sequence[str], config: Any) -> Iterator[dict[s
         rows = [row(length if number == 0 else length // 2) for number in range(batch_size)]
         with quiet_logging():  # the tokenizer advises padding in its call
             yield dict(tokenizer.pad({name: [row[name] for row in rows] for name in names}, return_tensors="pt"))
-
-
-def _positions(config: Any) -> int:
-    """The maximum number of tokens of a row. RoBERTa and its kin number positions from pad_token_id + 1."""
-    positions = getattr(config, "max_position_embeddings", None) or 0
-    return positions - 1 - (config.pad_token_id or 0) if positions > 0 else 512
 
 
 def outputs_of(model: Callable[..., Any], inputs: Sequence[dict[str, Any]]) -> list[Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 from transformers.modeling_outputs import QuestionAnsweringModelOutput
@@ -13,6 +13,9 @@ from transformers.modeling_outputs import QuestionAnsweringModelOutput
 from qabuild.errors import BadTarget, MissingEnvironment
 from qabuild.models import sdpa_kernels
 from qabuild.models.runtime import Runtime
+
+if TYPE_CHECKING:
+    from qabuild.models.checkpoint.resolve import Checkpoint
 
 AUTOCAST = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -130,12 +133,15 @@ def stored_model(directory: Path, attention: Literal["eager", "sdpa"] | None = N
     return (load_compact if compact else load_model)(checkpoint, attention=attention)
 
 
-def copy_checkpoint(source: Path, directory: Path) -> None:
-    """Copy config and weights byte for byte: `directory` becomes a checkpoint."""
+def copy_checkpoint(checkpoint: Checkpoint, directory: Path) -> None:
+    """Copy config, weights and tokenizer: `directory` becomes a checkpoint."""
+    from qabuild.models.checkpoint.load import copy_config, copy_tokenizer
     from qabuild.models.checkpoint.weights import examine_weights
 
-    for name in ("config.json", *examine_weights(source).files):
-        shutil.copyfile(source / name, directory / name)
+    copy_config(checkpoint, directory)
+    for name in examine_weights(checkpoint.directory).files:
+        shutil.copyfile(checkpoint.directory / name, directory / name)
+    copy_tokenizer(checkpoint, directory)
 
 
 class Positional(torch.nn.Module):  # type: ignore[misc]  # torch is not type-checked here

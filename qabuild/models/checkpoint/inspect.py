@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from qabuild.errors import BadTarget, UntrustedInput
+from qabuild.models.checkpoint.interface import COUNTED_FROM_PADDING
 from qabuild.system import documents, files
 
 CONFIG = "config.json"
@@ -42,6 +43,13 @@ _CODE_KEYS_BUT: dict[str, tuple[Any, ...]] = {
 }
 """Such keys that have harmless values."""
 
+_REPEATED = (
+    *("num_hidden_layers", "num_layers", "n_layers", "n_layer", "num_hidden_groups", "inner_group_num"),
+    *("num_feedforward_networks", "num_labels"),
+)
+_MOST_REPEATED = 1000
+"""Limit of these numbers in a config: transformers makes that many objects before it compares them with the weights."""
+
 _ENCODER_DECODERS = ("bart", "bigbird_pegasus", "led", "mbart", "mt5", "mvp", "t5", "umt5")
 _DECODERS = (
     *("arcee", "bloom", "diffllama", "exaone4", "falcon", "gpt2", "gpt_neo", "gpt_neox", "gptj", "llama", "minimax"),
@@ -70,6 +78,12 @@ def examine_config(directory: Path) -> Mapping[str, Any]:
     config = read_object(directory, CONFIG)
     _refuse_code(config, directory / CONFIG)
     _refuse_architecture(config, directory)
+    _refuse_endless(config, directory / CONFIG)
+    if config["model_type"] in COUNTED_FROM_PADDING and config.get("pad_token_id", 0) is None:
+        raise UntrustedInput(
+            f"{directory / CONFIG}: pad_token_id is null, and a {config['model_type']!r} counts its positions from it",
+            "state the id that the model was trained with: 1 in RoBERTa and its kin, unless it was changed",
+        )
     return config
 
 
@@ -103,6 +117,13 @@ def tokenizer_files(directory: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
+def tokenizer_packages(directory: Path) -> tuple[str, ...]:
+    """The distributions, beside transformers, that reading the folder's tokenizer takes: those of SentencePiece."""
+    names = tokenizer_files(directory)
+    converted = TOKENIZER not in names and "vocab.txt" not in names and not {"vocab.json", "merges.txt"} <= set(names)
+    return ("sentencepiece", "protobuf") if converted else ()
+
+
 def examine_tokenizer(directory: Path, rows: int | None) -> tuple[str, ...]:
     """Check the tokenizer's files and return their names.
 
@@ -115,6 +136,7 @@ def examine_tokenizer(directory: Path, rows: int | None) -> tuple[str, ...]:
         _refuse_code(content, directory / name)
         if name == TOKENIZER_CONFIG:
             _refuse_other_files(content, directory)
+            _refuse_no_length(content, directory)
     if rows is not None:
         refuse_ids_beyond(directory, _vocabulary(directory, names, contents), rows)
     return names
@@ -221,6 +243,13 @@ def _refuse_architecture(config: Mapping[str, Any], directory: Path) -> None:
             )
 
 
+def _refuse_endless(config: Mapping[str, Any], path: Path) -> None:
+    for place, members in _objects(config):
+        for key in _REPEATED:
+            if isinstance(number := members.get(key), int | float) and number > _MOST_REPEATED:
+                raise UntrustedInput(f"{path}: {f'{place}.{key}'.removeprefix('.')} is {number:g}", _DAMAGED)
+
+
 def _refuse_other_files(config: Mapping[str, Any], directory: Path) -> None:
     """Refuse a tokenizer config that names files other than those examined and hashed."""
     foreign = [
@@ -234,6 +263,16 @@ def _refuse_other_files(config: Mapping[str, Any], directory: Path) -> None:
             f"{directory / TOKENIZER_CONFIG}: {', '.join(foreign or ['fast_tokenizer_files'])} leads to a tokenizer "
             f"file other than those of this folder",
             "remove the key, and keep the tokenizer in the folder itself",
+        )
+
+
+def _refuse_no_length(config: Mapping[str, Any], directory: Path) -> None:
+    """Refuse a limit that is no number of tokens; transformers writes 1e30 where it knows none."""
+    limit = config.get("model_max_length")
+    if limit is not None and (type(limit) not in (int, float) or limit < 1):
+        raise UntrustedInput(
+            f"{directory / TOKENIZER_CONFIG}: model_max_length is {limit!r}, which is no number of tokens",
+            "correct it, or remove the key: config.json states how many tokens the model reads",
         )
 
 

@@ -13,16 +13,20 @@ from qabuild.errors import BadTarget, MissingEnvironment, QABuildError, Untruste
 from qabuild.models.checkpoint.inspect import (
     CONFIG,
     GENERIC_CLASS,
+    TOKENIZER,
     TOKENIZER_CONFIG,
     examine_config,
     examine_tokenizer,
     own_file,
     read_object,
     refuse_ids_beyond,
+    tokenizer_packages,
 )
+from qabuild.models.checkpoint.interface import LEAST_TOKENS, fitting, forced, forced_content
 from qabuild.models.checkpoint.resolve import Checkpoint
 from qabuild.models.checkpoint.weights import examine_weights, head_of
-from qabuild.system import hub
+from qabuild.qa.model_inputs import input_names
+from qabuild.system import hub, packages, panic
 from qabuild.system.quiet import quiet_transformers
 
 _SHOWN = 5  # tensors that a message names; of the others it gives the count
@@ -37,18 +41,18 @@ def load_model(
 ) -> Any:
     """Load the checkpoint as an `AutoModelForQuestionAnswering`: eager fp32 on the CPU, in eval mode.
 
-    `attention` overrides transformers' choice of implementation, and `config` the checkpoint's own. With `fresh_head`,
+    `attention` overrides transformers' choice of implementation, and `config` that of `load_config`. With `fresh_head`,
     a checkpoint that has no question-answering head gets a random one, for training. Raises BadTarget for an
     architecture without a question-answering model; MissingEnvironment if it needs a package that is not installed;
-    UntrustedInput if weights are missing, of a wrong shape, infinite or NaN.
+    UntrustedInput if weights are missing, of a wrong shape, infinite or NaN, or if the model does not run.
     """
     import torch
     from transformers import AutoModelForQuestionAnswering
 
     # Inspect again: the files may have changed since `resolve`.
-    examine_config(checkpoint.directory)
-    examine_weights(checkpoint.directory)
     _refuse_unmapped(checkpoint)
+    config = config or load_config(checkpoint.directory)
+    examine_weights(checkpoint.directory)
     with quiet_transformers(), _explained(checkpoint.directory, "model"):
         model, report = AutoModelForQuestionAnswering.from_pretrained(
             checkpoint.directory,
@@ -63,26 +67,54 @@ def load_model(
             **({} if attention is None else {"attn_implementation": attention}),
         )
     _refuse_fresh_weights(report, checkpoint.directory, head_of(checkpoint.config) if fresh_head else None)
+    _refuse_relative_positions(report, checkpoint)
     _refuse_non_finite_weights(model, checkpoint.directory)
-    return model.eval()
+    _refuse_failing(model.eval(), checkpoint.directory)
+    return model
 
 
 def load_config(directory: Path) -> Any:
-    """transformers' config in the folder of a checkpoint or an artifact. Raises as `examine_config` does."""
+    """transformers' config in the folder of a checkpoint or an artifact, with what `interface.forced` says.
+
+    Raises as `examine_config` does.
+    """
     from transformers import AutoConfig
 
     examine_config(directory)
     with quiet_transformers(), _explained(directory, "config"):
-        return AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
+        config = AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
+        for key, value in forced(config).items():
+            setattr(config, key, value)
+    return config
 
 
 def load_tokenizer(directory: Path) -> Any:
     """Load the fast tokenizer (a `PreTrainedTokenizerFast`) of a checkpoint's or an artifact's folder.
 
-    Raises UntrustedInput if there is none, if it is unsafe to load or slow, lacks a padding token, or has token ids
-    beyond the vocabulary size in the folder's `config.json`.
+    It gives the model of the folder's `config.json` no more than that takes: tokens, and token types. Raises
+    UntrustedInput if there is none, if it is unsafe to load or slow, lacks a padding token, or has token ids beyond the
+    model's vocabulary size; MissingEnvironment if a package that it is read with is not installed.
     """
+    tokenizer = _load_tokenizer(directory)
+    config = load_config(directory) if own_file(directory, CONFIG) else None
+    if config is not None:
+        refuse_ids_beyond(directory, tokenizer.get_vocab(), config.vocab_size)
+        with _explained(directory, "tokenizer", "does not fit the model"):
+            for key, value in fitting(tokenizer, config).items():
+                setattr(tokenizer, key, value)
+    if tokenizer.model_max_length < LEAST_TOKENS:
+        raise UntrustedInput(
+            f"{directory}: the model reads {tokenizer.model_max_length} tokens at once, by {TOKENIZER_CONFIG} and "
+            f"{CONFIG}: too few for a question and a context",
+            f"correct model_max_length in {TOKENIZER_CONFIG}, or name a checkpoint that reads {LEAST_TOKENS} or more",
+        )
+    return tokenizer
+
+
+def _load_tokenizer(directory: Path) -> Any:
+    """The tokenizer as its files say, whatever the model takes."""
     examine_tokenizer(directory, None)
+    packages.require(dict.fromkeys(tokenizer_packages(directory), ()), "cpu")
     _refuse_slow_class(directory)
     with quiet_transformers(), _explained(directory, "tokenizer"):
         loader, settings = _tokenizer_loader(directory)
@@ -96,9 +128,6 @@ def load_tokenizer(directory: Path) -> Any:
             f"{directory}: the tokenizer has no padding token, and questions are answered in batches",
             f"state 'pad_token' in {TOKENIZER_CONFIG}, one that the model was trained with",
         )
-    rows = read_object(directory, CONFIG).get("vocab_size") if own_file(directory, CONFIG) else None
-    if isinstance(rows, int):
-        refuse_ids_beyond(directory, tokenizer.get_vocab(), rows)
     return tokenizer
 
 
@@ -130,16 +159,47 @@ def _on_both_lines(config: Mapping[str, Any]) -> dict[str, Any]:
     return settings
 
 
+def copy_config(checkpoint: Checkpoint, directory: Path) -> None:
+    """Copy config.json into `directory`, byte for byte.
+
+    Only one of a model that would not return its logits by name is written anew: a sealed handler loads it as it is.
+    """
+    content = read_object(checkpoint.directory, CONFIG)
+    changed = forced_content(content, _class_name(checkpoint))
+    if changed == content:
+        shutil.copyfile(checkpoint.directory / CONFIG, directory / CONFIG)
+    else:
+        _write(directory / CONFIG, changed)
+
+
 def copy_tokenizer(checkpoint: Checkpoint, directory: Path) -> None:
     """Copy the tokenizer's files into `directory`, byte for byte.
 
-    Only a config that transformers 4.57 cannot read is written anew: a sealed handler loads it with `AutoTokenizer`.
+    Only a config that transformers 4.57 cannot read, or that does not fit the model, is written anew: a sealed handler
+    loads it with `AutoTokenizer`. A SentencePiece model gets a tokenizer.json, which needs no further package.
     """
-    for name in examine_tokenizer(checkpoint.directory, None):
-        shutil.copyfile(checkpoint.directory / name, directory / name)
-        if name == TOKENIZER_CONFIG and (settings := _on_both_lines(config := read_object(directory, name))):
-            text = json.dumps({**config, **settings}, indent=2, sort_keys=True, ensure_ascii=False)
-            (directory / name).write_text(f"{text}\n", encoding="utf-8")
+    source = checkpoint.directory
+    for name in examine_tokenizer(source, None):
+        shutil.copyfile(source / name, directory / name)
+    tokenizer = _load_tokenizer(source)
+    if tokenizer_packages(source):
+        tokenizer.backend_tokenizer.save(str(directory / TOKENIZER))
+    config = read_object(source, TOKENIZER_CONFIG) if own_file(source, TOKENIZER_CONFIG) else {}
+    if settings := _on_both_lines(config) | fitting(tokenizer, load_config(source)):
+        _write(directory / TOKENIZER_CONFIG, {**config, **settings})
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False)
+    path.write_text(f"{text}\n", encoding="utf-8")
+
+
+def _class_name(checkpoint: Checkpoint) -> str:
+    """The name of transformers' question-answering model for the checkpoint's type."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES as KNOWN
+
+    _refuse_unmapped(checkpoint)
+    return str(KNOWN[checkpoint.config["model_type"]])
 
 
 def _refuse_unmapped(checkpoint: Checkpoint) -> None:
@@ -158,16 +218,43 @@ def _refuse_fresh_weights(report: Mapping[str, Any], directory: Path, fresh: str
 
     Weights whose names begin with `fresh` may be random.
     """
-    missing = [key for key in report["missing_keys"] if fresh is None or not key.startswith(fresh)]
     # transformers 4.57 reports names, other versions tuples that begin with the name.
     misshapen = [item if isinstance(item, str) else item[0] for item in report["mismatched_keys"]]
-    for random, problem in ((missing, "missing"), (misshapen, "of another shape than config.json says")):
-        if random:
+    for keys, problem in (
+        (report["missing_keys"], "missing"),
+        (misshapen, "of another shape than config.json says"),
+    ):
+        if random := [key for key in keys if fresh is None or not key.startswith(fresh)]:
             shown = ", ".join(map(repr, sorted(random)[:_SHOWN])) + (", ..." if len(random) > _SHOWN else "")
             raise UntrustedInput(
                 f"{directory}: {len(random)} weights of the model are {problem}: {shown}",
                 "they would be random: name a complete checkpoint fine-tuned for question answering",
             )
+
+
+def _refuse_relative_positions(report: Mapping[str, Any], checkpoint: Checkpoint) -> None:
+    """Refuse learnt distances that transformers 5 ignores in BERT and its kin: another model would answer."""
+    if any(key.endswith("distance_embedding.weight") for key in report["unexpected_keys"]):
+        kind = checkpoint.config.get("position_embedding_type")
+        raise MissingEnvironment(
+            f"{checkpoint.name}: has relative positions (position_embedding_type {kind!r}), which the installed "
+            "transformers leaves out",
+            "pip install 'transformers>=4.57,<5', which computes them",
+        )
+
+
+def _refuse_failing(model: Any, directory: Path) -> None:
+    """Refuse a model that fails on a short window of its tokenizer, for whatever reason: the checkpoint is at fault."""
+    import torch
+
+    tokenizer = load_tokenizer(directory)
+    with torch.inference_mode(), quiet_transformers(), _explained(directory, "model", "fails on a question"):
+        text = "a " * LEAST_TOKENS
+        window = tokenizer("a", text, truncation="only_second", max_length=LEAST_TOKENS, return_tensors="pt")
+        output = model(**{name: window[name] for name in input_names(model, tokenizer)})
+        shapes = [list(output[name].shape) for name in ("start_logits", "end_logits")]
+        if shapes != [list(window["input_ids"].shape)] * 2:
+            raise ValueError(f"logits have shape {shapes[0]} and {shapes[1]}")
 
 
 def _refuse_non_finite_weights(model: Any, directory: Path) -> None:
@@ -211,10 +298,11 @@ def _slow(directory: Path, class_name: str) -> UntrustedInput:
 
 
 @contextmanager
-def _explained(directory: Path, part: str) -> Iterator[None]:
+def _explained(directory: Path, part: str, problem: str = "cannot be loaded") -> Iterator[None]:
     """Turn whatever transformers raises on damaged files into one clear error, with the original as its cause."""
     try:
-        yield
+        with panic.explained(directory):
+            yield
     except (QABuildError, MemoryError):
         raise
     except ImportError as error:
@@ -224,6 +312,6 @@ def _explained(directory: Path, part: str) -> Iterator[None]:
         ) from error
     except Exception as error:
         raise UntrustedInput(
-            f"{directory}: the {part} cannot be loaded: {hub.first_line(error)}",
+            f"{directory}: the {part} {problem}: {hub.first_line(error)}",
             "the files are damaged or do not belong together: download the checkpoint again",
         ) from error

@@ -13,6 +13,7 @@ from typing import Any
 
 from qabuild.errors import UntrustedInput
 from qabuild.models.checkpoint.inspect import own_file, read_object
+from qabuild.models.checkpoint.interface import LABELS
 from qabuild.system import documents, files
 
 WEIGHTS = "model.safetensors"
@@ -27,6 +28,10 @@ _FETCH = "the file is damaged or incomplete: download the checkpoint again"
 
 _HEADS = {"big_bird": "qa_classifier.", "modernbert": "classifier.", "splinter": "splinter_qass."}
 _HEAD = "qa_outputs."  # of all other architectures
+_OUTPUTS = {"qa_classifier.": "qa_classifier.qa_outputs."}
+"""The last layer of heads of several."""
+_OTHER_LAYERS = ("splinter_qass.",)
+"""Heads that compare tokens with the question's, and have no layer with an output for each logit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,16 +62,41 @@ def examine_weights(directory: Path, other_files: Sequence[str] = ()) -> Weights
 
 
 def refuse_headless(weights: Weights, config: Mapping[str, Any], directory: Path) -> None:
-    """Raise UntrustedInput if no tensor belongs to the architecture's question-answering head."""
-    head = head_of(config)
-    if not any(name.startswith(head) or f".{head}" in name for name in weights.shapes):
-        architectures = config.get("architectures")
-        saved_as = ", ".join(map(repr, architectures)) if isinstance(architectures, list) else ""
+    """Raise UntrustedInput if the architecture's question-answering head is missing, or is that of another task."""
+    head, architectures = head_of(config), config.get("architectures")
+    saved_as = [str(name) for name in architectures] if isinstance(architectures, list) else []
+    # The heads of other tasks have the same names there.
+    shared = head == "classifier." and saved_as and not any("QuestionAnswering" in name for name in saved_as)
+    if shared or not any(name.startswith(head) or f".{head}" in name for name in weights.shapes):
         raise UntrustedInput(
-            f"{directory}: this checkpoint has no question-answering head: no weights '{head}*' (it was saved as "
-            f"{saved_as or 'a model without a head'})",
+            f"{directory}: this checkpoint has no question-answering head: "
+            + ("" if shared else f"no weights '{head}*' ")
+            + f"(it was saved as {', '.join(map(repr, saved_as)) or 'a model without a head'})",
             "a newly initialised head answers at random: name a checkpoint fine-tuned on SQuAD or similar data",
         )
+    if head not in _OTHER_LAYERS:
+        _refuse_other_outputs(weights, _OUTPUTS.get(head, head), directory)
+
+
+def _refuse_other_outputs(weights: Weights, layer: str, directory: Path) -> None:
+    """Refuse a head whose last layer does not give a start and an end logit for each token."""
+    found = {kind: _ending(weights.shapes, f"{layer}{kind}") for kind in ("weight", "bias")}
+    if all(shape and shape[0] == LABELS for shape in found.values()):
+        return
+    shapes = " and ".join(
+        f"'{layer}{kind}' {'is missing' if shape is None else f'has shape {list(shape)}'}"
+        for kind, shape in found.items()
+    )
+    raise UntrustedInput(
+        f"{directory}: its head is none of extractive question answering, which gives {LABELS} logits for each token, "
+        f"start and end: {shapes}",
+        "it was trained for another task: name a checkpoint fine-tuned on SQuAD or similar data, or fine-tune this one "
+        "with a table [train]",
+    )
+
+
+def _ending(shapes: Mapping[str, tuple[int, ...]], name: str) -> tuple[int, ...] | None:
+    return next((shape for key, shape in shapes.items() if key == name or key.endswith(f".{name}")), None)
 
 
 def head_of(config: Mapping[str, Any]) -> str:

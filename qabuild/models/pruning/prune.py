@@ -56,6 +56,7 @@ def prune(
     checkpoint: Checkpoint, options: Prune, directory: Path, tell: Tell = lambda _: None, *, offline: bool = False
 ) -> Mapping[str, Any]:
     """Prune in this process, see `prune_in_child`."""
+    from qabuild.models.checkpoint.interface import positions
     from qabuild.models.checkpoint.load import copy_tokenizer, load_model, load_tokenizer
     from qabuild.models.training import examples
     from qabuild.models.training.collate import Collator, batches_by_length
@@ -76,7 +77,7 @@ def prune(
     model, tokenizer = load_model(checkpoint), load_tokenizer(checkpoint.directory)
     windows = examples.make(questions, tokenizer, Train())
     inputs = input_names(model, tokenizer)
-    collate = Collator(windows, inputs)
+    collate = Collator(windows, inputs, longest=positions(model.config))
     batches = [collate(rows.tolist()) for rows in batches_by_length(windows.windows.length, BATCH_TOKENS)]
 
     def losses(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:

@@ -36,10 +36,15 @@ def batches_by_length(lengths: NDArray[np.int64], tokens: int = BATCH_TOKENS) ->
 
 
 class Collator:
-    """Turns window indices into the padded tensors of a batch, with answer positions and, if given, teacher logits."""
+    """Turns window indices into the padded tensors of a batch, with answer positions and, if given, teacher logits.
 
-    def __init__(self, examples: Examples, input_names: Sequence[str], logits: Logits | None = None) -> None:
-        self._examples, self._names, self._logits = examples, input_names, logits
+    `longest`: the model's positions, which no batch exceeds.
+    """
+
+    def __init__(
+        self, examples: Examples, input_names: Sequence[str], logits: Logits | None = None, longest: int | None = None
+    ) -> None:
+        self._examples, self._names, self._logits, self._longest = examples, input_names, logits, longest
 
     def __call__(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
         """The model's inputs, int64 [rows, length]; start_positions and end_positions, int64 [rows]; with a teacher,
@@ -50,6 +55,7 @@ class Collator:
         examples, rows = self._examples, np.asarray(indices)
         windows = examples.windows
         length = -(-int(windows.length[rows].max()) // MULTIPLE) * MULTIPLE
+        length = min(length, self._longest or length)
         shift = windows.place(rows, length)[0] - windows.first[rows]
         arrays: dict[str, Any] = windows.arrays(rows, length, [*self._names, "attention_mask"])
         arrays |= {"start_positions": examples.starts[rows] + shift, "end_positions": examples.ends[rows] + shift}

@@ -85,7 +85,8 @@ def score(model: Any, tokenizer: Any, questions: Sequence[Question]) -> squad_me
     training = model.training
     model.eval()
     try:
-        result = answerer(model, tokenizer, squad_v2=any(not question.answers for question in questions))(questions)
+        unanswerable = any(not question.answers for question in questions)
+        result = answerer(model, tokenizer, handle_impossible_answer=unanswerable)(questions)
     finally:
         model.train(training)
     return squad_metric.score(dict(result.answers), {question.id: list(question.answers) for question in questions})

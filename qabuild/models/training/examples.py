@@ -12,7 +12,6 @@ from qabuild.models.training.options import Train
 from qabuild.models.training.vocabulary import require_same_tokens
 from qabuild.qa import data
 from qabuild.qa.data import QuestionSet
-from qabuild.qa.pipeline.parameters import Parameters
 from qabuild.qa.pipeline.windows import Cut, WindowMaker, Windows
 
 if TYPE_CHECKING:
@@ -99,7 +98,9 @@ def make(
     try:
         windows = WindowMaker(tokenizer)(pairs, cut_of(train, tokenizer))
     except ValueError as error:
-        raise BadTarget(f"[train]: {error}", "lower train.doc_stride, or raise train.max_seq_len") from None
+        limited = tokenizer.model_max_length < train.max_seq_len  # by the model, whatever the target says
+        remedy = "lower train.doc_stride" + ("" if limited else ", or raise train.max_seq_len")
+        raise BadTarget(f"[train]: {error}", remedy) from None
     if windows.layout.cls_place is None:
         raise UntrustedInput(
             f"{type(tokenizer).__name__}: it adds no CLS token, which windows without an answer point to",
@@ -134,7 +135,6 @@ def cut_of(train: Train, tokenizer: Any) -> Cut:
     return Cut(
         max_seq_len=min(train.max_seq_len, tokenizer.model_max_length),
         doc_stride=train.doc_stride,
-        max_question_len=Parameters().max_question_len,
         from_the_end=tokenizer.truncation_side == "left",
     )
 

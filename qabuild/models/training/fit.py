@@ -9,7 +9,8 @@ from typing import Any
 
 from qabuild.errors import QABuildError
 from qabuild.models import sdpa_kernels
-from qabuild.models.checkpoint.load import copy_tokenizer
+from qabuild.models.checkpoint.interface import positions
+from qabuild.models.checkpoint.load import copy_tokenizer, load_tokenizer
 from qabuild.models.training import curves, teacher_logits
 from qabuild.models.training.collate import Collator
 from qabuild.models.training.examples import Examples, examples_of
@@ -22,22 +23,23 @@ from qabuild.system.process import Tell
 
 def run(request: Request, tell: Tell) -> Mapping[str, Any]:
     """The step `train`: fit, resuming from the last saved state if there is one, and write the checkpoint."""
-    tokenizer, examples = examples_of(request)
-    record = fit(request, examples, tokenizer, tell)
+    _, examples = examples_of(request)
+    record = fit(request, examples, tell)
     distill = request.distill and {"alpha": request.distill.alpha, "temperature": request.distill.temperature}
     return {"examples": examples.counts, "distill": distill, **record}
 
 
-def fit(request: Request, examples: Examples, tokenizer: Any, tell: Tell) -> Mapping[str, Any]:
+def fit(request: Request, examples: Examples, tell: Tell) -> Mapping[str, Any]:
     """Train on `examples`. In distributed training, only the process of rank 0 writes."""
     model = make_student(request.start, request.train)
+    tokenizer = load_tokenizer(request.start.directory)  # a teacher's may give token types that the student lacks
     logits = teacher_logits.open_logits(request.logits, examples) if request.logits else None
     log = curves.Curves(request.work / curves.FILE, examples.held_out, tokenizer, tell)
     trainer = make_trainer(
         request,
         model,
         examples,
-        Collator(examples, input_names(model, tokenizer), logits),
+        Collator(examples, input_names(model, tokenizer), logits, positions(model.config)),
         alpha=request.distill.alpha if request.distill else 1.0,
         temperature=request.distill.temperature if request.distill else 1.0,
         callbacks=[log],

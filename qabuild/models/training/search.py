@@ -32,8 +32,8 @@ Fit = Callable[[Request, Examples], object]
 
 def run(request: Request, tell: Tell) -> Mapping[str, Any]:
     """The step `search`: find the alpha and temperature of the best student."""
-    tokenizer, examples = examples_of(request)
-    return search(request, examples, lambda trial, subset: fit(trial, subset, tokenizer, tell))
+    _, examples = examples_of(request)
+    return search(request, examples, lambda trial, subset: fit(trial, subset, tell))
 
 
 def search(request: Request, examples: Examples, train: Fit) -> dict[str, Any]:

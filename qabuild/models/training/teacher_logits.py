@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from qabuild.errors import UntrustedInput
 from qabuild.models import sdpa_kernels
+from qabuild.models.checkpoint.interface import positions
 from qabuild.models.training.collate import Collator, Logits, batches_by_length
 from qabuild.models.training.examples import Examples, examples_of
 from qabuild.models.training.request import Request
@@ -84,7 +85,7 @@ def compute(
     windows = examples.windows
     offsets = np.concatenate([[0], np.cumsum(windows.length)])
     values = np.memmap(directory / FILE, np.float32, "w+", shape=(2, offsets[-1]))
-    collate = Collator(examples, names)
+    collate = Collator(examples, names, longest=positions(model.config))
     for rows in batches_by_length(windows.length):
         batch = {name: tensor.to(model.device) for name, tensor in collate(rows.tolist()).items() if name in names}
         with torch.inference_mode(), autocast:

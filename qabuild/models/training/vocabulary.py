@@ -35,7 +35,9 @@ def _difference(one: Any, other: Any, questions: Sequence[Question], cut: Cut) -
         sizes = " and ".join(str(len(vocabulary)) for vocabulary in vocabularies)
         return f"vocabularies of {sizes} tokens, {len(differing)} of which differ, such as {min(differing)!r}"
     if other.model_max_length < cut.max_seq_len:
-        return f"the student reads {other.model_max_length} tokens at once, and windows have {cut.max_seq_len}"
+        return (
+            f"windows of {cut.max_seq_len} tokens (train.max_seq_len), and the student reads {other.model_max_length}"
+        )
     pairs = [(question.question, question.context) for question in questions]
     first, second = WindowMaker(one)(pairs, cut), WindowMaker(other)(pairs, cut)
     if first.layout != second.layout:

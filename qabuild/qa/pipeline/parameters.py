@@ -22,6 +22,8 @@ COUNTS = {
 }
 """Integer parameters and their minimum values."""
 FLAGS = ("handle_impossible_answer", "align_to_words")
+AUTO: Literal["auto"] = "auto"
+"""Of `align_to_words`: aligned, but a token that holds a character of a script without spaces is a word by itself."""
 CHOICES: dict[str, tuple[bool | str, ...]] = {
     "normalize": ("window", "context"),
     "padding": (False, True, "do_not_pad", "longest", "max_length"),
@@ -41,9 +43,9 @@ class Parameters:
     doc_stride: int | None = None
     max_answer_len: int = 15
     max_seq_len: int | None = None
-    max_question_len: int = 64
+    max_question_len: int | None = None
     handle_impossible_answer: bool = False
-    align_to_words: bool = True
+    align_to_words: bool | Literal["auto"] = True
     padding: bool | str = "do_not_pad"
     batch_size: int | None = None
     batch_tokens: int | None = None
@@ -115,7 +117,9 @@ def _count(name: str, value: Any) -> int:
     return int(number)
 
 
-def _flag(name: str, value: Any) -> bool:
+def _flag(name: str, value: Any) -> bool | str:
+    if name == "align_to_words" and isinstance(value, str) and value == AUTO:
+        return AUTO
     number = _number(value)
     if number is None:
         raise TypeError(f"{name} parameter should be True or False (got {value!r})")

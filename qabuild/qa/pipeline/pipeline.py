@@ -71,10 +71,14 @@ class QuestionAnsweringPipeline:
     - `doc_stride` (half of `max_seq_len`, 128 at most): tokens that two windows of a long context share.
     - `max_answer_len` (15): tokens of an answer, at most.
     - `max_seq_len` (what the model reads, 384 at most): tokens of a window: question, context and special tokens.
-    - `max_question_len` (64): tokens of the question that are read.
+    - `max_question_len` (all if question and context fit one window, else 7/8 of `max_seq_len` less special tokens and
+      `doc_stride`): tokens of the question that are read. The results of a question that was truncated have
+      `question_truncated`, which is True.
     - `handle_impossible_answer` (False): let the empty answer compete, with the score of the CLS token in the window
       where it is lowest.
-    - `align_to_words` (True): let answers begin and end with a word.
+    - `align_to_words` (True): let answers begin and end with a word, as the tokenizer splits text. In scripts without
+      spaces between words, such as Chinese, Japanese and Thai, its words are whole sentences: with "auto", a token that
+      holds a character of such a script is a word by itself.
     - `batch_size`: windows of a batch; without it, as many as make up `batch_tokens` tokens. With 1, no window is
       padded and a stream is not read ahead. A model whose logits padding changes gets no padding with any: its batches
       hold windows of one length. Model types not known to ignore padding (`qabuild.qa.padding`) count as such.
@@ -139,6 +143,15 @@ class QuestionAnsweringPipeline:
         if call.shape == "stream":
             return answers
         return next(answers) if call.shape == "one" else list(answers)
+
+    def check(self, **named: Any) -> None:
+        """Raise ValueError or TypeError if no call can have these parameters, for this model's tokenizer."""
+        cut = self._parameters.updated(named).cut(self.tokenizer)
+        if cut.max_seq_len > self.tokenizer.model_max_length:
+            raise ValueError(
+                f"`max_seq_len` ({cut.max_seq_len}) is more than the model reads ({self.tokenizer.model_max_length})"
+            )
+        self._make_windows.check(cut)
 
     def transform(self, X: Any) -> Any:
         """Answer questions, as a call does: scikit-learn's name for it."""

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from qabuild.qa.pipeline.windows import Windows
 
 Result = dict[str, Any]
-"""`score`, `start` and `end` (characters of the context), `answer`."""
+"""`score`, `start` and `end` (characters of the context), `answer`; `question_truncated`, true, where it was."""
 
 Span = tuple[int, int, float]
 """Begin and end in characters, and score."""
@@ -44,18 +44,20 @@ def results(
     nulls = np.minimum.reduceat(spans.null * weight, _first_rows(windows)).tolist()
     stops = np.searchsorted(windows.pair[rows], np.arange(len(pairs)), side="right").tolist()
     start = 0
-    for (_, context), stop, null in zip(pairs, stops, nulls, strict=True):
+    for (_, context), stop, null, truncated in zip(pairs, stops, nulls, windows.truncated.tolist(), strict=True):
         own = islice(candidates, stop - start)
         merged = _best_of_windows(context, own, rows[start:stop].tolist()) if over_context else _merge(context, own)
         answers = [*merged.values(), [null, 0, 0]] if parameters.handle_impossible_answer else merged.values()
         best = _best(answers, parameters.top_k) or [[0.0, 0, 0]]
-        yield _result(context, best[0]) if len(best) == 1 else [_result(context, answer) for answer in best]
+        found = [_result(context, answer, truncated) for answer in best]
+        yield found[0] if len(found) == 1 else found
         start = stop
 
 
-def _result(context: str, candidate: Candidate) -> Result:
+def _result(context: str, candidate: Candidate, truncated: bool) -> Result:
     score, start, end = candidate
-    return {"score": score, "start": start, "end": end, "answer": context[start:end]}
+    result = {"score": score, "start": start, "end": end, "answer": context[start:end]}
+    return {**result, "question_truncated": True} if truncated else result
 
 
 def _merge(context: str, spans: Iterable[Span]) -> dict[str, Candidate]:

@@ -13,16 +13,19 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from qabuild.errors import QABuildError
+from qabuild.qa.pipeline.scripts import unspaced
 from qabuild.qa.pipeline.template import Layout, read_layout
+from qabuild.system import panic
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     Integers = NDArray[np.int64]
+    Booleans = NDArray[np.bool_]
 
 Value = TypeVar("Value")
 
@@ -36,7 +39,8 @@ class Cut:
 
     max_seq_len: int
     doc_stride: int
-    max_question_len: int
+    max_question_len: int | None = None
+    """None: 7/8 of the tokens of a window beside the overlap, so that a long context has few times more windows."""
     from_the_end: bool = False
     """Whether the first window holds the context's end, as for tokenizers that truncate on the left."""
 
@@ -50,6 +54,8 @@ class Tokens:
     ends: Integers
     words: Integers
     """Index of the token's word (as the pre-tokenizer splits); non-decreasing."""
+    unspaced: Booleans
+    """Whether the token holds a character of a script without spaces between words."""
 
 
 class Memo(Generic[Value]):
@@ -98,7 +104,9 @@ class WindowMaker:
                 "Load it with AutoTokenizer.from_pretrained(..., use_fast=True).",
             )
         self._tokenizer = tokenizer
-        self._backend = _copy_backend(tokenizer)
+        self._source = tokenizer.name_or_path
+        with panic.explained(self._source):
+            self._backend = _copy_backend(tokenizer)
         self._layouts: dict[bool, Layout] = {}
         self._empty_memos()
 
@@ -117,32 +125,53 @@ class WindowMaker:
         """The layout for the tokenizer's current `padding_side`."""
         question_first = self._tokenizer.padding_side == "right"
         if question_first not in self._layouts:
-            self._layouts[question_first] = read_layout(self._tokenizer, self._backend, question_first)
+            with panic.explained(self._source):
+                self._layouts[question_first] = read_layout(self._tokenizer, self._backend, question_first)
         return self._layouts[question_first]
 
     def __call__(self, pairs: Sequence[tuple[str, str]], cut: Cut) -> Windows:
         """The windows of (question, context) pairs.
 
         A question is truncated to `max_question_len` tokens, and further if it would leave its context no more tokens
-        than the overlap.
-
-        Raises ValueError if `max_seq_len` does not hold the special tokens, the overlap and one more token.
+        than the overlap, unless both fit one window. Raises ValueError as `check` does.
         """
+        layout = self.check(cut)
+        questions, question_of = _distinct(question for question, _ in pairs)
+        contexts, context_of = _distinct(context for _, context in pairs)
+        with panic.explained(self._source):
+            return _cut(
+                layout,
+                cut,
+                self._questions(questions),
+                question_of,
+                self._contexts(contexts),
+                context_of,
+                lambda index, size: self._whole_characters(questions[index], size),
+            )
+
+    def check(self, cut: Cut) -> Layout:
+        """The layout. Raises ValueError if a window cannot hold the special tokens, the overlap and one more token."""
         layout = self.layout()
         if cut.max_seq_len - layout.special_count - cut.doc_stride < 1:
             raise ValueError(
                 f"`doc_stride` ({cut.doc_stride}) leaves no tokens for text in `max_seq_len` ({cut.max_seq_len}), "
                 f"of which special tokens take {layout.special_count}"
             )
-        questions, question_of = _distinct(question for question, _ in pairs)
-        contexts, context_of = _distinct(context for _, context in pairs)
-        return _cut(layout, cut, self._questions(questions), question_of, self._contexts(contexts), context_of)
+        return layout
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
         return [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
 
     def _tokenise(self, texts: list[str]) -> list[Tokens]:
-        return [_tokens(encoding) for encoding in self._backend.encode_batch(texts, add_special_tokens=False)]
+        encodings = self._backend.encode_batch(texts, add_special_tokens=False)
+        return [_tokens(text, encoding) for text, encoding in zip(texts, encodings, strict=True)]
+
+    def _whole_characters(self, question: str, size: int) -> int:
+        """The first `size` tokens, less those of a character whose last token is not among them."""
+        offsets = self._backend.encode(question, add_special_tokens=False).offsets
+        while 0 < size < len(offsets) and offsets[size][0] < offsets[size - 1][1]:
+            size -= 1
+        return size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,12 +193,13 @@ class Windows:
     question_ids: Integers
     """All questions, concatenated."""
     context_ids: Integers
-    """[context tokens]: all contexts, concatenated, as are the four arrays below."""
+    """[context tokens]: all contexts, concatenated, as are the four arrays below, see `Tokens`."""
     begins: Integers
     ends: Integers
-    word_first: Integers
-    """Index of the first token of the token's word; it may lie before the window."""
-    word_last: Integers
+    begins_word: Booleans
+    unspaced: Booleans
+    truncated: Booleans
+    """[pairs]: whether the question was truncated."""
 
     def __len__(self) -> int:
         return len(self.pair)
@@ -217,21 +247,35 @@ class Windows:
         return arrays
 
     def characters(
-        self, rows: Integers, first: Integers, last: Integers, align_to_words: bool
+        self, rows: Integers, first: Integers, last: Integers, align_to_words: bool | Literal["auto"]
     ) -> tuple[Integers, Integers]:
         """The begins and ends of spans in their contexts, in characters; all arrays are [spans].
 
         `rows` are the spans' windows; `first` and `last` are tokens counted from the window's first context token,
-        both inclusive. Aligned to words, a span grows to the ends of its words, as far as the window holds them.
+        both inclusive. Aligned to words, a span grows to the ends of its words, as far as the window holds them; with
+        "auto", a token that holds a character of a script without spaces is a word by itself.
         """
         import numpy as np
 
         offset = self.context_at[rows]
         first, last = first + offset, last + offset
         if align_to_words:
-            first = np.maximum(self.word_first[first], offset)
-            last = np.minimum(self.word_last[last], offset + self.size[rows] - 1)
+            word_first, word_last = self._words(align_to_words == "auto")
+            first = np.maximum(word_first[first], offset)
+            last = np.minimum(word_last[last], offset + self.size[rows] - 1)
         return self.begins[first], self.ends[last]
+
+    def _words(self, split: bool) -> tuple[Integers, Integers]:
+        """[context tokens]: the first and the last token of each token's word; with `split`, the words of "auto"."""
+        import numpy as np
+
+        begins = self.begins_word.copy()
+        if split:
+            begins |= self.unspaced
+            begins[1:] |= self.unspaced[:-1]
+        firsts = np.flatnonzero(begins)
+        sizes = np.diff(firsts, append=len(begins))
+        return np.repeat(firsts, sizes), np.repeat(firsts + sizes - 1, sizes)
 
     def answer_columns(self, answers: Sequence[tuple[int, int] | None]) -> tuple[Integers, Integers]:
         """The columns of each window's first and last answer token, in the window without padding.
@@ -291,7 +335,7 @@ def _copy_backend(tokenizer: Any) -> Any:
     return backend
 
 
-def _tokens(encoding: Any) -> Tokens:
+def _tokens(text: str, encoding: Any) -> Tokens:
     import numpy as np
 
     word_ids = encoding.word_ids
@@ -301,7 +345,9 @@ def _tokens(encoding: Any) -> Tokens:
         words = np.array([i if word is None else word for i, word in enumerate(word_ids)], dtype=np.int64)
     offsets = itertools.chain.from_iterable(encoding.offsets)
     places = np.fromiter(offsets, dtype=np.int64, count=2 * len(word_ids))
-    return Tokens(np.array(encoding.ids, dtype=np.int64), places[::2], places[1::2], words)
+    begins, ends = places[::2], places[1::2]
+    counts = np.concatenate([[0], np.cumsum(unspaced(text))])
+    return Tokens(np.array(encoding.ids, dtype=np.int64), begins, ends, words, counts[ends] > counts[begins])
 
 
 def _distinct(texts: Iterable[str]) -> tuple[list[str], list[int]]:
@@ -318,16 +364,22 @@ def _cut(
     question_of: list[int],
     contexts: list[Tokens],
     context_of: list[int],
+    whole: Callable[[int, int], int],
 ) -> Windows:
-    """Cut the pairs into windows; `question_of` and `context_of` are the indices of each pair's texts."""
+    """Cut the pairs into windows; `question_of` and `context_of` are the indices of each pair's texts.
+
+    `whole` reduces a number of tokens of the question with that index to those of whole characters.
+    """
     import numpy as np
 
-    question_at, question_size = (ends[question_of] for ends in _offsets([len(ids) for ids in questions]))
+    question_at, full_size = (ends[question_of] for ends in _offsets([len(ids) for ids in questions]))
     context_at, context_size = (ends[context_of] for ends in _offsets([len(tokens.ids) for tokens in contexts]))
-    question_size = _question_sizes(layout, cut, question_size, context_size)
+    question_size = _question_sizes(layout, cut, full_size, context_size)
+    truncated = question_size < full_size
+    for truncated_pair in np.flatnonzero(truncated):
+        question_size[truncated_pair] = whole(question_of[truncated_pair], int(question_size[truncated_pair]))
     capacity = cut.max_seq_len - layout.special_count - question_size
     pair, begin, end = _slide(context_size, capacity, cut)
-    word_first, word_last = _word_ends(contexts)
     return Windows(
         layout=layout,
         pair=pair,
@@ -338,8 +390,9 @@ def _cut(
         context_ids=np.concatenate([tokens.ids for tokens in contexts]),
         begins=np.concatenate([tokens.begins for tokens in contexts]),
         ends=np.concatenate([tokens.ends for tokens in contexts]),
-        word_first=word_first,
-        word_last=word_last,
+        begins_word=_word_begins(contexts),
+        unspaced=np.concatenate([tokens.unspaced for tokens in contexts]),
+        truncated=truncated,
     )
 
 
@@ -356,9 +409,10 @@ def _question_sizes(layout: Layout, cut: Cut, question: Integers, context: Integ
     import numpy as np
 
     capacity = cut.max_seq_len - layout.special_count
-    question = np.minimum(question, cut.max_question_len)
-    too_long = (question + context > capacity) & (capacity - question <= cut.doc_stride)
-    return np.where(too_long, capacity - cut.doc_stride - 1, question)
+    free = capacity - cut.doc_stride
+    limit = free * 7 // 8 if cut.max_question_len is None else free - 1
+    question = question if cut.max_question_len is None else np.minimum(question, cut.max_question_len)
+    return np.where(question + context > capacity, np.minimum(question, limit), question)
 
 
 def _slide(size: Integers, capacity: Integers, cut: Cut) -> tuple[Integers, Integers, Integers]:
@@ -386,17 +440,15 @@ def _bounds(layout: Layout, question: Integers, context: Integers) -> Integers:
     return np.cumsum(np.stack([np.zeros_like(before), before, first, between, second, after], axis=1), axis=1)
 
 
-def _word_ends(contexts: list[Tokens]) -> tuple[Integers, Integers]:
-    """[context tokens]: the first and the last token of each token's word."""
+def _word_begins(contexts: list[Tokens]) -> Booleans:
+    """[context tokens]: whether a word begins with the token."""
     import numpy as np
 
     words = np.concatenate([tokens.words for tokens in contexts])
     begins = np.zeros(len(words) + 1, dtype=bool)
     begins[1:-1] = words[1:] != words[:-1]
     begins[_offsets([len(tokens.ids) for tokens in contexts])[0]] = True
-    firsts = np.flatnonzero(begins[:-1])
-    sizes = np.diff(firsts, append=len(words))
-    return np.repeat(firsts, sizes), np.repeat(firsts + sizes - 1, sizes)
+    return begins[:-1]
 
 
 def _between(bounds: Integers, begin: tuple[int, int], end: tuple[int, int], length: int) -> NDArray[np.bool_]:

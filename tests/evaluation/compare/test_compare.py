@@ -9,7 +9,9 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,15 +28,15 @@ from qabuild.artifact import manifest as artifacts
 from qabuild.artifact.manifest import open_artifact, seal
 from qabuild.builder.store.local import Store
 from qabuild.cli import main
-from qabuild.errors import BadTarget, MissingEnvironment, QABuildError, UntrustedInput
+from qabuild.errors import INTERRUPTED, BadTarget, MissingEnvironment, QABuildError, UntrustedInput
 from qabuild.evaluation import report
 from qabuild.evaluation.compare import compare, rounds, tables
 from qabuild.evaluation.compare.contestants import _differences, load_questions, open_contestants
 from qabuild.evaluation.compare.score import score
 from qabuild.evaluation.compare.worker import time_shares
-from qabuild.evaluation.compare.worker_pool import start_workers
+from qabuild.evaluation.compare.worker_pool import Turn, Worker, start_workers
 from qabuild.models.runtime import Runtime
-from qabuild.qa import squad_metric
+from qabuild.qa import ask, squad_metric
 from qabuild.system.reporter import SILENT, Silent
 
 # --- scores ---------------------------------------------------------------------------------------------------------
@@ -325,7 +327,7 @@ def test_an_idle_worker_uses_no_cpu_time_and_a_dead_one_is_dropped(build):
     dataset = load_questions(contestants, None, offline=True)
     with start_workers(contestants) as workers:
         scheduler = rounds._Scheduler(workers, [], SILENT)
-        scheduler.load(dataset)
+        scheduler.load(dataset, squad_v2=False)
         scheduler.run(rounds.Series(questions=4, batch_size=4), workers)
         idle = [cpu_seconds(worker) for worker in workers]
         time.sleep(1)
@@ -333,7 +335,8 @@ def test_an_idle_worker_uses_no_cpu_time_and_a_dead_one_is_dropped(build):
             [0, 0], abs=0.05
         )
         workers[0]._child._process.kill()
-        turns = scheduler.run(rounds.Series(questions=4, batch_size=4), workers)
+        scheduler.run(rounds.Series(questions=4, batch_size=4), workers)
+        (turns,) = scheduler.turns.values()
         assert [(failure.name, "killed by signal 9" in failure.error) for failure in scheduler.failures] == [
             ("eager-40", True)
         ]
@@ -457,6 +460,111 @@ def test_verified_answers_are_the_reference_answers_with_the_flips_applied(build
     assert flipped.verified_answers == {**one.reference.answers, flip.id: "else"}
 
 
+def test_the_artifact_of_a_failed_build_is_named(build, tmp_path):
+    folder = build("eager").parents[1]
+    failed = shutil.copytree(build("eager"), tmp_path / "eager-40.failed")
+    for named in (folder / "eager-40.toml", tmp_path / "eager-40"):
+        with pytest.raises(BadTarget, match=f"its build failed: {failed} lies there") as refused:
+            open_contestants([named], tmp_path)
+        assert refused.value.hint == f"`qabuild show {failed}` says why"
+
+
+def test_an_earlier_build_of_a_target_that_failed_since_is_named(build, tmp_path, monkeypatch):
+    for name in ("tiny", "tiny.failed"):
+        shutil.copytree(build("eager"), tmp_path / name)
+    messages: list[str] = []
+    monkeypatch.setattr(Silent, "say", lambda _, message: messages.append(message))
+    monkeypatch.setattr(rounds, "measure", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        compare([tmp_path / "tiny"])
+    failed = tmp_path / "tiny.failed"
+    assert messages == [f"tiny is an earlier build; the last one failed its verification: {failed}"]
+
+
+# --- samples, and interruptions -------------------------------------------------------------------------------------
+
+
+class FakeWorker:
+    """Answers as it was verified, and counts a second a question. The user interrupts at answer `stop`."""
+
+    asked = 0
+    stop = 10**9
+
+    def __init__(self, one: Any, said: Any) -> None:
+        self.contestant, self.said = one, said
+
+    def load(self, _: Any, *, squad_v2: bool) -> float:
+        return 1.0
+
+    def answer(self, start: int, stop: int, *, batch_size: int | None, one_by_one: bool = False) -> Turn:
+        FakeWorker.asked += 1
+        if FakeWorker.asked > FakeWorker.stop:
+            raise KeyboardInterrupt
+        calls = [(batch_size or 8, 64, 0.5)]
+        return Turn(answers=self.said[start:stop], seconds=[float(stop - start)], calls=calls, peak_memory=1)
+
+    def close(self) -> None:
+        pass
+
+
+def measured_until(stop: int, dataset: Any, contestants: Any, said: Any) -> Any:
+    FakeWorker.asked, FakeWorker.stop = 0, stop
+    with pytest.MonkeyPatch.context() as patch:
+        workers = [FakeWorker(one, said) for one in contestants]
+        patch.setattr(rounds, "start_workers", lambda *_, **__: nullcontext(workers))
+        return rounds.measure(contestants, [], dataset, [1], squad_v2=False, latency=True, reporter=SILENT)
+
+
+@pytest.mark.parametrize("stop", range(32))
+def test_what_was_measured_before_an_interruption_is_complete_rounds(stop):
+    dataset = questions(90)
+    said = answers(dataset, wrong=[1, 40])
+    contestants = [contestant(name, dataset, said) for name in ("a", "b")]
+    whole = measured_until(10**9, dataset, contestants, said)
+    warm_up_and_audit, warm_up, all_rounds = 2 * (1 + 2), 2, 2 * 3
+    try:
+        runs = measured_until(stop, dataset, contestants, said)
+    except KeyboardInterrupt:
+        assert stop < warm_up_and_audit + warm_up + 2 * rounds.LEAST_ROUNDS
+        return
+    assert runs.interrupted is (stop < FakeWorker.asked)
+    complete = min((stop - warm_up_and_audit - warm_up) // 2, 3)
+    assert complete >= rounds.LEAST_ROUNDS
+    assert runs.questions == min(32 * complete, 90)
+    for run_, run_to_the_end in zip(runs.runs, whole.runs, strict=True):
+        assert run_.throughput[8] == run_to_the_end.throughput[8][:complete]
+        assert set(run_.throughput) == ({8} if stop < warm_up_and_audit + warm_up + all_rounds + 2 + 6 else {8, 1})
+        assert run_.latency in ([], run_to_the_end.latency)
+    comparison = score(runs, replace(dataset, questions=dataset.questions[: runs.questions]), None)
+    assert comparison.interrupted is runs.interrupted
+    assert comparison.measured[0].throughput[0].speedup_interval is not None
+    assert ("interrupted after" in tables.conditions(comparison)) is runs.interrupted
+
+
+@given(count=st.integers(1, 400), samples=st.integers(1, 500))
+def test_a_sample_is_whole_rounds_spread_over_all_questions(count, samples):
+    dataset = questions(count)
+    some = rounds.sampled(dataset, samples)
+    assert min(samples, count) - ask.CHUNK < len(some) < samples + ask.CHUNK
+    ours, theirs = ask.chunks(some.questions), ask.chunks(dataset.questions)
+    places = [theirs.index(each) for each in ours]
+    assert places == sorted(set(places)), "every round is one of the verification"
+    gaps = [after - before for before, after in pairwise([*places, len(theirs)])]
+    assert max(gaps) - min(gaps) <= 1
+    assert rounds.sampled(dataset, None) == dataset
+
+
+def test_a_part_of_the_questions_is_not_judged_by_gates_for_all_of_them():
+    dataset = questions(160)
+    said = answers(dataset, wrong=range(8))
+    one = contestant("a", dataset, said, gates={"min_f1_retention": 0.98, "min_agreement": 0.95})
+    some = rounds.sampled(dataset, 32)
+    whole = score(runs(run(one, dataset, said)), dataset, None).measured[0]
+    part = score(runs(run(one, some, answers(some, wrong=range(8)))), some, None).measured[0]
+    assert {gate.name for gate in whole.failed_gates} == {"min_f1_retention"}
+    assert [(gate.name, gate.passed) for gate in part.gates] == [("verified", True), ("same_as_verified", True)]
+
+
 # --- on the command line --------------------------------------------------------------------------------------------
 
 
@@ -545,3 +653,26 @@ def command(capfd: pytest.CaptureFixture[str], *arguments: object) -> tuple[int,
         main([str(argument) for argument in arguments])
     streams = capfd.readouterr()
     return int(left.value.code or 0), streams.out, streams.err
+
+
+def test_an_interrupted_comparison_prints_what_is_complete_and_is_status_130(build, capfd, monkeypatch):
+    answer = Worker.answer
+
+    def interrupted_one_by_one(worker: Worker, start: int, stop: int, **how: Any) -> Turn:
+        if how.get("one_by_one"):
+            raise KeyboardInterrupt
+        return answer(worker, start, stop, **how)
+
+    monkeypatch.setattr(Worker, "answer", interrupted_one_by_one)
+    status, out, err = command(capfd, "compare", build("eager"), "--latency", "--json")
+    document = json.loads(out)
+    assert (status, document["interrupted"], document["passed"]) == (INTERRUPTED, True, False)
+    (measured,) = document["measured"]
+    assert (measured["throughput"][0]["questions"], measured["latency"]) == (40, None)
+    assert "interrupted after 40 questions in 2 rounds" in err
+
+
+def test_compare_asks_about_a_part_of_the_questions(build, capfd):
+    status, out, err = command(capfd, "compare", build("eager"), "--samples", "5", "--json")
+    assert (status, json.loads(out)["measured"][0]["throughput"][0]["questions"]) == (0, 32)
+    assert "32 questions in 1 round" in err

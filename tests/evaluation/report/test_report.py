@@ -8,13 +8,17 @@ import shutil
 import struct
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from xml.etree.ElementTree import Element, fromstring
 
 import contests
 import pytest
 
+from qabuild.artifact.evidence import Gate
 from qabuild.evaluation import report
+from qabuild.evaluation.compare import Comparison
 from qabuild.evaluation.report import page, plots
 from qabuild.system import files
 
@@ -82,11 +86,12 @@ def column(browser: Any, index: int) -> list[str]:
 def test_the_page_opens_with_the_picture_and_fetches_nothing(shown):
     first = css(shown, "main section")[0]
     assert first.find_elements("css selector", "#picture svg")
-    assert [mark.text for mark in css(shown, "#picture svg .mark-text.role-mark text")] == [
+    assert [name.text for name in css(shown, "#picture svg .role-legend-label text")] == [
         "baseline",
         "ort-fp32",
         "ort-int8",
     ]
+    assert [name.text for name in css(shown, "#picture svg .mark-text.role-mark text")] == ["min_f1_retention 0.9"]
     for plot in ("latency", "lengths", "batches"):
         assert css(shown, f"#{plot} svg path"), plot
     assert shown.execute_script("return performance.getEntriesByType('resource').map((entry) => entry.name)") == []
@@ -245,6 +250,109 @@ def test_the_pareto_front_has_the_points_that_no_other_dominates():
         for n, s, f in [("a", 1, 90), ("b", 2, 90), ("c", 3, 80), ("d", 2, 85), ("e", 3, 79)]
     ]
     assert [point["name"] for point in plots.pareto_front(points)] == ["b", "c"]
+
+
+def crowded(count: int, f1: list[float], limits: list[float], name: str = "an-artifact-with-a-long-name") -> Comparison:
+    """`count` artifacts of about one speed, of these F1 and limits in turn."""
+    comparison = contests.comparison()
+    measured = []
+    for number in range(count):
+        one, points, limit = comparison.measured[number % 3], f1[number % len(f1)], limits[number % len(limits)]
+        gates = [Gate(name="max_f1_drop", limit=limit, value=90 - points, passed=90 - points <= limit)]
+        accuracy = replace(one.accuracy, f1=points, f1_interval=(points - 1, points + 1))
+        measured.append(replace(one, name=f"{name}-{number}", accuracy=accuracy, gates=gates))
+    return replace(comparison, measured=measured)
+
+
+Box = tuple[float, float, float, float]
+"""Left, top, right and bottom."""
+
+
+def drawn(comparison: Comparison) -> tuple[dict[str, Box], list[Box]]:
+    """The picture's texts, and the boxes of its straight lines, in its coordinates."""
+    import vl_convert
+
+    texts: dict[str, Box] = {}
+    lines: list[Box] = []
+
+    def walk(node: Element, x: float, y: float) -> None:
+        for dx, dy in re.findall(r"translate\(([-\d.]+),\s*([-\d.]+)\)", node.get("transform", "")):
+            x, y = x + float(dx), y + float(dy)
+        kind = node.tag.rpartition("}")[2]
+        if kind == "text" and "rotate" not in node.get("transform", ""):
+            size = float(node.get("font-size", "11px").removesuffix("px"))
+            below = 0.0
+            for line in list(node) or [node]:
+                text, below = line.text or "", below + float(line.get("dy", 0))
+                width = 0.62 * size * len(text)  # more than the font takes
+                left = {"middle": x - width / 2, "end": x - width}.get(node.get("text-anchor", "start"), x)
+                base = y + below
+                texts[f"{len(texts)} {text}"] = (left, base - 0.8 * size, left + width, base + 0.2 * size)
+        if kind == "line":
+            x2, y2 = x + float(node.get("x2", 0)), y + float(node.get("y2", 0))
+            lines.append((min(x, x2), min(y, y2), max(x, x2), max(y, y2)))
+        if kind == "path" and "mark-line" in parents[node].get("class", ""):
+            ends = re.findall(r"[ML]([-\d.]+),([-\d.]+)", node.get("d", ""))
+            corners = [(x + float(across), y + float(down)) for across, down in ends]
+            lines.extend((min(a, c), min(b, d), max(a, c), max(b, d)) for (a, b), (c, d) in pairwise(corners))
+        for child in node:
+            walk(child, x, y)
+
+    root = fromstring(vl_convert.vegalite_to_svg(page.picture_spec(comparison)))
+    parents = {child: parent for parent in root.iter() for child in parent}
+    walk(root, 0, 0)
+    return texts, lines
+
+
+def overlap(one: Box, other: Box) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+
+
+@pytest.mark.parametrize(
+    "comparison",
+    [
+        pytest.param(lambda: contests.comparison(), id="three"),
+        pytest.param(lambda: crowded(10, [89.0], [0.5]), id="ten at one point"),
+        pytest.param(lambda: crowded(9, [89.9, 88.8], [0.5, 0.52, 0.54, 0.56, 0.58]), id="five limits at one height"),
+        pytest.param(lambda: crowded(4, [50.0, 90.0], [0.5, 30.0]), id="far apart"),
+        pytest.param(lambda: crowded(2, [89.0], [0.5], "x" * 60), id="long names"),
+    ],
+)
+def test_no_line_and_no_other_name_crosses_a_name(comparison):
+    shown = comparison()
+    texts, lines = drawn(shown)
+    assert len(lines) > 2 * len(shown.measured), "two intervals of each, and the front"
+    for measured in shown.measured:
+        assert any(text.endswith(f" {measured.name}") for text in texts)
+    for name, box in texts.items():
+        assert not [line for line in lines if overlap(box, line)], name
+        assert not [other for other, its in texts.items() if other != name and overlap(box, its)], name
+
+
+def test_the_picture_names_checkpoint_questions_and_machine():
+    comparison = contests.comparison()
+    texts = " ".join(drawn(comparison)[0])
+    for part in ("Speed against F1 of sample", "160 questions of bridges, in batches of 8", comparison.machine["cpu"]):
+        assert part in texts
+    assert "interrupted" not in texts
+    assert "interrupted" in " ".join(drawn(replace(comparison, interrupted=True))[0])
+
+
+def test_limits_of_gates_are_drawn_where_an_artifact_at_the_limit_would_be():
+    gates = [
+        Gate(name="min_f1_retention", limit=0.9, value=0.8, passed=False),
+        Gate(name="max_f1_drop", limit=0.5, value=20.0, passed=False),
+        Gate(name="min_agreement", limit=0.5, value=0.9, passed=True),
+    ]
+    one, two, three = contests.comparison().measured
+    low = replace(one, accuracy=replace(one.accuracy, f1=64.0, f1_interval=None), gates=gates)
+    limits = plots.f1_limits([low, replace(two, gates=[]), replace(three, gates=[])])
+    assert limits == [
+        {"f1": 83.5, "name": "max_f1_drop 0.5 (1 of 3)"},
+        {"f1": 72.0, "name": "min_f1_retention 0.9 (1 of 3)"},
+    ]
+    far = replace(low, gates=[replace(gates[0], limit=0.01), replace(gates[1], value=None)])
+    assert plots.f1_limits([far]) == [], "it would flatten the plot"
 
 
 def test_equal_scores_are_centred_in_a_range_of_one_point_and_the_front_is_visible():

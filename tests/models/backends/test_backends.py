@@ -486,7 +486,7 @@ def test_every_architecture_has_expected_fusions() -> None:
 
 
 def test_a_missing_fusion_is_an_error_unless_waived(compiled: Compiled, monkeypatch: Any) -> None:
-    monkeypatch.setitem(fusions.FUSIONS, "bert", lambda layers: {"Attention": layers + 1})
+    monkeypatch.setitem(fusions.FUSIONS, "bert", lambda config: {"Attention": config.num_hidden_layers + 1})
     with pytest.raises(VerificationFailed, match="Attention 2 of 3") as failure:
         compiled("onnxruntime")
     assert "allow_missing_fusions" in str(failure.value)
@@ -495,7 +495,8 @@ def test_a_missing_fusion_is_an_error_unless_waived(compiled: Compiled, monkeypa
 
 
 def test_the_fusions_of_an_unknown_type_are_reported() -> None:
-    assert "unknown" in fusions.check_fused("nomic", 2, {"Attention": 2}, waived=False)["fusions"]
+    config = SimpleNamespace(model_type="nomic", num_hidden_layers=2)
+    assert "unknown" in fusions.check_fused(config, {"Attention": 2}, waived=False)["fusions"]
 
 
 @pytest.mark.line457

@@ -127,6 +127,10 @@ XML = {
     "a document type": net().replace("<net", LAUGHS + "<net"),
     "a file as an entity": net().replace("<net", '<!DOCTYPE net SYSTEM "file:///etc/passwd"><net'),
     "another encoding": net("Run", "extension").replace('"1.0"', '"1.0" encoding="utf-16"'),
+    "a namespace": net("Run", "extension").replace("<net", '<net xmlns="x"'),
+    "a layer's namespace": net("Run", "extension").replace("<layer ", '<layer xmlns="x" '),
+    "an instruction": net().replace("<layers", "<?xml-model x?><layers"),
+    "deep nesting": net().replace("</net>", "<rt_info>" * 100 + "</rt_info>" * 100 + "</net>"),
     "no graph": "<Run />",
     "no XML": "model",
     "nothing": "",
@@ -139,6 +143,17 @@ def test_an_openvino_graph_of_other_operators_is_refused(
     text: str, tmp_path: Path, tiny_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refusal("openvino", "openvino_model.xml", XML[text].encode(), tmp_path, tiny_checkpoint(), monkeypatch)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-8-sig", "cp037"])
+def test_an_openvino_graph_in_another_encoding_is_refused(encoding: str, tmp_path: Path) -> None:
+    """The runtime's parser reads it, and the check of this text would not see its declarations."""
+    (tmp_path / "openvino_model.xml").write_bytes(net().replace("<net", LAUGHS + "<net").encode(encoding))
+    with pytest.raises(UntrustedInput):
+        vet.vet(tmp_path / "openvino_model.xml", openvino_check.problems)
+    (tmp_path / "openvino_model.xml").write_bytes(net().encode(encoding))
+    with pytest.raises(UntrustedInput):
+        vet.vet(tmp_path / "openvino_model.xml", openvino_check.problems)
 
 
 def test_a_plain_openvino_graph_is_accepted(tmp_path: Path) -> None:

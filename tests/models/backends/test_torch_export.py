@@ -77,6 +77,18 @@ def pickled(entries: dict[str, bytes]) -> None:
     entries[archive.PAYLOADS[0]] = json.dumps(document).encode()
 
 
+def of_a_weight(**stated: Any) -> Callable[[dict[str, bytes]], None]:
+    """A change of what is stated of a tensor."""
+
+    def change(entries: dict[str, bytes]) -> None:
+        document = json.loads(entries[archive.PAYLOADS[0]])
+        weight = next(each for each in document["config"].values() if len(each["tensor_meta"]["sizes"]) == 2)
+        weight["tensor_meta"].update(stated)
+        entries[archive.PAYLOADS[0]] = json.dumps(document).encode()
+
+    return change
+
+
 def call(target: str) -> Callable[[dict[str, bytes]], None]:
     return in_graph(lambda document: nodes(document)[-1].update(target=target))
 
@@ -118,6 +130,23 @@ ATTACKS: dict[str, Callable[[dict[str, bytes]], None]] = {
     "a call in a symbol": symbol("__import__('os').system('true')"),
     "a call without quotes": symbol("exit()"),
     "a name that is source": in_graph(lambda document: nodes(document)[0].update(name="x=print(1)")),
+    "a power of a power": symbol("9**9**9"),
+    "a power of a power by name": symbol("Pow(9, Pow(9, 9999999))"),
+    "a power by another name": symbol("PowByNatural(9, 99999999)"),
+    "a power of a large power": symbol("Pow(Pow(9, 9), 9)"),
+    "a power in the graph": call("_operator.pow"),
+    "a shift": symbol("1<<99999999999"),
+    "a long number": symbol("9" * 900),
+    "a long expression": symbol("+".join(["s1"] * 9999)),
+    "very many nodes": in_graph(lambda document: nodes(document).extend(nodes(document) * 300)),
+    "weights without content": lambda entries: entries.update(
+        {name: b"" for name in entries if name.startswith("data/weights/weight_")}
+    ),
+    "constants without content": lambda entries: entries.update(
+        {name: b"" for name in entries if name.startswith("data/constants/tensor_")}
+    ),
+    "a weight that is too short": lambda entries: entries.update({"data/weights/weight_0": b"\0" * 4}),
+    "a weight beyond its record": of_a_weight(storage_offset={"as_int": 10**7}),
     "a tree of another type": specification("collections.defaultdict"),
 }
 
@@ -154,7 +183,7 @@ EXPRESSIONS = st.recursive(
         ),
         st.tuples(inner, st.sampled_from("+-*"), inner).map(lambda parts: f"({' '.join(parts)})"),
     ),
-)
+).filter(lambda expression: len(expression) < 900)
 
 
 @given(EXPRESSIONS)

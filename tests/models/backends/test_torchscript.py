@@ -89,6 +89,9 @@ def shorter_record(entries: Entries) -> None:
     entries["constants/0"] = entries["constants/0"][:-1]
 
 
+DEPTH = 200_000
+DEEP_LISTS = b"\x80\x02" + b"]" * DEPTH + b"a" * (DEPTH - 1) + b"."
+
 ATTACKS: dict[str, Callable[[Entries], None]] = {
     "an operator with a file": call('torch.from_file("/tmp/x", True, 4)'),
     "an operator by its namespace": call('ops.aten.from_file("/tmp/x", True, 4)'),
@@ -129,6 +132,12 @@ ATTACKS: dict[str, Callable[[Entries], None]] = {
     "a constant beyond its record": beyond_the_record,
     "a record that is too short": shorter_record,
     "a constant without a record": lambda entries: entries.pop("constants/0") and None,
+    "lists in lists": lambda entries: entries.update({"constants.pkl": DEEP_LISTS}),
+    "tuples in tuples": lambda entries: entries.update({"constants.pkl": b"\x80\x02)" + b"\x85" * DEPTH + b"."}),
+    "lists in lists in the module": lambda entries: entries.update({"data.pkl": DEEP_LISTS}),
+    "a module with fields": lambda entries: entries.update(
+        {"data.pkl": entries["data.pkl"].replace(b"}(u", b"}(X\x01\x00\x00\x00aK\x01u")}
+    ),
     "a module of another class": pickled("data.pkl", "__torch__.torch.classes.mine", "Runner"),
     "no pickle": lambda entries: entries.update({"data.pkl": b"\xff"}),
     "deep nesting": call("(" * 500 + "1" + ")" * 500),

@@ -516,7 +516,7 @@ def test_a_checkpoint_without_a_head_is_refused(checkpoint: Make, model_type: st
 @pytest.mark.parametrize(
     ("lost", "problem"),
     [
-        ("qa_outputs.bias", r"1 weights .*: 'qa_outputs\.bias'"),
+        ("embeddings.LayerNorm.bias", r"1 weights .*: 'bert\.embeddings\.LayerNorm\.bias'"),
         ("encoder.layer.1", r"16 weights .*: 'bert\.encoder\.layer\.1\.attention.*, \.\.\."),
     ],
 )

@@ -39,6 +39,7 @@ from layouts import (
 )
 
 from qabuild.errors import QABuildError
+from qabuild.qa import plain_decoder
 from qabuild.qa.pipeline import QuestionAnsweringPipeline
 from qabuild.qa.pipeline.decode import MASKED, best_spans, best_spans_on_device
 from qabuild.qa.pipeline.parameters import COUNTS
@@ -366,16 +367,53 @@ def test_a_context_without_tokens_has_the_empty_answer() -> None:
     assert answers[1] == ours(**ONE, handle_impossible_answer=True)
 
 
-def test_a_question_is_truncated_to_max_question_len() -> None:
+def question_size(question: str, context: str, **limits: Any) -> int:
+    """The tokens of a question that a BERT reads, of windows of 384 tokens that share 128 of the context."""
+    windows = WindowMaker(TOKENIZERS["bert"]())([(question, context)], Cut(max_seq_len=384, doc_stride=128, **limits))
+    size = int(windows.bounds[0, 2] - windows.bounds[0, 1])
+    assert windows.truncated.tolist() == [size < question_tokens("bert", question)]
+    return size
+
+
+def test_a_question_is_truncated_to_max_question_len_and_its_result_says_so() -> None:
     """The stock pipeline ignores `max_question_len` with fast tokenizers, and raises on long questions."""
+    long = long_text(400)
+    assert question_size(long, TEXT, max_question_len=64) == 64
     ours = hashing("bert")
-    long = {"question": long_text(400), "context": TEXT}
-    ours(**long)
-    assert ours.model.shapes[-1] <= (1, 384)
+    assert ours(question=long, context=TEXT)["question_truncated"] is True
+    assert [one["question_truncated"] for one in ours(question=long, context=TEXT, top_k=2)] == [True, True]
+    assert "question_truncated" not in ours(question=QUESTION, context=long)
+    assert ours(question=QUESTION, context=long, max_question_len=2)["question_truncated"]
+
+
+def test_a_question_is_read_whole_if_it_fits_one_window_with_its_context() -> None:
+    """The telling part of a question may come last."""
+    long = next(text for words in itertools.count(1) if question_tokens("bert", text := long_text(words)) > 300)
+    assert question_size(long, "Berlin") == question_tokens("bert", long)
+    ours = hashing("bert")
+    assert ours(question=f"{long} when?", context=TEXT[:40]) != ours(question=f"{long} who?", context=TEXT[:40])
+
+
+def test_a_longer_question_leaves_a_long_context_an_eighth_of_each_window() -> None:
+    """Beside the overlap and special tokens: 384 - 3 - 128 are 253."""
+    assert question_size(long_text(400), long_text(400)) == 253 * 7 // 8
     windows = WindowMaker(TOKENIZERS["bert"]())(
-        [(long["question"], TEXT)], Cut(max_seq_len=384, doc_stride=128, max_question_len=64)
+        [(long_text(400), long_text(400))], Cut(max_seq_len=384, doc_stride=128)
     )
-    assert windows.bounds[0, 2] - windows.bounds[0, 1] == 64
+    assert len(windows) <= 1 + question_tokens("bert", long_text(400)) // 32
+
+
+@pytest.mark.parametrize("limit", range(1, 40))
+def test_no_character_of_a_question_is_divided(limit: int) -> None:
+    """A byte-level tokenizer has several tokens for one; the second pipeline gets text, not tokens."""
+    tokenizer = TOKENIZERS["roberta"]()
+    question = "東京 é 👩‍👩‍👧 人口は千四百万人。"
+    maker = WindowMaker(tokenizer)
+    windows = maker([(question, "a")], Cut(max_seq_len=384, doc_stride=8, max_question_len=limit))
+    ids = windows.question_ids[: windows.bounds[0, 2] - windows.bounds[0, 1]]
+    cut = plain_decoder.cut_question(tokenizer, question, "a", 384, 8, limit)
+    assert tokenizer(cut, add_special_tokens=False)["input_ids"] == ids.tolist()
+    assert question.startswith(tokenizer.decode(ids).strip())
 
 
 def test_a_question_is_truncated_further_to_leave_space_for_its_context() -> None:

@@ -154,13 +154,11 @@ def native_code(options: Options) -> tuple[str, ...]:
 
 
 def compile(checkpoint: Checkpoint, options: Options, runtime: Runtime, directory: Path) -> dict[str, Any]:
-    """Copy config, weights and tokenizer byte for byte. Returns the config of `deepspeed.init_inference`."""
+    """Copy config, weights and tokenizer. Returns the config of `deepspeed.init_inference`."""
     from qabuild.models.backends.torch_model import copy_checkpoint
-    from qabuild.models.checkpoint.load import copy_tokenizer
 
     check(checkpoint.config, options, runtime)
-    copy_checkpoint(checkpoint.directory, directory)
-    copy_tokenizer(checkpoint, directory)
+    copy_checkpoint(checkpoint, directory)
     positions = checkpoint.config.get("max_position_embeddings")
     return {"init_inference": _settings(options, runtime, TORCH_DTYPES[runtime.dtype], positions)}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -170,12 +169,12 @@ def compile(checkpoint: Checkpoint, options: Options, runtime: Runtime, director
     VerificationFailed if a graph's logits differ, or if fusions are missing that its model type should have.
     """
     from qabuild.models.backends.onnxruntime import build, session
-    from qabuild.models.checkpoint.load import copy_tokenizer
+    from qabuild.models.checkpoint.load import copy_config, copy_tokenizer
 
     check(checkpoint.config, options, runtime)
     with TemporaryDirectory(dir=directory) as scratch, session.quiet():
         record = build.build(checkpoint, options, runtime, Path(scratch), directory)
-    shutil.copyfile(checkpoint.directory / "config.json", directory / "config.json")
+    copy_config(checkpoint, directory)
     copy_tokenizer(checkpoint, directory)
     return record
 

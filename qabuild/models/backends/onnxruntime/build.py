@@ -35,8 +35,7 @@ def build(checkpoint: Checkpoint, options: Options, runtime: Runtime, scratch: P
     if options.level > 0:
         stage = optimise_stage(stage, scratch / "optimised", source, options, runtime)
         differences["optimised"] = comparison.compare(stage, "the optimised graph", "fp32")
-        layers, fused = source.model.config.num_hidden_layers, count_fused(stage / FILE)
-        record |= check_fused(source.model.config.model_type, layers, fused, options.allow_missing_fusions)
+        record |= check_fused(source.model.config, count_fused(stage / FILE), options.allow_missing_fusions)
     if runtime.dtype != "fp32":
         stage = (to_fp16 if runtime.dtype == "fp16" else to_int8)(stage, scratch / runtime.dtype)
         differences[runtime.dtype] = comparison.compare(stage, f"the {runtime.dtype} graph", runtime.dtype)
@@ -53,7 +52,7 @@ class Source:
     """The checkpoint in PyTorch, and the probes that trace and compare it."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        self.directory = checkpoint.directory
+        self.checkpoint = checkpoint
         self.model = load_compact(checkpoint, attention=export.attention(checkpoint.config))
         self.tokenizer = load_tokenizer(checkpoint.directory)
         self.inputs = input_names(self.model, self.tokenizer)
@@ -63,7 +62,7 @@ class Source:
 def export_stage(source: Source, options: Options, stage: Path) -> Path:
     """Export the checkpoint's graph in fp32 into the new folder `stage`, with the exporter of the options."""
     if options.exporter == "optimum":
-        return export_optimum.export(source.directory, stage)
+        return export_optimum.export(source.checkpoint, stage)
     return export.export(source.model, source.inputs, source.probes[0], stage)
 
 

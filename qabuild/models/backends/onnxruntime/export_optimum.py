@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from qabuild.models.backends.onnxruntime.graphs import FILE, opt_level
+from qabuild.models.backends.torch_model import copy_checkpoint
 from qabuild.models.checkpoint.load import load_config
 from qabuild.models.runtime import Runtime
 
+if TYPE_CHECKING:
+    from qabuild.models.checkpoint.resolve import Checkpoint
 
-def export(checkpoint: Path, stage: Path) -> Path:
-    """Export the checkpoint as an fp32 ONNX graph into `stage`. optimum's validation only warns, so it is off."""
+
+def export(checkpoint: Checkpoint, stage: Path) -> Path:
+    """Export the checkpoint as an fp32 ONNX graph into `stage`. optimum's validation only warns, so it is off.
+
+    optimum loads what `copy_checkpoint` writes: with a config that returns what the exporter expects.
+    """
     from optimum.exporters.onnx import main_export
 
+    source = stage.with_name("checkpoint")
+    source.mkdir()
+    copy_checkpoint(checkpoint, source)
     main_export(
-        str(checkpoint),
+        str(source),
         output=stage,
         task="question-answering",
         library_name="transformers",
@@ -23,6 +35,7 @@ def export(checkpoint: Path, stage: Path) -> Path:
         trust_remote_code=False,
         local_files_only=True,
     )
+    shutil.rmtree(source)
     return stage
 
 

@@ -13,35 +13,42 @@ from typing import Any
 
 from qabuild.errors import VerificationFailed
 
-Expected = Callable[[int], dict[str, int]]
-"""From the number of layers to the minimum counts of fused operators."""
+Expected = Callable[[Any], dict[str, int]]
+"""From transformers' config of a model to the minimum counts of fused operators."""
 
 
-def _attention(layers: int) -> dict[str, int]:
-    return {"Attention": layers, "SkipLayerNormalization": 2 * layers}
+def _attention(config: Any) -> dict[str, int]:
+    relative = getattr(config, "position_embedding_type", None) not in (None, "absolute")
+    return _norms(config) if relative else {"Attention": config.num_hidden_layers, **_norms(config)}
 
 
-def _all_but_first(layers: int) -> dict[str, int]:
+def _all_but_first(config: Any) -> dict[str, int]:
     """One fewer: the first layer reads the embeddings with no norm between, where the attention fusion expects one."""
-    return {"Attention": layers - 1, "SkipLayerNormalization": 2 * layers}
+    expected = _attention(config)
+    return expected | {"Attention": expected["Attention"] - 1} if "Attention" in expected else expected
 
 
-def _norms(layers: int) -> dict[str, int]:
+def _norms(config: Any) -> dict[str, int]:
     """There is no fused kernel for attention with relative positions, landmarks or convolutions."""
-    return {"SkipLayerNormalization": 2 * layers}
+    return {"SkipLayerNormalization": 2 * config.num_hidden_layers}
 
 
-def _gelu(layers: int) -> dict[str, int]:
+def _norms_unless_convolved(config: Any) -> dict[str, int]:
+    """With the convolution that larger ones have beside their first layer, ONNX Runtime fuses no norm."""
+    return {} if getattr(config, "conv_kernel_size", 0) else _norms(config)
+
+
+def _gelu(config: Any) -> dict[str, int]:
     """Its norm consists of elementary operations in transformers 4.57, which no fusion recognises."""
-    return {"BiasGelu": layers}
+    return {"BiasGelu": config.num_hidden_layers} if config.hidden_act == "gelu" else {}
 
 
-def _convolutions(layers: int) -> dict[str, int]:
+def _convolutions(config: Any) -> dict[str, int]:
     """Its linear layers and norms work on transposed tensors, as convolutions."""
-    return {"Gelu": layers}
+    return {"Gelu": config.num_hidden_layers} if config.hidden_act == "gelu" else {}
 
 
-def _nothing(layers: int) -> dict[str, int]:
+def _nothing(config: Any) -> dict[str, int]:
     """It scales in place of norms, and its activation is ReLU."""
     return {}
 
@@ -54,7 +61,7 @@ FUSIONS: dict[str, Expected] = {
     "convbert": _norms,
     "data2vec-text": _attention,
     "deberta": _gelu,
-    "deberta-v2": _norms,
+    "deberta-v2": _norms_unless_convolved,
     "distilbert": _attention,
     "electra": _attention,
     "ernie": _attention,
@@ -84,16 +91,17 @@ def count_fused(model: Path) -> dict[str, int]:
     return dict(sorted(counts.items()))
 
 
-def check_fused(model_type: str, layers: int, fused: Mapping[str, int], waived: bool) -> dict[str, Any]:
-    """Compare the counts with `FUSIONS`, and return both for the manifest.
+def check_fused(config: Any, fused: Mapping[str, int], waived: bool) -> dict[str, Any]:
+    """Compare the counts with `FUSIONS` for transformers' `config`, and return both for the manifest.
 
     Raises VerificationFailed if a fusion is missing and that is not waived.
     """
+    model_type, layers = config.model_type, config.num_hidden_layers
     if model_type not in FUSIONS:
         return {"fused": dict(fused), "fusions": "unknown model type: not checked"}
     missing = {
         kind: f"{fused.get(kind, 0)} of {least}"
-        for kind, least in FUSIONS[model_type](layers).items()
+        for kind, least in FUSIONS[model_type](config).items()
         if fused.get(kind, 0) < least
     }
     if missing and not waived:

@@ -15,6 +15,10 @@ from qabuild.models.backends.onnxruntime.graphs import FILE, OUTPUTS
 from qabuild.models.backends.onnxruntime.options import DEVICE, Provider
 from qabuild.models.backends.torch_model import TorchModel, completed, device, named
 from qabuild.models.runtime import Runtime
+from qabuild.system import files
+
+FATAL = 4
+"""The highest severity of ONNX Runtime's log."""
 
 
 def load(directory: Path, config: Any, provider: Provider) -> Any:
@@ -27,9 +31,12 @@ def load(directory: Path, config: Any, provider: Provider) -> Any:
 
     onnxruntime.disable_telemetry_events()  # it may have been imported before qabuild, see system/telemetry.py
     target = device(Runtime(device=DEVICE[provider]))
+    files.require_native(directory)
     vet.vet(directory / FILE, graph_check.problems)
     settings = onnxruntime.SessionOptions()
-    settings.log_severity_level = 3  # with CUDA, every session would warn of nodes that stay on the CPU
+    # Errors are raised. Only a provider that does not start logs why; with CUDA, every session would warn of nodes
+    # that stay on the CPU.
+    settings.log_severity_level = FATAL if provider == "CPUExecutionProvider" else FATAL - 1
     options = provider_options(provider, target)
     session = onnxruntime.InferenceSession(directory / FILE, settings, providers=[(provider, options)])
     started = session.get_providers()[0]
@@ -52,12 +59,16 @@ class OnnxModel(TorchModel):
 
     def __init__(self, session: Any, config: Any, device: torch.device) -> None:
         run = self._run if device.type == "cpu" else self._run_bound
+        import onnxruntime
+
         super().__init__(run, [node.name for node in session.get_inputs()], config, device)
         self.session = session
+        self._quiet = onnxruntime.RunOptions()
+        self._quiet.log_severity_level = FATAL
 
     def _run(self, **tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         inputs = {name: tensor.numpy() for name, tensor in completed(tensors, self.inputs).items()}
-        return tuple(torch.from_numpy(logits) for logits in self.session.run(OUTPUTS, inputs))
+        return tuple(torch.from_numpy(logits) for logits in self.session.run(OUTPUTS, inputs, self._quiet))
 
     def _run_bound(self, **tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Run on the memory of torch's tensors: ONNX Runtime reads the inputs and writes the outputs in place."""
@@ -71,6 +82,6 @@ class OnnxModel(TorchModel):
         for name, tensor in outputs.items():
             binding.bind_output(name, *place, numpy.float32, shape, tensor.data_ptr())
         binding.synchronize_inputs()  # torch and ONNX Runtime compute on streams of their own
-        self.session.run_with_iobinding(binding)
+        self.session.run_with_iobinding(binding, self._quiet)
         binding.synchronize_outputs()
         return tuple(outputs.values())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import Template
@@ -176,13 +175,13 @@ def compile(checkpoint: Checkpoint, options: Options, runtime: Runtime, director
     """
     packages.refuse(_preloads())
     from qabuild.models.backends.openvino import build
-    from qabuild.models.checkpoint.load import copy_tokenizer
+    from qabuild.models.checkpoint.load import copy_config, copy_tokenizer
 
     check(checkpoint.config, options, runtime)
     with quiet_tracing():
         record = build.build(checkpoint, options, runtime, directory / FILE, _instructions(options, runtime))
     record["needs"] = {dtype: list(machine.FAST[dtype]) for dtype in needs(options, runtime)}
-    shutil.copyfile(checkpoint.directory / "config.json", directory / "config.json")
+    copy_config(checkpoint, directory)
     copy_tokenizer(checkpoint, directory)
     return record
 

@@ -180,14 +180,14 @@ def compile(checkpoint: Checkpoint, options: Options, runtime: Runtime, director
     difference from PyTorch. Raises MissingEnvironment without the runtime's device or, with `aot`, a C++ compiler.
     """
     from qabuild.models.backends.torch_export import program
-    from qabuild.models.checkpoint.load import copy_tokenizer
+    from qabuild.models.checkpoint.load import copy_config, copy_tokenizer
 
     check(checkpoint.config, options, runtime)
     packages.refuse(missing(options, runtime))
     record = program.build(checkpoint, runtime, directory / PROGRAM, aot=options.aot)
     record["limits"] = LIMITS if options.aot else []
     (directory / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    shutil.copyfile(checkpoint.directory / "config.json", directory / "config.json")
+    copy_config(checkpoint, directory)
     copy_tokenizer(checkpoint, directory)
     return record
 

@@ -7,6 +7,7 @@ pickles, only operators of a list, and only arithmetic.
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import re
@@ -26,7 +27,7 @@ ENTRIES = {GRAPH, EXAMPLES, *PAYLOADS, SERIAL, ".data/version", "archive_format"
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 _TENSOR = re.compile(r"data/(weights/weight|constants/tensor)_\d+")
-_ARITHMETIC = "add|sub|mul|truediv|floordiv|mod|pow|neg|pos|eq|ne|lt|le|gt|ge|and_|or_|getitem"
+_ARITHMETIC = "add|sub|mul|truediv|floordiv|mod|neg|pos|eq|ne|lt|le|gt|ge|and_|or_|getitem"
 _TARGET = re.compile(
     rf"torch\.ops\.aten\.({'|'.join(sorted(ATEN))})\.[A-Za-z_]\w*"
     rf"|_operator\.({_ARITHMETIC})"
@@ -42,6 +43,10 @@ _FUNCTIONS = {
 }
 """What symbolic expressions may name: symbols, numbers, and arithmetic of sympy and torch."""
 _EXPRESSION = re.compile(r"[\w\s()+*/%,=<>&|~-]*")
+_LONGEST_EXPRESSION = 1000
+_EXPONENT = re.compile(r"-?\d|Integer\(-?\d\)")
+_MOST_NODES = 20_000
+"""Those of two layers have up to 307."""
 _MODE = re.compile(
     r"none|tanh|floor|trunc|constant|[a-z]+(,[a-z]+)*->[a-z]*"
     r"|Runtime assertion failed for expression [\w<>=+*(), -]+ on node '\w+'"
@@ -117,19 +122,38 @@ def problems(path: Path) -> Iterator[str]:
     if reader.get_record(EXAMPLES):
         yield "it holds pickled example inputs"
     for name in PAYLOADS:
-        yield from _payload_problems(json.loads(reader.get_record(name)))
+        yield from _payload_problems(reader, name)
     yield from _graph_problems(json.loads(reader.get_record(GRAPH)))
 
 
-def _payload_problems(document: Any) -> Iterator[str]:
-    for name, payload in document["config"].items():
+def _payload_problems(reader: Any, record: str) -> Iterator[str]:
+    """Tensors that are pickled, or reach beyond their record: torch takes memory without content for an empty one."""
+    from torch._export.serde.serialize import deserialize_scalar_type
+
+    folder = record.rpartition("/")[0]
+    for name, payload in json.loads(reader.get_record(record))["config"].items():
         if payload["use_pickle"] is not False or not re.fullmatch(r"(weight|tensor)_\d+", payload["path_name"]):
             yield f"{name!r} is not a plain tensor"
+        meta = payload["tensor_meta"]
+        size = reader.get_record_size(f"{folder}/{payload['path_name']}")
+        if _elements(meta) * deserialize_scalar_type(meta["dtype"]).itemsize > size:
+            yield f"{name!r} reaches beyond {payload['path_name']}, which has {size} bytes"
+
+
+def _elements(meta: Any) -> int:
+    """How many elements a storage must have for that tensor, a view of it."""
+    sizes, strides = ([each["as_int"] for each in meta[key]] for key in ("sizes", "strides"))
+    if 0 in sizes:
+        return 0
+    steps = sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True))
+    return int(meta["storage_offset"]["as_int"] + steps + 1)
 
 
 def _graph_problems(document: Any) -> Iterator[str]:
     if document["guards_code"]:
         yield "it holds guards, which are source code"
+    if sum(1 for _ in _nodes(document)) > _MOST_NODES:
+        yield f"the graph has more than {_MOST_NODES} nodes"
     for node in _nodes(document):
         if node["metadata"] or not node["target"]:
             yield "the graph holds metadata, or a call of nothing"
@@ -159,9 +183,25 @@ def _is_safe(key: str, text: str) -> bool:
 def _is_arithmetic(expression: str) -> bool:
     """Whether it holds symbols, numbers and arithmetic alone: it is evaluated as Python (sympy.sympify)."""
     rest = _SYMBOL.sub("", expression)
-    if not _EXPRESSION.fullmatch(rest):
+    if len(expression) > _LONGEST_EXPRESSION or not _EXPRESSION.fullmatch(rest):
         return False
-    return all(name in _FUNCTIONS or re.fullmatch(r"[suz]+\d+", name) for name in _NAMES.findall(rest))
+    if not all(name in _FUNCTIONS or re.fullmatch(r"[suz]+\d+", name) for name in _NAMES.findall(rest)):
+        return False
+    return all(map(_is_quick, ast.walk(ast.parse(expression, mode="eval"))))
+
+
+def _is_quick(node: ast.AST) -> bool:
+    """Whether it is no power or shift of unbounded size: to compute those of numbers can take forever."""
+    match node:
+        case ast.Constant(value=int(number)):
+            return abs(number) < 2**63
+        case ast.Call(func=ast.Name(id="Pow" | "PowByNatural"), args=[base, exponent]):
+            return "Pow" not in ast.unparse(base) and _EXPONENT.fullmatch(ast.unparse(exponent)) is not None
+        case ast.Call(func=ast.Name(id=name)):
+            return name not in ("Pow", "PowByNatural")
+        case ast.Call() | ast.BinOp(op=ast.Pow() | ast.LShift() | ast.RShift()):
+            return False
+    return True
 
 
 def _is_plain(specification: Any) -> bool:

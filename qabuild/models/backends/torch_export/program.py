@@ -16,9 +16,10 @@ from qabuild.models.backends import vet
 from qabuild.models.backends.logit_check import TOLERANCES, outputs_of, probes, require_same
 from qabuild.models.backends.torch_export import archive
 from qabuild.models.backends.torch_model import Positional, TorchModel, completed, device, named
+from qabuild.models.checkpoint.interface import positions
 from qabuild.models.runtime import Runtime
 from qabuild.qa.model_inputs import input_names
-from qabuild.system import machine
+from qabuild.system import files, machine
 from qabuild.system.cache import compiled_for_this_machine
 from qabuild.system.quiet import quiet_logging
 
@@ -48,7 +49,7 @@ def build(checkpoint: Checkpoint, runtime: Runtime, path: Path, *, aot: bool) ->
     inputs = input_names(model, tokenizer)
     batches = list(probes(tokenizer, inputs, model.config))
     expected = outputs_of(TorchModel(model, inputs, model.config, target), batches)
-    longest = getattr(model.config, "max_position_embeddings", None)
+    longest = positions(model.config)
     with _quiet(), torch.no_grad():
         model.to(DTYPES[runtime.dtype])
         program = export(model, inputs, {name: tensor.to(target) for name, tensor in batches[0].items()}, longest)
@@ -109,6 +110,7 @@ def _inductor_cache() -> Iterator[None]:
 def load(path: Path, record: Mapping[str, Any], config: Any, runtime: Runtime, *, aot: bool) -> Any:
     """Load the program in `path` on its device. `record` is that of `build`."""
     target, inputs = device(runtime), record["inputs"]
+    files.require_native(path)
     with _quiet():
         program = torch._inductor.aoti_load_package(str(path)) if aot else _load_program(path)
 

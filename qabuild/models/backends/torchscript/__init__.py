@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -143,7 +142,7 @@ def compile(checkpoint: Checkpoint, options: Options, runtime: Runtime, director
     Raises MissingEnvironment if the runtime's device is missing on this machine: a trace is bound to its device.
     """
     from qabuild.models.backends.torchscript import trace
-    from qabuild.models.checkpoint.load import copy_tokenizer
+    from qabuild.models.checkpoint.load import copy_config, copy_tokenizer
 
     check(checkpoint.config, options, runtime)
     packages.refuse(missing(options, runtime))
@@ -151,7 +150,7 @@ def compile(checkpoint: Checkpoint, options: Options, runtime: Runtime, director
         record = trace.build(checkpoint, runtime, directory / MODULE)
     record["limits"] = LIMITS
     (directory / TRACE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    shutil.copyfile(checkpoint.directory / "config.json", directory / "config.json")
+    copy_config(checkpoint, directory)
     copy_tokenizer(checkpoint, directory)
     return record
 

@@ -44,12 +44,14 @@ _TEXT = re.compile(r"cpu|cuda(:\d+)?|[a-z]+(,[a-z]+)*->[a-z]*|[a-z]*", re.ASCII)
 """Devices, equations of einsum, and modes, such as `tanh` of GELU: no names of files."""
 _TYPE = re.compile(r"(Tensor|int|float|bool|List|Optional|Tuple|[\[\], ])+", re.ASCII)
 _PICKLED = re.compile(r"torch\._utils _rebuild_tensor_v2|torch [A-Za-z0-9]+Storage|collections OrderedDict", re.ASCII)
-_OPCODES = {
-    *("PROTO", "STOP", "MARK", "GLOBAL", "REDUCE", "NEWOBJ", "BUILD", "BINPERSID", "NONE", "NEWTRUE", "NEWFALSE"),
-    *("BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET", "BINUNICODE", "BINFLOAT", "BININT", "BININT1", "BININT2"),
-    *("LONG1", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_TUPLE", "EMPTY_LIST", "EMPTY_DICT", "APPEND", "APPENDS"),
-    *("SETITEM", "SETITEMS"),
-}
+_PUT, _GET, _INT = "(LONG_)?BINPUT ", "(LONG_)?BINGET ", "(BININT[12]?|LONG1) "
+_CLASS, _STRING, _SHAPE = f"(GLOBAL {_PUT}|{_GET})", f"(BINUNICODE {_PUT}|{_GET})", f"MARK ({_INT})*TUPLE "
+_STORAGE = f"(MARK {_STRING}{_CLASS}{_STRING}{_STRING}{_INT}TUPLE BINPERSID {_PUT}|{_GET})"
+_TENSOR = f"{_CLASS}MARK {_STORAGE}{_INT}{_SHAPE}{_SHAPE}NEW(FALSE|TRUE) {_CLASS}EMPTY_TUPLE REDUCE TUPLE REDUCE {_PUT}"
+_CONSTANTS = re.compile(f"PROTO MARK ({_TENSOR})*TUPLE ({_PUT})?STOP ")
+"""The opcodes of a pickled tuple of tensors. No value in it is nested deeply: torch frees nested values recursively."""
+_OBJECT = re.compile(f"PROTO GLOBAL {_PUT}EMPTY_TUPLE NEWOBJ EMPTY_DICT MARK SETITEMS BUILD ({_PUT})?STOP ")
+"""Those of an object without fields."""
 
 
 def save(module: Any, path: Path) -> None:
@@ -96,9 +98,10 @@ def problems(path: Path) -> Iterator[str]:
         return
     module = code[0].removeprefix("code/").removesuffix(".py").replace("/", ".")
     yield from _code_problems(reader.get_record(code[0]).decode(), module)
-    yield from _pickle_problems(reader.get_record("data.pkl"), re.compile(rf"{re.escape(module)} \w+", re.ASCII))
+    own_class = re.compile(rf"{re.escape(module)} \w+", re.ASCII)
+    yield from _pickle_problems(reader.get_record("data.pkl"), _OBJECT, own_class)
     constants = reader.get_record("constants.pkl")
-    yield from _pickle_problems(constants, _PICKLED)
+    yield from _pickle_problems(constants, _CONSTANTS, _PICKLED)
     yield from _storage_problems(reader, constants)
 
 
@@ -156,10 +159,14 @@ def _syntax_problems(node: ast.AST) -> Iterator[str]:
         yield from _syntax_problems(part)
 
 
-def _pickle_problems(content: bytes, known: re.Pattern[str]) -> Iterator[str]:
+def _pickle_problems(content: bytes, shape: re.Pattern[str], known: re.Pattern[str]) -> Iterator[str]:
+    opcodes = []
     for opcode, argument, _ in pickletools.genops(content):
-        if opcode.name not in _OPCODES or (opcode.name == "GLOBAL" and not known.fullmatch(str(argument))):
-            yield f"it holds a pickled {opcode.name} {argument or ''}"
+        opcodes.append(f"{opcode.name} ")
+        if opcode.name == "GLOBAL" and not known.fullmatch(str(argument)):
+            yield f"it holds a pickled {argument}"
+    if not shape.fullmatch("".join(opcodes)):
+        yield "it holds other pickled values than a module without fields and tensors"
 
 
 def _storage_problems(reader: Any, constants: bytes) -> Iterator[str]:

@@ -14,6 +14,7 @@ from qabuild.models.backends.torch_model import AUTOCAST, Positional, TorchModel
 from qabuild.models.backends.torchscript.archive import problems, save
 from qabuild.models.runtime import Runtime
 from qabuild.qa.model_inputs import input_names
+from qabuild.system import files
 
 if TYPE_CHECKING:
     from qabuild.models.checkpoint.resolve import Checkpoint
@@ -62,6 +63,7 @@ def load(path: Path, inputs: Sequence[str], refused: Sequence[str], config: Any,
     Raises UntrustedInput for an archive that holds more than a traced module.
     """
     target = device(runtime)
+    files.require_native(path)
     vet.vet(path, problems)
     module = torch.jit.load(path, map_location=target)
 
