@@ -70,7 +70,7 @@ def _has(content: Toml, key: Sequence[str]) -> bool:
     table, *rest = key
     if table == "backend" and rest and isinstance(options := content.get("backend"), dict):
         name = options.get("name")
-        return rest[0] in backend(name).Options.model_fields if name in BACKENDS else False
+        return isinstance(name, str) and name in BACKENDS and rest[0] in backend(name).Options.model_fields
     field = Target.model_fields.get(table)
     return field is not None and (field.default is not None or table in content)
 
