@@ -97,7 +97,8 @@ def _load(path: Path, overrides: Sequence[str], built_on_by: tuple[Path, ...]) -
         check({}, target.backend, target.runtime)
     except BadTarget as error:
         place = places.of(tuple((error.key or "backend").split(".")))
-        raise BadTarget(f"{place.shown}: {error.message}", error.hint) from None
+        shown = place.shown if place.shown.startswith(str(path)) else f"{path}: {place.shown}"
+        raise BadTarget(f"{shown}: {error.message}", error.hint) from None
     teacher = target.distill.teacher.target if target.distill else None
     base_names = filter(None, (target.checkpoint.target, teacher))
     bases = {base: _load(Path(base), (), (*built_on_by, path)) for base in base_names}
