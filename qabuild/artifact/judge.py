@@ -167,7 +167,8 @@ def explain_failure(verification: Verification, directory: Path) -> tuple[str, s
         hint += "trained from: train on more questions, for more epochs, or a larger student"
     if questions := questions_to_tell(verification):
         hint = f"{verification.measurement.questions} questions are too few to tell: what was measured is within the "
-        hint += f"limit, and the end of its interval is not; about {questions} questions would do (verify.samples)"
+        hint += f"limit, and the end of its interval is not; about {questions} questions would do (verify.samples), or "
+        hint += "a lower confidence, or a larger limit"
     return "\n".join(lines), hint
 
 

@@ -29,12 +29,12 @@ from qabuild.errors import BadTarget, UntrustedInput
 from qabuild.models.backends import backend
 from qabuild.models.checkpoint.inspect import refuse_code
 from qabuild.models.runtime import Runtime
+from qabuild.qa.answer_options import EARLIER, Answer
 from qabuild.system import documents, files
 from qabuild.system.documents import OPEN, Count
 from qabuild.system.files import sha256
 from qabuild.system.frozen import Frozen
 from qabuild.system.sealed import MANIFEST
-from qabuild.target.answer import EARLIER, Answer
 from qabuild.target.gates import Gates
 
 Table = TypeVar("Table", bound=Frozen)

@@ -170,7 +170,12 @@ def _exit_on_failure(comparison: Comparison) -> None:
         print_error(QABuildError(failure.error, failure.hint))
     for artifact in comparison.measured:
         for gate in artifact.failed_gates:
-            print_error(VerificationFailed(f"{artifact.name} does not answer as it was verified\n  {describe(gate)}"))
+            if gate.name == "verified":
+                print_error(VerificationFailed(f"{artifact.name} failed its verification", "`qabuild show` says why"))
+            else:
+                print_error(
+                    VerificationFailed(f"{artifact.name} does not answer as it was verified\n  {describe(gate)}")
+                )
     if comparison.interrupted:
         raise KeyboardInterrupt
     statuses = [failure.status for failure in comparison.failures]

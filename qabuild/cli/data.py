@@ -45,7 +45,8 @@ def check(file: Path, output: Path | None, columns: dict[str, str], console: Con
         bad = found.problems.get(repair.UNREADABLE, [])
         raise UntrustedInput(
             f"{file}: there are no questions with answers in it{': ' if bad else ''}{_first(bad)}",
-            "questions without answers can be answered as they are, by `qabuild answer`",
+            "say which columns hold what, as in --column question=Frage; questions without answers need no check: "
+            "`qabuild answer` asks them as they are",
         )
     encoding = f", {found.encoding.shown}" if found.encoding else ""
     made = f"; {found.made_ids} have no id and get one from their texts" if found.made_ids else ""

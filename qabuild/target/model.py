@@ -15,11 +15,11 @@ from qabuild.models.checkpoint.source import CheckpointSource
 from qabuild.models.pruning.options import Prune
 from qabuild.models.runtime import Runtime
 from qabuild.models.training.options import Distill, Train
+from qabuild.qa.answer_options import Answer
 from qabuild.qa.data.dataset_ref import DatasetRef, DatasetTable
 from qabuild.system import card_metadata
 from qabuild.system.frozen import Frozen
 from qabuild.system.hub import is_path
-from qabuild.target.answer import Answer
 from qabuild.target.gates import Gates
 from qabuild.target.lineage import Derived, Origin, original
 
@@ -225,7 +225,12 @@ class Target(Frozen):
         if not isinstance(train, dict) or not isinstance(options, dict) or "dataset" not in train:
             return tables
         name, named = options.get("name"), {"calibration", *(f"calibration_{key}" for key in PINS)} & options.keys()
-        if named or name not in BACKENDS or not issubclass(backend(name).Options, Calibrated):
+        if (
+            named
+            or not isinstance(name, str)
+            or name not in BACKENDS
+            or not issubclass(backend(name).Options, Calibrated)
+        ):
             return tables
         pins = {f"calibration_{key}": train[key] for key in PINS if key in train}
         return {**tables, "backend": {**options, "calibration": train["dataset"], **pins}}

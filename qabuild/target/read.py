@@ -70,7 +70,7 @@ def _has(content: Toml, key: Sequence[str]) -> bool:
     table, *rest = key
     if table == "backend" and rest and isinstance(options := content.get("backend"), dict):
         name = options.get("name")
-        return rest[0] in backend(name).Options.model_fields if name in BACKENDS else False
+        return isinstance(name, str) and name in BACKENDS and rest[0] in backend(name).Options.model_fields
     field = Target.model_fields.get(table)
     return field is not None and (field.default is not None or table in content)
 
@@ -97,7 +97,8 @@ def _load(path: Path, overrides: Sequence[str], built_on_by: tuple[Path, ...]) -
         check({}, target.backend, target.runtime)
     except BadTarget as error:
         place = places.of(tuple((error.key or "backend").split(".")))
-        raise BadTarget(f"{place.shown}: {error.message}", error.hint) from None
+        shown = place.shown if place.shown.startswith(str(path)) else f"{path}: {place.shown}"
+        raise BadTarget(f"{shown}: {error.message}", error.hint) from None
     teacher = target.distill.teacher.target if target.distill else None
     base_names = filter(None, (target.checkpoint.target, teacher))
     bases = {base: _load(Path(base), (), (*built_on_by, path)) for base in base_names}

@@ -168,7 +168,9 @@ def test_a_dry_run_online_checks_name_rights_and_card(workspace):
     output = workspace.run("publish", "artifacts/private", "--dry-run", "--repo", "them/x", status=3)
     assert "does not belong to 'them'" in output
     (artifact / "README.md").write_text("---\nlicense: [3]\n---\n# Mine\n")
-    assert '"license" must be a string' in workspace.run("publish", "artifacts/private", "--dry-run", status=2)
+    assert "license: '3' is no id" in workspace.run("publish", "artifacts/private", "--dry-run", status=2)
+    (artifact / "README.md").write_text("---\nlanguage: EN\n---\n# Mine\n")
+    assert '"language" must be lowercase' in workspace.run("publish", "artifacts/private", "--dry-run", status=2)
 
 
 words = st.text(st.characters(codec="utf-8"), min_size=1, max_size=6)

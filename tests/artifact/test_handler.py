@@ -28,8 +28,8 @@ from qabuild.models.checkpoint.resolve import resolve
 from qabuild.models.runtime import Runtime
 from qabuild.publishing import card
 from qabuild.qa import ask, plain_decoder
+from qabuild.qa.answer_options import Answer
 from qabuild.system import packages
-from qabuild.target.answer import Answer
 from qabuild.target.gates import Gates
 
 pytestmark = pytest.mark.hub

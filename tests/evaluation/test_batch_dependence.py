@@ -74,7 +74,7 @@ def test_loaded_it_answers_in_batches_that_were_verified(int8, monkeypatch):
 
 def test_compare_judges_the_same_answers_as_the_verification(int8):
     evidence = open_artifact(int8).evidence["measurement"]
-    (measured,) = compare([int8]).measured
+    (measured,) = compare(int8).measured
     assert measured.accuracy.batch_size == evidence["batch_size"]
     assert measured.accuracy.f1 == pytest.approx(evidence["f1"])
     assert measured.failed_gates == []

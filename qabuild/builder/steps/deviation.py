@@ -45,7 +45,9 @@ class Deviation:
         return {
             **measured(target, facts),
             **package_inputs(facts.versions, self.requires(target)),
-            "code": facts.code.digest("qabuild.evaluation.deviation", BACKENDS[target.backend.name]),
+            "code": facts.code.digest(
+                "qabuild.evaluation.deviation", "qabuild.qa.answer_options", BACKENDS[target.backend.name]
+            ),
         }
 
     def run(self, context: Context, directory: Path) -> Mapping[str, Any]:

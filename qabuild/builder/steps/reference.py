@@ -19,7 +19,10 @@ from qabuild.target.model import Target
 if TYPE_CHECKING:
     from qabuild.models.checkpoint.resolve import Checkpoint
 
-WORK = ("qabuild.evaluation.reference", "qabuild.models.checkpoint.load", "qabuild.qa.data")
+WORK = (
+    *("qabuild.evaluation.reference", "qabuild.models.checkpoint.load"),
+    *("qabuild.qa.answer_options", "qabuild.qa.data"),
+)
 
 
 class Reference:

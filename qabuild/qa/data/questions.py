@@ -151,7 +151,8 @@ def check(questions: Sequence[Question], where: str, max_misplaced: float = 0.0)
     if shared := [question_id for question_id, count in ids.items() if count > 1]:
         raise UntrustedInput(
             f"{where}: {len(shared)} questions share an id with another: {_some(shared)}",
-            "give each an id of its own; `qabuild data check FILE --fix OUT.json` does so for a file",
+            "give each an id of its own, and remove rows that repeat a question: without ids, they get the same. "
+            "`qabuild data check FILE --fix OUT.json` does both for a file",
         )
     misplaced = [question for question in questions if not _in_place(question)]
     if len(misplaced) > max_misplaced * len(questions):

@@ -196,7 +196,7 @@ def _parsed(cell: Any) -> Any:
 
 def _parsed_arrays(cell: str) -> Any:
     """An object of numpy arrays, as pandas and `Dataset.to_csv` write it."""
-    return ast.literal_eval(re.sub(r"array\((\[.*?\])(, dtype=\w+)?\)", r"\1", cell, flags=re.DOTALL))
+    return ast.literal_eval(re.sub(r"array\((\[.*?\])(,\s*dtype=[^)]*)?\)", r"\1", cell, flags=re.DOTALL))
 
 
 def _pairs(answers: Any, at: str) -> list[tuple[Any, Any, str]]:

@@ -589,6 +589,20 @@ def test_an_artifact_that_fails_the_audit_is_marked_and_the_exit_status_is_1(bui
     assert "tampered does not answer as it was verified\n  same_as_verified: 0.975, must be 1" in err
 
 
+def test_an_artifact_that_failed_its_verification_is_said_to_have(build, tmp_path, capfd):
+    original = open_artifact(build("eager"))
+
+    def fail(evidence: Any) -> None:
+        evidence["passed"] = evidence["measurement"]["same_tokens"] = False
+        (gate,) = (gate for gate in evidence["gates"] if gate["name"] == "same_tokens")
+        gate |= {"value": False, "passed": False}
+
+    failed = resealed(original.directory, tmp_path / "x.failed", fail)
+    status, _, err = command(capfd, "compare", failed)
+    assert status == 1
+    assert "x.failed failed its verification\n  `qabuild show` says why" in err
+
+
 def test_report_measures_and_writes_a_page(build, tmp_path, capfd):
     pytest.importorskip("vl_convert", reason="the page's plots are made with vl-convert-python")
     page = tmp_path / "report.html"

@@ -30,6 +30,7 @@ from qabuild.models.training.collate import Collator
 from qabuild.models.training.options import Train
 from qabuild.models.training.student import make_student
 from qabuild.qa import data
+from qabuild.qa.answer_options import Answer
 from qabuild.qa.pipeline import QuestionAnsweringPipeline
 from qabuild.system import packages
 from qabuild.target.read import load as read_target
@@ -252,6 +253,8 @@ def test_every_backend_seals_what_the_model_takes_and_gives(
     assert pipeline(question=tiny.QUESTION, context=CONTEXT)["answer"] == expected["answer"]
     # The sealed handler reads the folder without qabuild.
     handler.write(options, runtime, packages.versions({*module.PACKAGES, "tokenizers"}), compiled)
+    parameters = Answer().parameters(unanswerable=False)
+    (compiled / "manifest.json").write_text(json.dumps({"answer": parameters}))
     spec = importlib.util.spec_from_file_location("sealed_handler", compiled / "handler.py")
     assert spec is not None
     assert spec.loader is not None

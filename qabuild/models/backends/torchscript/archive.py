@@ -48,7 +48,8 @@ _PUT, _GET, _INT = "(LONG_)?BINPUT ", "(LONG_)?BINGET ", "(BININT[12]?|LONG1) "
 _CLASS, _STRING, _SHAPE = f"(GLOBAL {_PUT}|{_GET})", f"(BINUNICODE {_PUT}|{_GET})", f"MARK ({_INT})*TUPLE "
 _STORAGE = f"(MARK {_STRING}{_CLASS}{_STRING}{_STRING}{_INT}TUPLE BINPERSID {_PUT}|{_GET})"
 _TENSOR = f"{_CLASS}MARK {_STORAGE}{_INT}{_SHAPE}{_SHAPE}NEW(FALSE|TRUE) {_CLASS}EMPTY_TUPLE REDUCE TUPLE REDUCE {_PUT}"
-_CONSTANTS = re.compile(f"PROTO MARK ({_TENSOR})*TUPLE ({_PUT})?STOP ")
+_FEW = "|".join(f"({_TENSOR}){{{count}}}TUPLE{count} " for count in (1, 2, 3))
+_CONSTANTS = re.compile(f"PROTO (EMPTY_TUPLE |{_FEW}|MARK ({_TENSOR})*TUPLE )({_PUT})?STOP ")
 """The opcodes of a pickled tuple of tensors. No value in it is nested deeply: torch frees nested values recursively."""
 _OBJECT = re.compile(f"PROTO GLOBAL {_PUT}EMPTY_TUPLE NEWOBJ EMPTY_DICT MARK SETITEMS BUILD ({_PUT})?STOP ")
 """Those of an object without fields."""
