@@ -151,7 +151,7 @@ class Execution:
             {
                 "stage": derivation.derived.stage,
                 "target": derivation.derived.name,
-                "options": derivation.derived.table.model_dump(mode="json", exclude={"dataset"}),
+                "options": derivation.derived.table.model_dump(mode="json", exclude={"dataset", "recover"}),
                 **self._record_of(derivation),
             }
             for derivation in plan.facts.derivations

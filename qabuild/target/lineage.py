@@ -27,7 +27,7 @@ class Derived:
     """Name of the table, and of the step that produces the checkpoint."""
     start: Origin
     teacher: Origin | None = None
-    """Origin of the teacher of a distillation."""
+    """Origin of the teacher of a distillation or, of the stage `recover`, of what was pruned."""
 
     @property
     def name(self) -> str:
@@ -66,7 +66,7 @@ def original(origin: Origin) -> Origin | None:
     """
     first = pruned = None
     while isinstance(origin, Derived):
-        if origin.teacher:
+        if origin.teacher and origin.stage == "train":
             return origin.teacher
         stage, first = origin.stage, origin.start
         pruned = first if stage == "prune" else pruned

@@ -27,7 +27,7 @@ class Prune:
             return None
         if facts.checkpoint:
             structure.architecture(facts.checkpoint.config, heads=table.prunes_heads)
-        elsewhere = {"dataset", "revision", "fingerprint", *({"split"} if is_path(table.dataset) else ())}
+        elsewhere = {"dataset", "recover", "revision", "fingerprint", *({"split"} if is_path(table.dataset) else ())}
         return {
             "checkpoint": facts.identity,
             "prune.dataset": facts.data_identity("prune.dataset"),

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from qabuild.models.training.options import Recover
 from qabuild.qa.data.dataset_ref import SOURCE, DatasetTable
 
 PACKAGES = ("tokenizers", "torch", "transformers")
@@ -29,6 +30,7 @@ class Prune(DatasetTable):
     method: Literal["fisher"] = Field("fisher", description="how importance is measured: Fisher information")
     dataset: str = Field("rajpurkar/squad", min_length=1, description=f"what importance is measured on: {SOURCE}")
     samples: int = Field(256, ge=1, description="how many of its questions, drawn by `seed`")
+    recover: Recover | None = Field(None, description="train it afterwards, to answer as before")
 
     @model_validator(mode="after")
     def _names_one_size(self) -> Self:
