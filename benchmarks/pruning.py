@@ -7,7 +7,7 @@ the artifacts of each backend take turns on --timed of them. It prints a table w
 artifact of the same backend, and the ratio of speeds (median of the rounds' ratios, with their range in brackets).
 Checkpoints, artifacts and scores stay in FOLDER: a run that is interrupted, or given further --recovered checkpoints,
 goes on from there. `--ideas` compares the parts of the method instead, in fp32: without refit, unweighted, by weight
-norms. `--picture FILE` draws speed against F1 from the scores that are there; it needs matplotlib.
+norms. `--picture FILE` draws speed against F1 from the scores that are there.
 
 Run nothing else on the machine. If that is impossible, `taskset -c 0 python benchmarks/pruning.py --cpu-time ...` gives
 every contestant one core and measures its CPU time.
@@ -29,6 +29,7 @@ from unittest import mock
 
 import torch
 
+from qabuild.evaluation.report import plots
 from qabuild.models.backends import backend
 from qabuild.models.checkpoint.load import load_model, load_tokenizer
 from qabuild.models.checkpoint.resolve import Checkpoint, resolve
@@ -237,26 +238,26 @@ def ideas(bench: Bench, checkpoint: Checkpoint) -> None:
 
 
 def draw(work: Path, path: Path) -> None:
-    """Speed against F1, a line for each backend."""
-    from matplotlib import pyplot  # type: ignore[import-not-found]
+    """Speed against F1 as a PNG, a line for each backend."""
+    import vl_convert
 
-    bench = Bench(work, "", (), ())
-    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
-    for form in FORMS:
-        points = {}
-        for line in bench.scores(form=form):
-            points.setdefault(line["name"], {}).update(line)
-        whole = sorted(
-            (each["speed"][0], each["f1"], name) for name, each in points.items() if {"speed", "f1"} <= set(each)
-        )
-        if whole:
-            axes.plot([each[0] for each in whole], [each[1] for each in whole], marker="o", label=form)
-        for speed, f1, name in whole if form == next(iter(FORMS)) else ():
-            axes.annotate(name, (speed, f1), textcoords="offset points", xytext=(6, 6), fontsize=8)
-    axes.set(xlabel="speed, times the unpruned artifact of the same backend", ylabel="F1")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(path)
+    points: dict[tuple[str, str], dict[str, Any]] = {}
+    for line in Bench(work, "", (), ()).scores():
+        if "form" in line:
+            points.setdefault((line["form"], line["name"]), {}).update(line)
+    whole = [point for point in points.values() if {"speed", "f1"} <= point.keys()]
+    values = [{**point, "speed": point["speed"][0], "widths": point["name"]} for point in whole]
+    speed = {"field": "speed", "title": "speed, times the unpruned artifact of the same backend"}
+    encoding = {
+        "x": {**speed, "type": "quantitative", "scale": {"zero": False}},
+        "y": {"field": "f1", "type": "quantitative", "title": "F1", "scale": {"zero": False}},
+        "color": {"field": "form", "type": "nominal", "title": None, "scale": {"range": plots.COLOURS["light"]}},
+    }
+    names = {"mark": {"type": "text", "align": "left", "dx": 7, "dy": -7}, "encoding": {"text": {"field": "widths"}}}
+    layers = [{"mark": {"type": "line", "point": {"size": 70}}}, names]
+    spec = {"$schema": plots.SCHEMA, "width": 640, "height": 380, "background": "white", "padding": 12}
+    spec |= {"data": {"values": values}, "encoding": encoding, "layer": layers}
+    path.write_bytes(vl_convert.vegalite_to_png(spec, scale=2))
 
 
 if __name__ == "__main__":

@@ -151,6 +151,7 @@ class Execution:
             {
                 "stage": derivation.derived.stage,
                 "target": derivation.derived.name,
+                "start": _described(require_checkpoint(derivation.facts.checkpoint)),
                 "options": derivation.derived.table.model_dump(mode="json", exclude={"dataset", "recover"}),
                 **self._record_of(derivation),
             }

@@ -13,6 +13,7 @@ PACKAGES = ("tokenizers", "torch", "transformers")
 
 KeptShare = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
+Pair = Annotated[tuple[Count, Count], Field(strict=False)]  # a list in TOML and JSON
 
 
 class Prune(DatasetTable):
@@ -23,7 +24,7 @@ class Prune(DatasetTable):
     flops: KeptShare | None = Field(
         None, description="share of the operations of the layers' products that is kept; chooses both widths by layer"
     )
-    widths: tuple[tuple[Count, Count], ...] | None = Field(
+    widths: tuple[Pair, ...] | None = Field(
         None, strict=False, min_length=1, description="neurons and heads of each layer, as a build states them"
     )
     round_to: int = Field(32, ge=1, description="the number of neurons of a layer is a multiple of this")

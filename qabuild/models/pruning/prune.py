@@ -67,7 +67,8 @@ def prune(
 
     architecture(checkpoint.config, heads=options.prunes_heads)
     parts = PARTS if options.prunes_heads else PARTS[:1]
-    questions = data.load(options.data, offline=offline).questions
+    dataset = data.load(options.data, offline=offline)
+    questions = dataset.questions
     if len(questions) < FEWEST:
         raise BadTarget(
             f"prune.samples: importance is measured on {len(questions)} questions, and needs at least {FEWEST}",
@@ -104,9 +105,9 @@ def prune(
     copy_tokenizer(checkpoint, directory)
     return {
         "widths": [[width["ffn"], width["heads"]] for width in chosen],
-        "widths before": [[width["ffn"], width["heads"]] for width in before],
+        "widths_before": [[width["ffn"], width["heads"]] for width in before],
         "flops": round(widths.operations(every, chosen) / widths.operations(every, before), 4),
-        "windows": len(windows),
+        "examples": {**dataset.source, **windows.counts},
     }
 
 

@@ -54,13 +54,7 @@ def load(train: Fit, tokenizer: Any, *, offline: bool = False) -> Examples:
     dataset = questions_of(train, offline=offline)
     training, held_out = hold_out(dataset.questions, train)
     examples = make(training, tokenizer, train, held_out, misplaced=dataset.misplaced)
-    source = {
-        "dataset": dataset.name,
-        "configuration": dataset.configuration,
-        "revision": dataset.revision,
-        "fingerprint": dataset.fingerprint,
-    }
-    return replace(examples, counts={**source, **examples.counts})
+    return replace(examples, counts={**dataset.source, **examples.counts})
 
 
 def examples_of(request: Request) -> tuple[Any, Examples]:

@@ -44,7 +44,13 @@ class Fit(DatasetTable):
     deepspeed: str | None = Field(None, min_length=1, description="a DeepSpeed config (ZeRO), passed to the Trainer")
 
     @model_validator(mode="after")
-    def _cuts_and_splits(self) -> Self:
+    def _fits_together(self) -> Self:
+        if problems := self._problems():
+            raise ValueError("; ".join(problems))
+        return self
+
+    def _problems(self) -> list[str]:
+        """What of its keys does not fit together."""
         problems = []
         if self.doc_stride >= self.max_seq_len:
             problems.append(
@@ -56,9 +62,7 @@ class Fit(DatasetTable):
                 f"`gradient_accumulation_steps` must divide `batch_size`, and {self.gradient_accumulation_steps} does "
                 f"not divide {self.batch_size}"
             )
-        if problems:
-            raise ValueError("; ".join(problems))
-        return self
+        return problems
 
 
 class Train(Fit):
@@ -69,13 +73,13 @@ class Train(Fit):
     )
     from_config: bool = Field(False, description="start from random weights of the checkpoint's configuration")
 
-    @model_validator(mode="after")
-    def _names_one_start(self) -> Self:
+    def _problems(self) -> list[str]:
+        problems = super()._problems()
         if self.layers is not None and list(self.layers) != sorted(set(self.layers)):
-            raise ValueError(f"`layers` are named once each, in their order, and not as {list(self.layers)}")
+            problems.append(f"`layers` are named once each, in their order, and not as {list(self.layers)}")
         if self.layers is not None and self.from_config:
-            raise ValueError("name one of `layers` and `from_config`")
-        return self
+            problems.append("name one of `layers` and `from_config`")
+        return problems
 
 
 class Recover(Fit):
@@ -84,6 +88,9 @@ class Recover(Fit):
     table: ClassVar[str] = "prune.recover"
 
     epochs: int = Field(1, ge=1, description="how often each question is seen")
+    dropout: float | None = Field(
+        0.0, ge=0, lt=1, description="while training: 0 takes a third less time, and one epoch needs none"
+    )
     alpha: Share = Field(0.0, description="weight of the gold answers' loss; the rest is that of the teacher's logits")
     temperature: float = Field(1.0, gt=0, description="by which the logits of both are divided")
     hidden_states: float = Field(
