@@ -13,6 +13,7 @@ PACKAGES = ("tokenizers", "torch", "transformers")
 
 KeptShare = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
+Pair = Annotated[tuple[Count, Count], Field(strict=False)]  # a list in TOML and JSON
 
 
 class Prune(DatasetTable):
@@ -23,7 +24,13 @@ class Prune(DatasetTable):
     flops: KeptShare | None = Field(
         None, description="share of the operations of the layers' products that is kept; chooses both widths by layer"
     )
-    widths: tuple[tuple[Count, Count], ...] | None = Field(
+    speedup: float | None = Field(
+        None,
+        gt=1,
+        description="how many times as fast the artifact becomes, by times measured on this machine; chooses both "
+        "widths by layer",
+    )
+    widths: tuple[Pair, ...] | None = Field(
         None, strict=False, min_length=1, description="neurons and heads of each layer, as a build states them"
     )
     round_to: int = Field(32, ge=1, description="the number of neurons of a layer is a multiple of this")
@@ -35,12 +42,12 @@ class Prune(DatasetTable):
     @model_validator(mode="after")
     def _names_one_size(self) -> Self:
         shares = self.ffn is not None or self.heads is not None
-        ways = [shares, self.flops is not None, self.widths is not None]
+        ways = [shares, *(way is not None for way in (self.flops, self.speedup, self.widths))]
         if sum(ways) != 1:
-            raise ValueError("name one of `ffn` and `heads` (either or both), `flops`, `widths`")
+            raise ValueError("name one of `ffn` and `heads` (either or both), `flops`, `speedup`, `widths`")
         return self
 
     @property
     def prunes_heads(self) -> bool:
-        """Whether a layer may lose attention heads."""
+        """Whether a layer must be able to lose attention heads; with `speedup` it may, where it is."""
         return self.heads is not None or self.flops is not None or self.widths is not None
