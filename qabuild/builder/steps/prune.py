@@ -63,7 +63,7 @@ class Prune:
         if table is None:
             return None
         if facts.checkpoint:
-            structure.architecture(facts.checkpoint.config, heads=table.prunes_heads)
+            structure.architecture(facts.checkpoint.config, heads=table.prunes_heads(facts.checkpoint.config))
         times = Latency().inputs(target, facts)
         return {
             "checkpoint": facts.identity,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from math import inf
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -47,7 +49,8 @@ class Prune(DatasetTable):
             raise ValueError("name one of `ffn` and `heads` (either or both), `flops`, `speedup`, `widths`")
         return self
 
-    @property
-    def prunes_heads(self) -> bool:
-        """Whether a layer must be able to lose attention heads; with `speedup` it may, where it is."""
-        return self.heads is not None or self.flops is not None or self.widths is not None
+    def prunes_heads(self, config: Mapping[str, Any]) -> bool:
+        """Whether layers of a model with this config.json lose attention heads; with `speedup`, those that can may."""
+        there = config.get("num_attention_heads", inf)
+        stated = any(heads < there for _, heads in self.widths or ())
+        return stated or self.heads is not None or self.flops is not None

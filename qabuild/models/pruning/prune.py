@@ -80,8 +80,9 @@ def prune(
     from qabuild.qa import data
     from qabuild.qa.model_inputs import input_names
 
-    architecture(checkpoint.config, heads=options.prunes_heads)
-    parts = tuple(latency.times) if latency else PARTS if options.prunes_heads else PARTS[:1]
+    heads = options.prunes_heads(checkpoint.config)
+    architecture(checkpoint.config, heads=heads)
+    parts = tuple(latency.times) if latency else PARTS if heads else PARTS[:1]
     questions = data.load(options.data, offline=offline).questions
     if len(questions) < FEWEST:
         raise BadTarget(

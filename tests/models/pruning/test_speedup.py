@@ -12,8 +12,10 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from qabuild.builder import locking
 from qabuild.builder import plan as planning
-from qabuild.builder.build import build
+from qabuild.builder.build import build, train
+from qabuild.builder.facts import TargetFacts, gather
 from qabuild.builder.plan import Plan
 from qabuild.builder.store.local import Store
 from qabuild.errors import BadTarget
@@ -26,6 +28,8 @@ from qabuild.models.pruning.prune import prune
 from qabuild.models.runtime import Runtime
 from qabuild.system import machine
 from qabuild.system.reporter import SILENT
+from qabuild.target import lock
+from qabuild.target.model import Target
 from qabuild.target.read import load
 
 NEURONS, HEADS, LAYERS = 64, 4, 3
@@ -103,7 +107,7 @@ def test_what_has_no_times_is_not_pruned():
 
 
 def test_a_speedup_that_no_width_reaches_is_refused_with_the_best():
-    with pytest.raises(BadTarget, match="4 is asked, and 3.33 is the best") as caught:
+    with pytest.raises(BadTarget, match=r"4 is asked, and 3\.33 is the best") as caught:
         widths.choose(options(4, round_to=4), layers(), some_scores(0), LINEAR)
     assert caught.value.key == "prune.speedup"
 
@@ -186,7 +190,11 @@ def path(tmp_path: Path) -> Path:
 
 def planned(path: Path, *overrides: str) -> Plan:
     target = load(path, overrides)
-    return planning.make(target, planning.gather(target, Store(path.parent / "store"), "x", fetch=False))
+    return planning.make(target, gathered(target, path))
+
+
+def gathered(target: Target, path: Path) -> TargetFacts:
+    return gather(target, Store(path.parent / "store"), "x", fetch=False)
 
 
 def keys(plan: Plan) -> dict[str, Any]:
@@ -228,21 +236,41 @@ def test_without_a_speedup_nothing_is_timed(path):
     assert set(keys(planned(path))) == {"prune"}
 
 
-def test_the_manifest_states_widths_and_speedups_and_widths_make_the_same_model(path, monkeypatch):
-    def measure(*_: Any, pruned: Path | None, **__: Any) -> dict[str, Any]:
-        return {"time": 0.75} if pruned else {"times": json.loads(json.dumps(table))}
-
+def fixed_times(*_: Any, pruned: Path | None, **__: Any) -> dict[str, Any]:
+    """In place of a measurement."""
     table = {"ffn": [[8, 0.5], [64, 1.0]], "heads": [[1, 0.8], [2, 1.0]]}
-    monkeypatch.setattr(latency, "measure_in_child", measure)
+    return {"time": 0.75} if pruned else {"times": table}
+
+
+def test_a_build_states_widths_and_speedups_and_its_lock_makes_the_same_model_elsewhere(path, monkeypatch):
+    monkeypatch.setattr(latency, "measure_in_child", fixed_times)
     path.write_text(TARGET.replace("onnxruntime", "eager"))
     store = Store(path.parent / "store")
-    built = build(load(path), path.parent / "artifacts", results=store)
+    lock.write(locking.make(load(path), results=store), lock.path_of(path))
+    with pytest.raises(BadTarget, match=r"prune\.speedup = 1\.25 .* is not pinned"):
+        lock.load(path, locked=True)
+
+    built = build(lock.load(path), path.parent / "artifacts", results=store)
     assert [step.name for step in built.plan.steps[:3]] == ["checkpoint", "latency", "prune"]
     manifest = json.loads((built.directory / "manifest.json").read_text())
     (stage,) = manifest["stages"]
     assert stage["speedup"]["asked"] == 1.25 <= stage["speedup"]["predicted"]
     assert stage["speedup"]["measured"] == round(1 / 0.75, 3)
     assert stage["widths"] != stage["widths before"]
-    path.write_text(path.read_text().replace("speedup = 1.25", f"widths = {stage['widths']}"))
-    stated = build(load(path), path.parent / "artifacts", results=store)
-    assert json.loads((stated.directory / "manifest.json").read_text())["checkpoint"] == manifest["checkpoint"]
+
+    lock.write(locking.make(load(path), results=store), lock.path_of(path))
+    elsewhere = lock.load(path, locked=True)
+    assert "latency" not in {step.name for step in planning.make(elsewhere, gathered(elsewhere, path)).steps}
+    made = train(elsewhere, results=Store(path.parent / "another store"))
+    assert made.digest == manifest["checkpoint"]["digest"]
+
+    path.write_text(path.read_text().replace("1.25", "1.3"))
+    with pytest.raises(BadTarget, match=r"prune\.speedup = 1\.3 .* is not pinned"):
+        lock.load(path, locked=True)
+
+
+def test_widths_that_keep_all_heads_are_widths_of_mpnet(tiny_checkpoint, tmp_path):
+    checkpoint = resolve(tiny_checkpoint("mpnet"))
+    heads = checkpoint.config["num_attention_heads"]
+    assert not Prune(widths=((8, heads),)).prunes_heads(checkpoint.config)
+    assert Prune(widths=((8, heads), (8, heads - 1))).prunes_heads(checkpoint.config)
