@@ -37,6 +37,11 @@ TARGETS: dict[str, dict[str, Any]] = {
         "train": {"dataset": "sample", "samples": 32, "held_out": 8},
         "distill": {"teacher": {"model": "sample"}, "search": {"trials": 1}},
     },
+    "pruned": {
+        **SAMPLE,
+        "backend": {"name": "eager"},
+        "prune": {"dataset": "sample", "speedup": 1.5, "recover": {"dataset": "sample"}},
+    },
 }
 
 
