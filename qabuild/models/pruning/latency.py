@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from qabuild.models.backends import backend
 from qabuild.models.calibration import Calibrated
 from qabuild.models.pruning.options import Prune
-from qabuild.models.pruning.structure import PARTS, Layer, Part, architecture, layers
+from qabuild.models.pruning.structure import PARTS, Part, architecture, layers
 from qabuild.models.runtime import Runtime
 from qabuild.qa.ask import Ask, answerer
 from qabuild.system.frozen import Frozen
@@ -121,27 +121,32 @@ def _work(request: Mapping[str, Any], tell: Tell) -> Mapping[str, Any]:
     with bench.compiled(checkpoint) as unpruned:
         if request["pruned"]:
             with bench.compiled(resolve(Path(request["pruned"]))) as other:
+                tell({})
                 return {"time": bench.relative(other, unpruned)}
-        names = architecture(checkpoint.config, heads=False)
         times: dict[Part, dict[int, float]] = {}
-        for part in PARTS if names.prunes_heads else PARTS[:1]:
-            count, widths = _widths(checkpoint, part)
+        for part, count in _counts(checkpoint).items():
             times[part] = {count: 1.0}
-            for width in widths:
+            for width in _narrower(part, count):
                 with bench.narrowed(checkpoint, part, width) as other:
                     times[part][width] = bench.relative(other, unpruned)
                 tell({})
     return {"times": asdict(Latency.measured(times))["times"]}
 
 
-def _widths(checkpoint: Checkpoint, part: Part) -> tuple[int, list[int]]:
-    """How many units the layers have, and the smaller numbers that are timed."""
+def _counts(checkpoint: Checkpoint) -> dict[Part, int]:
+    """How many units the layers have of each part that can be pruned."""
     from qabuild.models.checkpoint.load import load_model
 
-    count = max(layer.count(part) for layer in layers(load_model(checkpoint)))
+    every = layers(load_model(checkpoint))
+    parts = PARTS if architecture(checkpoint.config, heads=False).prunes_heads else PARTS[:1]
+    return {part: max(layer.count(part) for layer in every) for part in parts}
+
+
+def _narrower(part: Part, count: int) -> list[int]:
+    """The smaller numbers of units that are timed."""
     multiple = MULTIPLE[part]
     widths = {max(1, round(share * count / multiple)) * multiple for share in SHARES[part]}
-    return count, sorted(width for width in widths if width < count)
+    return sorted(width for width in widths if width < count)
 
 
 @dataclass(frozen=True)
@@ -173,7 +178,6 @@ class Bench:
         from qabuild.models.checkpoint.resolve import resolve
 
         model = load_model(checkpoint)
-        layer: Layer
         for layer in layers(model):
             layer.zero(part, range(min(width, layer.count(part))))
         with TemporaryDirectory(dir=self.directory) as folder:
