@@ -5,7 +5,7 @@ Values only: `builder` turns them into steps, and `models` does the work.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -89,16 +89,16 @@ def training_data(target: Target) -> dict[tuple[str, str], DatasetRef]:
 def pinned(
     origin: Origin,
     checkpoints: Mapping[CheckpointSource, CheckpointSource],
-    datasets: Mapping[DatasetRef, DatasetRef],
+    pin: Callable[[Target], Target],
 ) -> Origin:
-    """The same origin, with the sources that the targets name replaced by pinned ones."""
+    """The same origin, with the sources that the targets name replaced by pinned ones, and the targets by `pin`."""
     if isinstance(origin, CheckpointSource):
         return checkpoints.get(origin, origin)
     return replace(
         origin,
-        target=origin.target.with_datasets(datasets),
-        start=pinned(origin.start, checkpoints, datasets),
-        teacher=pinned(origin.teacher, checkpoints, datasets) if origin.teacher else None,
+        target=pin(origin.target),
+        start=pinned(origin.start, checkpoints, pin),
+        teacher=pinned(origin.teacher, checkpoints, pin) if origin.teacher else None,
     )
 
 

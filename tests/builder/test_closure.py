@@ -38,6 +38,11 @@ TARGETS: dict[str, dict[str, Any]] = {
         "distill": {"teacher": {"model": "sample"}, "search": {"trials": 1}},
         "prune": {"dataset": "sample", "ffn": 0.5, "recover": {"dataset": "sample"}},
     },
+    "pruned": {
+        **SAMPLE,
+        "backend": {"name": "eager"},
+        "prune": {"dataset": "sample", "speedup": 1.5, "recover": {"dataset": "sample"}},
+    },
 }
 
 

@@ -13,6 +13,7 @@ STEPS: tuple[Step, ...] = (
     training.Logits(),
     training.Search(),
     training.Train(),
+    prune.Latency(),
     prune.Prune(),
     training.Recover(),
     compile.Compile(),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from math import inf
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -24,6 +26,12 @@ class Prune(DatasetTable):
     flops: KeptShare | None = Field(
         None, description="share of the operations of the layers' products that is kept; chooses both widths by layer"
     )
+    speedup: float | None = Field(
+        None,
+        gt=1,
+        description="how many times as fast the artifact becomes, by times measured on this machine; chooses both "
+        "widths by layer",
+    )
     widths: tuple[Pair, ...] | None = Field(
         None, strict=False, min_length=1, description="neurons and heads of each layer, as a build states them"
     )
@@ -36,12 +44,13 @@ class Prune(DatasetTable):
     @model_validator(mode="after")
     def _names_one_size(self) -> Self:
         shares = self.ffn is not None or self.heads is not None
-        ways = [shares, self.flops is not None, self.widths is not None]
+        ways = [shares, *(way is not None for way in (self.flops, self.speedup, self.widths))]
         if sum(ways) != 1:
-            raise ValueError("name one of `ffn` and `heads` (either or both), `flops`, `widths`")
+            raise ValueError("name one of `ffn` and `heads` (either or both), `flops`, `speedup`, `widths`")
         return self
 
-    @property
-    def prunes_heads(self) -> bool:
-        """Whether a layer may lose attention heads."""
-        return self.heads is not None or self.flops is not None or self.widths is not None
+    def prunes_heads(self, config: Mapping[str, Any]) -> bool:
+        """Whether layers of a model with this config.json lose attention heads; with `speedup`, those that can may."""
+        there = config.get("num_attention_heads", inf)
+        stated = any(heads < there for _, heads in self.widths or ())
+        return stated or self.heads is not None or self.flops is not None

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from qabuild.errors import BadTarget
 from qabuild.models.pruning import importance, refit, widths
+from qabuild.models.pruning.latency import Latency
 from qabuild.models.pruning.options import Prune
 from qabuild.models.pruning.structure import PARTS, architecture, layers
 from qabuild.system.process import Tell, run_in_child, serve
@@ -29,7 +30,13 @@ FEWEST = 32
 
 
 def prune_in_child(
-    checkpoint: Checkpoint, options: Prune, directory: Path, *, offline: bool, reporter: Reporter
+    checkpoint: Checkpoint,
+    options: Prune,
+    directory: Path,
+    *,
+    latency: Latency | None = None,
+    offline: bool,
+    reporter: Reporter,
 ) -> Mapping[str, Any]:
     """Write the pruned checkpoint to `directory`. Returns the widths of its layers, as the manifest records them.
 
@@ -38,6 +45,7 @@ def prune_in_child(
     request = {
         "checkpoint": {**asdict(checkpoint), "directory": str(checkpoint.directory)},
         "options": options.model_dump(mode="json"),
+        "latency": latency and asdict(latency),
         "offline": offline,
     }
     with reporter.progress("prune", 2) as advance:
@@ -49,11 +57,18 @@ def _work(request: Mapping[str, Any], tell: Tell) -> Mapping[str, Any]:
 
     checkpoint = Checkpoint(**{**request["checkpoint"], "directory": Path(request["checkpoint"]["directory"])})
     options = Prune.model_validate(request["options"])
-    return prune(checkpoint, options, Path(request["directory"]), tell, offline=request["offline"])
+    latency = Latency(**request["latency"]) if request["latency"] else None
+    return prune(checkpoint, options, Path(request["directory"]), tell, latency=latency, offline=request["offline"])
 
 
 def prune(
-    checkpoint: Checkpoint, options: Prune, directory: Path, tell: Tell = lambda _: None, *, offline: bool = False
+    checkpoint: Checkpoint,
+    options: Prune,
+    directory: Path,
+    tell: Tell = lambda _: None,
+    *,
+    latency: Latency | None = None,
+    offline: bool = False,
 ) -> Mapping[str, Any]:
     """Prune in this process, see `prune_in_child`."""
     from qabuild.models.checkpoint.interface import positions
@@ -65,8 +80,9 @@ def prune(
     from qabuild.qa import data
     from qabuild.qa.model_inputs import input_names
 
-    architecture(checkpoint.config, heads=options.prunes_heads)
-    parts = PARTS if options.prunes_heads else PARTS[:1]
+    heads = options.prunes_heads(checkpoint.config)
+    architecture(checkpoint.config, heads=heads)
+    parts = tuple(latency.times) if latency else PARTS if heads else PARTS[:1]
     dataset = data.load(options.data, offline=offline)
     questions = dataset.questions
     if len(questions) < FEWEST:
@@ -90,7 +106,7 @@ def prune(
     tell({})
     every = layers(model)
     before = widths.all_of(every)
-    chosen = widths.choose(options, every, scores)
+    chosen = widths.choose(options, every, scores, latency)
     moments = [{part: refit.Moments(layer, part) for part in parts} for layer in every]
     refit.collect(model, batches, [each for of_layer in moments for each in of_layer.values()], inputs)
     for layer, score, width, of_layer in zip(every, scores, chosen, moments, strict=True):
@@ -108,6 +124,7 @@ def prune(
         "widths_before": [[width["ffn"], width["heads"]] for width in before],
         "flops": round(widths.operations(every, chosen) / widths.operations(every, before), 4),
         "examples": {**dataset.source, **windows.counts},
+        **({"speedup": {"asked": options.speedup, "predicted": round(1 / latency.of(chosen), 3)}} if latency else {}),
     }
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
+from math import inf
 from typing import TYPE_CHECKING, NamedTuple
 
 from qabuild.errors import BadTarget
+from qabuild.models.pruning.latency import Latency
 from qabuild.models.pruning.options import Prune
 from qabuild.models.pruning.structure import PARTS, Layer, Part
 
@@ -23,21 +26,29 @@ class _Block(NamedTuple):
     """Units of one layer that are kept or pruned together: its most important ones, then the next, and so on."""
 
     value: float
-    """Importance for each operation."""
+    """Importance for each unit of cost."""
     cost: float
-    """Operations for each token."""
+    """Operations for each token, or time."""
     layer: int
     part: Part
     size: int
 
 
-def choose(options: Prune, layers: Sequence[Layer], scores: Scores) -> Widths:
-    """The widths that `options` ask for, so that what is pruned is of the least importance.
+Cost = Callable[[Layer, Part, int], float]
+"""What so many units of a layer's part cost."""
 
-    Raises BadTarget if they leave a layer nothing, or state widths that the model does not have.
+
+def choose(options: Prune, layers: Sequence[Layer], scores: Scores, latency: Latency | None = None) -> Widths:
+    """The widths that `options` ask for, so that what is pruned is of the least importance; `speedup` needs `latency`.
+
+    Raises BadTarget if they leave a layer nothing, state widths that the model does not have, or ask for a speedup that
+    no widths reach.
     """
     if options.widths is not None:
         return _stated(options.widths, layers)
+    if options.speedup is not None:
+        assert latency
+        return _as_fast(options.speedup, layers, _by_time(layers, scores, options.round_to, latency), latency)
     if options.flops is not None:
         blocks = [*_blocks(layers, scores, "ffn", options.round_to), *_blocks(layers, scores, "heads", 1)]
         return _best(blocks, options.flops * sum(block.cost for block in blocks), layers)
@@ -47,8 +58,36 @@ def choose(options: Prune, layers: Sequence[Layer], scores: Scores) -> Widths:
         if share is not None:
             blocks = _blocks(layers, scores, part, options.round_to if part == "ffn" else 1)
             best = _best(blocks, share * sum(block.cost for block in blocks), layers)
-            widths = [{**width, part: chosen[part]} for width, chosen in zip(widths, best, strict=True)]
+            widths = [{**width, **chosen} for width, chosen in zip(widths, best, strict=True)]
     return widths
+
+
+def _by_time(layers: Sequence[Layer], scores: Scores, round_to: int, latency: Latency) -> list[_Block]:
+    """The blocks of the parts that `latency` has times of, each with the time that it takes."""
+
+    def cost(layer: Layer, part: Part, width: int) -> float:
+        return -latency.saved(part, width) / len(layers)
+
+    sizes = {"ffn": round_to, "heads": 1}
+    return [block for part in latency.times for block in _blocks(layers, scores, part, sizes[part], cost)]
+
+
+def _as_fast(speedup: float, layers: Sequence[Layer], blocks: Sequence[_Block], latency: Latency) -> Widths:
+    fastest = latency.of(_best(blocks, 0, layers))
+    if fastest * speedup > 1:
+        raise BadTarget(
+            f"prune.speedup: {speedup:g} is asked, and {int(100 / fastest) / 100:g} is the best that pruning reaches "
+            "on this machine",
+            "ask for less, or distil to fewer layers first",
+            key="prune.speedup",
+        )
+    least = 1 - sum(block.cost for block in blocks)  # the time that no width changes
+    return _filled(_best(blocks, 1 / speedup - least, layers), layers)
+
+
+def _filled(chosen: Widths, layers: Sequence[Layer]) -> Widths:
+    """`chosen`, with all units of the parts that are not pruned."""
+    return [{**every, **width} for every, width in zip(all_of(layers), chosen, strict=True)]
 
 
 def all_of(layers: Sequence[Layer]) -> Widths:
@@ -80,13 +119,23 @@ def _stated(stated: Sequence[tuple[int, int]], layers: Sequence[Layer]) -> Width
     return [{"ffn": neurons, "heads": heads} for neurons, heads in stated]
 
 
-def _blocks(layers: Sequence[Layer], scores: Scores, part: Part, size: int) -> list[_Block]:
+def _operations(layer: Layer, part: Part, width: int) -> float:
+    """Operations for each token."""
+    return width * _unit_cost(layer, part)
+
+
+def _blocks(
+    layers: Sequence[Layer], scores: Scores, part: Part, size: int, cost_of: Cost = _operations
+) -> list[_Block]:
     """The blocks of all layers; each layer's are in descending order of importance, the last may be smaller."""
     blocks = []
     for number, (layer, score) in enumerate(zip(layers, scores, strict=True)):
+        width = 0
         for units in score[part].sort(descending=True).values.split(size):
-            cost = len(units) * _unit_cost(layer, part)
-            blocks.append(_Block(float(units.sum()) / cost, cost, number, part, len(units)))
+            cost = cost_of(layer, part, width + len(units)) - cost_of(layer, part, width)
+            value = float(units.sum()) / cost if cost > 0 else inf
+            blocks.append(_Block(value, cost, number, part, len(units)))
+            width += len(units)
     return blocks
 
 
@@ -98,17 +147,23 @@ def _unit_cost(layer: Layer, part: Part) -> float:
 
 
 def _best(blocks: Sequence[_Block], budget: float, layers: Sequence[Layer]) -> Widths:
-    """The most important blocks within `budget` operations, and the first of each layer in any case."""
-    first: dict[tuple[int, Part], _Block] = {}
+    """The most important blocks whose cost is within `budget`, and the first of each layer in any case.
+
+    A layer's next block is kept before those behind it.
+    """
+    waiting: dict[tuple[int, Part], deque[_Block]] = {}
     for block in blocks:
-        first.setdefault((block.layer, block.part), block)
-    rest = [block for block in blocks if first[block.layer, block.part] is not block]
-    kept = list(first.values())
+        waiting.setdefault((block.layer, block.part), deque()).append(block)
+    kept = [of_layer.popleft() for of_layer in waiting.values()]
     left = budget - sum(block.cost for block in kept)
-    for block in sorted(rest, key=lambda block: -block.value):
+    while waiting := {place: of_layer for place, of_layer in waiting.items() if of_layer}:
+        place = max(waiting, key=lambda place: waiting[place][0].value)
+        block = waiting[place].popleft()
         if block.cost <= left:
             kept.append(block)
             left -= block.cost
+        else:
+            del waiting[place]
     widths: Widths = [{} for _ in layers]
     for block in kept:
         widths[block.layer][block.part] = widths[block.layer].get(block.part, 0) + block.size
