@@ -32,9 +32,11 @@ def _pruned(stage: Stage) -> str | None:
         for place, name in enumerate(("FFN neurons", "attention heads"))
         if [pair[place] for pair in left] != [pair[place] for pair in before]
     ]
+    speedup = stage.get("speedup")
+    speed = f" {speedup['asked']:g} times the speed was asked, {speedup['measured']:.2f} measured." if speedup else ""
     return (
         f"Pruned; its layers keep {' and '.join(parts) or 'all'}, {100 * stage['flops']:.1f} % of their operations. "
-        f"Importance was measured on {examples['questions']} questions of {examples['dataset']}."
+        f"Importance was measured on {examples['questions']} questions of {examples['dataset']}.{speed}"
     )
 
 

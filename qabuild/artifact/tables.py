@@ -103,6 +103,14 @@ Widths = list[Annotated[list[Count], Field(min_length=2, max_length=2)]]
 
 
 @with_config(OPEN)
+class Speedup(TypedDict):
+    """Times as fast as the unpruned artifact."""
+
+    asked: float
+    measured: float
+
+
+@with_config(OPEN)
 class Stage(TypedDict):
     """What a stage did to a checkpoint."""
 
@@ -117,3 +125,4 @@ class Stage(TypedDict):
     widths_before: NotRequired[Widths]
     flops: NotRequired[float]
     """Share of the operations of its layers that is left."""
+    speedup: NotRequired[Speedup]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from math import inf
+from math import ceil, inf
 from typing import TYPE_CHECKING, NamedTuple
 
 from qabuild.errors import BadTarget
@@ -51,15 +51,29 @@ def choose(options: Prune, layers: Sequence[Layer], scores: Scores, latency: Lat
         return _as_fast(options.speedup, layers, _by_time(layers, scores, options.round_to, latency), latency)
     if options.flops is not None:
         blocks = [*_blocks(layers, scores, "ffn", options.round_to), *_blocks(layers, scores, "heads", 1)]
-        return _best(blocks, options.flops * sum(block.cost for block in blocks), layers)
+        return _of_share(options.flops, "flops", blocks, layers)
     widths = all_of(layers)
     for part in PARTS:
         share = options.ffn if part == "ffn" else options.heads
         if share is not None:
             blocks = _blocks(layers, scores, part, options.round_to if part == "ffn" else 1)
-            best = _best(blocks, share * sum(block.cost for block in blocks), layers)
+            best = _of_share(share, part, blocks, layers)
             widths = [{**width, **chosen} for width, chosen in zip(widths, best, strict=True)]
     return widths
+
+
+def _of_share(share: float, key: str, blocks: Sequence[_Block], layers: Sequence[Layer]) -> Widths:
+    """The most important blocks of a share of all. Raises BadTarget where that is less than one block of each layer."""
+    whole, first = sum(block.cost for block in blocks), {(block.layer, block.part): block for block in blocks[::-1]}
+    least = sum(block.cost for block in first.values()) / whole
+    if share < least:
+        raise BadTarget(
+            f"prune.{key}: {share:g} would leave some layers nothing: each keeps at least one head, and prune.round_to "
+            "neurons",
+            f"ask for {ceil(1000 * least) / 1000:g} or more, or for a lower prune.round_to",
+            key=f"prune.{key}",
+        )
+    return _best(blocks, share * whole, layers)
 
 
 def _by_time(layers: Sequence[Layer], scores: Scores, round_to: int, latency: Latency) -> list[_Block]:
