@@ -158,7 +158,7 @@ def test_mpnet_loses_neurons_alone(tiny_checkpoint, tmp_path):
     checkpoint = resolve(tiny_checkpoint("mpnet"))
     table = Prune(speedup=1.3, dataset="sample", samples=32, round_to=8)
     record = prune(checkpoint, table, tmp_path, latency=Latency({"ffn": [(8, 0.6), (32, 1.0)]}))
-    before, after = record["widths before"], record["widths"]
+    before, after = record["widths_before"], record["widths"]
     assert [heads for _, heads in after] == [heads for _, heads in before]
     assert sum(neurons for neurons, _ in after) < sum(neurons for neurons, _ in before)
     assert record["speedup"]["predicted"] >= record["speedup"]["asked"] == 1.3
@@ -256,7 +256,7 @@ def test_a_build_states_widths_and_speedups_and_its_lock_makes_the_same_model_el
     (stage,) = manifest["stages"]
     assert stage["speedup"]["asked"] == 1.25 <= stage["speedup"]["predicted"]
     assert stage["speedup"]["measured"] == round(1 / 0.75, 3)
-    assert stage["widths"] != stage["widths before"]
+    assert stage["widths"] != stage["widths_before"]
 
     lock.write(locking.make(load(path), results=store), lock.path_of(path))
     elsewhere = lock.load(path, locked=True)
