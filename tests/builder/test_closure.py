@@ -31,7 +31,7 @@ TARGETS: dict[str, dict[str, Any]] = {
         "backend": {"name": "openvino", "calibration": "sample"},
         "runtime": {"dtype": "int8"},
     },
-    "all stages": {
+    "all-stages": {
         **SAMPLE,
         "backend": {"name": "eager"},
         "train": {"dataset": "sample", "samples": 32, "held_out": 8},

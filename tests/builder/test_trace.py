@@ -104,7 +104,7 @@ samples = 8
 """
 TARGETS = {
     **{name: TARGET.format(name=name) for name in BACKENDS},
-    "all stages": TARGET.format(name="eager")
+    "all-stages": TARGET.format(name="eager")
     + """
 [verify.gates]
 min_f1_retention = 0

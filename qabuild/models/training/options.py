@@ -74,12 +74,12 @@ class Train(Fit):
     from_config: bool = Field(False, description="start from random weights of the checkpoint's configuration")
 
     def _problems(self) -> list[str]:
-        problems = super()._problems()
+        problems = []
         if self.layers is not None and list(self.layers) != sorted(set(self.layers)):
             problems.append(f"`layers` are named once each, in their order, and not as {list(self.layers)}")
         if self.layers is not None and self.from_config:
             problems.append("name one of `layers` and `from_config`")
-        return problems
+        return [*problems, *super()._problems()]
 
 
 class Recover(Fit):
