@@ -53,6 +53,7 @@ def pruned(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Callable[.
     return make
 
 
+@pytest.mark.both_lines
 @pytest.mark.parametrize("model_type", structure.ARCHITECTURES)
 def test_a_pruned_checkpoint_opens_with_transformers_and_computes_what_the_compact_model_does(
     pruned: Callable[..., Checkpoint], model_type: str
@@ -71,6 +72,7 @@ def test_a_pruned_checkpoint_opens_with_transformers_and_computes_what_the_compa
     assert sum(tensor.numel() for tensor in smaller.state_dict().values()) < before
 
 
+@pytest.mark.both_lines
 @pytest.mark.parametrize("name", BACKENDS)
 @pytest.mark.parametrize("model_type", structure.ARCHITECTURES)
 def test_every_backend_answers_as_the_pruned_checkpoint(

@@ -83,6 +83,7 @@ def distance(checkpoint: Checkpoint, options: Recover = RECOVER) -> float:
         return float(objective(load_model(checkpoint), batch))
 
 
+@pytest.mark.both_lines
 def test_a_recovered_checkpoint_is_nearer_to_what_was_pruned(request_of, pruned):
     request = request_of()
     record = recover.run(request, silent)
@@ -106,6 +107,7 @@ def test_a_tokens_error_counts_relative_to_the_teachers_size():
     assert float(hidden_loss(student, teacher, mask)) == pytest.approx((0.1**2 + 0.2**2) / 2)
 
 
+@pytest.mark.both_lines
 @pytest.mark.parametrize("model_type", ["albert", "deberta-v2", "distilbert", "mpnet", "roberta"])
 def test_a_recovered_checkpoint_has_the_shapes_and_the_zeros_of_the_pruned_one(
     request_of, tiny_checkpoint, tmp_path, model_type
