@@ -120,7 +120,7 @@ def touch_memory(trainer: Any) -> None:
 
 
 def make_request(arguments: argparse.Namespace, folder: Path) -> Request:
-    auto = device_and_dtype(machine.describe(), "auto")
+    auto = device_and_dtype(machine.describe(), Train())
     return Request(
         step="train",
         start=resolve(arguments.checkpoint),
@@ -147,6 +147,7 @@ def make_request(arguments: argparse.Namespace, folder: Path) -> Request:
 def own_trainer(request: Request) -> Any:
     """The Trainer that a build uses."""
     from qabuild.models.training import collate, examples
+    from qabuild.models.training.objectives import Answers
     from qabuild.models.training.student import make_student
     from qabuild.models.training.trainer import make_trainer
 
@@ -157,8 +158,7 @@ def own_trainer(request: Request) -> Any:
         make_student(request.start, request.train),
         windows,
         collate.Collator(windows, tokenizer.model_input_names),
-        alpha=1.0,
-        temperature=1.0,
+        objective=Answers(),
         callbacks=(),
     )
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from qabuild.publishing.sbom import sbom
     from qabuild.qa.bulk import Summary, answer_file
     from qabuild.qa.pipeline import QuestionAnsweringPipeline
-    from qabuild.target.lock import Lock, lock
+    from qabuild.target.lock import Lock
     from qabuild.target.model import Target
 
 _HOMES = {
@@ -59,7 +59,7 @@ _HOMES = {
     "compare": "evaluation.compare",
     "keygen": "artifact.key_pair",
     "load": "artifact.load",
-    "lock": "target.lock",
+    "lock": "builder.locking",
     "plan": "builder.preview",
     "publish": "publishing.publish",
     "sbom": "publishing.sbom",

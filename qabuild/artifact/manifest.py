@@ -17,21 +17,21 @@ from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, NotRequired, TypeVar
+from typing import Any, TypeVar
 
-from pydantic import Field, ValidationError, with_config
-from typing_extensions import TypedDict
+from pydantic import ValidationError
 
 from qabuild.artifact import FOLDER as FOLDER
 from qabuild.artifact import failed_folder, handler, sealed_reference
 from qabuild.artifact.sealed_reference import Reference
+from qabuild.artifact.tables import BackendTable, Deviation, Named, PublishTable, Record, Stage, Training, VerifyTable
 from qabuild.errors import BadTarget, UntrustedInput
 from qabuild.models.backends import backend
 from qabuild.models.checkpoint.inspect import refuse_code
 from qabuild.models.runtime import Runtime
 from qabuild.qa.answer_options import EARLIER, Answer
 from qabuild.system import documents, files
-from qabuild.system.documents import OPEN, Count
+from qabuild.system.documents import Count
 from qabuild.system.files import sha256
 from qabuild.system.frozen import Frozen
 from qabuild.system.sealed import MANIFEST
@@ -54,86 +54,6 @@ class SealedFile:
 
     size: Count
     sha256: str
-
-
-class Deviation(TypedDict):
-    """How far the compiled model was from its checkpoint when it was built."""
-
-    logit_difference: float
-    """Largest on the probes."""
-    logit_rms: float
-    """Root mean square over all logits of the probes."""
-    questions: Count
-    changed_answers: Count
-    """Among the first `questions` of the reference."""
-
-
-class Named(TypedDict):
-    """A checkpoint."""
-
-    name: str
-    revision: str | None
-    """commit sha, or null"""
-    digest: str
-    model_type: str | None
-
-
-@with_config(OPEN)
-class BackendTable(TypedDict):
-    """The table of the backend; `Manifest.options` parses the others of its keys."""
-
-    name: str
-
-
-@with_config(OPEN)
-class VerifyTable(TypedDict):
-    """How the questions are drawn and asked. `Manifest.gates` parses the gates."""
-
-    split: str
-    samples: Count | None
-    seed: int
-    batch_size: Annotated[int, Field(ge=1, le=2**31)]
-    gates: dict[str, Any]
-    cross_check: NotRequired[float | Literal["all"]]
-    stock: NotRequired[float | Literal["all"]]
-    """`cross_check`, as qabuild 0.1.0 called it."""
-    max_misplaced: NotRequired[float]
-    columns: NotRequired[dict[str, str | None] | None]
-
-
-@with_config(OPEN)
-class PublishTable(TypedDict, total=False):
-    """Where the target publishes it."""
-
-    repo: str | None
-    license: str | None
-    data: str | None
-    """How much of the questions it shows, where the target says so."""
-
-
-@with_config(OPEN)
-class Record(TypedDict, total=False):
-    """What the model card says of the backend's record."""
-
-    needs: dict[str, list[str]]
-    limits: list[str]
-
-
-@with_config(OPEN)
-class Teacher(TypedDict):
-    """The teacher and its scores."""
-
-    name: str
-    exact_match: float
-    f1: float
-
-
-@with_config(OPEN)
-class Training(TypedDict):
-    """How a checkpoint was trained."""
-
-    start: Named
-    teacher: NotRequired[Teacher | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +82,7 @@ class Manifest:
     training: Training | None = None
     """How the checkpoint was trained, and its teacher's scores on the same questions; None where it was not trained."""
 
-    stages: Sequence[Mapping[str, Any]] | None = None
+    stages: Sequence[Stage] | None = None
     """Records of the other stages applied to the checkpoint, in order; None without such stages."""
     deviation: Deviation | None = None
     """How far the compiled model was from its checkpoint; None in fp32, and where it could not be measured."""

@@ -151,7 +151,8 @@ class Execution:
             {
                 "stage": derivation.derived.stage,
                 "target": derivation.derived.name,
-                "options": derivation.derived.table.model_dump(mode="json", exclude={"dataset"}),
+                "start": _described(require_checkpoint(derivation.facts.checkpoint)),
+                "options": derivation.derived.table.model_dump(mode="json", exclude={"dataset", "recover"}),
                 **self._record_of(derivation),
             }
             for derivation in plan.facts.derivations

@@ -9,11 +9,11 @@ from functools import partial
 from qabuild.errors import QABuildError
 from qabuild.models import calibration
 from qabuild.models.training import examples
-from qabuild.models.training.options import Train
+from qabuild.models.training.options import Fit
 from qabuild.qa import data
 from qabuild.qa.data import DatasetRef, QuestionSet
-from qabuild.qa.data.dataset_ref import DatasetTable
 from qabuild.system import hub
+from qabuild.system.frozen import Frozen
 from qabuild.target.lineage import derivations
 from qabuild.target.model import Target
 
@@ -57,16 +57,15 @@ def _named(target: Target, key: str) -> Iterator[None]:
 def _training_questions(target: Target, offline: bool) -> Iterator[tuple[str, DatasetRef, Callable[[], QuestionSet]]]:
     """The target's key, the data set, and how to read it, of all questions that are learnt from."""
     for derived in derivations(target.origin):
-        table = derived.table
-        if isinstance(table, DatasetTable):
-            yield f"{derived.stage}.dataset", table.data, partial(_of_table, table, offline)
+        for key, source in derived.target.stage_datasets(derived.stage).items():
+            yield key, source, partial(_of_stage, derived.table, source, offline)
     if options := target.calibrated:
         everything = partial(calibration.questions, options, offline=offline)
         yield "backend.calibration", options.data, lambda: calibration.draw(options, everything())
 
 
-def _of_table(table: DatasetTable, offline: bool) -> QuestionSet:
-    questions = data.load(table.data, offline=offline)
-    if isinstance(table, Train):
-        examples.hold_out(questions.questions, table.held_out, table.seed)  # which is refused where nothing is left
+def _of_stage(table: Frozen, source: DatasetRef, offline: bool) -> QuestionSet:
+    questions = data.load(source, offline=offline)
+    if isinstance(table, Fit):
+        examples.hold_out(questions.questions, table)  # which is refused where nothing is left
     return questions

@@ -28,6 +28,8 @@ BYTES = {
     "checkpoint": "checkpoint",
     "teacher": "teacher",
     "train.dataset": "training data",
+    "prune.dataset": "pruning data",
+    "prune.recover.dataset": "training data",
     "calibration": "calibration data",
     "verify.dataset": "data set",
 }

@@ -194,10 +194,12 @@ def plan(targets: Sequence[Path], output: Path, overrides: Sequence[str], locked
 def lock(targets: Sequence[Path], offline: bool, console: Console) -> None:
     """Pin the inputs of each TARGET in a .lock file beside it.
 
-    A lock pins each Hub id to its commit, the checkpoint to its digest and each data set to its fingerprint. `build`
-    and `plan` use a target's lock file if it has one.
+    A lock pins each Hub id to its commit, the checkpoint to its digest, each data set to its fingerprint, and
+    `prune.speedup` to the widths that a build on this machine chose. `build` and `plan` use a target's lock file if it
+    has one.
     """
-    from qabuild.target.lock import make, path_of, write
+    from qabuild.builder.locking import make
+    from qabuild.target.lock import path_of, write
     from qabuild.target.read import load
 
     loaded = [(path_of(path), load(path)) for path in targets]

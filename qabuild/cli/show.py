@@ -56,6 +56,8 @@ def fetch(repo: str, output: Path, revision: str | None, digest: str | None, sig
 
 
 def _print(shown: Summary) -> None:
+    from qabuild.artifact.stages import described
+
     manifest, verification = shown.manifest, shown.verification
     facts = {
         "artifact": f"{shown.artifact}: {shown.state}",
@@ -63,6 +65,7 @@ def _print(shown: Summary) -> None:
         "size": f"{size_of(shown.size)} in {len(manifest.files)} files",
         "checkpoint": _line(manifest.checkpoint),
         "training": _line(manifest.training or {}),
+        "stages": " ".join(described(manifest.stages)),
         "backend": _line(manifest.backend),
         "runtime": _line(manifest.runtime.model_dump(mode="json")),
         "answer": _line(manifest.parameters),

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from qabuild.artifact import disclosure
+from qabuild.artifact import disclosure, stages
 from qabuild.artifact.evidence import Flip, Verification
 from qabuild.artifact.manifest import Artifact
 from qabuild.artifact.readme import BEGIN_MARKER, END_MARKER, UserContent, read
@@ -53,20 +53,14 @@ def make(
     return render(read(render("0" * 64)).digest)
 
 
-def base(artifact: Artifact) -> Mapping[str, Any]:
-    """name and revision of the base model: the one that was fine-tuned, or the checkpoint itself."""
-    training = artifact.manifest.training
-    return training["start"] if training else artifact.manifest.checkpoint
-
-
 def _metadata(artifact: Artifact, verification: Verification, user: UserContent, base_license: str | None) -> Any:
     """The card's metadata, as huggingface_hub's ModelCardData."""
     from huggingface_hub import EvalResult, ModelCardData
 
     manifest, measurement = artifact.manifest, verification.measurement
     data = measurement.data
-    model = base(artifact)
-    relation = "finetune" if manifest.training else "quantized"
+    model = stages.source(manifest)
+    relation = "finetune" if manifest.training or manifest.stages else "quantized"
     related = {"base_model": model["name"], "base_model_relation": relation} if model["revision"] else {}
     license = manifest.publish.get("license") or user.metadata.get("license") or base_license
     weights = any(file.endswith(".safetensors") for file in manifest.files if "/" not in file)
@@ -106,6 +100,7 @@ def _facts(artifact: Artifact, verification: Verification) -> dict[str, Any]:
         "name": manifest.name,
         "checkpoint": manifest.checkpoint,
         "training": manifest.training,
+        "stages": stages.described(manifest.stages),
         "needs": manifest.record.get("needs") or {},
         "limits": manifest.record.get("limits") or [],
         "backend": manifest.backend["name"],

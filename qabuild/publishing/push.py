@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from qabuild.artifact import readme
+from qabuild.artifact import readme, stages
 from qabuild.artifact.evidence import Verification
 from qabuild.artifact.manifest import EVIDENCE, SIGNATURES, Artifact, read_manifest
 from qabuild.errors import BadTarget, QABuildError
@@ -82,7 +82,7 @@ class Push:
             if self.snapshot.branch and not self.create_pr:  # a pull request leaves the branch as it is
                 self._refuse_other_content(Path(folder))
             remote_card = self._fetch(readme.FILE, Path(folder))
-        license = repository.license_of(self.api, card.base(self.artifact))
+        license = repository.license_of(self.api, stages.source(self.artifact.manifest))
         self.content = content(self.artifact, self.evidence, self.repo, self.revision, remote_card, license)
         self.changes = repository.compare(self.content, self.snapshot)
 

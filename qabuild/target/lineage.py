@@ -5,7 +5,7 @@ Values only: `builder` turns them into steps, and `models` does the work.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -27,7 +27,7 @@ class Derived:
     """Name of the table, and of the step that produces the checkpoint."""
     start: Origin
     teacher: Origin | None = None
-    """Origin of the teacher of a distillation."""
+    """Origin of the teacher of a distillation or, of the stage `recover`, of what was pruned."""
 
     @property
     def name(self) -> str:
@@ -61,14 +61,17 @@ def sources(origin: Origin) -> Iterator[CheckpointSource]:
 def original(origin: Origin) -> Origin | None:
     """The checkpoint that a derived one is to answer like; None for one that is not derived.
 
-    The teacher of its last distillation or, without one, the checkpoint that its first stage starts from.
+    The teacher of its last distillation. Without one, what its first pruning starts from; without pruning, what its
+    first training does.
     """
-    first = None
+    first = pruned = None
     while isinstance(origin, Derived):
-        if origin.teacher:
+        if origin.teacher and origin.stage == "train":
             return origin.teacher
-        first = origin = origin.start
-    return first
+        stage, first = origin.stage, origin.start
+        pruned = first if stage == "prune" else pruned
+        origin = first
+    return pruned or first
 
 
 def training_data(target: Target) -> dict[tuple[str, str], DatasetRef]:
@@ -86,16 +89,16 @@ def training_data(target: Target) -> dict[tuple[str, str], DatasetRef]:
 def pinned(
     origin: Origin,
     checkpoints: Mapping[CheckpointSource, CheckpointSource],
-    datasets: Mapping[DatasetRef, DatasetRef],
+    pin: Callable[[Target], Target],
 ) -> Origin:
-    """The same origin, with the sources that the targets name replaced by pinned ones."""
+    """The same origin, with the sources that the targets name replaced by pinned ones, and the targets by `pin`."""
     if isinstance(origin, CheckpointSource):
         return checkpoints.get(origin, origin)
     return replace(
         origin,
-        target=origin.target.with_datasets(datasets),
-        start=pinned(origin.start, checkpoints, datasets),
-        teacher=pinned(origin.teacher, checkpoints, datasets) if origin.teacher else None,
+        target=pin(origin.target),
+        start=pinned(origin.start, checkpoints, pin),
+        teacher=pinned(origin.teacher, checkpoints, pin) if origin.teacher else None,
     )
 
 

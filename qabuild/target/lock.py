@@ -1,8 +1,8 @@
 """Lock files: pin the exact bytes of a target's Hub ids and files.
 
 `targets/x.lock` records what `targets/x.toml` names and what it resolved to: the commit sha and digest of the
-checkpoint, the commit sha and fingerprint of each data set. A target with a lock is read through it, so it means the
-same bytes on every machine and every day.
+checkpoint, the commit sha and fingerprint of each data set, and the widths that a build chose for a speedup. A target
+with a lock is read through it, so it means the same bytes on every machine and every day.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from pydantic import Field
 
 from qabuild.errors import BadTarget
 from qabuild.models.checkpoint.source import CheckpointSource
+from qabuild.models.pruning.options import Pair
 from qabuild.qa.data.dataset_ref import DatasetRef
 from qabuild.system import files, hub
 from qabuild.system.files import errors_explained
 from qabuild.system.frozen import Frozen
-from qabuild.target.lineage import Derived, pinned, sources, training_data
+from qabuild.target.lineage import Derived, derivations, pinned, sources, training_data
 from qabuild.target.model import Target
 from qabuild.target.paths import require_paths
 from qabuild.target.read import applicable
@@ -49,6 +50,14 @@ class DataPin(Frozen):
     fingerprint: str
 
 
+class WidthsPin(Frozen):
+    """The speedup of a target's `[prune]`, and the widths that a build chose for it."""
+
+    target: str
+    speedup: float
+    widths: tuple[Pair, ...] = Field(strict=False)
+
+
 class Lock(Frozen):
     """The content of a lock file."""
 
@@ -58,22 +67,13 @@ class Lock(Frozen):
     """Other checkpoints that training reads: teachers, and those that the teachers are trained from."""
     datasets: tuple[DataPin, ...] = Field((), strict=False)
     """Data sets for training and calibration."""
+    widths: tuple[WidthsPin, ...] = Field((), strict=False)
+    """So that a build on another machine makes the same model, whatever is as fast there."""
 
 
 def path_of(target: Path) -> Path:
     """The lock file of a target file."""
     return target.with_suffix(".lock")
-
-
-def lock(target: str | Path, *, offline: bool = False) -> Lock:
-    """Pin what the target at that path names, in a lock file beside it: commits, and digests of files and questions.
-
-    Raises what `make` raises, and BadTarget where a folder has the lock's name.
-    """
-    path = Path(target)
-    pins = make(load_target(path), offline=offline)
-    write(pins, path_of(path))
-    return pins
 
 
 def load_all(paths: Sequence[Path], overrides: Sequence[str] = (), *, locked: bool = False) -> list[Target]:
@@ -105,7 +105,12 @@ def load(path: str | Path, overrides: Sequence[str] = (), *, locked: bool = Fals
         pinned_options = target.calibrated.with_data(pins.datasets[target.calibrated.data])
         target = target.model_copy(update={"backend": pinned_options})
     if isinstance(target.origin, Derived):
-        target = target.with_origin(pinned(target.origin, pins.checkpoints, pins.datasets))
+        widths = lock.widths if lock else ()
+        target = target.with_origin(
+            pinned(
+                target.origin, pins.checkpoints, lambda each: _with_widths(each.with_datasets(pins.datasets), widths)
+            )
+        )
     return target
 
 
@@ -194,7 +199,20 @@ def _training_pins(target: Target, lock: Lock | None) -> _TrainingPins:
             datasets[ref] = ref.pinned(pinned_data.commit, pinned_data.fingerprint)
         else:
             missing.append(ref.shown)
+    for derived in derivations(target.origin):
+        prune = _with_widths(derived.target, lock.widths if lock else ()).prune
+        if derived.stage == "prune" and prune and prune.speedup:
+            missing.append(f"prune.speedup = {prune.speedup:g} (its widths, once a build has chosen them)")
     return _TrainingPins(checkpoints=checkpoints, datasets=datasets, missing=missing)
+
+
+def _with_widths(target: Target, pins: Sequence[WidthsPin]) -> Target:
+    """The target, with the pinned widths in place of its speedup."""
+    prune = target.prune
+    pin = next((pin for pin in pins if prune and (pin.target, pin.speedup) == (target.name, prune.speedup)), None)
+    if prune is None or pin is None:
+        return target
+    return target.model_copy(update={"prune": prune.model_copy(update={"speedup": None, "widths": pin.widths})})
 
 
 def _pin_of(ref: DatasetRef, lock: Lock | None) -> DataPin | None:

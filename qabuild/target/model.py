@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Union, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar, Union, cast, get_args
 
 from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_validator
 
 from qabuild.models.backends import BACKENDS, backend
 from qabuild.models.calibration import Calibrated
 from qabuild.models.checkpoint.source import CheckpointSource
+from qabuild.models.pruning.options import Prune
 from qabuild.models.runtime import Runtime
 from qabuild.models.training.options import Distill, Train
 from qabuild.qa.answer_options import Answer
@@ -53,8 +54,13 @@ RENAMED: Mapping[tuple[str, str], str] = {("verify", "stock"): "cross_check"}
 PINS = ("configuration", "revision", "fingerprint", "columns", "max_misplaced")
 """Keys beside the name of a data set that say which of its questions are meant."""
 
-STAGES = ("train",)
-"""Tables that derive a checkpoint from another one, in this order; `distill` configures the training further."""
+Table = TypeVar("Table", bound=Frozen)
+
+STAGES = ("train", "prune", "recover")
+"""Stages that derive a checkpoint from another one, in this order, and the names of their tables.
+
+`distill` configures the training further; the table of `recover` is `prune.recover`.
+"""
 
 
 class Publish(Frozen):
@@ -94,6 +100,7 @@ class Target(Frozen):
     checkpoint: CheckpointSource = Field(description="where the weights come from")
     train: Train | None = Field(None, description="fine-tune the checkpoint first")
     distill: Distill | None = Field(None, description="let a teacher take part in the training")
+    prune: Prune | None = Field(None, description="remove FFN neurons and attention heads before it is compiled")
     backend: BackendOptions
     runtime: Runtime = Field(Runtime(), description="device and dtype")
     answer: Answer = Field(Answer(), description="how it answers, verified and served alike")
@@ -109,8 +116,9 @@ class Target(Frozen):
 
     @property
     def has_original(self) -> bool:
-        """Whether the artifact is compared with the original: where there is a teacher, or a gate on it."""
-        return self.distill is not None or self.verify.gates.max_f1_drop_from_original is not None
+        """Whether the artifact is compared with the original: where it was distilled or pruned, or a gate compares."""
+        compared = (self.distill, self.prune, self.verify.gates.max_f1_drop_from_original)
+        return any(each is not None for each in compared)
 
     @property
     def original(self) -> Origin | None:
@@ -124,12 +132,20 @@ class Target(Frozen):
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """Names of the tables that derive a checkpoint from another one, in order."""
-        return tuple(stage for stage in STAGES if getattr(self, stage) or (stage == "train" and self.distill))
+        """The stages that derive its checkpoint from another one, in order."""
+        return tuple(stage for stage in STAGES if self._stage_table(stage) is not None)
 
     def stage_table(self, stage: str) -> Frozen:
         """The table of one of `stages`."""
-        table: Frozen = self.training if stage == "train" else getattr(self, stage)
+        table = self._stage_table(stage)
+        if table is None:
+            raise AssertionError(f"{self.name} has no stage {stage}")
+        return table
+
+    def _stage_table(self, stage: str) -> Frozen | None:
+        if stage == "train":
+            return self.training if self.train or self.distill else None
+        table: Frozen | None = self.prune and self.prune.recover if stage == "recover" else getattr(self, stage)
         return table
 
     @property
@@ -152,16 +168,12 @@ class Target(Frozen):
     def stage_datasets(self, stage: str) -> dict[str, DatasetRef]:
         """The questions that one of `stages` reads, by the key that names them."""
         table = self.stage_table(stage)
-        return {f"{stage}.dataset": table.data} if isinstance(table, DatasetTable) else {}
+        name = "prune.recover" if stage == "recover" else stage
+        return {f"{name}.dataset": table.data} if isinstance(table, DatasetTable) else {}
 
     def with_datasets(self, pins: Mapping[DatasetRef, DatasetRef]) -> Target:
         """This target, with the data sets that it names replaced by pinned ones."""
-        tables: dict[str, Any] = {}
-        for name in type(self).model_fields:
-            table = getattr(self, name)
-            if isinstance(table, DatasetTable | Calibrated) and table.data in pins:
-                tables[name] = table.with_data(pins[table.data])
-        return self.model_copy(update=tables) if tables else self
+        return _with_datasets(self, pins)
 
     @property
     def paths(self) -> tuple[NamedPath, ...]:
@@ -180,7 +192,7 @@ class Target(Frozen):
         built = self
         if base:
             # Builds on the base's checkpoint, not its artifact: without stages of its own, it takes the base's tables.
-            tables = {} if self.stages else {name: getattr(base, name) for name in (*STAGES, "distill")}
+            tables = {} if self.stages else {name: getattr(base, name) for name in STAGE_TABLES}
             built = self.model_copy(update={"checkpoint": base.checkpoint, **tables})
         origin = self._own_origin(bases)
         built = built.model_copy()
@@ -200,6 +212,9 @@ class Target(Frozen):
         origin = origin_of(self.checkpoint)
         for stage in self.stages:
             teacher = origin_of(self.distill.teacher) if self.distill and stage == "train" else None
+            if stage == "recover":
+                assert isinstance(origin, Derived)
+                teacher = origin.start  # what was pruned
             origin = Derived(target=self, stage=stage, start=origin, teacher=teacher)
         return origin
 
@@ -251,13 +266,33 @@ class Target(Frozen):
         return name
 
 
-DATASET_TABLES: tuple[str, ...] = tuple(
-    name
-    for name, field in Target.model_fields.items()
-    for member in (field.annotation, *get_args(field.annotation))
-    if isinstance(member, type) and issubclass(member, DatasetTable)
-)
-"""Names of the tables that name a data set."""
+def _with_datasets(table: Table, pins: Mapping[DatasetRef, DatasetRef]) -> Table:
+    """`table` with the data sets that it and the tables in it name replaced by pinned ones."""
+    changed: dict[str, Any] = {}
+    for name in type(table).model_fields:
+        value = getattr(table, name)
+        if isinstance(value, Frozen) and (pinned := _with_datasets(value, pins)) != value:
+            changed[name] = pinned
+    if changed:
+        table = table.model_copy(update=changed)
+    if isinstance(table, DatasetTable | Calibrated) and table.data in pins:
+        return cast(Table, table.with_data(pins[table.data]))
+    return table
+
+
+def _dataset_tables(table: type[Frozen], place: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for name, field in table.model_fields.items():
+        for member in (field.annotation, *get_args(field.annotation)):
+            if isinstance(member, type) and issubclass(member, DatasetTable):
+                yield (*place, name)
+                yield from _dataset_tables(member, (*place, name))
+
+
+STAGE_TABLES = tuple(name for name in Target.model_fields if name in (*STAGES, "distill"))
+"""The tables that configure stages."""
+
+DATASET_TABLES: tuple[tuple[str, ...], ...] = tuple(_dataset_tables(Target))
+"""The tables that name a data set, each by the keys that lead to it."""
 
 
 def json_schema() -> dict[str, Any]:

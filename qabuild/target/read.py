@@ -31,10 +31,11 @@ SOURCES: tuple[KeyPath, ...] = (
     ("checkpoint", "model"),
     ("checkpoint", "target"),
     ("train", "deepspeed"),
+    ("prune", "recover", "deepspeed"),
     ("distill", "teacher", "model"),
     ("distill", "teacher", "target"),
     ("backend", "calibration"),
-    *((name, "dataset") for name in DATASET_TABLES),
+    *((*table, "dataset") for table in DATASET_TABLES),
 )
 
 

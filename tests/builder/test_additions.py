@@ -130,7 +130,7 @@ def staged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     edit(table, "import compile, deviation", "import compile, deviation, nudge")
     edit(table, "    compile.Compile(),", "    nudge.Nudge(),\n    compile.Compile(),")
     model = package / "target" / "model.py"
-    edit(model, 'STAGES = ("train",)', 'STAGES = ("train", "nudge")')
+    edit(model, 'STAGES = ("train", "prune", "recover")', 'STAGES = ("train", "prune", "recover", "nudge")')
     edit(model, "class Publish(Frozen):", "class Nudge(Frozen):\n    size: float = 1.0\n\n\nclass Publish(Frozen):")
     edit(model, "    backend: BackendOptions\n", "    nudge: Nudge | None = None\n    backend: BackendOptions\n")
     assert package_copy.keys(folder, "targets/quickstart-distil.toml") == before

@@ -31,11 +31,17 @@ TARGETS: dict[str, dict[str, Any]] = {
         "backend": {"name": "openvino", "calibration": "sample"},
         "runtime": {"dtype": "int8"},
     },
-    "searched": {
+    "all-stages": {
         **SAMPLE,
         "backend": {"name": "eager"},
         "train": {"dataset": "sample", "samples": 32, "held_out": 8},
         "distill": {"teacher": {"model": "sample"}, "search": {"trials": 1}},
+        "prune": {"dataset": "sample", "ffn": 0.5, "recover": {"dataset": "sample"}},
+    },
+    "pruned": {
+        **SAMPLE,
+        "backend": {"name": "eager"},
+        "prune": {"dataset": "sample", "speedup": 1.5, "recover": {"dataset": "sample"}},
     },
 }
 

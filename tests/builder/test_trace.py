@@ -104,7 +104,7 @@ samples = 8
 """
 TARGETS = {
     **{name: TARGET.format(name=name) for name in BACKENDS},
-    "searched": TARGET.format(name="eager")
+    "all-stages": TARGET.format(name="eager")
     + """
 [verify.gates]
 min_f1_retention = 0
@@ -120,6 +120,17 @@ doc_stride = 32
 [distill]
 teacher.model = "sample"
 search.trials = 1
+
+[prune]
+dataset = "sample"
+samples = 32
+ffn = 0.75
+
+[prune.recover]
+dataset = "sample"
+samples = 16
+max_seq_len = 96
+doc_stride = 32
 """,
     "int8": TARGET.format(name="openvino").replace(
         'name = "openvino"', 'name = "openvino"\ncalibration = "sample"\ncalibration_samples = 8\noverflow_fix = true'

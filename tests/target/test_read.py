@@ -95,7 +95,8 @@ def test_all_mistakes_of_a_file_are_reported_at_once_with_line_key_and_accepted_
     assert f"{path}:7: backend.level: given 7; accepted:" in message
     assert f"{path}:10: runtime.dtype: given 'fp8'" in message
     assert "'bf16'" in message
-    assert f"{path}:11: runtime.samples: unknown key; it belongs to [train] or [distill.search] or [verify]" in message
+    tables = "[train] or [distill.search] or [prune] or [prune.recover] or [verify]"
+    assert f"{path}:11: runtime.samples: unknown key; it belongs to {tables}" in message
     assert f"{path}:14: verify.gates.min_f1_retention: given 'high'" in message
 
 

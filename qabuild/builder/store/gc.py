@@ -91,12 +91,14 @@ def _cached_result(store: Store, key: str) -> CachedResult | None:
 
 
 def _what(inputs: object) -> str:
-    """The backend and its runtime, the questions asked, or how it was trained."""
+    """The backend and its runtime, the questions asked, or how it was pruned or trained."""
     if not isinstance(inputs, dict):
         return ""
     made = ("backend.name", "runtime.device", "runtime.dtype", "verify.split", "verify.samples")
     names = (*made, "train.split", "train.samples", "train.device", "train.dtype")
-    return " ".join(str(inputs[name]) for name in names if inputs.get(name) is not None)
+    sizes = ("prune.ffn", "prune.heads", "prune.flops", "prune.speedup")
+    pruned = [f"{name.removeprefix('prune.')} {inputs[name]}" for name in sizes if inputs.get(name) is not None]
+    return " ".join([*(str(inputs[name]) for name in names if inputs.get(name) is not None), *pruned])
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -87,7 +87,8 @@ class Measured:
     name: str
     artifact: str
     manifest: Mapping[str, Any]
-    """Its provenance: checkpoint, training, backend, runtime, record and versions, and the digest of the manifest."""
+    """Its provenance: checkpoint, training, other stages in words, backend, runtime, record and versions, and the
+    digest of the manifest."""
     size: int
     """Bytes of all sealed files except the reference."""
     load_seconds: float

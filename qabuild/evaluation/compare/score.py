@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from qabuild.artifact import sealed_reference
+from qabuild.artifact.stages import described
 from qabuild.evaluation.compare import accuracy, audit, speed
 from qabuild.evaluation.compare.accuracy import Gold, ScoredAnswers
 from qabuild.evaluation.compare.contestants import Contestant
@@ -76,7 +77,8 @@ def _measured(
 def _provenance(contestant: Contestant) -> Mapping[str, Any]:
     document = contestant.artifact.manifest.to_dict()
     keys = ("name", "qabuild", "checkpoint", "backend", "runtime", "record", "versions", "training")
-    return {**{key: document[key] for key in keys}, "digest": contestant.artifact.digest}
+    stages = described(contestant.artifact.manifest.stages)
+    return {**{key: document[key] for key in keys}, "stages": stages, "digest": contestant.artifact.digest}
 
 
 def _packages(runs: Sequence[Run]) -> set[str]:

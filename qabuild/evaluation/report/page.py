@@ -106,6 +106,7 @@ def _provenance(measured: Measured) -> list[tuple[str, str]]:
         ("manifest", manifest["digest"]),
         ("checkpoint", _line(manifest["checkpoint"])),
         ("training", _line(manifest["training"] or {})),
+        ("stages", " ".join(map(str, manifest.get("stages") or ()))),
         ("backend", _line(manifest["backend"])),
         ("runtime", _line(manifest["runtime"])),
         ("compiling", _line(manifest["record"])),

@@ -121,15 +121,16 @@ def _indexed(device: torch.device) -> torch.device:
     return torch.device(device.type) if device.type == "cpu" else device
 
 
-def stored_model(directory: Path, attention: Literal["eager", "sdpa"] | None = None) -> Any:
-    """Load the eager fp32 model in `directory`, on the CPU."""
+def stored_model(directory: Path, attention: Literal["eager", "sdpa"] | None = None, *, compact: bool = True) -> Any:
+    """Load the eager fp32 model in `directory`, on the CPU; with `compact`, without its pruned places."""
     from qabuild.models.checkpoint.inspect import read_object
     from qabuild.models.checkpoint.load import load_model
     from qabuild.models.checkpoint.resolve import Checkpoint
+    from qabuild.models.pruning.compact import load_compact
 
     config = read_object(directory, "config.json")
     checkpoint = Checkpoint(directory=directory, name=directory.name, revision=None, digest="", config=config)
-    return load_model(checkpoint, attention=attention)
+    return (load_compact if compact else load_model)(checkpoint, attention=attention)
 
 
 def copy_checkpoint(checkpoint: Checkpoint, directory: Path) -> None:

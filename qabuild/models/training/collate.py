@@ -18,6 +18,21 @@ if TYPE_CHECKING:
 
 MULTIPLE = 16
 """Batches are padded to a multiple of this: matrix units work on tiles, and few shapes are easier on the allocator."""
+BATCH_TOKENS = 8192
+"""Maximum tokens of a batch that is not trained on, padding included."""
+
+
+def batches_by_length(lengths: NDArray[np.int64], tokens: int = BATCH_TOKENS) -> list[NDArray[np.int64]]:
+    """Batches of windows of similar length, longest first, with up to `tokens` tokens each; at least one window."""
+    import numpy as np
+
+    order = np.argsort(-lengths, kind="stable")
+    batches, begin = [], 0
+    while begin < len(order):
+        size = max(1, tokens // int(lengths[order[begin]]))
+        batches.append(order[begin : begin + size])
+        begin += size
+    return batches
 
 
 class Collator:

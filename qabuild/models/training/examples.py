@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from qabuild.errors import BadTarget, UntrustedInput
-from qabuild.models.training.options import Train
+from qabuild.models.training.options import Fit
 from qabuild.models.training.vocabulary import require_same_tokens
 from qabuild.qa import data
 from qabuild.qa.data import QuestionSet
@@ -45,22 +45,16 @@ class Examples:
         return int(self.rows[index])
 
 
-def load(train: Train, tokenizer: Any, *, offline: bool = False) -> Examples:
+def load(train: Fit, tokenizer: Any, *, offline: bool = False) -> Examples:
     """Load the examples that `train` names, tokenized by `tokenizer`.
 
     Raises what `qabuild.qa.data.load` raises, BadTarget if no window holds an answer, UntrustedInput for a tokenizer
     without a CLS token.
     """
     dataset = questions_of(train, offline=offline)
-    training, held_out = hold_out(dataset.questions, train.held_out, train.seed)
+    training, held_out = hold_out(dataset.questions, train)
     examples = make(training, tokenizer, train, held_out, misplaced=dataset.misplaced)
-    source = {
-        "dataset": dataset.name,
-        "configuration": dataset.configuration,
-        "revision": dataset.revision,
-        "fingerprint": dataset.fingerprint,
-    }
-    return replace(examples, counts={**source, **examples.counts})
+    return replace(examples, counts={**dataset.source, **examples.counts})
 
 
 def examples_of(request: Request) -> tuple[Any, Examples]:
@@ -79,7 +73,7 @@ def examples_of(request: Request) -> tuple[Any, Examples]:
     return tokenizer, examples
 
 
-def questions_of(train: Train, *, offline: bool = False) -> QuestionSet:
+def questions_of(train: Fit, *, offline: bool = False) -> QuestionSet:
     """Load the questions that `train` names, including held-out ones. Raises what `qabuild.qa.data.load` raises."""
     return data.load(train.data, offline=offline)
 
@@ -87,7 +81,7 @@ def questions_of(train: Train, *, offline: bool = False) -> QuestionSet:
 def make(
     questions: Sequence[Question],
     tokenizer: Any,
-    train: Train,
+    train: Fit,
     held_out: Sequence[Question] = (),
     misplaced: Sequence[str] = (),
 ) -> Examples:
@@ -99,8 +93,8 @@ def make(
         windows = WindowMaker(tokenizer)(pairs, cut_of(train, tokenizer))
     except ValueError as error:
         limited = tokenizer.model_max_length < train.max_seq_len  # by the model, whatever the target says
-        remedy = "lower train.doc_stride" + ("" if limited else ", or raise train.max_seq_len")
-        raise BadTarget(f"[train]: {error}", remedy) from None
+        remedy = f"lower {train.table}.doc_stride" + ("" if limited else f", or raise {train.table}.max_seq_len")
+        raise BadTarget(f"[{train.table}]: {error}", remedy) from None
     if windows.layout.cls_place is None:
         raise UntrustedInput(
             f"{type(tokenizer).__name__}: it adds no CLS token, which windows without an answer point to",
@@ -111,7 +105,8 @@ def make(
     answerless = int((starts == windows.cls).sum())
     if answerless == len(windows):
         raise BadTarget(
-            f"[train]: none of the {len(windows)} windows holds an answer", "give data with answers, or longer windows"
+            f"[{train.table}]: none of the {len(windows)} windows holds an answer",
+            "give data with answers, or longer windows",
         )
     counts = {
         "questions": len(questions),
@@ -130,7 +125,7 @@ def make(
     )
 
 
-def cut_of(train: Train, tokenizer: Any) -> Cut:
+def cut_of(train: Fit, tokenizer: Any) -> Cut:
     """The parameters of cutting windows, as in the pipeline."""
     return Cut(
         max_seq_len=min(train.max_seq_len, tokenizer.model_max_length),
@@ -139,8 +134,8 @@ def cut_of(train: Train, tokenizer: Any) -> Cut:
     )
 
 
-def hold_out(questions: Sequence[Question], count: int, seed: int) -> tuple[tuple[Question, ...], tuple[Question, ...]]:
-    """Split into training questions and at least `count` held-out ones: all those of contexts drawn with `seed`.
+def hold_out(questions: Sequence[Question], train: Fit) -> tuple[tuple[Question, ...], tuple[Question, ...]]:
+    """Split into training questions and at least `train.held_out` others: all those of contexts drawn with its seed.
 
     Whole contexts are held out, since questions on the same context leak answers (train/test leakage). Raises
     BadTarget if no context would be left to train on.
@@ -149,16 +144,17 @@ def hold_out(questions: Sequence[Question], count: int, seed: int) -> tuple[tupl
     for question in questions:
         sizes[question.context] = sizes.get(question.context, 0) + 1
     contexts = sorted(sizes)
-    random.Random(seed).shuffle(contexts)
+    random.Random(train.seed).shuffle(contexts)
     held_out: set[str] = set()
     held_out_questions = 0
-    while held_out_questions < count and contexts:
+    while held_out_questions < train.held_out and contexts:
         context = contexts.pop()
         held_out.add(context)
         held_out_questions += sizes[context]
     if not contexts:
         raise BadTarget(
-            f"train.held_out is {count}, and there are {len(questions)} questions on {len(sizes)} contexts",
+            f"{train.table}.held_out is {train.held_out}, and there are {len(questions)} questions on "
+            f"{len(sizes)} contexts",
             "hold out fewer, or train on more questions",
         )
     return (

@@ -14,9 +14,11 @@ from qabuild.models.checkpoint.load import copy_tokenizer, load_tokenizer
 from qabuild.models.training import curves, teacher_logits
 from qabuild.models.training.collate import Collator
 from qabuild.models.training.examples import Examples, examples_of
+from qabuild.models.training.objectives import Answers
+from qabuild.models.training.options import Train
 from qabuild.models.training.request import Request
 from qabuild.models.training.student import make_student, restore_dropout
-from qabuild.models.training.trainer import last_state, make_trainer, remove_partial_states
+from qabuild.models.training.trainer import Objective, last_state, make_trainer, remove_partial_states
 from qabuild.qa.model_inputs import input_names
 from qabuild.system.process import Tell
 
@@ -31,7 +33,15 @@ def run(request: Request, tell: Tell) -> Mapping[str, Any]:
 
 def fit(request: Request, examples: Examples, tell: Tell) -> Mapping[str, Any]:
     """Train on `examples`. In distributed training, only the process of rank 0 writes."""
+    assert isinstance(request.train, Train)
     model = make_student(request.start, request.train)
+    distill = request.distill
+    objective = Answers(distill.alpha, distill.temperature) if distill else Answers()
+    return train(request, model, examples, objective, tell)
+
+
+def train(request: Request, model: Any, examples: Examples, objective: Objective, tell: Tell) -> Mapping[str, Any]:
+    """Train `model` until `objective` is small, going on from the last saved state, and write it."""
     tokenizer = load_tokenizer(request.start.directory)  # a teacher's may give token types that the student lacks
     logits = teacher_logits.open_logits(request.logits, examples) if request.logits else None
     log = curves.Curves(request.work / curves.FILE, examples.held_out, tokenizer, tell)
@@ -40,8 +50,7 @@ def fit(request: Request, examples: Examples, tell: Tell) -> Mapping[str, Any]:
         model,
         examples,
         Collator(examples, input_names(model, tokenizer), logits, positions(model.config)),
-        alpha=request.distill.alpha if request.distill else 1.0,
-        temperature=request.distill.temperature if request.distill else 1.0,
+        objective=objective,
         callbacks=[log],
     )
     if trainer.is_world_process_zero():
@@ -82,5 +91,5 @@ def _memory_explained(request: Request) -> Iterator[None]:
         raise QABuildError(
             f"too little memory to train on batches of {request.train.batch_size} windows "
             f"in {request.train.gradient_accumulation_steps} parts",
-            f"split each batch into more parts: train.gradient_accumulation_steps = {parts}",
+            f"split each batch into more parts: {request.train.table}.gradient_accumulation_steps = {parts}",
         ) from error

@@ -19,8 +19,8 @@ def run_in_subprocess(request: Request, reporter: Reporter) -> Mapping[str, Any]
     """Run the step in a subprocess and return its record. Raises what the step raises."""
     request.work.mkdir(parents=True, exist_ok=True)
     progress, document = _Progress(request.step, reporter), request.to_dict()
-    # Only the step `train` is distributed; rank 0 runs the others alone.
-    environment = distributed.current().announce(document) if request.step == "train" else {}
+    # Trainings are distributed; rank 0 runs the other steps alone.
+    environment = distributed.current().announce(document) if request.step in ("train", "recover") else {}
     try:
         return run_in_child(
             "qabuild.models.training", document, request.directory, "the training", progress.hear, environment

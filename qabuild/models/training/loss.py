@@ -1,4 +1,4 @@
-"""Training losses: cross entropy of the answer positions, and KL divergence from the teacher."""
+"""Training losses: cross entropy of the answer positions, and the distance from a teacher."""
 
 from __future__ import annotations
 
@@ -8,12 +8,21 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+SMALLEST = 1e-3
+"""The least mean square that a token's error is divided by."""
+
+
 def answer_loss(start_logits: Tensor, end_logits: Tensor, starts: Tensor, ends: Tensor, mask: Tensor) -> Tensor:
     """Cross entropy of start and end, averaged. Logits and `mask` are [rows, length], positions [rows]."""
+    return answer_losses(start_logits, end_logits, starts, ends, mask).mean()
+
+
+def answer_losses(start_logits: Tensor, end_logits: Tensor, starts: Tensor, ends: Tensor, mask: Tensor) -> Tensor:
+    """The same for each row, [rows]."""
     from torch.nn.functional import cross_entropy
 
-    start = cross_entropy(_unpadded(start_logits, mask), starts)
-    end = cross_entropy(_unpadded(end_logits, mask), ends)
+    start = cross_entropy(_unpadded(start_logits, mask), starts, reduction="none")
+    end = cross_entropy(_unpadded(end_logits, mask), ends, reduction="none")
     return (start + end) / 2
 
 
@@ -28,6 +37,17 @@ def distillation_loss(student: Tensor, teacher: Tensor, mask: Tensor, temperatur
     log_student = log_softmax(_unpadded(student / temperature, mask), dim=-1)
     log_teacher = log_softmax(_unpadded(teacher / temperature, mask), dim=-1)
     return kl_div(log_student, log_teacher, reduction="batchmean", log_target=True) * temperature**2
+
+
+def hidden_loss(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
+    """Relative squared error of hidden states, [rows, length, width], averaged over the tokens that `mask` marks.
+
+    Each token's error is divided by the teacher's mean square: a few tokens, such as separators, are larger by orders
+    of magnitude, and would decide the mean alone.
+    """
+    student, teacher = student.float(), teacher.float()
+    errors = (student - teacher).square().mean(-1) / teacher.square().mean(-1).clamp_min(SMALLEST)
+    return (errors * mask).sum() / mask.sum()
 
 
 def _unpadded(logits: Tensor, mask: Tensor) -> Tensor:

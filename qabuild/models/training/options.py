@@ -1,8 +1,8 @@
-"""The tables `[train]` and `[distill]` of a target, and the steps of a training."""
+"""The tables `[train]`, `[distill]` and `[prune.recover]` of a target, and the steps of a training."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -13,17 +13,16 @@ from qabuild.system.frozen import Frozen
 Autocast = Literal["auto", "fp32", "bf16", "fp16"]
 
 
-class Train(DatasetTable):
-    """How the checkpoint is fine-tuned before it is compiled."""
+class Fit(DatasetTable):
+    """How a model is fitted to questions: what all trainings have in common."""
+
+    table: ClassVar[str] = "train"
+    """Its name in a target, for messages and keys."""
 
     dataset: str = Field("rajpurkar/squad", min_length=1, description=f"what it learns from: {SOURCE}")
     held_out: int = Field(
         0, ge=0, description="questions, of whole contexts, that are kept from training and asked after each epoch"
     )
-    layers: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
-        None, strict=False, min_length=1, description="start from these layers of the checkpoint only, as in [0, 2, 5]"
-    )
-    from_config: bool = Field(False, description="start from random weights of the checkpoint's configuration")
     epochs: int = Field(2, ge=1, description="how often each question is seen")
     learning_rate: float = Field(3e-5, gt=0, description="of AdamW, at its highest; it falls linearly to 0")
     warmup_ratio: Share = Field(0.0, description="share of the steps in which the learning rate rises")
@@ -46,11 +45,13 @@ class Train(DatasetTable):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
+        if problems := self._problems():
+            raise ValueError("; ".join(problems))
+        return self
+
+    def _problems(self) -> list[str]:
+        """What of its keys does not fit together."""
         problems = []
-        if self.layers is not None and list(self.layers) != sorted(set(self.layers)):
-            problems.append(f"`layers` are named once each, in their order, and not as {list(self.layers)}")
-        if self.layers is not None and self.from_config:
-            problems.append("name one of `layers` and `from_config`")
         if self.doc_stride >= self.max_seq_len:
             problems.append(
                 f"`doc_stride` must be less than `max_seq_len`, and is {self.doc_stride} to {self.max_seq_len}: "
@@ -61,9 +62,40 @@ class Train(DatasetTable):
                 f"`gradient_accumulation_steps` must divide `batch_size`, and {self.gradient_accumulation_steps} does "
                 f"not divide {self.batch_size}"
             )
-        if problems:
-            raise ValueError("; ".join(problems))
-        return self
+        return problems
+
+
+class Train(Fit):
+    """How the checkpoint is fine-tuned before it is compiled."""
+
+    layers: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+        None, strict=False, min_length=1, description="start from these layers of the checkpoint only, as in [0, 2, 5]"
+    )
+    from_config: bool = Field(False, description="start from random weights of the checkpoint's configuration")
+
+    def _problems(self) -> list[str]:
+        problems = []
+        if self.layers is not None and list(self.layers) != sorted(set(self.layers)):
+            problems.append(f"`layers` are named once each, in their order, and not as {list(self.layers)}")
+        if self.layers is not None and self.from_config:
+            problems.append("name one of `layers` and `from_config`")
+        return [*problems, *super()._problems()]
+
+
+class Recover(Fit):
+    """How a pruned checkpoint is trained to answer as it did before it was pruned."""
+
+    table: ClassVar[str] = "prune.recover"
+
+    epochs: int = Field(1, ge=1, description="how often each question is seen")
+    dropout: float | None = Field(
+        0.0, ge=0, lt=1, description="while training: 0 takes a third less time, and one epoch needs none"
+    )
+    alpha: Share = Field(0.0, description="weight of the gold answers' loss; the rest is that of the teacher's logits")
+    temperature: float = Field(1.0, gt=0, description="by which the logits of both are divided")
+    hidden_states: float = Field(
+        1.0, ge=0, description="weight of the relative error of each layer's hidden states, beside both"
+    )
 
 
 class Search(Frozen):
@@ -96,7 +128,7 @@ class Distill(Frozen):
     search: Search | None = Field(None, description="look for `alpha` and `temperature`")
 
 
-StepName = Literal["logits", "search", "train"]
+StepName = Literal["logits", "search", "train", "recover"]
 
 
 PACKAGES = ("accelerate", "tokenizers", "torch", "transformers")
@@ -108,5 +140,6 @@ MODULES: dict[StepName, str] = {
     "logits": "qabuild.models.training.teacher_logits",
     "search": "qabuild.models.training.search",
     "train": "qabuild.models.training.fit",
+    "recover": "qabuild.models.training.recover",
 }
 """The module that runs each step, in its function `run`. A module imports another step's only if it uses it."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from qabuild.models.checkpoint.resolve import Checkpoint
-from qabuild.models.training.options import Distill, StepName, Train
+from qabuild.models.training.options import Distill, Fit, Recover, StepName, Train
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +18,8 @@ class Request:
     step: StepName
     start: Checkpoint
     teacher: Checkpoint | None
-    train: Train
+    train: Fit
+    """Of the step `recover`, a `Recover`; of others, a `Train`."""
     distill: Distill | None
     device: Literal["cpu", "cuda"]
     dtype: Literal["fp32", "bf16", "fp16"]
@@ -44,13 +45,13 @@ class Request:
                 **document,
                 "start": _checkpoint(document["start"]),
                 "teacher": document["teacher"] and _checkpoint(document["teacher"]),
-                "train": Train.model_validate(document["train"]),
+                "train": (Recover if document["step"] == "recover" else Train).model_validate(document["train"]),
                 "distill": document["distill"] and Distill.model_validate(document["distill"]),
                 **{name: document[name] and Path(document[name]) for name in ("logits", "work", "directory")},
             }
         )
 
-    def _tables(self) -> dict[str, Train | Distill | None]:
+    def _tables(self) -> dict[str, Fit | Distill | None]:
         return {"train": self.train, "distill": self.distill}
 
     def _paths(self) -> dict[str, Path | None]:

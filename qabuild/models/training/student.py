@@ -22,9 +22,7 @@ def make_student(start: Checkpoint, train: Train) -> Any:
     from transformers import AutoModelForQuestionAnswering
 
     torch.manual_seed(train.seed)
-    config = load_config(start.directory)
-    if train.dropout is not None:  # before the model is built: some store the value, some build dropout layers from it
-        config.update(dict.fromkeys(_dropouts(config), train.dropout))
+    config = config_with_dropout(start, train.dropout)
     if train.from_config:
         with quiet_tracing():  # some models script functions when they are imported
             model = AutoModelForQuestionAnswering.from_config(config, dtype=torch.float32)
@@ -33,6 +31,17 @@ def make_student(start: Checkpoint, train: Train) -> Any:
     if train.layers is not None:
         keep_layers(model, train.layers, start.name)
     return model
+
+
+def config_with_dropout(start: Checkpoint, dropout: float | None) -> Any:
+    """The checkpoint's config, for a model that is to be trained: with `dropout`, unless that is None.
+
+    Before the model is built, since some models store the value, and some build dropout layers from it.
+    """
+    config = load_config(start.directory)
+    if dropout is not None:
+        config.update(dict.fromkeys(_dropouts(config), dropout))
+    return config
 
 
 def restore_dropout(model: Any, start: Checkpoint) -> None:

@@ -14,19 +14,16 @@ from typing import TYPE_CHECKING, Any
 from qabuild.errors import UntrustedInput
 from qabuild.models import sdpa_kernels
 from qabuild.models.checkpoint.interface import positions
-from qabuild.models.training.collate import Collator, Logits
+from qabuild.models.training.collate import Collator, Logits, batches_by_length
 from qabuild.models.training.examples import Examples, examples_of
 from qabuild.models.training.request import Request
 from qabuild.qa.model_inputs import input_names
 from qabuild.system.process import Tell
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+    pass
 
 FILE = "logits.f32"
-BATCH_TOKENS = 8192
-"""Maximum tokens of a teacher batch, padding included."""
 
 
 def run(request: Request, tell: Tell) -> Mapping[str, Any]:
@@ -89,7 +86,7 @@ def compute(
     offsets = np.concatenate([[0], np.cumsum(windows.length)])
     values = np.memmap(directory / FILE, np.float32, "w+", shape=(2, offsets[-1]))
     collate = Collator(examples, names, longest=positions(model.config))
-    for rows in _batches(windows.length):
+    for rows in batches_by_length(windows.length):
         batch = {name: tensor.to(model.device) for name, tensor in collate(rows.tolist()).items() if name in names}
         with torch.inference_mode(), autocast:
             output = model(**batch)
@@ -105,16 +102,3 @@ def compute(
             'compute them in fp32 (train.dtype = "fp32"), or take another',
         )
     values.flush()
-
-
-def _batches(lengths: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """Batches of windows of similar length, longest first, with up to BATCH_TOKENS tokens each."""
-    import numpy as np
-
-    order = np.argsort(-lengths, kind="stable")
-    batches, begin = [], 0
-    while begin < len(order):
-        size = max(1, BATCH_TOKENS // int(lengths[order[begin]]))
-        batches.append(order[begin : begin + size])
-        begin += size
-    return batches

@@ -1,4 +1,4 @@
-"""transformers' Trainer with length-grouped batches, the distillation loss and a check for a non-finite loss."""
+"""transformers' Trainer with length-grouped batches and a check for a non-finite loss."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import math
 import shutil
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,17 +19,17 @@ from qabuild.errors import QABuildError
 from qabuild.models.training.collate import Collator
 from qabuild.models.training.cpu_attention import frugal_attention
 from qabuild.models.training.examples import Examples
-from qabuild.models.training.loss import answer_loss, distillation_loss
 from qabuild.models.training.sampler import LengthGroupedSampler
 from qabuild.system.environment import integer
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from qabuild.models.training.options import Fit
     from qabuild.models.training.request import Request
 
-TARGETS = ("start_positions", "end_positions", "teacher_start_logits", "teacher_end_logits")
-"""The tensors of a batch that are not inputs of the model."""
+Objective = Callable[[Any, Mapping[str, Any]], "Tensor"]
+"""Passes a batch of `Collator` through the model, and returns the loss."""
 STATES = 2
 """Number of saved states to keep: the newest may be partial if the process is killed."""
 
@@ -45,11 +45,11 @@ class Arguments(TrainingArguments):  # type: ignore[misc]
 
 
 class QuestionAnsweringTrainer(Trainer):  # type: ignore[misc]
-    """A Trainer on `examples`. With `alpha` below 1, batches hold teacher logits, see `Collator`."""
+    """A Trainer that minimises `objective` on `examples`."""
 
-    def __init__(self, *, examples: Examples, alpha: float, temperature: float, seed: int, **options: Any) -> None:
+    def __init__(self, *, examples: Examples, objective: Objective, train: Fit, **options: Any) -> None:
         super().__init__(train_dataset=examples, **options)
-        self._alpha, self._temperature, self._seed = alpha, temperature, seed
+        self._objective, self._seed, self._table = objective, train.seed, train.table
 
     def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroupedSampler:
         # The global batch: each process and accumulation part takes its share.
@@ -58,16 +58,8 @@ class QuestionAnsweringTrainer(Trainer):  # type: ignore[misc]
         return LengthGroupedSampler(examples.windows.length[examples.rows], size, self._seed)
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], **_: Any) -> Tensor:
-        """alpha * student loss + (1 - alpha) * (KD_start + KD_end) / 2; Sanh et al. 2019, arXiv 1910.01108."""
         with frugal_attention() if self.args.use_cpu else contextlib.nullcontext():
-            output = model(**{name: tensor for name, tensor in inputs.items() if name not in TARGETS})
-        start, end, mask = output.start_logits, output.end_logits, inputs["attention_mask"]
-        loss = answer_loss(start, end, inputs["start_positions"], inputs["end_positions"], mask)
-        if self._alpha == 1 or "teacher_start_logits" not in inputs:
-            return loss
-        kd_start = distillation_loss(start, inputs["teacher_start_logits"], mask, self._temperature)
-        kd_end = distillation_loss(end, inputs["teacher_end_logits"], mask, self._temperature)
-        return self._alpha * loss + (1 - self._alpha) * (kd_start + kd_end) / 2
+            return self._objective(model, inputs)
 
     def training_step(self, *args: Any, **options: Any) -> Tensor:
         import torch
@@ -78,7 +70,7 @@ class QuestionAnsweringTrainer(Trainer):  # type: ignore[misc]
             raise QABuildError(
                 f"the loss is {loss.item()} at step {self.state.global_step + 1} of {self.state.max_steps}, at a "
                 f"learning rate of {rate:.3g}; the last good state is {last_state(Path(self.args.output_dir))}",
-                "lower train.learning_rate, let it rise first (train.warmup_ratio), or train in fp32",
+                f"lower {self._table}.learning_rate, let it rise first ({self._table}.warmup_ratio), or train in fp32",
             )
         return loss
 
@@ -89,8 +81,7 @@ def make_trainer(
     examples: Examples,
     collate: Collator,
     *,
-    alpha: float,
-    temperature: float,
+    objective: Objective,
     callbacks: Sequence[Any],
 ) -> QuestionAnsweringTrainer:
     """Configure the Trainer for `request`; it saves its states to `request.work`."""
@@ -101,7 +92,7 @@ def make_trainer(
         raise QABuildError(
             f"batches of {train.batch_size} windows cannot be split among {processes} processes in "
             f"{train.gradient_accumulation_steps} parts each",
-            "choose numbers whose product divides train.batch_size",
+            f"choose numbers whose product divides {train.table}.batch_size",
         )
     arguments = Arguments(
         output_dir=str(request.work),
@@ -136,9 +127,8 @@ def make_trainer(
         examples=examples,
         data_collator=collate,
         callbacks=list(callbacks),
-        alpha=alpha,
-        temperature=temperature,
-        seed=train.seed,
+        objective=objective,
+        train=train,
     )
 
 

@@ -49,6 +49,16 @@ class QuestionSet:
     """Ids of questions left out because an answer is not at its `answer_start`."""
 
     @property
+    def source(self) -> dict[str, str | None]:
+        """Where the questions are from, as records say it."""
+        return {
+            "dataset": self.name,
+            "configuration": self.configuration,
+            "revision": self.revision,
+            "fingerprint": self.fingerprint,
+        }
+
+    @property
     def has_unanswerable(self) -> bool:
         """Whether any question is unanswerable, so that the set is scored as SQuAD 2.0."""
         return any(not question.answers for question in self.questions)

@@ -60,6 +60,20 @@ def test_an_empty_store_holds_nothing(tmp_path):
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.parametrize(
+    ("inputs", "what"),
+    [
+        ({"prune.ffn": 0.65, "prune.heads": 0.75, "prune.flops": None}, "ffn 0.65 heads 0.75"),
+        ({"prune.flops": 0.5}, "flops 0.5"),
+        ({"prune.speedup": 1.5}, "speedup 1.5"),
+    ],
+)
+def test_a_pruned_checkpoint_is_listed_with_the_size_that_was_asked_for(tmp_path, inputs, what):
+    store = Store(tmp_path / "store")
+    store.make("prune", inputs, lambda folder: write(folder, 1))
+    assert [result.what for result in gc.contents(store)] == [what]
+
+
 def test_pruning_by_age_leaves_what_was_used_since(store):
     assert [result.what for result in gc.prune(store, older_than=1.5 * HOUR)] == ["b3", "b2"]
     assert [result.what for result in gc.contents(store)] == ["b1"]

@@ -29,6 +29,17 @@ batch_size = 16
 learning_rate = 1e-3
 dropout = 0.0
 dtype = "fp32"
+[prune]
+dataset = "sample"
+samples = 32
+ffn = 0.5
+round_to = 8
+[prune.recover]
+dataset = "sample"
+samples = 48
+batch_size = 16
+dropout = 0.0
+dtype = "fp32"
 [backend]
 name = "eager"
 [verify]
@@ -65,6 +76,8 @@ def test_two_processes_train_like_one(tmp_path):
     two, together = build(tmp_path / "two", sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2")
     assert [line["step"] for line in together] == [line["step"] for line in alone]
     assert two.manifest.training["steps"] == one.manifest.training["steps"]
+    assert [stage["stage"] for stage in two.manifest.stages] == ["prune", "recover"]
+    assert two.manifest.stages[1]["steps"] == one.manifest.stages[1]["steps"]
     losses, scores = ([[line[name] for line in lines if name in line] for lines in (alone, together)] for name in NAMES)
     assert losses[1] == pytest.approx(losses[0], rel=0.05)
     assert scores[1] == pytest.approx(scores[0], abs=6)  # points; one answer of some forty is 2.5

@@ -120,12 +120,12 @@ def test_an_unanswerable_question_points_at_the_first_token(tokenizer):
 
 def test_all_questions_of_a_context_are_held_out_together():
     questions = data.load(data.DatasetRef("sample", split="train")).questions
-    training, held_out = examples.hold_out(questions, 30, seed=3)
+    training, held_out = examples.hold_out(questions, Train(held_out=30, seed=3))
     assert len(training) + len(held_out) == len(questions)
     assert 30 <= len(held_out) < 60
     assert not {q.context for q in training} & {q.context for q in held_out}
     with pytest.raises(BadTarget, match=r"train\.held_out is 9999"):
-        examples.hold_out(questions[:20], 9999, seed=0)
+        examples.hold_out(questions[:20], Train(held_out=9999))
 
 
 def test_questions_with_misplaced_answers_are_left_out_up_to_a_share(tokenizer, tmp_path):

@@ -192,9 +192,10 @@ def load(directory: Path, options: Options, runtime: Runtime) -> Any:
     target = device(runtime)
     _require_processes(options.tensor_parallel)
     # The kernels take a mask of one row for each sequence, as eager attention does.
-    model = stored_model(directory, attention="eager" if options.replace_with_kernel_inject else None)
-    inputs = input_names(model)
     injected = options.replace_with_kernel_inject
+    # The kernels take the widths from the config, which are those of an unpruned model.
+    model = stored_model(directory, attention="eager" if injected else None, compact=not injected)
+    inputs = input_names(model)
     positions = getattr(model.config, "max_position_embeddings", None)
     settings = _settings(options, runtime, getattr(torch, TORCH_DTYPES[runtime.dtype]), positions)
     engine = _kernels(model, settings, inputs, target) if injected else _engine(model, settings)

@@ -14,7 +14,8 @@ from qabuild.models.backends.onnxruntime.fusions import check_fused, count_fused
 from qabuild.models.backends.onnxruntime.graphs import FILE, to_fp16, to_int8, write
 from qabuild.models.backends.onnxruntime.model import load
 from qabuild.models.backends.onnxruntime.session import comparison_provider
-from qabuild.models.checkpoint.load import load_model, load_tokenizer
+from qabuild.models.checkpoint.load import load_tokenizer
+from qabuild.models.pruning.compact import load_compact
 from qabuild.models.runtime import Runtime
 from qabuild.qa.model_inputs import input_names
 
@@ -52,7 +53,7 @@ class Source:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
-        self.model = load_model(checkpoint, attention=export.attention(checkpoint.config))
+        self.model = load_compact(checkpoint, attention=export.attention(checkpoint.config))
         self.tokenizer = load_tokenizer(checkpoint.directory)
         self.inputs = input_names(self.model, self.tokenizer)
         self.probes = list(probes(self.tokenizer, self.inputs, self.model.config))

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from qabuild.models.backends.onnxruntime.graphs import FILE, OUTPUTS, save
+from qabuild.models.backends.onnxruntime.graphs import FILE, OUTPUTS, save, state_heads
 from qabuild.models.backends.torch_model import Positional
 
 OPSET = 18
@@ -49,6 +49,8 @@ def export(model: Any, inputs: Sequence[str], example: Mapping[str, Any], stage:
             opset_version=OPSET,
             dynamo=False,
         )
-    save(onnx.load(exported / FILE), stage / FILE)  # beyond 2 GiB, each tensor has a file of its own
+    graph = onnx.load(exported / FILE)  # beyond 2 GiB, each tensor has a file of its own
+    state_heads(graph)
+    save(graph, stage / FILE)
     shutil.rmtree(exported)
     return stage

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,47 @@ def optimise(exported: Path, stage: Path, config: Any, level: int, runtime: Runt
     stage.mkdir()
     save(optimised.model, stage / FILE)
     return stage
+
+
+def state_heads(model: Any) -> None:
+    """State the number of heads where a projection is reshaped to [batch, sequence, -1, head size].
+
+    ONNX Runtime's optimiser otherwise takes the number that the config gives for all layers, and a pruned layer has
+    fewer.
+    """
+    import numpy as np
+    from onnx.numpy_helper import from_array
+
+    graph = model.graph
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    producer = {name: node for node in graph.node for name in node.output}
+    for node in graph.node:
+        shape = producer.get(node.input[1]) if node.op_type == "Reshape" else None
+        width = _width(producer.get(node.input[0]), weights) if shape is not None else None
+        if width is None or shape is None or shape.op_type != "Concat" or len(shape.input) != 4:
+            continue
+        heads, size = (_integer(name, weights, producer) for name in shape.input[2:])
+        if heads == -1 and size:
+            stated = from_array(np.array([width // size]), f"{node.name}.heads")
+            graph.initializer.append(stated)
+            shape.input[2] = stated.name
+
+
+def _width(node: Any, weights: Mapping[str, Any]) -> int | None:
+    """The size of the last dimension of a projection's output; None for other nodes."""
+    if node is None or node.op_type not in ("Add", "MatMul"):
+        return None
+    return next((weights[name].dims[-1] for name in node.input if name in weights), None)
+
+
+def _integer(name: str, weights: Mapping[str, Any], producer: Mapping[str, Any]) -> int | None:
+    """The value of a constant of one element; None for what is computed."""
+    from onnx.numpy_helper import to_array
+
+    if name in weights:
+        return int(to_array(weights[name]).item())
+    node = producer.get(name)
+    return int(to_array(node.attribute[0].t).item()) if node is not None and node.op_type == "Constant" else None
 
 
 def opt_level(level: int, runtime: Runtime) -> int:

@@ -40,10 +40,11 @@ def build(
 
     The graph is compared with the checkpoint, unless `missing` says why this machine cannot run it.
     """
-    from qabuild.models.checkpoint.load import load_model, load_tokenizer
+    from qabuild.models.checkpoint.load import load_tokenizer
+    from qabuild.models.pruning.compact import load_compact
 
     tokenizer = load_tokenizer(checkpoint.directory)
-    model = load_model(checkpoint)
+    model = load_compact(checkpoint)
     inputs = input_names(model, tokenizer)
     batches = list(probes(tokenizer, inputs, model.config))
     graph = convert(model, inputs, batches[0])

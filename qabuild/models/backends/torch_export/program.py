@@ -40,11 +40,12 @@ def build(checkpoint: Checkpoint, runtime: Runtime, path: Path, *, aot: bool) ->
     In half precision the weights themselves are converted, unlike under autocast, which would convert them again in
     every call: an export keeps autocast as it is.
     """
-    from qabuild.models.checkpoint.load import load_model, load_tokenizer
+    from qabuild.models.checkpoint.load import load_tokenizer
+    from qabuild.models.pruning.compact import load_compact
 
     target = device(runtime)
     tokenizer = load_tokenizer(checkpoint.directory)
-    model = load_model(checkpoint).to(target)
+    model = load_compact(checkpoint).to(target)
     inputs = input_names(model, tokenizer)
     batches = list(probes(tokenizer, inputs, model.config))
     expected = outputs_of(TorchModel(model, inputs, model.config, target), batches)

@@ -22,11 +22,12 @@ if TYPE_CHECKING:
 
 def build(checkpoint: Checkpoint, runtime: Runtime, path: Path) -> dict[str, Any]:
     """Trace the checkpoint's model on the runtime's device and write it to `path`; return the manifest's record."""
-    from qabuild.models.checkpoint.load import load_model, load_tokenizer
+    from qabuild.models.checkpoint.load import load_tokenizer
+    from qabuild.models.pruning.compact import load_compact
 
     target = device(runtime)
     tokenizer = load_tokenizer(checkpoint.directory)
-    model = load_model(checkpoint).to(target)
+    model = load_compact(checkpoint).to(target)
     inputs = input_names(model, tokenizer)
     batches = list(probes(tokenizer, inputs, model.config))
     eager = TorchModel(model, inputs, model.config, target, AUTOCAST[runtime.dtype])

@@ -1,0 +1,41 @@
+"""Locks what a target names, and the widths that a build chose for its `prune.speedup`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from qabuild.builder.facts import gather
+from qabuild.builder.store.local import Store
+from qabuild.target.lineage import derivations
+from qabuild.target.lock import Lock, WidthsPin, path_of, write
+from qabuild.target.lock import make as make_lock
+from qabuild.target.model import Target
+from qabuild.target.read import load
+
+
+def lock(target: str | Path, *, offline: bool = False) -> Lock:
+    """Pin what the target at that path names, in a lock file beside it: commits, and digests of files and questions.
+
+    Widths of a `prune.speedup` are pinned once it was built on this machine. Raises what `qabuild.target.lock.make`
+    raises, and BadTarget where a folder has the lock's name.
+    """
+    path = Path(target)
+    pins = make(load(path), offline=offline)
+    write(pins, path_of(path))
+    return pins
+
+
+def make(target: Target, *, offline: bool = False, results: Store | None = None) -> Lock:
+    """`qabuild.target.lock.make`, with the widths that the store's results have for each `prune.speedup`."""
+    pins = make_lock(target, offline=offline)
+    if not any(derived.target.prune and derived.target.prune.speedup for derived in derivations(target.origin)):
+        return pins
+    store = results or Store()
+    facts = gather(target, store, target.name, fetch=False, offline=offline)
+    widths = []
+    for derivation in facts.derivations:
+        prune, entry = derivation.derived.target.prune, store.find(derivation.key or "")
+        if derivation.derived.stage == "prune" and prune and prune.speedup and entry:
+            pin = {"target": derivation.derived.name, "speedup": prune.speedup, "widths": entry.record["widths"]}
+            widths.append(WidthsPin.model_validate(pin))
+    return pins.model_copy(update={"widths": tuple(widths)})

@@ -1,0 +1,118 @@
+"""What `[prune]` refuses, and where: when the target is read, in the plan, or when the questions are there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from qabuild.builder import preview as previewing
+from qabuild.builder.build import build
+from qabuild.builder.store.local import Store
+from qabuild.errors import BadTarget
+from qabuild.models.checkpoint.resolve import resolve
+from qabuild.models.pruning.options import Prune
+from qabuild.models.pruning.prune import prune
+from qabuild.target.read import load
+
+TARGET = """\
+[checkpoint]
+model = "sample"
+[prune]
+dataset = "sample"
+samples = 32
+ffn = 0.5
+round_to = 8
+[backend]
+name = "eager"
+[verify]
+dataset = "sample"
+samples = 12
+"""
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    (tmp_path / "small.toml").write_text(TARGET)
+    return tmp_path / "small.toml"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("prune.ffn=0", "above 0"),
+        ("prune.ffn=1.5", "1 or less"),
+        ("prune.ffn=-0.5", "above 0"),
+        ('prune.ffn="half"', "a number"),
+        ("prune.heads=0", "above 0"),
+        ("prune.flops=0.5", "name one of `ffn` and `heads`"),
+        ("prune.widths=[[64, 4]]", "name one of `ffn` and `heads`"),
+        ("prune.widths=[[64]]", "neurons and heads of each layer"),
+        ("prune.round_to=0", "1 or more"),
+        ("prune.samples=0", "1 or more"),
+        ('prune.method="norm"', "fisher"),
+        ("prune.fnn=0.5", "ffn"),
+        ("prune.recover.epochs=0", "1 or more"),
+        ("prune.recover.alpha=2", "1 or less"),
+        ("prune.recover.hidden_states=-1", "0 or more"),
+        ("prune.recover.layers=[0]", "layers"),
+    ],
+)
+def test_what_is_refused_when_the_target_is_read(small, override, message):
+    with pytest.raises(BadTarget) as caught:
+        load(small, [override])
+    assert "prune" in caught.value.message
+    assert message in str(caught.value)
+
+
+def test_a_table_that_names_no_size_is_refused(small):
+    small.write_text(TARGET.replace("ffn = 0.5\n", ""))
+    with pytest.raises(BadTarget, match="name one of `ffn` and `heads`"):
+        load(small)
+
+
+@pytest.mark.parametrize(
+    ("options", "key", "remedy"),
+    [
+        ({"ffn": 0.01, "round_to": 32}, "prune.ffn", "ask for 0.125 or more"),
+        ({"heads": 0.1}, "prune.heads", "ask for 0.25 or more"),
+        ({"flops": 0.01}, "prune.flops", "or more"),
+        ({"widths": [[64, 4]]}, "prune.widths", "for each layer"),
+        ({"widths": [[64, 4], [999, 4], [64, 4]]}, "prune.widths", "none of them greater than the model's"),
+        ({"ffn": 0.5, "samples": 8}, "prune.samples", "256"),
+    ],
+)
+def test_what_is_refused_of_this_checkpoint(tmp_path, options, key, remedy):
+    with pytest.raises(BadTarget) as caught:
+        prune(resolve("sample"), Prune(**{"dataset": "sample", "samples": 32, **options}), tmp_path)
+    assert caught.value.key == key
+    assert remedy in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def planned(path: Path, *overrides: str) -> None:
+    previewing.previews([load(path, overrides)], Store(path.parent / "store"), path.parent / "artifacts")
+
+
+def test_the_plan_refuses_an_architecture_by_name(small, tiny_checkpoint: Callable[..., Path]):
+    with pytest.raises(BadTarget, match=r"of type 'convbert' cannot be pruned\n  these can: albert, bert"):
+        planned(small, f"checkpoint.model={tiny_checkpoint('convbert')}")
+
+
+def test_the_plan_refuses_to_prune_heads_that_share_a_bias(small, tiny_checkpoint: Callable[..., Path]):
+    with pytest.raises(BadTarget, match="attention heads of a model of type 'mpnet'"):
+        planned(small, f"checkpoint.model={tiny_checkpoint('mpnet')}", "prune.heads=0.5")
+
+
+@pytest.mark.parametrize(("table", "other"), [("prune", "train"), ("prune.recover", "validation")])
+def test_the_plan_refuses_the_questions_of_the_verification(small, table, other):
+    with pytest.raises(BadTarget, match=rf"^small: {table}\.dataset: .* are asked by the verification as well"):
+        planned(small, f"{table}.dataset=sample", f"prune.split={other}", "verify.split=train")
+
+
+def test_an_artifact_too_far_from_the_unpruned_checkpoint_is_kept_aside(small):
+    overrides = ["prune.ffn=0.04", "verify.gates.max_f1_drop_from_original=0.1"]
+    built = build(load(small, overrides), small.parent / "artifacts", results=Store(small.parent / "store"))
+    assert built.directory.name == "small.failed"
+    assert [gate.name for gate in built.verification.failed_gates] == ["max_f1_drop_from_original"]
