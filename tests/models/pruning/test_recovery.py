@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+from trainings import changed, run_in_subprocess
 
-from qabuild.builder import plan as planning
 from qabuild.builder.build import build
-from qabuild.builder.plan import Plan
 from qabuild.builder.store.local import Store
 from qabuild.models.checkpoint.load import load_model, load_tokenizer
 from qabuild.models.checkpoint.resolve import Checkpoint, resolve
@@ -144,28 +141,13 @@ def test_expanding_a_compact_model_gives_the_pruned_one(tiny_checkpoint, tmp_pat
     torch.testing.assert_close(expanded.state_dict(), load_model(resolve(tmp_path)).state_dict(), rtol=0, atol=0)
 
 
-def recover_in_subprocess(request: Request, kill_at: int | None = None) -> int:
-    """Recover in a subprocess, which is killed once it has reached the step `kill_at`; return its exit status."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "qabuild.models.training"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdin
-    assert process.stdout
-    with process.stdin:
-        json.dump(request.to_dict(), process.stdin)
-    for line in process.stdout:
-        if kill_at is not None and json.loads(line).get("progress", {}).get("step", 0) >= kill_at:
-            process.kill()
-    return process.wait()
-
-
 @pytest.mark.timeout(300)
 def test_a_killed_recovery_resumes_to_the_same_checkpoint(request_of):
     request, uninterrupted = request_of("killed"), request_of("uninterrupted")
     recover.run(uninterrupted, silent)
-    assert recover_in_subprocess(request, kill_at=5) == -9
+    assert run_in_subprocess(request, kill_at=5) == -9
     assert last_state(request.work) is not None
-    assert recover_in_subprocess(request) == 0
+    assert run_in_subprocess(request) == 0
     assert resolve(request.directory).digest == resolve(uninterrupted.directory).digest
 
 
@@ -197,15 +179,6 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def planned(path: Path, *overrides: str) -> Plan:
-    target = load(path, overrides)
-    return planning.make(target, planning.gather(target, Store(path.parent / "store"), "x", fetch=False))
-
-
-def keys(plan: Plan) -> dict[str, Any]:
-    return {step.name: step.key for step in plan.steps if step.inputs}
-
-
 DOWNSTREAM = {"compile", "reference", "verify"}
 
 
@@ -220,8 +193,7 @@ DOWNSTREAM = {"compile", "reference", "verify"}
     ],
 )
 def test_a_key_of_the_target_changes_the_keys_of_its_steps(folder, override, expected):
-    before, after = keys(planned(folder / "recovered.toml")), keys(planned(folder / "recovered.toml", override))
-    assert {name for name in before if before[name] != after[name]} == expected
+    assert changed(folder / "recovered.toml", override) == expected
 
 
 def test_what_was_recovered_is_compared_with_what_was_pruned(folder):

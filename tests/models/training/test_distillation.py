@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from trainings import changed, keys, planned
 
 from qabuild.artifact.judge import explain_failure
 from qabuild.builder import plan as planning
 from qabuild.builder import preview as previewing
 from qabuild.builder.build import build, train
-from qabuild.builder.plan import Plan
 from qabuild.builder.store.local import Store
 from qabuild.errors import BadTarget
 from qabuild.models.checkpoint.resolve import resolve
@@ -49,15 +49,6 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def planned(path: Path, *overrides: str) -> Plan:
-    target = load(path, overrides)
-    return planning.make(target, planning.gather(target, Store(path.parent / "store"), "x", fetch=False))
-
-
-def keys(plan: Plan) -> dict[str, Any]:
-    return {step.name: step.key for step in plan.steps if step.inputs}
-
-
 DOWNSTREAM = {"train", "compile", "reference", "verify"}
 
 
@@ -78,8 +69,7 @@ DOWNSTREAM = {"train", "compile", "reference", "verify"}
     ],
 )
 def test_a_key_of_the_target_changes_the_keys_of_its_steps(folder, override, expected):
-    before, after = keys(planned(folder / "taught.toml")), keys(planned(folder / "taught.toml", override))
-    assert {name for name in before if before[name] != after[name]} == expected
+    assert changed(folder / "taught.toml", override) == expected
 
 
 def test_a_teachers_answers_are_shared_with_a_target_that_compiles_it(folder):

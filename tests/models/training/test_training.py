@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +15,7 @@ import tiny
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from trainings import run_in_subprocess
 
 from qabuild.errors import BadTarget, QABuildError, UntrustedInput
 from qabuild.models.checkpoint.load import load_model, load_tokenizer
@@ -394,9 +393,9 @@ def load_weights(folder: Path) -> dict[str, torch.Tensor]:
 def test_a_killed_training_resumes_to_the_same_checkpoint(request_of, killed_at, uninterrupted):
     train = TRAIN.model_copy(update={"dropout": 0.1})
     request = request_of(train=train)
-    assert train_in_subprocess(request, kill_at=killed_at) == -9
+    assert run_in_subprocess(request, kill_at=killed_at) == -9
     assert last_state(request.work) is not None
-    assert train_in_subprocess(request) == 0
+    assert run_in_subprocess(request) == 0
     assert resolve(request.directory).digest == uninterrupted.digest
     steps = [line["step"] for line in curves.read(request.directory / curves.FILE)]
     assert steps == sorted(set(steps))
@@ -423,21 +422,6 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     )
     fit.run(request, silent)
     return resolve(request.directory)
-
-
-def train_in_subprocess(request: Request, kill_at: int | None = None) -> int:
-    """Train in a subprocess, which is killed once it has reached the step `kill_at`; return its exit status."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "qabuild.models.training"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdin
-    assert process.stdout
-    with process.stdin:
-        json.dump(request.to_dict(), process.stdin)
-    for line in process.stdout:
-        if kill_at is not None and json.loads(line).get("progress", {}).get("step", 0) >= kill_at:
-            process.kill()
-    return process.wait()
 
 
 @pytest.mark.parametrize("model_type", ["bert", "modernbert"])
