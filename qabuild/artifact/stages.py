@@ -33,7 +33,10 @@ def _pruned(stage: Stage) -> str | None:
         if [pair[place] for pair in left] != [pair[place] for pair in before]
     ]
     speedup = stage.get("speedup")
-    speed = f" {speedup['asked']:g} times the speed was asked, {speedup['measured']:.2f} measured." if speedup else ""
+    speed = ""
+    if speedup:
+        form = f"{speedup['backend']} {speedup['dtype']}"
+        speed = f" Asked for {speedup['asked']:g} times the speed in {form}; measured {speedup['measured']:.2f} times."
     return (
         f"Pruned; its layers keep {' and '.join(parts) or 'all'}, {100 * stage['flops']:.1f} % of their operations. "
         f"Importance was measured on {examples['questions']} questions of {examples['dataset']}.{speed}"

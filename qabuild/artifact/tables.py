@@ -108,6 +108,8 @@ class Speedup(TypedDict):
 
     asked: float
     measured: float
+    backend: str
+    dtype: str
 
 
 @with_config(OPEN)

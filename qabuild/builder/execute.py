@@ -27,6 +27,9 @@ from qabuild.models.checkpoint.resolve import Checkpoint
 from qabuild.system.reporter import Reporter
 from qabuild.target.model import Target
 
+UNRECORDED = {"dataset", "recover", "deepspeed", "save_steps"}
+"""Keys of a stage's table that its record leaves out: paths, other stages, and what changes no result."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Execution:
@@ -137,7 +140,7 @@ class Execution:
         train = derivation.derived.target.training
         record = {
             "start": _described(require_checkpoint(derivation.facts.checkpoint)),
-            "train": train.model_dump(mode="json", exclude={"dataset", "deepspeed", "save_steps"}),
+            "train": train.model_dump(mode="json", exclude=UNRECORDED),
             **self._record_of(derivation),
         }
         if plan.target.distill:
@@ -152,7 +155,7 @@ class Execution:
                 "stage": derivation.derived.stage,
                 "target": derivation.derived.name,
                 "start": _described(require_checkpoint(derivation.facts.checkpoint)),
-                "options": derivation.derived.table.model_dump(mode="json", exclude={"dataset", "recover"}),
+                "options": derivation.derived.table.model_dump(mode="json", exclude=UNRECORDED),
                 **self._record_of(derivation),
             }
             for derivation in plan.facts.derivations

@@ -7,6 +7,7 @@ with a lock is read through it, so it means the same bytes on every machine and 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -51,10 +52,11 @@ class DataPin(Frozen):
 
 
 class WidthsPin(Frozen):
-    """The speedup of a target's `[prune]`, and the widths that a build chose for it."""
+    """The widths that a build chose for the `prune.speedup` of a target."""
 
     target: str
-    speedup: float
+    chosen_by: str
+    """SHA-256 of the keys of the target that decide them, see `chosen_by`."""
     widths: tuple[Pair, ...] = Field(strict=False)
 
 
@@ -187,7 +189,7 @@ class _TrainingPins:
 def _training_pins(target: Target, lock: Lock | None) -> _TrainingPins:
     checkpoints, datasets, missing = {}, {}, []
     pins = (lock.checkpoint, *lock.checkpoints) if lock else ()
-    for source in sources(target.origin) if isinstance(target.origin, Derived) else ():
+    for source in dict.fromkeys(sources(target.origin)) if isinstance(target.origin, Derived) else ():
         fields = _checkpoint_fields(source)
         pin = next((pin for pin in pins if pin.model_dump(include={"model", "revision"}) == fields), None)
         if pin:
@@ -209,10 +211,31 @@ def _training_pins(target: Target, lock: Lock | None) -> _TrainingPins:
 def _with_widths(target: Target, pins: Sequence[WidthsPin]) -> Target:
     """The target, with the pinned widths in place of its speedup."""
     prune = target.prune
-    pin = next((pin for pin in pins if prune and (pin.target, pin.speedup) == (target.name, prune.speedup)), None)
-    if prune is None or pin is None:
+    if prune is None or prune.speedup is None:
+        return target
+    digest = chosen_by(target)
+    pin = next((pin for pin in pins if (pin.target, pin.chosen_by) == (target.name, digest)), None)
+    if pin is None:
         return target
     return target.model_copy(update={"prune": prune.model_copy(update={"speedup": None, "widths": pin.widths})})
+
+
+def chosen_by(target: Target) -> str:
+    """SHA-256, in hex, of what decides the widths of a `prune.speedup`, beside the machine and the bytes of its inputs.
+
+    Without paths and pins, which differ between machines and between a target and its lock.
+    """
+    from qabuild.models.pruning.latency import briefly
+
+    assert target.prune
+    elsewhere = {"dataset", "revision", "fingerprint", "recover"}
+    decided = {
+        "prune": {**target.prune.model_dump(mode="json", exclude=elsewhere), "dataset": target.prune.data.shown},
+        "backend": briefly(target.backend).model_dump(mode="json"),
+        "runtime": target.runtime.model_dump(mode="json"),
+        "answer": target.answer.model_dump(mode="json"),
+    }
+    return hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()
 
 
 def _pin_of(ref: DatasetRef, lock: Lock | None) -> DataPin | None:

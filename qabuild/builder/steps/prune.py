@@ -17,10 +17,11 @@ from qabuild.builder.steps.step import Context, Facts, Requirements
 from qabuild.models import calibration
 from qabuild.models.backends import BACKENDS
 from qabuild.models.pruning import latency, options, structure
+from qabuild.models.pruning.latency_table import Latency as LatencyTable
 from qabuild.system.hub import is_path
 from qabuild.target.model import Target
 
-QUESTIONS = {"samples", "seed", "configuration", "split", "max_misplaced", "columns"}
+DRAW = {"samples", "seed", "configuration", "split", "max_misplaced", "columns"}
 """Keys of the table that say which questions of the data set are asked."""
 
 
@@ -38,9 +39,10 @@ class Latency:
         return {
             "checkpoint": facts.identity,
             "prune.dataset": facts.data_identity("prune.dataset"),
-            **{key: value for key, value in _options(target.prune).items() if key.split(".")[1] in QUESTIONS},
+            **{key: value for key, value in _options(target.prune).items() if key.split(".")[1] in DRAW},
             **flat("backend", calibration.options_record(latency.briefly(target.backend))),
             **flat("runtime", target.runtime.model_dump(mode="json")),
+            **flat("answer", target.answer.model_dump(mode="json")),
             **package_inputs(facts.versions, self.requires(target)),
             **flat("machine", {name: value for name, value in facts.machine.items() if name in MEASURED_ON}),
             "code": facts.code.digest("qabuild.models.pruning.latency", BACKENDS[target.backend.name]),
@@ -83,14 +85,16 @@ class Prune:
             context.checkpoint,
             context.target.prune,
             directory,
-            latency=latency.Latency(times) if times else None,
+            latency=LatencyTable(times) if times else None,
             offline=context.offline,
             reporter=context.reporter,
         )
         if times is None:
             return record
         reached = _measured(context, directory, pruned=directory)["time"]
-        return {**record, "speedup": {**record["speedup"], "measured": round(1 / reached, 3)}}
+        target = context.target
+        measured = {"measured": round(1 / reached, 3), "backend": target.backend.name, "dtype": target.runtime.dtype}
+        return {**record, "speedup": {**record["speedup"], **measured}}
 
 
 def _options(table: options.Prune) -> dict[str, Any]:
@@ -107,6 +111,7 @@ def _measured(context: Context, directory: Path, pruned: Path | None = None) -> 
         target.prune,
         target.backend,
         target.runtime,
+        target.answer,
         directory,
         pruned=pruned,
         offline=context.offline,

@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 from qabuild.models.backends import backend
 from qabuild.models.calibration import Calibrated
+from qabuild.models.pruning.latency_table import Latency
 from qabuild.models.pruning.options import Prune
-from qabuild.models.pruning.structure import PARTS, Part, architecture, layers
+from qabuild.models.pruning.structure import PARTS, Part, architecture, layers, require_unpruned
 from qabuild.models.runtime import Runtime
+from qabuild.qa.answer_options import Answer
 from qabuild.qa.ask import Ask, answerer
 from qabuild.system.frozen import Frozen
 from qabuild.system.process import Tell, run_in_child, serve
@@ -37,42 +39,12 @@ QUESTIONS = 32
 ROUNDS = 9
 
 
-@dataclass(frozen=True)
-class Latency:
-    """The time to answer of models that have some width in all layers, relative to the unpruned model."""
-
-    times: Mapping[Part, Sequence[tuple[int, float]]]
-    """Pairs of width and time of each part that can be pruned, ascending in both; the last is the unpruned model's."""
-
-    @classmethod
-    def measured(cls, times: Mapping[Part, Mapping[int, float]]) -> Latency:
-        """The table of what was measured. That a wider layer is faster is noise, and passed over."""
-        table: dict[Part, list[tuple[int, float]]] = {}
-        for part, by_width in times.items():
-            least, pairs = 1.0, []
-            for width in sorted(by_width, reverse=True):
-                least = min(least, by_width[width])
-                pairs.append((width, least))
-            table[part] = pairs[::-1]
-        return cls(table)
-
-    def saved(self, part: Part, width: int) -> float:
-        """The share of the time that the models save whose layers all have this width, interpolated."""
-        import numpy as np
-
-        widths, times = zip(*self.times[part], strict=True)
-        return float(times[-1] - np.interp(width, widths, times))
-
-    def of(self, chosen: Sequence[Mapping[Part, int]]) -> float:
-        """The time of a model with these widths of its layers."""
-        return 1 - sum(self.saved(part, width[part]) for width in chosen for part in self.times) / len(chosen)
-
-
 def measure_in_child(
     checkpoint: Checkpoint,
     options: Prune,
     backend_options: Frozen,
     runtime: Runtime,
+    answer: Answer,
     directory: Path,
     *,
     pruned: Path | None = None,
@@ -88,6 +60,7 @@ def measure_in_child(
         "prune": options.model_dump(mode="json"),
         "backend": briefly(backend_options).model_dump(mode="json"),
         "runtime": runtime.model_dump(mode="json"),
+        "answer": answer.model_dump(mode="json"),
         "pruned": pruned and str(pruned),
         "offline": offline,
     }
@@ -117,7 +90,10 @@ def _work(request: Mapping[str, Any], tell: Tell) -> Mapping[str, Any]:
     checkpoint = Checkpoint(**{**request["checkpoint"], "directory": Path(request["checkpoint"]["directory"])})
     questions = data.load(Prune.model_validate(request["prune"]).data, offline=request["offline"]).questions[:QUESTIONS]
     options = backend(request["backend"]["name"]).Options.model_validate(request["backend"])
-    bench = Bench(options, Runtime.model_validate(request["runtime"]), questions, Path(request["directory"]))
+    unanswerable = any(not question.answers for question in questions)
+    answer = Answer.model_validate(request["answer"]).parameters(unanswerable=unanswerable)
+    runtime, directory = Runtime.model_validate(request["runtime"]), Path(request["directory"])
+    bench = Bench(options, runtime, answer, questions, directory)
     with bench.compiled(checkpoint) as unpruned:
         if request["pruned"]:
             with bench.compiled(resolve(Path(request["pruned"]))) as other:
@@ -138,6 +114,7 @@ def _counts(checkpoint: Checkpoint) -> dict[Part, int]:
     from qabuild.models.checkpoint.load import load_model
 
     every = layers(load_model(checkpoint))
+    require_unpruned(checkpoint.name, every)
     parts = PARTS if architecture(checkpoint.config, heads=False).prunes_heads else PARTS[:1]
     return {part: max(layer.count(part) for layer in every) for part in parts}
 
@@ -155,6 +132,8 @@ class Bench:
 
     options: Any
     runtime: Runtime
+    answer: Mapping[str, Any]
+    """Parameters of the pipeline."""
     questions: Sequence[Question]
     directory: Path
 
@@ -167,7 +146,7 @@ class Bench:
         with TemporaryDirectory(dir=self.directory) as folder:
             module.compile(checkpoint, self.options, self.runtime, Path(folder))
             model = module.load(Path(folder), self.options, self.runtime)
-            ask = answerer(model, load_tokenizer(checkpoint.directory))
+            ask = answerer(model, load_tokenizer(checkpoint.directory), **self.answer)
             ask(self.questions)  # runtimes choose and compile kernels for each shape
             yield ask
 

@@ -38,7 +38,7 @@ class Prune(DatasetTable):
     round_to: int = Field(32, ge=1, description="the number of neurons of a layer is a multiple of this")
     method: Literal["fisher"] = Field("fisher", description="how importance is measured: Fisher information")
     dataset: str = Field("rajpurkar/squad", min_length=1, description=f"what importance is measured on: {SOURCE}")
-    samples: int = Field(256, ge=1, description="how many of its questions, drawn by `seed`")
+    samples: int = Field(256, ge=32, description="how many of its questions, drawn by `seed`; fewer tell too little")
     recover: Recover | None = Field(None, description="train it afterwards, to answer as before")
 
     @model_validator(mode="after")
@@ -50,7 +50,7 @@ class Prune(DatasetTable):
         return self
 
     def prunes_heads(self, config: Mapping[str, Any]) -> bool:
-        """Whether layers of a model with this config.json lose attention heads; with `speedup`, those that can may."""
-        there = config.get("num_attention_heads", inf)
+        """Whether layers of a model with this config.json must be able to lose attention heads."""
+        there = config.get("num_attention_heads", config.get("n_heads", inf))  # DistilBERT's key
         stated = any(heads < there for _, heads in self.widths or ())
         return stated or self.heads is not None or self.flops is not None

@@ -10,11 +10,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qabuild.errors import BadTarget
 from qabuild.models.pruning import importance, refit, widths
-from qabuild.models.pruning.latency import Latency
+from qabuild.models.pruning.latency_table import Latency
 from qabuild.models.pruning.options import Prune
-from qabuild.models.pruning.structure import PARTS, architecture, layers
+from qabuild.models.pruning.structure import PARTS, architecture, layers, require_unpruned
 from qabuild.system.process import Tell, run_in_child, serve
 from qabuild.system.reporter import Reporter
 
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
 
 BATCH_TOKENS = 4096
 """Maximum tokens of a batch, padding included."""
-FEWEST = 32
-"""Questions that importance can be told from at all."""
 
 
 def prune_in_child(
@@ -85,13 +82,9 @@ def prune(
     parts = tuple(latency.times) if latency else PARTS if heads else PARTS[:1]
     dataset = data.load(options.data, offline=offline)
     questions = dataset.questions
-    if len(questions) < FEWEST:
-        raise BadTarget(
-            f"prune.samples: importance is measured on {len(questions)} questions, and needs at least {FEWEST}",
-            "256 are a good number",
-            key="prune.samples",
-        )
     model, tokenizer = load_model(checkpoint), load_tokenizer(checkpoint.directory)
+    every = layers(model)
+    require_unpruned(checkpoint.name, every)
     windows = examples.make(questions, tokenizer, Train())
     inputs = input_names(model, tokenizer)
     collate = Collator(windows, inputs, longest=positions(model.config))
@@ -104,18 +97,19 @@ def prune(
 
     scores = importance.fisher(model, batches, losses, parts)
     tell({})
-    every = layers(model)
     before = widths.all_of(every)
     chosen = widths.choose(options, every, scores, latency)
-    moments = [{part: refit.Moments(layer, part) for part in parts} for layer in every]
+    moments = [
+        {part: refit.Moments(layer, part) for part in parts if width[part] < layer.count(part)}
+        for layer, width in zip(every, chosen, strict=True)
+    ]
     refit.collect(model, batches, [each for of_layer in moments for each in of_layer.values()], inputs)
     for layer, score, width, of_layer in zip(every, scores, chosen, moments, strict=True):
-        for part in parts:
+        for part, moment in of_layer.items():
             kept = sorted(score[part].topk(width[part]).indices.tolist())
-            of_layer[part].remove()
-            if width[part] < layer.count(part):
-                of_layer[part].refit(kept)
-                layer.zero(part, kept)
+            moment.remove()
+            moment.refit(kept)
+            layer.zero(part, kept)
     tell({})
     model.save_pretrained(directory)
     copy_tokenizer(checkpoint, directory)

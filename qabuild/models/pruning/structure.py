@@ -79,14 +79,31 @@ def architecture(config: Mapping[str, Any], *, heads: bool) -> Architecture:
             f"these can: {', '.join(sorted(ARCHITECTURES))}",
             key="prune",
         )
-    if heads and not found.prunes_heads:
+    if config.get("num_hidden_groups", 1) > 1:
         raise BadTarget(
-            f"prune: the attention heads of a model of type {model_type!r} cannot be pruned: its layers share a bias "
-            "for each head",
-            "prune its FFN alone: leave out prune.heads",
-            key="prune.heads",
+            f"prune: a model of type {model_type!r} whose layers share several groups of weights cannot be pruned",
+            "models with num_hidden_groups = 1 can",
+            key="prune",
+        )
+    separate = model_type == "deberta-v2" and not config.get("share_att_key", False)
+    if heads and (separate or not found.prunes_heads):
+        why = "its positions have projections of their own" if separate else "its layers share a bias for each head"
+        raise BadTarget(
+            f"prune: the attention heads of a model of type {model_type!r} cannot be pruned: {why}",
+            "prune its FFN alone: name prune.ffn or prune.speedup",
+            key="prune",
         )
     return found
+
+
+def require_unpruned(name: str, layers: Sequence[Layer]) -> None:
+    """Raise BadTarget for a checkpoint that was pruned before: shares would be of its shapes, with their zeros."""
+    if any(len(layer.live(part)) < layer.count(part) for layer in layers for part in PARTS):
+        raise BadTarget(
+            f"{name}: was pruned before",
+            "prune the checkpoint that it was made of, to the size that you want",
+            key="prune",
+        )
 
 
 class Layer:

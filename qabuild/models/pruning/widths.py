@@ -8,7 +8,7 @@ from math import ceil, inf
 from typing import TYPE_CHECKING, NamedTuple
 
 from qabuild.errors import BadTarget
-from qabuild.models.pruning.latency import Latency
+from qabuild.models.pruning.latency_table import Latency
 from qabuild.models.pruning.options import Prune
 from qabuild.models.pruning.structure import PARTS, Layer, Part
 
@@ -67,10 +67,11 @@ def _of_share(share: float, key: str, blocks: Sequence[_Block], layers: Sequence
     whole, first = sum(block.cost for block in blocks), {(block.layer, block.part): block for block in blocks[::-1]}
     least = sum(block.cost for block in first.values()) / whole
     if share < least:
+        finer = "" if key == "heads" else ", or for a lower prune.round_to"
         raise BadTarget(
             f"prune.{key}: {share:g} would leave some layers nothing: each keeps at least one head, and prune.round_to "
             "neurons",
-            f"ask for {ceil(1000 * least) / 1000:g} or more, or for a lower prune.round_to",
+            f"ask for {ceil(1000 * least) / 1000:g} or more{finer}",
             key=f"prune.{key}",
         )
     return _best(blocks, share * whole, layers)

@@ -37,13 +37,14 @@ def run(request: Request, tell: Tell) -> Mapping[str, Any]:
         temperature=options.temperature,
         hidden_states=options.hidden_states,
     )
+    unpruned = load_model(request.start)  # before the training: ZeRO would partition it
     record = train(request, model, examples, objective, tell)
     if integer("RANK", 0) == 0:
-        _write_unpruned_shapes(request, kept)
+        _write_unpruned_shapes(request, unpruned, kept)
     return {"examples": examples.counts, **record}
 
 
-def _write_unpruned_shapes(request: Request, kept: Kept) -> None:
+def _write_unpruned_shapes(request: Request, model: Any, kept: Kept) -> None:
     """Replace the weights in `request.directory`, those of the compact model, by ones of the shapes in its config."""
     from safetensors.torch import load_file
 
@@ -51,6 +52,5 @@ def _write_unpruned_shapes(request: Request, kept: Kept) -> None:
     state = {name: tensor for file in files for name, tensor in load_file(file).items()}
     for file in [*files, *request.directory.glob("*.index.json")]:
         file.unlink()
-    model = load_model(request.start)
     expand(model, state, kept)
     model.save_pretrained(request.directory)

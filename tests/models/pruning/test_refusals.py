@@ -12,6 +12,7 @@ from qabuild.builder.build import build
 from qabuild.builder.store.local import Store
 from qabuild.errors import BadTarget
 from qabuild.models.checkpoint.resolve import resolve
+from qabuild.models.pruning import structure
 from qabuild.models.pruning.options import Prune
 from qabuild.models.pruning.prune import prune
 from qabuild.target.read import load
@@ -50,7 +51,7 @@ def small(tmp_path: Path) -> Path:
         ("prune.widths=[[64, 4]]", "name one of `ffn` and `heads`"),
         ("prune.widths=[[64]]", "neurons and heads of each layer"),
         ("prune.round_to=0", "1 or more"),
-        ("prune.samples=0", "1 or more"),
+        ("prune.samples=8", "32 or more"),
         ('prune.method="norm"', "fisher"),
         ("prune.fnn=0.5", "ffn"),
         ("prune.recover.epochs=0", "1 or more"),
@@ -80,7 +81,6 @@ def test_a_table_that_names_no_size_is_refused(small):
         ({"flops": 0.01}, "prune.flops", "or more"),
         ({"widths": [[64, 4]]}, "prune.widths", "for each layer"),
         ({"widths": [[64, 4], [999, 4], [64, 4]]}, "prune.widths", "none of them greater than the model's"),
-        ({"ffn": 0.5, "samples": 8}, "prune.samples", "256"),
     ],
 )
 def test_what_is_refused_of_this_checkpoint(tmp_path, options, key, remedy):
@@ -116,3 +116,25 @@ def test_an_artifact_too_far_from_the_unpruned_checkpoint_is_kept_aside(small):
     built = build(load(small, overrides), small.parent / "artifacts", results=Store(small.parent / "store"))
     assert built.directory.name == "small.failed"
     assert [gate.name for gate in built.verification.failed_gates] == ["max_f1_drop_from_original"]
+
+
+def test_a_checkpoint_that_was_pruned_before_is_refused(tmp_path):
+    halved = Prune(dataset="sample", samples=32, ffn=0.5, round_to=8)
+    for name in ("once", "twice"):
+        (tmp_path / name).mkdir()
+    prune(resolve("sample"), halved, tmp_path / "once")
+    with pytest.raises(BadTarget, match="was pruned before"):
+        prune(resolve(tmp_path / "once"), halved, tmp_path / "twice")
+
+
+@pytest.mark.parametrize(
+    ("config", "heads", "message"),
+    [
+        ({"model_type": "albert", "num_hidden_groups": 2}, False, "several groups"),
+        ({"model_type": "deberta-v2", "share_att_key": False}, True, "projections of their own"),
+        ({"model_type": "deberta-v2"}, True, "projections of their own"),
+    ],
+)
+def test_configs_whose_layers_cannot_be_cut_are_refused(config, heads, message):
+    with pytest.raises(BadTarget, match=message):
+        structure.architecture(config, heads=heads)
