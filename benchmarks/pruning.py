@@ -19,9 +19,10 @@ import argparse
 import json
 import logging
 import statistics
+import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,15 +128,27 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--ideas", action="store_true", help="compare the parts of the method instead")
     parser.add_argument("--picture", type=Path, help="draw the scores that are there instead, into this file")
     parser.add_argument("--cpu-time", action="store_true", help="measure CPU time instead of wall-clock time")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if not arguments.picture and not (arguments.checkpoint and arguments.train and arguments.data):
+        parser.error("--checkpoint, --train and --data are needed, but for --picture")
+    return arguments
+
+
+@contextmanager
+def made(directory: Path) -> Iterator[Path]:
+    """An empty folder, which becomes `directory` when the block ends."""
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(dir=directory.parent))
+    yield partial
+    partial.rename(directory)
 
 
 def pruned(bench: Bench, name: str, checkpoint: Checkpoint, options: Mapping[str, Any]) -> Checkpoint:
     directory = bench.work / "checkpoints" / name
-    if not (directory / "model.safetensors").exists():
-        directory.mkdir(parents=True, exist_ok=True)
+    if not directory.exists():
         begin = time.perf_counter()
-        record = prune(checkpoint, Prune(dataset=bench.train, **options), directory)
+        with made(directory) as partial:
+            record = prune(checkpoint, Prune(dataset=bench.train, **options), partial)
         bench.keep(name=name, seconds=round(time.perf_counter() - begin, 1), **record)
     return resolve(directory)
 
@@ -146,10 +159,8 @@ def artifact(bench: Bench, name: str, form: str, checkpoint: Checkpoint) -> Ask:
     module, runtime = backend(kind), Runtime(dtype=dtype)
     options = module.Options(**({"calibration": bench.train} if kind == "openvino" else {}))
     if not directory.exists():
-        partial = directory.with_name(f"{name}.partial")
-        partial.mkdir(parents=True, exist_ok=True)
-        module.compile(checkpoint, options, runtime, partial)
-        partial.rename(directory)
+        with made(directory) as partial:
+            module.compile(checkpoint, options, runtime, partial)
     ask = answerer(module.load(directory, options, runtime), load_tokenizer(directory))
     if not any("f1" in score for score in bench.scores(form=form, name=name)):
         size = sum(path.stat().st_size for path in directory.rglob("*") if path.suffix in (".bin", ".onnx"))
