@@ -249,7 +249,7 @@ def ideas(bench: Bench, checkpoint: Checkpoint) -> None:
 
 
 def draw(work: Path, path: Path) -> None:
-    """Speed against F1 as a PNG, a line for each backend."""
+    """Speed against F1 as a PNG, a colour for each backend."""
     import vl_convert
 
     points: dict[tuple[str, str], dict[str, Any]] = {}
@@ -260,15 +260,15 @@ def draw(work: Path, path: Path) -> None:
     values = [{**point, "speed": point["speed"][0], "widths": point["name"]} for point in whole]
     speed = {"field": "speed", "title": "speed, times the unpruned artifact of the same backend"}
     encoding = {
-        "x": {**speed, "type": "quantitative", "scale": {"zero": False}},
-        "y": {"field": "f1", "type": "quantitative", "title": "F1", "scale": {"zero": False}},
+        "x": {**speed, "type": "quantitative", "scale": {"zero": False, "padding": 30}},
+        "y": {"field": "f1", "type": "quantitative", "title": "F1", "scale": {"zero": False, "padding": 20}},
         "color": {"field": "form", "type": "nominal", "title": None, "scale": {"range": plots.COLOURS["light"]}},
     }
     names = {"mark": {"type": "text", "align": "left", "dx": 7, "dy": -7}, "encoding": {"text": {"field": "widths"}}}
-    layers = [{"mark": {"type": "line", "point": {"size": 70}}}, names]
+    layers = [{"mark": {"type": "point", "filled": True, "size": 90, "opacity": 1}}, names]
     spec = {"$schema": plots.SCHEMA, "width": 640, "height": 380, "background": "white", "padding": 12}
     spec |= {"data": {"values": values}, "encoding": encoding, "layer": layers}
-    path.write_bytes(vl_convert.vegalite_to_png(spec, scale=2))
+    path.write_bytes(vl_convert.vegalite_to_png(spec, scale=1.5))
 
 
 if __name__ == "__main__":
