@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from qabuild.models.checkpoint.load import load_model
 from qabuild.models.checkpoint.resolve import Checkpoint
-from qabuild.models.pruning.structure import ARCHITECTURES, PARTS, Part, layers
+from qabuild.models.pruning.structure import ARCHITECTURES, Layer, Part, layers
 
 if TYPE_CHECKING:
     import torch
@@ -36,16 +36,18 @@ def load_compact(checkpoint: Checkpoint, **options: Any) -> Any:
 def compact(model: Any) -> Kept:
     """Remove the neurons and heads that contribute nothing, where the architecture is one that can be pruned."""
     names = ARCHITECTURES.get(model.config.model_type)
-    kept: list[dict[Part, Sequence[int]]] = []
-    for layer in layers(model) if names else ():
-        kept.append({})
-        for part in PARTS if names and names.prunes_heads else PARTS[:1]:
-            live, count = layer.live(part), layer.count(part)
-            if part == "ffn":
-                live = _filled(live, count)
-            if len(live) < count:
-                kept[-1][part] = live or [0]
-                layer.keep(part, kept[-1][part])
+    return [_compact(layer, names.parts) for layer in layers(model)] if names else []
+
+
+def _compact(layer: Layer, parts: Sequence[Part]) -> Mapping[Part, Sequence[int]]:
+    kept = {}
+    for part in parts:
+        live, count = layer.live(part), layer.count(part)
+        if part == "ffn":
+            live = _filled(live, count)
+        if len(live) < count:
+            kept[part] = live or [0]
+            layer.keep(part, kept[part])
     return kept
 
 

@@ -19,7 +19,7 @@ from qabuild.models.backends import backend
 from qabuild.models.calibration import Calibrated
 from qabuild.models.pruning.latency_table import Latency
 from qabuild.models.pruning.options import Prune
-from qabuild.models.pruning.structure import PARTS, Part, architecture, layers, require_unpruned
+from qabuild.models.pruning.structure import Part, architecture, layers, require_unpruned
 from qabuild.models.runtime import Runtime
 from qabuild.qa.answer_options import Answer
 from qabuild.qa.ask import Ask, answerer
@@ -115,7 +115,7 @@ def _counts(checkpoint: Checkpoint) -> dict[Part, int]:
 
     every = layers(load_model(checkpoint))
     require_unpruned(checkpoint.name, every)
-    parts = PARTS if architecture(checkpoint.config, heads=False).prunes_heads else PARTS[:1]
+    parts = architecture(checkpoint.config, heads=False).parts
     return {part: max(layer.count(part) for layer in every) for part in parts}
 
 

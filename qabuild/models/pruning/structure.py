@@ -30,6 +30,11 @@ class Architecture:
     prunes_heads: bool = True
     """Whether layers may have different numbers of heads."""
 
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """What layers can lose."""
+        return PARTS if self.prunes_heads else PARTS[:1]
+
 
 _BERT = Architecture()
 ARCHITECTURES: Mapping[str, Architecture] = {

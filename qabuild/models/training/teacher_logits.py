@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from qabuild.errors import UntrustedInput
 from qabuild.models import sdpa_kernels
@@ -19,9 +19,6 @@ from qabuild.models.training.examples import Examples, examples_of
 from qabuild.models.training.request import Request
 from qabuild.qa.model_inputs import input_names
 from qabuild.system.process import Tell
-
-if TYPE_CHECKING:
-    pass
 
 FILE = "logits.f32"
 

@@ -26,7 +26,7 @@ from qabuild.models.training.objectives import Recovery
 from qabuild.models.training.options import Recover
 from qabuild.models.training.request import Request
 from qabuild.models.training.trainer import last_state
-from qabuild.target.lineage import original
+from qabuild.target.lineage import Derived, original
 from qabuild.target.read import load
 
 RECOVER = Recover(dataset="sample", samples=64, epochs=2, batch_size=16, learning_rate=1e-3, dtype="fp32", save_steps=2)
@@ -200,6 +200,17 @@ def test_what_was_recovered_is_compared_with_what_was_pruned(folder):
     target = load(folder / "recovered.toml")
     assert target.stages == ("prune", "recover")
     assert original(target.origin) == target.checkpoint
+
+
+def test_of_a_student_it_is_compared_with_the_teacher(folder):
+    (folder / "student.toml").write_text(TARGET.replace("[prune]", '[distill]\nteacher.model = "sample"\n[prune]', 1))
+    target = load(folder / "student.toml")
+    assert target.stages == ("train", "prune", "recover")
+    assert target.distill
+    assert original(target.origin) == target.distill.teacher
+    assert isinstance(target.origin, Derived)
+    assert isinstance(target.origin.teacher, Derived), "recovery learns from the student before it was pruned"
+    assert target.origin.teacher.stage == "train"
 
 
 def test_a_build_prunes_and_recovers_once(folder):
