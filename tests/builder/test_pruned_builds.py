@@ -10,23 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from trainings import PRUNED
 
 from qabuild.artifact.manifest import open_artifact
-
-TARGET = """\
-[checkpoint]
-model = "sample"
-[prune]
-dataset = "sample"
-samples = 32
-ffn = 0.5
-round_to = 8
-[backend]
-name = "eager"
-[verify]
-dataset = "sample"
-samples = 4
-"""
 
 
 def start(folder: Path) -> subprocess.Popen[str]:
@@ -50,7 +36,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_a_build_stopped_while_it_prunes_leaves_no_result_and_the_next_completes(tmp_path, isolated_cache, number):
-    (tmp_path / "small.toml").write_text(TARGET)
+    (tmp_path / "small.toml").write_text(PRUNED)
     stopped = start(tmp_path)
     wait_until(lambda: any("libtorch" in (child / "maps").read_text() for child in pruning(stopped)))
     (child,) = pruning(stopped)

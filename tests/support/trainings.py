@@ -14,6 +14,22 @@ from qabuild.builder.store.local import Store
 from qabuild.models.training.request import Request
 from qabuild.target.read import load
 
+PRUNED = """\
+[checkpoint]
+model = "sample"
+[prune]
+dataset = "sample"
+samples = 32
+ffn = 0.5
+round_to = 8
+[backend]
+name = "eager"
+[verify]
+dataset = "sample"
+samples = 12
+"""
+"""A target that prunes half of the FFN."""
+
 
 def run_in_subprocess(request: Request, kill_at: int | None = None) -> int:
     """Run the step in a subprocess, which is killed once it has reached the step `kill_at`; return its exit status."""

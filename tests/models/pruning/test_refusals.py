@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from trainings import PRUNED
 
 from qabuild.builder import preview as previewing
 from qabuild.builder.build import build
@@ -17,25 +18,10 @@ from qabuild.models.pruning.options import Prune
 from qabuild.models.pruning.prune import prune
 from qabuild.target.read import load
 
-TARGET = """\
-[checkpoint]
-model = "sample"
-[prune]
-dataset = "sample"
-samples = 32
-ffn = 0.5
-round_to = 8
-[backend]
-name = "eager"
-[verify]
-dataset = "sample"
-samples = 12
-"""
-
 
 @pytest.fixture
 def small(tmp_path: Path) -> Path:
-    (tmp_path / "small.toml").write_text(TARGET)
+    (tmp_path / "small.toml").write_text(PRUNED)
     return tmp_path / "small.toml"
 
 
@@ -68,7 +54,7 @@ def test_what_is_refused_when_the_target_is_read(small, override, message):
 
 
 def test_a_table_that_names_no_size_is_refused(small):
-    small.write_text(TARGET.replace("ffn = 0.5\n", ""))
+    small.write_text(PRUNED.replace("ffn = 0.5\n", ""))
     with pytest.raises(BadTarget, match="name one of `ffn` and `heads`"):
         load(small)
 
