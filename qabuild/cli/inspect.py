@@ -1,9 +1,8 @@
-"""`cache`, `targets`, `doctor` and `schema`: what this machine holds and can do."""
+"""`cache`, `doctor` and `schema`: what this machine holds and can do."""
 
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -15,7 +14,7 @@ import click
 from qabuild.cli.console import Console, emit, print_message, table
 from qabuild.cli.options import AGES, SIZES, Quantity, common
 from qabuild.cli.units import size_of
-from qabuild.errors import BadTarget, UntrustedInput
+from qabuild.errors import UntrustedInput
 
 if TYPE_CHECKING:
     from qabuild.builder.store.gc import CachedResult
@@ -75,36 +74,6 @@ def cache_verify(console: Console) -> None:
     if damaged:
         print_message("the next build that needs them rebuilds them; if this happens again, check the disk")
         sys.exit(UntrustedInput.exit_status)
-
-
-@click.command()
-@click.argument("folder", required=False, type=click.Path(path_type=Path, file_okay=False))
-@common
-def targets(folder: Path | None, console: Console) -> None:
-    """List the targets in FOLDER (by default ./targets or the current folder), and what each builds."""
-    from qabuild.system.hub import is_path
-    from qabuild.target.read import load
-
-    folder = folder or (Path("targets") if Path("targets").is_dir() else Path())
-    files = sorted(folder.glob("*.toml"))
-    if not files:
-        raise BadTarget(f"{folder}: no targets here (*.toml)", "name a folder with targets: qabuild targets FOLDER")
-    rows, documents = [], []
-    for file in files:
-        try:
-            target = load(file)
-        except BadTarget as error:
-            first = " ".join(error.message.split("\n")[:2])  # of several mistakes, their number and the first
-            rows.append([str(file), "-", "-", "-", f"error: {first.removeprefix(f'{file}: ')}"])
-            documents.append({"target": str(file), "error": error.message})
-            continue
-        runtime = f"{target.runtime.device} {target.runtime.dtype}"
-        model = target.checkpoint.model
-        if is_path(model):
-            model = os.path.relpath(model)
-        rows.append([str(file), model, target.backend.name, runtime, target.description])
-        documents.append({"target": str(file), **target.model_dump(mode="json")})
-    console.result(documents, lambda: table(["target", "checkpoint", "backend", "runtime", "what it builds"], rows))
 
 
 @click.command()

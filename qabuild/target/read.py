@@ -83,6 +83,23 @@ def _merged(files: Sequence[File]) -> Toml:
     return merged
 
 
+def files_of(path: Path) -> tuple[Path, ...]:
+    """The file of the target at `path`, those that it extends, and those of the targets that it builds on.
+
+    Raises BadTarget as `load` does.
+    """
+    load(path)  # so that no cycle is left
+    chain = _read_chain(path, ())
+    merged, found = _merged(chain), [file.path for file in chain]
+    for *tables, _ in (key for key in SOURCES if key[-1] == "target"):
+        table = merged
+        for name in tables:
+            table = table.get(name, {})
+        if base := table.get("target"):
+            found += files_of(Path(base))
+    return tuple(dict.fromkeys(Path(os.path.normpath(file)) for file in found))
+
+
 def _load(path: Path, overrides: Sequence[str], built_on_by: tuple[Path, ...]) -> Target:
     """`load`; `built_on_by` are the targets that led to this one by [checkpoint] target, outermost first."""
     files = _read_chain(path, built_on_by)
@@ -174,7 +191,7 @@ def _read(path: Path, reason: str) -> File:
     except OSError as error:
         raise BadTarget(f"{path}: cannot be read: {error.strerror}{suffix}") from None
     if not text.strip():
-        raise BadTarget(f"{path}: is empty{suffix}", "see `qabuild schema`, or copy one of targets/")
+        raise BadTarget(f"{path}: is empty{suffix}", "see `qabuild schema`, or copy one: qabuild targets --copy NAME")
     try:
         content = tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # not TOML, a number of thousands of digits, deep nesting

@@ -1,7 +1,7 @@
 """Rebuilds the embedded sample, in two steps:
 
     python -m tools.sample.make --output build/sample
-    python -m tools.sample.make --output build/sample --train targets/sample.toml
+    python -m tools.sample.make --output build/sample --train tools/sample/sample.toml
 
 The first writes train.json, heldout.json and the inputs of the training: start/, a checkpoint with fresh weights and
 its tokenizer, and redrawn.json. The latter is several copies of train.json with each name replaced by another train

@@ -1,6 +1,6 @@
 """The embedded sample: a tiny data set and checkpoint made by this project, for tests and first builds.
 
-Both can be rebuilt, the checkpoint with targets/sample.toml. README.md describes how, their contents and the scores.
+Both can be rebuilt, as README.md describes with their contents and the scores.
 """
 
 from __future__ import annotations

@@ -1,0 +1,71 @@
+"""`targets`: list targets, or copy a sample target."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+
+import click
+
+from qabuild.cli.console import Console, emit, table
+from qabuild.cli.options import common
+from qabuild.errors import BadTarget
+
+
+@click.command()
+@click.argument("folder", required=False, type=click.Path(path_type=Path, file_okay=False))
+@click.option(
+    "--copy",
+    "sample",
+    metavar="NAME",
+    help="Copy a sample target and the files that it needs into FOLDER (by default the current folder).",
+)
+@common
+def targets(folder: Path | None, sample: str | None, console: Console) -> None:
+    """List the targets in FOLDER (by default ./targets or the current folder), and what each builds."""
+    if sample is not None:
+        _copy(sample, folder or Path(), console)
+    else:
+        _list(folder or (Path("targets") if Path("targets").is_dir() else Path()), console)
+
+
+def _copy(sample: str, folder: Path, console: Console) -> None:
+    from qabuild.target import sample_targets
+
+    paths = [str(path) for path in sample_targets.copy(sample, folder)]
+    console.result({"target": paths[0], "files": paths}, lambda: emit("\n".join(paths)))
+    _say_next(paths[0], console)
+
+
+def _list(folder: Path, console: Console) -> None:
+    from qabuild.system.hub import is_path
+    from qabuild.target.read import load
+
+    files = sorted(folder.glob("*.toml"))
+    if not files:
+        raise BadTarget(
+            f"{folder}: no targets here (*.toml)",
+            "name a folder with targets, or copy a sample, such as quickstart: qabuild targets --copy NAME",
+        )
+    rows, documents = [], []
+    for file in files:
+        try:
+            target = load(file)
+        except BadTarget as error:
+            first = " ".join(error.message.split("\n")[:2])  # of several mistakes, their number and the first
+            rows.append([str(file), "-", "-", "-", f"error: {first.removeprefix(f'{file}: ')}"])
+            documents.append({"target": str(file), "error": error.message})
+            continue
+        runtime = f"{target.runtime.device} {target.runtime.dtype}"
+        model = target.checkpoint.model
+        if is_path(model):
+            model = os.path.relpath(model)
+        rows.append([str(file), model, target.backend.name, runtime, target.description])
+        documents.append({"target": str(file), **target.model_dump(mode="json")})
+    console.result(documents, lambda: table(["target", "checkpoint", "backend", "runtime", "what it builds"], rows))
+
+
+def _say_next(target: str | Path, console: Console) -> None:
+    name = shlex.quote(str(target))
+    console.say(f"next: qabuild plan {name}, then qabuild build {name}")
