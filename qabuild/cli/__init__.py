@@ -96,6 +96,7 @@ for command in (
         answer.answer,
         data.data,
         inspect.cache,
+        targets.init,
         targets.targets,
         inspect.doctor,
         inspect.schema,

@@ -10,6 +10,7 @@ from typing import Any
 from qabuild.builder.requirements import missing
 from qabuild.models import dtype_speed
 from qabuild.models.backends import BACKENDS, Backend, backend
+from qabuild.models.recommendation import missing_packages
 from qabuild.system import advisories, machine, packages
 from qabuild.system.machine import FAST
 from qabuild.target.model import Target
@@ -39,9 +40,7 @@ def examine() -> list[Finding]:
 
 def slow(target: Target) -> str | None:
     """Why `target` would run slowly on this machine; None if it would not."""
-    if target.runtime.device != "cpu":
-        return None
-    expected = dtype_speed.speed_rule(target.runtime.dtype, target.backend.name)
+    expected = dtype_speed.speed_rule(target.runtime, target.backend.name)
     return f"likely to be slower than fp32: {expected.why}" if expected and expected.rate < 1 else None
 
 
@@ -122,12 +121,6 @@ def report(targets: Sequence[Target]) -> dict[str, Any]:
     """Findings about machine and backends and, for each target, what is missing, as JSON values."""
     return {
         "machine": [finding.__dict__ for finding in examine()],
-        "backends": {name: _missing(backend(name)) for name in BACKENDS},
+        "backends": {name: missing_packages(backend(name)) for name in BACKENDS},
         "targets": [{"target": t.name, "missing": missing(t), "slow": slow(t)} for t in targets],
     }
-
-
-def _missing(module: Backend) -> list[str]:
-    """The packages that the backend lacks to compile and load with its default options."""
-    loading = dict.fromkeys(module.PACKAGES, module.EXTRAS)
-    return packages.missing({**loading, **module.compile_packages(module.Options())}, "cpu")

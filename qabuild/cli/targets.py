@@ -1,16 +1,59 @@
-"""`targets`: list targets, or copy a sample target."""
+"""`init` and `targets`: write a first target, copy a sample target, list targets."""
 
 from __future__ import annotations
 
 import os
 import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from qabuild.cli.console import Console, emit, table
-from qabuild.cli.options import common
+from qabuild.cli.options import common, offline_option
 from qabuild.errors import BadTarget
+
+if TYPE_CHECKING:
+    from qabuild.models.runtime import Device
+
+
+@click.command()
+@click.argument("checkpoint", default="sample", metavar="[CHECKPOINT]")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="The file to write; the default is NAME.toml in the current folder, after the checkpoint.",
+)
+@click.option(
+    "--data",
+    metavar="SOURCE",
+    help="The questions that verify: a file, or a Hub id; the default is rajpurkar/squad, or the sample's own.",
+)
+@click.option(
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    help="Where the artifact is to run; the default is cuda on a machine with an NVIDIA GPU, else cpu.",
+)
+@offline_option
+@common
+def init(
+    checkpoint: str, output: Path | None, data: str | None, device: Device | None, offline: bool, console: Console
+) -> None:
+    """Write a target for CHECKPOINT: a path, a Hub id or `sample`, the embedded one.
+
+    Among the backends that are ready on this machine and support the checkpoint, it takes what `qabuild doctor` expects
+    to be fastest. Comments in the file say what to change. No file is overwritten.
+    """
+    from qabuild.target import scaffold
+    from qabuild.target.read import load
+
+    path = scaffold.write(checkpoint, output, data=data, device=device, offline=offline)
+    target = load(path)
+    console.say(f"{target.backend.name} in {target.runtime.dtype} on {target.runtime.device} is expected to be fastest")
+    console.result({"target": str(path), **target.model_dump(mode="json")}, lambda: emit(str(path)))
+    _say_next(path, console)
 
 
 @click.command()
@@ -46,7 +89,8 @@ def _list(folder: Path, console: Console) -> None:
     if not files:
         raise BadTarget(
             f"{folder}: no targets here (*.toml)",
-            "name a folder with targets, or copy a sample, such as quickstart: qabuild targets --copy NAME",
+            "name a folder with targets; `qabuild init` writes one for a checkpoint, and `qabuild targets --copy NAME` "
+            "copies a sample, such as quickstart",
         )
     rows, documents = [], []
     for file in files:

@@ -50,7 +50,7 @@ def commit(repo_id: str, revision: str | None, repo_type: RepoType, *, offline: 
     Raises BadTarget for a malformed id, an unknown repository or revision; MissingEnvironment where nothing can be
     cached; QABuildError without a network.
     """
-    _check_id_and_revision(repo_id, revision, repo_type)
+    check_id(repo_id, revision, repo_type)
     user_folders.require_hub_cache()
     if revision and _FULL_SHA.fullmatch(revision):
         return revision
@@ -182,7 +182,8 @@ def _raise_explained(error: Exception, repo_id: str, revision: str | None, repo_
     raise QABuildError(f"the Hub refused the {kind} '{repo_id}' (HTTP status {status})", _RETRY_HINT) from error
 
 
-def _check_id_and_revision(repo_id: str, revision: str | None, repo_type: RepoType) -> None:
+def check_id(repo_id: str, revision: str | None, repo_type: RepoType) -> None:
+    """Raise BadTarget unless they can be the id and a revision of a repository; asks no Hub."""
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
     kind = _KIND[repo_type]

@@ -258,12 +258,17 @@ class Target(Frozen):
     @field_validator("name")
     @classmethod
     def _require_folder_name(cls, name: str) -> str:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or name.endswith(".failed"):
+        if not is_name(name):
             raise ValueError(
                 f"{name!r} would be the artifact's folder, whose name begins with one of a to z, A to Z, 0 to 9, "
                 "continues with these and '.', '_', '-', and does not end in '.failed': rename the file"
             )
         return name
+
+
+def is_name(name: str) -> bool:
+    """Whether a target may have that name, which becomes the name of its artifact's folder."""
+    return re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) is not None and not name.endswith(".failed")
 
 
 def _with_datasets(table: Table, pins: Mapping[DatasetRef, DatasetRef]) -> Table:

@@ -191,7 +191,7 @@ def _read(path: Path, reason: str) -> File:
     except OSError as error:
         raise BadTarget(f"{path}: cannot be read: {error.strerror}{suffix}") from None
     if not text.strip():
-        raise BadTarget(f"{path}: is empty{suffix}", "see `qabuild schema`, or copy one: qabuild targets --copy NAME")
+        raise BadTarget(f"{path}: is empty{suffix}", "`qabuild init` writes a target to begin with")
     try:
         content = tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # not TOML, a number of thousands of digits, deep nesting
@@ -217,7 +217,11 @@ def _with_new_names(content: Toml, place: str) -> Toml:
 def _suggest_target(path: Path) -> str:
     files = {file.stem: file for folder in (path.parent / "targets", path.parent) for file in folder.glob("*.toml")}
     matches = difflib.get_close_matches(path.stem, files, n=1)
-    return f"perhaps you meant {files[matches[0]]}" if matches else "`qabuild targets` lists the available targets"
+    return (
+        f"perhaps you meant {files[matches[0]]}"
+        if matches
+        else "`qabuild targets` lists the targets here; `qabuild init` writes one"
+    )
 
 
 def _with_absolute_sources(content: Toml, folder: Path) -> Toml:

@@ -1,25 +1,39 @@
-"""`targets --copy`: sample targets, copied out of the package."""
+"""`init` and `targets --copy`: a user's first target, written for a checkpoint or copied from the samples."""
 
 from __future__ import annotations
 
 import glob
 import json
+import re
+import shutil
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
+from qabuild.builder.requirements import missing
 from qabuild.cli import main
 from qabuild.errors import BadTarget
-from qabuild.target import sample_targets
+from qabuild.models.backends import BACKENDS, BASELINE, backend
+from qabuild.models.dtype_speed import speed_rule
+from qabuild.models.recommendation import candidates
+from qabuild.models.support import check, model_types
+from qabuild.qa import sample
+from qabuild.system import machine
+from qabuild.target import sample_targets, scaffold
+from qabuild.target.model import Target, is_name
 from qabuild.target.read import load
 
 pytestmark = pytest.mark.both_lines
 
 ROOT = Path(__file__).resolve().parents[2]
+CONFIG = json.loads((sample.CHECKPOINT / "config.json").read_text())
 
 
 @dataclass(frozen=True)
@@ -48,8 +62,243 @@ def qabuild(working_directory: Path, capfd: pytest.CaptureFixture[str]) -> Run:
     return run
 
 
+def uncommented(text: str) -> str:
+    """The text with all the keys and tables that it offers in comments."""
+    return re.sub(r"^# (\[[\w.]+\]|\w+ = .+)$", r"\1", text, flags=re.MULTILINE)
+
+
+# --- init -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_first_target_can_be_planned(qabuild):
+    written = qabuild("init")
+    assert (written.status, written.out) == (0, "sample.toml\n")
+    assert written.err.endswith("next: qabuild plan sample.toml, then qabuild build sample.toml\n")
+    assert load("sample.toml").verify.dataset == "sample"
+    assert qabuild("plan", "sample.toml").status == 0
+
+
+def test_init_prints_the_target_as_one_json_document(qabuild):
+    document = json.loads(qabuild("init", "-o", "a/mine.toml", "--json").out)
+    assert document == {"target": "a/mine.toml", **load("a/mine.toml").model_dump(mode="json")}
+
+
+def test_what_the_file_offers_in_comments_can_be_planned(qabuild):
+    qabuild("init", "--device", "cpu")
+    text = uncommented(Path("sample.toml").read_text())
+    Path("more.toml").write_text(text)
+    tables = tomllib.loads(text)
+    assert {"train", "prune", "publish"} <= tables.keys()
+    assert tables["verify"]["samples"]
+    planned = qabuild("plan", "more.toml", "--json")
+    assert planned.status == 0, planned.err
+    assert {"train", "prune"} <= {step["name"] for step in json.loads(planned.out)[0]["steps"]}
+
+
+EVERY = [candidate for device in ("cpu", "cuda") for candidate in candidates(CONFIG, device)]
+
+
+@pytest.mark.parametrize("candidate", EVERY, ids=lambda c: f"{c.options.name}-{c.runtime.device}-{c.runtime.dtype}")
+@pytest.mark.parametrize(("model", "data"), [("sample", "sample"), ("owner/name", "owner/data"), ("./x", "./y.json")])
+def test_the_target_reads_with_whatever_is_chosen(tmp_path, candidate, model, data):
+    path = tmp_path / "mine.toml"
+    text = scaffold.text("mine", "name", model, data, [*EVERY, candidate])
+    path.write_text(text)
+    target = load(path)
+    assert (target.backend.name, target.runtime) == (candidate.options.name, candidate.runtime)
+    assert target.verify.gates.min_f1_retention == 0.99
+    assert all(len(line) <= 120 for line in text.splitlines())
+    path.write_text(uncommented(text))
+    more = load(path)
+    assert more.stages == ("train", "prune")
+    assert more.publish.repo == "your-name/mine"
+    assert (more.checkpoint.revision is not None) == (model == "owner/name")
+    dtype = candidate.runtime.dtype
+    if dtype != "fp32":  # the way back that the file names
+        line = text.splitlines().index(f'dtype = "{dtype}"')
+        assert (
+            f'{dtype} may change answers; the verification decides whether too many. "fp32"'
+            in text.splitlines()[line - 1]
+        )
+        path.write_text(text.replace(f'dtype = "{dtype}"', 'dtype = "fp32"'))
+        exact = load(path)
+        check(CONFIG, exact.backend, exact.runtime)
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "training"),
+    [
+        ("sample", "sample", "sample"),
+        ("owner/name", "owner/questions", "owner/questions"),
+        ("sample", "./questions.json", "sample"),
+        ("owner/name", "./questions.json", "rajpurkar/squad"),
+    ],
+)
+def test_int8_is_calibrated_on_training_questions(tmp_path, model, data, training):
+    calibrated = [candidate for candidate in EVERY if "calibration" in type(candidate.options).model_fields]
+    for candidate in calibrated:
+        path = tmp_path / "mine.toml"
+        path.write_text(scaffold.text("mine", "name", model, data, [candidate]))
+        stated = tomllib.loads(path.read_text())["backend"].get("calibration")
+        assert stated == (training if candidate.runtime.dtype == "int8" else None)
+        assert ("set yours here" in path.read_text()) == (stated not in (None, data))
+
+
+# --- the choice -----------------------------------------------------------------------------------------------------
+
+
+def targets_ready_here(folder: Path, device: str) -> Iterator[Target]:
+    """A target for each backend and dtype that this machine lacks nothing for, but perhaps the device."""
+    for name in BACKENDS:
+        for dtype in ("fp32", "fp16", "bf16", "int8"):
+            path = folder / "x.toml"
+            path.write_text(f'checkpoint.model = "sample"\nbackend.name = "{name}"\nruntime.dtype = "{dtype}"\n')
+            try:
+                target = load(path, [f"runtime.device={device}"])
+            except BadTarget:
+                continue
+            here = target.model_copy(update={"runtime": target.runtime.model_copy(update={"device": "cpu"})})
+            if not missing(here) and not backend(name).missing(target.backend, target.runtime):
+                yield target
+
+
+@given(
+    st.sets(st.sampled_from([*machine.INSTRUCTION_SETS.values()])), st.sampled_from(["GenuineIntel", "AuthenticAMD"])
+)
+@example(set(), "")
+@settings(max_examples=20)
+def test_nothing_that_is_ready_here_is_expected_to_be_faster(tmp_path_factory, instructions, vendor):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(machine, "instruction_sets", lambda: tuple(instructions))
+        patch.setattr(machine, "vendor", lambda: vendor)
+        for device in ("cpu", "cuda"):
+            choice = candidates(CONFIG, device)[-1]
+            ready = [*targets_ready_here(tmp_path_factory.mktemp("targets"), device)]
+            rules = {(t.backend.name, t.runtime.dtype): speed_rule(t.runtime, t.backend.name) for t in ready}
+            assert (choice.options.name, choice.runtime.dtype) in rules
+            fastest = max(rule.rate for rule in rules.values() if rule)
+            tied = [name for (name, _), rule in rules.items() if rule and rule.rate == fastest]
+            assert (choice.rule.rate, choice.options.name) == (fastest, max(tied, key=[*BACKENDS].index))
+
+
+@pytest.mark.parametrize("absent", [("openvino",), ("openvino", "onnx"), ("openvino", "onnx", "deepspeed")], ids=str)
+def test_a_backend_whose_packages_are_missing_is_not_chosen(qabuild, monkeypatch, absent):
+    real = metadata.version
+
+    def version(name: str) -> str:
+        if name.startswith(absent):
+            raise metadata.PackageNotFoundError(name)
+        return real(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    assert qabuild("init").status == 0
+    assert not load("sample.toml").backend.name.startswith(absent)
+    assert not re.search(r"nstalled: .*openvino", Path("sample.toml").read_text())
+
+
+def test_a_backend_that_lacks_something_else_is_not_chosen(monkeypatch):
+    first = candidates(CONFIG, "cpu")[-1].options.name
+    assert first != BASELINE
+    monkeypatch.setattr(backend(first), "missing", lambda options, runtime: ["a compiler"])
+    assert candidates(CONFIG, "cpu")[-1].options.name != first
+
+
+@pytest.mark.parametrize("model_type", model_types())
+def test_every_architecture_has_a_choice_that_supports_it(model_type):
+    choice = candidates({**CONFIG, "model_type": model_type}, "cpu")[-1]
+    check({**CONFIG, "model_type": model_type}, choice.options, choice.runtime)
+
+
+def test_a_gpu_is_used_where_there_is_one(qabuild, monkeypatch):
+    monkeypatch.setattr(machine, "gpus", lambda: ("NVIDIA H200",))
+    qabuild("init")
+    assert load("sample.toml").runtime.device == "cuda"
+    qabuild("init", "--device", "cpu", "-o", "cpu.toml")
+    assert load("cpu.toml").runtime.device == "cpu"
+
+
+# --- names and paths ------------------------------------------------------------------------------------------------
+
+folders = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=40).filter(
+    lambda name: name not in (".", "..")
+)
+
+
+@given(folders, st.sampled_from(["project/targets", "project", "project/models", "elsewhere/targets"]))
+@example("~root", "project")
+@example('a "quoted"\\\x7f\n# name', "project/targets")
+@settings(max_examples=20)
+def test_a_local_checkpoint_is_found_from_the_target(tmp_path_factory, name, place):
+    root = tmp_path_factory.mktemp("root")
+    source = root / "project" / "models" / name
+    shutil.copytree(sample.CHECKPOINT, source)
+    path = scaffold.write(str(source), root / place / "mine.toml", data="sample", device="cpu")
+    target = load(path)
+    assert Path(target.checkpoint.model).resolve() == source.resolve()
+    stated = tomllib.loads(path.read_text())["checkpoint"]["model"]
+    prefix = {"project": "./models/", "project/models": "./", "project/targets": "../models/"}
+    assert stated == (f"{prefix[place]}{name}" if place in prefix else str(source.resolve()))
+
+
+@given(st.text(), st.booleans())
+@example("x.failed.failed", False)
+@example("...", True)
+def test_any_checkpoint_has_a_name_for_its_target(name, on_hub):
+    assert is_name(scaffold.name_of(f"owner/{name}" if on_hub else name))
+
+
+def test_the_target_is_named_after_the_checkpoint(qabuild, working_directory):
+    shutil.copytree(sample.CHECKPOINT, working_directory / "my model.v2")
+    assert qabuild("init", "./my model.v2").out == "my-model.v2.toml\n"
+    shutil.copytree(sample.CHECKPOINT, working_directory / "~root")  # no home, since it begins with ./
+    assert qabuild("init", "./~root").out == "root.toml\n"
+    assert tomllib.loads(Path("root.toml").read_text())["checkpoint"]["model"] == "./~root"
+    shutil.copy(sample.HELDOUT, "questions.json")
+    qabuild("init", "./my model.v2", "--data", "./questions.json", "-o", "sub/x.toml")
+    assert tomllib.loads(Path("sub/x.toml").read_text())["verify"]["dataset"] == "../questions.json"
+
+
+# --- refusals -------------------------------------------------------------------------------------------------------
+
+
 def folder_names() -> set[str]:
     return {str(path) for path in Path().rglob("*")}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "expected"),
+    [
+        (["-o", "mine.toml"], 2, "mine.toml exists and is not overwritten name another file with --output"),
+        (["-o", "dangling.toml"], 2, "dangling.toml exists"),
+        (["-o", "x.failed.toml"], 2, "'x.failed' cannot be the name of a target"),
+        (["-o", ".toml"], 2, "'.toml' cannot be the name of a target"),
+        (["--data", "./gone.json"], 2, "./gone.json: no such file of questions"),
+        (["--data", "mine.toml"], 2, "write './mine.toml' for the local one"),
+        (["--data", "no/such/id"], 2, "an id looks like 'owner/name'"),
+        (["./gone"], 2, "./gone: there is no such folder"),
+        (["./empty"], 4, "there is no config.json in it"),
+        (["./decoder"], 2, "gpt2"),
+        (["empty"], 2, "write './empty' for the local one"),
+        (["owner/name", "--offline"], 5, "owner/name"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_init_refuses_and_writes_nothing(qabuild, working_directory, arguments, status, expected):
+    Path("mine.toml").write_text("mine")
+    Path("dangling.toml").symlink_to("gone.toml")
+    Path("empty").mkdir()
+    shutil.copytree(sample.CHECKPOINT, "decoder")
+    Path("decoder/config.json").write_text(
+        json.dumps({**CONFIG, "model_type": "gpt2", "architectures": ["GPT2ForQuestionAnswering"]})
+    )
+    before = folder_names()
+    result = qabuild("init", *arguments)
+    assert (result.status, result.out, expected in " ".join(result.err.split())) == (status, "", True), result.err
+    assert folder_names() == before
+    assert Path("mine.toml").read_text() == "mine"
+
+
+# --- targets --copy -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", sample_targets.names())
@@ -110,6 +359,7 @@ def test_an_equal_file_is_left(qabuild):
 def test_an_empty_folder_says_where_targets_come_from(qabuild):
     result = qabuild("targets")
     assert result.status == 2
+    assert "qabuild init" in result.err
     assert "qabuild targets --copy NAME" in result.err
 
 

@@ -110,7 +110,7 @@ def test_all_mistakes_of_a_file_are_reported_at_once_with_line_key_and_accepted_
         ("checkpoint = 3\n[backend]\nname = 'eager'\n", "checkpoint: given 3"),
         ("[backend]\nname = 'eager'\n", "checkpoint: is missing"),
         ("[checkpoint]\nmodel = 'sample'\n", "backend: is missing"),
-        ("[checkpoint]\nmodel = 'sample'\n[backend]\n", "accepted: eager, torchscript"),
+        ("[checkpoint]\nmodel = 'sample'\n[backend]\n", "accepted: eager, deepspeed"),
         ("[checkpoint]\nmodel = 'sample'\n[backend]\nname = 'onxruntime'\n", "perhaps you meant 'onnxruntime'"),
         ("[checkpoint]\nmodel = 'sample'\n[backend]\nname = 3\n", "backend"),
         (MINIMAL + "[verify]\nsamples = 0\n", "verify.samples: given 0"),
