@@ -11,6 +11,10 @@ were measured:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+from qabuild.models import measured_speed
 from qabuild.models.backends import BACKENDS, backend
 from qabuild.models.capabilities import Rule
 from qabuild.models.runtime import Dtype
@@ -47,3 +51,11 @@ def ranking() -> list[Rule]:
 def speed_rule(dtype: Dtype, backend: str) -> Rule | None:
     """The rule for `dtype` with `backend` on this processor; None if there is none."""
     return next((rule for rule in ranking() if rule.dtype == dtype and rule.backend in (None, backend)), None)
+
+
+def expected_rate(dtype: Dtype, backend: str, variant: Mapping[str, Any], device: str = "cpu") -> float:
+    """The expected speed relative to eager fp32: as measured here, or else by the rules; 1 where nothing is known."""
+    if measured := measured_speed.find(backend, dtype, variant, device):
+        return measured.speedup
+    rule = speed_rule(dtype, backend) if device == "cpu" else None
+    return rule.rate if rule else 1.0
