@@ -177,7 +177,9 @@ def test_a_failed_verification_is_status_1_and_leaves_its_evidence(built, qabuil
     result = qabuild("tiny.toml", "--set", "verify.gates.min_speedup=1000")
     assert result.status == 1
     assert "FAILED: min_speedup" in result.out
-    assert re.search(r"error: artifacts/tiny\.failed: verification failed\n  min_speedup: .*, must be 1000", result.err)
+    assert re.search(
+        r"error: artifacts/tiny\.failed: verification failed\n  min_speedup: .*, must be at least 1000", result.err
+    )
     assert "artifacts/tiny.failed/verification.json" in result.err
     assert "Traceback" not in result.err
     evidence = json.loads((built / "artifacts" / "tiny.failed" / "verification.json").read_text())
