@@ -3,6 +3,7 @@
     built = qabuild.build("targets/quickstart.toml")
     verification = qabuild.verify("artifacts/quickstart")
     answer = qabuild.load("artifacts/quickstart")
+    tuned = qabuild.tune("sample")
 
 Importing this package imports nothing heavy; each function imports what it needs when it is called. It switches off the
 telemetry of the libraries that they import.
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from qabuild.qa.pipeline import QuestionAnsweringPipeline
     from qabuild.target.lock import Lock
     from qabuild.target.model import Target
+    from qabuild.tuning.result import Tuned
+    from qabuild.tuning.tune import tune
 
 _HOMES = {
     "BadTarget": "errors",
@@ -51,6 +54,7 @@ _HOMES = {
     "QuestionAnsweringPipeline": "qa.pipeline",
     "Summary": "qa.bulk",
     "Target": "target.model",
+    "Tuned": "tuning.result",
     "UntrustedInput": "errors",
     "Verification": "artifact.evidence",
     "VerificationFailed": "errors",
@@ -65,6 +69,7 @@ _HOMES = {
     "sbom": "publishing.sbom",
     "sign": "artifact.signature",
     "train": "builder.build",
+    "tune": "tuning.tune",
     "verify": "evaluation.verify",
 }
 
@@ -81,6 +86,7 @@ __all__ = [
     "QuestionAnsweringPipeline",
     "Summary",
     "Target",
+    "Tuned",
     "UntrustedInput",
     "Verification",
     "VerificationFailed",
@@ -95,6 +101,7 @@ __all__ = [
     "sbom",
     "sign",
     "train",
+    "tune",
     "verify",
 ]
 

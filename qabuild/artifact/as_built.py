@@ -43,4 +43,5 @@ def most_changed(recorded: int) -> int:
 
 
 def _at_most(name: str, limit: float, value: float | None) -> Gate:
-    return Gate(name=name, limit=limit, value=value, passed=value is not None and value <= limit)
+    passed = value is not None and value <= limit
+    return Gate(name=name, limit=limit, value=value, passed=passed, bound="at most")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, with_config
 from typing_extensions import TypedDict
@@ -212,6 +212,9 @@ class Measurement:
         return fields
 
 
+Bound = Literal["at least", "at most"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Gate:
     """One condition that the artifact must meet."""
@@ -222,16 +225,24 @@ class Gate:
     passed: bool
     confidence: float | None = None
     """The confidence level of the interval whose worse end is `value`; None where it is what was measured."""
+    bound: Bound | None = None
+    """Which side of `limit` passes; None where `value` must equal it, and in evidence of earlier versions."""
 
 
 def describe(gate: Gate) -> str:
     """The gate in one line: measured value and limit."""
     at = "" if gate.confidence is None else f" with {100 * gate.confidence:g} % confidence"
-    return f"{gate.name}: {_figure(gate.value)}{at}, must be {_figure(gate.limit)}"
+    return f"{gate.name}: {figure(gate.value)}{at}, must be {requirement(gate)}"
 
 
-def _figure(value: float | bool | None) -> str:
-    return "not measured" if value is None else str(value) if isinstance(value, bool) else f"{value:.4g}"
+def requirement(gate: Gate) -> str:
+    """What the gate demands: "at least 0.99", "at most 0.5" or "True"."""
+    return f"{gate.bound} {figure(gate.limit)}" if gate.bound else figure(gate.limit)
+
+
+def figure(value: float | bool | None) -> str:
+    """A gate's value or limit as messages show it."""
+    return "not measured" if value is None else str(value) if isinstance(value, bool) else f"{value:.6g}"
 
 
 def at_batch(batch_size: int | None) -> str:

@@ -180,10 +180,10 @@ def must_be(name: str, limit: bool, value: bool) -> list[Gate]:
 def at_least(name: str, limit: float | None, value: float | None) -> list[Gate]:
     """A gate with a lower limit; empty if `limit` is None. A value that was not measured (None) fails."""
     passed = limit is not None and value is not None and value >= limit
-    return [] if limit is None else [Gate(name=name, limit=limit, value=value, passed=passed)]
+    return [] if limit is None else [Gate(name=name, limit=limit, value=value, passed=passed, bound="at least")]
 
 
 def at_most(name: str, limit: float | None, value: float | None) -> list[Gate]:
     """A gate with an upper limit; empty if `limit` is None. A value that was not measured (None) fails."""
     passed = limit is not None and value is not None and value <= limit
-    return [] if limit is None else [Gate(name=name, limit=limit, value=value, passed=passed)]
+    return [] if limit is None else [Gate(name=name, limit=limit, value=value, passed=passed, bound="at most")]

@@ -264,6 +264,7 @@ def _same(gate: Gate, other: Gate) -> bool:
     return (
         gate.passed is other.passed
         and gate.confidence == other.confidence
+        and gate.bound in (other.bound, None)  # evidence of earlier versions states none
         and all(
             one is another if one is None or another is None else math.isclose(one, another, rel_tol=1e-9)
             for one, another in values

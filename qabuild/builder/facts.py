@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from qabuild.builder.closure import ImportGraph
 from qabuild.builder.keys import Inputs, is_known, step_key
 from qabuild.builder.requirements import requirements
-from qabuild.builder.steps import of_stage
+from qabuild.builder.steps import of_stage, reference
 from qabuild.builder.steps.step import Facts
 from qabuild.builder.store.local import Entry, Store, is_intact
 from qabuild.errors import BadTarget, QABuildError, UntrustedInput
@@ -69,7 +69,8 @@ def gather(target: Target, results: Store, name: str, *, fetch: bool, offline: b
 
     `name` is that of the build whose previous results count, see `plan.history_name`. Raises what
     `qabuild.models.checkpoint.resolve.resolve` raises, but for a Hub id that is not in the cache when `fetch` is
-    false; with `fetch`, MissingEnvironment if a tokenizer needs a package that is not installed.
+    false; BadTarget if backend, dtype or [answer] do not fit the checkpoint; with `fetch`, MissingEnvironment if a
+    tokenizer needs a package that is not installed.
     """
     require_paths(target)
     required = requirements(target)
@@ -81,9 +82,11 @@ def gather(target: Target, results: Store, name: str, *, fetch: bool, offline: b
         fetch=fetch,
         offline=offline,
     )
-    checkpoint = collector.checkpoint(target.origin)
-    if checkpoint is not None:
-        check(checkpoint.config, target.backend, target.runtime)
+    if start := collector.start(target.origin):
+        check(start.config, target.backend, target.runtime)
+    for origin in (target.origin, target.original):
+        if origin and (start := collector.start(origin)):
+            reference.check(target, start)
     stages = tuple(map(collector.derivation, derivations(target.origin)))
     facts = collector.facts(target.origin, target.original, target.datasets)
     unread = packages.missing(collector.tokenizer_packages, "cpu")
@@ -122,6 +125,12 @@ class FactCollector:
         """What reading the tokenizers takes of the checkpoints looked at so far."""
         self.checkpoint = cache(self._checkpoint)
         self.derivation = cache(self._derivation)
+
+    def start(self, origin: Origin, head: bool = True) -> Checkpoint | None:
+        """What the stages that lead to the checkpoint start from: it has the same config, but for its size."""
+        if isinstance(origin, Derived):
+            return self.start(origin.start, head=origin.stage != "train")
+        return self.checkpoint(origin, head=head)
 
     def facts(
         self, checkpoint: Origin, original: Origin | None, datasets: Mapping[str, DatasetRef], head: bool = True

@@ -21,7 +21,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from qabuild import __version__
-from qabuild.cli import answer, build, compare, data, inspect, publish, show, sign, targets
+from qabuild.cli import answer, build, compare, data, inspect, publish, show, sign, targets, tune
 from qabuild.cli.console import print_message
 from qabuild.cli.failures import (
     handle_signals,
@@ -88,7 +88,7 @@ def cli() -> None:
 
 
 for command in (
-    *(build.build, build.verify, compare.compare, compare.report, build.plan, publish.publish),
+    *(build.build, build.verify, tune.tune, compare.compare, compare.report, build.plan, publish.publish),
     *(show.show, show.fetch),
     *(sign.keygen, sign.sign, sign.sbom),
     *(

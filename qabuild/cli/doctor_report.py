@@ -8,12 +8,15 @@ from functools import partial
 from typing import Any
 
 from qabuild.builder.requirements import missing
-from qabuild.models import dtype_speed
+from qabuild.models import dtype_speed, measured_speed
 from qabuild.models.backends import BACKENDS, Backend, backend
 from qabuild.models.recommendation import missing_packages
 from qabuild.system import advisories, machine, packages
 from qabuild.system.machine import FAST
 from qabuild.target.model import Target
+
+SHOWN = 5
+"""Measured speeds in the report."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +35,7 @@ def examine() -> list[Finding]:
         Finding(subject="processor", found=f"{machine.cpu()}, {machine.cores()} cores"),
         *(_kernels(dtype) for dtype in FAST),
         _fastest(),
+        *_measured(),
         _gpu(),
         *_runtimes(),
         *_advisories(),
@@ -40,6 +44,8 @@ def examine() -> list[Finding]:
 
 def slow(target: Target) -> str | None:
     """Why `target` would run slowly on this machine; None if it would not."""
+    if measured := measured_speed.of(target.backend, target.runtime):
+        return f"measured here: {measured.speedup:.2g} times as fast as eager fp32" if measured.speedup < 1 else None
     expected = dtype_speed.speed_rule(target.runtime, target.backend.name)
     return f"likely to be slower than fp32: {expected.why}" if expected and expected.rate < 1 else None
 
@@ -61,6 +67,20 @@ def _fastest() -> Finding:
         found=f"expected: {', then '.join(rule.numbers for rule in ranking)}",
         note=f"{'; '.join(rule.why for rule in ranking if rule.dtype != 'fp32')}; `qabuild compare` measures it",
     )
+
+
+def _measured() -> list[Finding]:
+    """What `qabuild tune` measured on each device, fastest first."""
+    devices = {device: measured_speed.recall(device) for device in ("cpu", "cuda")}
+    return [
+        Finding(
+            subject=f"measured on {device}",
+            found=", then ".join(f"{speed.label} ({speed.speedup:.1f}x)" for speed in speeds[:SHOWN]),
+            note=f"relative to eager fp32, by `qabuild tune` with {speeds[0].checkpoint}, {speeds[0].measured_at[:10]}",
+        )
+        for device, speeds in devices.items()
+        if speeds
+    ]
 
 
 def _gpu() -> Finding:

@@ -79,7 +79,7 @@ def _print(shown: Summary) -> None:
     width = max(map(len, facts))
     emit("\n".join(f"{name:{width}}  {fact}" for name, fact in facts.items() if fact))
     if verification:
-        table(["gate", "measured", "limit", ""], [_row(gate) for gate in verification.gates])
+        table(["gate", "measured", "must be", ""], [_row(gate) for gate in verification.gates])
     if shown.reason:
         emit(shown.reason)
 
@@ -93,12 +93,10 @@ def _figures(m: Measurement) -> str:
 
 
 def _row(gate: Gate) -> list[str]:
+    from qabuild.artifact.evidence import figure, requirement
+
     at = f", {100 * gate.confidence:g} % confidence" if gate.confidence else ""
-    return [gate.name, f"{_value(gate.value)}{at}", _value(gate.limit), "passed" if gate.passed else "FAILED"]
-
-
-def _value(value: float | bool | None) -> str:
-    return "not measured" if value is None else json.dumps(value) if isinstance(value, bool) else f"{value:.6g}"
+    return [gate.name, f"{figure(gate.value)}{at}", requirement(gate), "passed" if gate.passed else "FAILED"]
 
 
 def _line(facts: Mapping[str, Any]) -> str:

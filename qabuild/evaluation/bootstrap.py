@@ -33,6 +33,20 @@ def ratio_interval(
     return float(low), float(high)
 
 
+def median_ratio_interval(
+    numerators: Sequence[float], denominators: Sequence[float], confidence: float = 0.95
+) -> tuple[float, float]:
+    """Bounds of the interval of median(numerators) / median(denominators), by the bootstrap of `ratio_interval`."""
+    import numpy as np
+
+    numerator, denominator = np.asarray(numerators, dtype=float), np.asarray(denominators, dtype=float)
+    count = len(numerator)
+    indices = np.random.default_rng(0).integers(0, count, (RESAMPLES, count))
+    ratios = np.median(numerator[indices], axis=1) / np.median(denominator[indices], axis=1)
+    low, high = np.percentile(ratios, _percentiles(count, confidence))
+    return float(low), float(high)
+
+
 def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
     """Bounds of the interval of the mean; `values` are for example the differences of pairs."""
     return ratio_interval(values, [1.0] * len(values), confidence)

@@ -4,7 +4,6 @@ and the kernel may kill them when memory runs out."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 def compile_in_child(checkpoint: Checkpoint, options: Frozen, runtime: Runtime, directory: Path) -> Mapping[str, Any]:
     """Run `compile` of the backend that `options` name in a fresh process. Raises what the backend raised."""
     request = {
-        "checkpoint": {**asdict(checkpoint), "directory": str(checkpoint.directory)},
+        "checkpoint": checkpoint.to_dict(),
         "options": options.model_dump(mode="json"),
         "runtime": runtime.model_dump(mode="json"),
     }
@@ -35,7 +34,7 @@ def _compile(request: Mapping[str, Any], tell: Tell) -> Mapping[str, Any]:
     from qabuild.models.checkpoint.resolve import Checkpoint
 
     module = backend(request["options"]["name"])
-    checkpoint = Checkpoint(**{**request["checkpoint"], "directory": Path(request["checkpoint"]["directory"])})
+    checkpoint = Checkpoint.from_dict(request["checkpoint"])
     options = module.Options.model_validate(request["options"])
     runtime = Runtime.model_validate(request["runtime"])
     check(checkpoint.config, options, runtime)

@@ -11,6 +11,10 @@ which were measured:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+from qabuild.models import measured_speed
 from qabuild.models.backends import BACKENDS, backend
 from qabuild.models.capabilities import Rule
 from qabuild.models.runtime import Dtype, Runtime
@@ -60,3 +64,11 @@ def speed_rule(runtime: Runtime, backend: str) -> Rule | None:
     """The rule for the device and dtype of `runtime` with `backend` on this machine; None if there is none."""
     rules = ranking() if runtime.device == "cpu" else ON_A_GPU
     return next((rule for rule in rules if rule.dtype == runtime.dtype and rule.backend in (None, backend)), None)
+
+
+def expected_rate(dtype: Dtype, backend: str, variant: Mapping[str, Any], device: str = "cpu") -> float:
+    """The expected speed relative to eager fp32: as measured here, or else by the rules; 1 where nothing is known."""
+    if measured := measured_speed.find(backend, dtype, variant, device):
+        return measured.speedup
+    rule = speed_rule(Runtime(dtype=dtype), backend) if device == "cpu" else None
+    return rule.rate if rule else 1.0

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qabuild.artifact import disclosure, stages
-from qabuild.artifact.evidence import Flip, Verification
+from qabuild.artifact.evidence import Flip, Verification, requirement
 from qabuild.artifact.manifest import Artifact
 from qabuild.artifact.readme import BEGIN_MARKER, END_MARKER, UserContent, read
 from qabuild.evaluation import cross_check
@@ -109,7 +109,7 @@ def _facts(artifact: Artifact, verification: Verification) -> dict[str, Any]:
         "qabuild": manifest.qabuild,
         "digest": artifact.digest,
         "verified_at": verification.verified_at,
-        "gates": verification.gates,
+        "gates": [(gate.name, requirement(gate), gate.value) for gate in verification.gates],
         "m": m,
         "second_pipeline": cross_check.LABELS[m.cross_check.pipeline] if m.cross_check else None,
         "f1_retention": (100 * m.f1_retention, low, high),

@@ -37,6 +37,7 @@ COMPILER_FLAGS = re.compile(
 )
 
 CPUINFO = Path("/proc/cpuinfo")
+MEMINFO = Path("/proc/meminfo")
 CGROUPS = Path("/sys/fs/cgroup")
 CGROUP = Path("/proc/self/cgroup")
 
@@ -72,20 +73,37 @@ def cores() -> int:
 
 
 def _quota(root: Path, membership: Path) -> float:
-    """The smallest cpu.max of the process's control group and its parents, in processors (cgroups, version 2)."""
+    """The smallest cpu.max of the process's control group and its parents, in processors."""
+    quotas = [inf]
+    for folder in _groups(root, membership):
+        with suppress(OSError, ValueError):  # the root group has no cpu.max, and "max" is not a number
+            quota, period = (folder / "cpu.max").read_text(encoding="utf-8").split()
+            quotas.append(int(quota) / int(period))
+    return min(quotas)
+
+
+def _groups(root: Path, membership: Path) -> list[Path]:
+    """Folders of the process's control group and its parents (cgroups, version 2); none where there are none."""
     try:
         match = re.search(r"^0::/(.*)$", membership.read_text(encoding="utf-8"), re.MULTILINE)
     except OSError:
         match = None
     if match is None:
-        return inf
+        return []
     group = root / match[1]
-    quotas = [inf]
-    for folder in (group, *group.parents):
-        with suppress(OSError, ValueError):  # the root group has no cpu.max, and "max" is not a number
-            quota, period = (folder / "cpu.max").read_text(encoding="utf-8").split()
-            quotas.append(int(quota) / int(period))
-    return min(quotas)
+    return [group, *group.parents]
+
+
+def free_memory() -> float:
+    """Bytes that processes may still take: what the system has available, and the limits of the control groups."""
+    free = [inf]
+    with suppress(OSError, ValueError, IndexError):
+        free.append(1024 * int(re.findall(r"^MemAvailable:\s*(\d+) kB", MEMINFO.read_text(), re.MULTILINE)[0]))
+    for folder in _groups(CGROUPS, CGROUP):
+        with suppress(OSError, ValueError):  # "max" is not a number
+            limit = int((folder / "memory.max").read_text())
+            free.append(limit - int((folder / "memory.current").read_text()))
+    return min(free)
 
 
 def instruction_sets() -> tuple[str, ...]:

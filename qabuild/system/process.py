@@ -17,8 +17,11 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from math import inf
 from pathlib import Path
 from typing import Any, Self, TextIO
 
@@ -64,13 +67,28 @@ class Child:
         self.kill()
 
     def ask(
-        self, request: Mapping[str, Any], hear: Tell = lambda progress: None, directory: Path | None = None
+        self,
+        request: Mapping[str, Any],
+        hear: Tell = lambda progress: None,
+        directory: Path | None = None,
+        *,
+        seconds: float | None = None,
     ) -> dict[str, Any]:
         """Send a request and return the record that answers it. Raises what the child raised.
 
-        `hear` receives progress reports; `directory` is where the child writes.
+        `hear` receives progress reports; `directory` is where the child writes. After so many `seconds` the child is
+        killed: TimeoutError.
         """
-        message = self._exchange(request, hear)
+        ends = inf if seconds is None else time.monotonic() + seconds
+        timer = threading.Timer(seconds or 0, self._process.kill)
+        if seconds is not None:
+            timer.start()
+        try:
+            message = self._exchange(request, hear)
+        finally:
+            timer.cancel()
+        if message is None and time.monotonic() >= ends:
+            raise TimeoutError(f"{self._what} took more than {seconds:.0f} s")
         if message is None:
             raise self._death(directory)
         if "errno" in message:

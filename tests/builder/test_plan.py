@@ -465,6 +465,13 @@ def test_a_hub_id_that_is_not_in_the_cache_is_unknown_but_one_that_is_none_is_re
             gather(target(**tables), Store(tmp_path), "x", fetch=False)
 
 
+@pytest.mark.parametrize("stage", [{}, {"train": {"dataset": "sample"}}])
+def test_an_architecture_that_the_backend_lacks_is_refused_before_it_is_trained(tmp_path, tiny_checkpoint, stage):
+    longformer = {"model": str(tiny_checkpoint("longformer"))}
+    with pytest.raises(BadTarget, match="onnxruntime does not support model_type 'longformer'"):
+        gather(target("onnxruntime", checkpoint=longformer, **stage), Store(tmp_path), "x", fetch=False)
+
+
 def test_what_an_earlier_target_makes_is_there_for_those_behind_it(tmp_path):
     asked = {"checkpoint": {"model": "sample"}, "verify": {"dataset": "sample", "samples": 5}}
     targets = [target(name, name=name, **asked) for name in ("eager", "torchscript", "deepspeed")]

@@ -1,4 +1,4 @@
-"""Builds that prune, stopped in the middle: nothing half-made is left, and the next build goes on."""
+"""Builds that prune: stopped in the middle, nothing half-made is left; their artifacts open without qabuild."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 from trainings import PRUNED
 
+import qabuild
 from qabuild.artifact.manifest import open_artifact
+from qabuild.target.read import load
 
 
 def start(folder: Path) -> subprocess.Popen[str]:
@@ -55,3 +57,69 @@ def test_a_build_stopped_while_it_prunes_leaves_no_result_and_the_next_completes
     (stage,) = open_artifact(tmp_path / "artifacts" / "small").manifest.stages
     assert sum(neurons for neurons, _ in stage["widths"]) == 3 * 256 / 2
     assert not list((isolated_cache / "v1" / "staging").iterdir())
+
+
+# Prints the largest difference between the logits of the artifact in one folder and of the checkpoint in the other.
+COMPARE = """
+import sys
+import torch
+from transformers import AutoModelForQuestionAnswering, AutoTokenizer
+
+artifact, checkpoint = sys.argv[1:]
+batch = AutoTokenizer.from_pretrained(artifact)(
+    ["Who built the lighthouse?"] * 2,
+    ["Mira Voss built it in 1871.", "It was built by an engineer, who lived there until the storm of 1902."],
+    padding=True,
+    return_tensors="pt",
+)
+OPEN
+with torch.inference_mode():
+    expected = AutoModelForQuestionAnswering.from_pretrained(checkpoint).eval()(**batch)
+kept = batch["attention_mask"].bool()
+pairs = (torch.as_tensor(start), expected.start_logits), (torch.as_tensor(end), expected.end_logits)
+assert "qabuild" not in sys.modules
+print(max(float((ours - theirs)[kept].abs().max()) for ours, theirs in pairs))
+"""
+OPEN = {
+    "onnxruntime": """
+import onnxruntime
+session = onnxruntime.InferenceSession(f"{artifact}/model.onnx")
+start, end = session.run(
+    ["start_logits", "end_logits"], {node.name: batch[node.name].numpy() for node in session.get_inputs()}
+)
+""",
+    "optimum": """
+from optimum.onnxruntime import ORTModelForQuestionAnswering
+output = ORTModelForQuestionAnswering.from_pretrained(artifact)(**batch)
+start, end = output.start_logits, output.end_logits
+""",
+    "openvino": """
+import openvino
+graph = openvino.Core().compile_model(f"{artifact}/openvino_model.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+output = graph({port.any_name: batch[port.any_name].numpy() for port in graph.inputs})
+start, end = output["start_logits"], output["end_logits"]
+""",
+}
+
+
+@pytest.mark.both_lines
+@pytest.mark.parametrize(
+    ("backend", "library"),
+    [
+        ("onnxruntime", "onnxruntime"),
+        pytest.param("onnxruntime", "optimum", marks=pytest.mark.line457),
+        ("openvino", "openvino"),
+    ],
+)
+def test_a_pruned_artifact_opens_without_qabuild_and_computes_what_the_pruned_checkpoint_does(
+    tmp_path, backend, library
+):
+    if library == "optimum":
+        pytest.importorskip("optimum.onnxruntime")
+    (tmp_path / "small.toml").write_text(PRUNED)
+    target = load(tmp_path / "small.toml", ["prune.heads=0.5", f"backend.name={backend}"])
+    artifact = qabuild.build(target, tmp_path / "artifacts").directory
+    command = [sys.executable, "-c", COMPARE.replace("OPEN", OPEN[library]), artifact, qabuild.train(target).directory]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 1e-3

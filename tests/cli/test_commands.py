@@ -177,7 +177,9 @@ def test_a_failed_verification_is_status_1_and_leaves_its_evidence(built, qabuil
     result = qabuild("tiny.toml", "--set", "verify.gates.min_speedup=1000")
     assert result.status == 1
     assert "FAILED: min_speedup" in result.out
-    assert re.search(r"error: artifacts/tiny\.failed: verification failed\n  min_speedup: .*, must be 1000", result.err)
+    assert re.search(
+        r"error: artifacts/tiny\.failed: verification failed\n  min_speedup: .*, must be at least 1000", result.err
+    )
     assert "artifacts/tiny.failed/verification.json" in result.err
     assert "Traceback" not in result.err
     evidence = json.loads((built / "artifacts" / "tiny.failed" / "verification.json").read_text())
@@ -1224,9 +1226,30 @@ def test_windows_that_cannot_be_cut_are_status_2(built, qabuild, options, expect
     Path("q.jsonl").write_text('{"question": "Who?", "context": "Mira"}')
     assert_one_error(qabuild("answer", "artifacts/tiny", "q.jsonl", "-o", "a.jsonl", *options), 2, expected)
     assert not Path("a.jsonl").exists()
-    if "9999" in options:
-        built_so = qabuild("tiny.toml", "-q", "--set", "answer.max_seq_len=9999")
-        assert_one_error(built_so, 2, "[answer]", expected)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (["answer.max_seq_len=9999"], "`max_seq_len` (9999) is more than the model reads"),
+        (["answer.doc_stride=385"], "`doc_stride` (385) is larger than `max_seq_len` (384)"),
+        (["answer.doc_stride=384"], "`doc_stride` (384) leaves no tokens for text"),
+        (["answer.max_seq_len=9999", "train.dataset=sample"], "is more than the model reads"),
+        (["answer.max_seq_len=9999", "prune.dataset=sample", "prune.ffn=0.5"], "is more than the model reads"),
+        (
+            ["answer.max_seq_len=200", "train.dataset=sample", "distill.teacher.model=./bert"],
+            "bert: `max_seq_len` (200)",
+        ),
+    ],
+)
+def test_an_answer_table_that_the_model_does_not_take_is_refused_before_any_work(
+    empty, qabuild, isolated_cache, tiny_checkpoint, settings, expected
+):
+    shutil.copytree(tiny_checkpoint("bert", max_position_embeddings=130), "bert")
+    overrides = [argument for setting in settings for argument in ("--set", setting)]
+    for command in ("plan", "build"):
+        assert_one_error(qabuild(command, "tiny.toml", "-q", *overrides), 2, "tiny: [answer]: ", expected)
+    assert not names(isolated_cache / "v1" / "results")
 
 
 def test_a_table_counts_truncated_questions(empty, qabuild):

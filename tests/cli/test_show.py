@@ -56,9 +56,10 @@ def test_show_says_what_an_artifact_is_and_what_was_measured(tmp_path, qabuild):
     assert "2 questions of rajpurkar/squad" in facts["shows"]
     assert "EM 50.00 (checkpoint: 100.00)" in facts["measured"]
     assert "2.00 times as fast as the checkpoint" in facts["measured"]
-    assert [line.split() for line in out.splitlines() if "min_f1_retention" in line] == [
-        ["min_f1_retention", "0.5", "0.4", "passed"]
-    ]
+    gates = {line.split()[0]: line.split() for line in out.splitlines() if line}
+    assert gates["min_f1_retention"][1:] == ["0.5", "at", "least", "0.4", "passed"]
+    assert gates["max_logit_difference"][2:] == ["at", "most", "0.001", "passed"]
+    assert gates["same_tokens"][1:] == ["True", "True", "passed"]
 
 
 def test_show_prints_one_json_document(tmp_path, qabuild):
@@ -84,7 +85,7 @@ STATES: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "failed": (
         lambda a: proven.verify(open_artifact(a), **proven.FAILED),
         "failed",
-        "min_f1_retention: 0, must be 0.4",
+        "min_f1_retention: 0, must be at least 0.4",
     ),
     "unverified": (lambda a: (a / "verification.json").unlink(), "unverified", "verify it: qabuild verify "),
     "forged": (forge, "invalid evidence", "passed is False, and its gates say otherwise"),

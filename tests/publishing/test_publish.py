@@ -521,6 +521,7 @@ def test_the_card_reports_the_measurements(workspace):
     assert "| this model | 50.00 | 50.00 |" in text
     assert "F1 retention: 50.00 %, 95 % interval 0.00 to 100.00 %" in text
     assert "2.00 times as fast, 95 % interval\n1.90 to 2.10" in text
+    assert "| min_f1_retention | at least 0.4 | 0.5 |" in text
     assert r"| Who \| built \*it\*? | Ann | \<b\>Ben\</b\> | Ann |" in text
 
 

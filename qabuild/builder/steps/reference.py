@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -12,7 +13,9 @@ from qabuild.builder.keys import Inputs, flat, package_inputs
 from qabuild.builder.steps.step import ARTIFACT, Context, Facts, Requirements, require_checkpoint
 from qabuild.errors import BadTarget
 from qabuild.evaluation import reference
+from qabuild.models.checkpoint.interface import stated_positions
 from qabuild.qa import ask
+from qabuild.qa.pipeline.parameters import Parameters
 from qabuild.system.hub import is_path
 from qabuild.target.model import Target
 
@@ -80,6 +83,14 @@ def score(answers: Path, target: Target, *, offline: bool) -> dict[str, float]:
     return {"exact_match": scores.exact_match, "f1": scores.f1}
 
 
+def check(target: Target, checkpoint: Checkpoint) -> None:
+    """Raise BadTarget, before any work, for an [answer] that does not fit the checkpoint, as far as its config says."""
+    limit = stated_positions(checkpoint.config)
+    if limit is not None:
+        with _explained(target, checkpoint):
+            Parameters().updated(target.answer.parameters(unanswerable=False)).check(limit)
+
+
 def _answer(context: Context, checkpoint: Checkpoint, directory: Path) -> dict[str, Any]:
     """Write the answers. Returns the parameters of the pipeline."""
     from qabuild.builder.leakage import questions_of
@@ -108,13 +119,20 @@ def _answer(context: Context, checkpoint: Checkpoint, directory: Path) -> dict[s
     model = load_model(checkpoint).to(context.inputs["reference.device"])
     tokenizer = load_tokenizer(checkpoint.directory)
     parameters = target.answer.parameters(unanswerable=questions.has_unanswerable)
-    try:
+    with _explained(target, checkpoint):
         QuestionAnsweringPipeline(model, tokenizer, **parameters).check()
+    reference.write_reference(model, tokenizer, questions, described, parameters, directory, context.reporter)
+    return parameters
+
+
+@contextmanager
+def _explained(target: Target, checkpoint: Checkpoint) -> Iterator[None]:
+    """Raise BadTarget for parameters that do not fit the checkpoint."""
+    try:
+        yield
     except ValueError as error:
         hint = "choose another max_seq_len or doc_stride"
         raise BadTarget(f"{target.name}: [answer]: {checkpoint.name}: {error}", hint) from None
-    reference.write_reference(model, tokenizer, questions, described, parameters, directory, context.reporter)
-    return parameters
 
 
 def _questions(target: Target, facts: Facts) -> dict[str, Any]:

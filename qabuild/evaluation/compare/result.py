@@ -54,6 +54,8 @@ class Throughput:
     speedup_interval: Interval | None
     """Paired bootstrap over the rounds; None if there is only one."""
     by_length: Sequence[LengthSpeed]
+    seconds: Sequence[float] = ()
+    """Of each round."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from qabuild.artifact import sealed_reference
+from qabuild.artifact.manifest import Artifact
 from qabuild.artifact.stages import described
 from qabuild.evaluation.compare import accuracy, audit, speed
 from qabuild.evaluation.compare.accuracy import Gold, ScoredAnswers
@@ -59,11 +60,7 @@ def _measured(
         name=run.contestant.name,
         artifact=str(artifact.directory),
         manifest=_provenance(run.contestant),
-        size=sum(
-            file.size
-            for name, file in artifact.manifest.files.items()
-            if not name.startswith(f"{sealed_reference.FOLDER}/")
-        ),
+        size=size(artifact),
         load_seconds=run.load_seconds,
         peak_memory=max(turn.peak_memory for turn in all_turns),
         accuracy=accuracy.accuracy(answers, baseline_answers),
@@ -72,6 +69,12 @@ def _measured(
         gates=audit.audit(run, answers, gold),
         changes=accuracy.changes(answers, baseline_answers),
     )
+
+
+def size(artifact: Artifact) -> int:
+    """Bytes of all sealed files except the reference."""
+    files = artifact.manifest.files.items()
+    return sum(file.size for name, file in files if not name.startswith(f"{sealed_reference.FOLDER}/"))
 
 
 def _provenance(contestant: Contestant) -> Mapping[str, Any]:

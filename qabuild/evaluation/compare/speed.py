@@ -34,6 +34,7 @@ def throughput(batch_size: int, run: Run, baseline: Run | None) -> Throughput:
         if baseline_seconds and len(baseline_seconds) > 1
         else None,
         by_length=_by_length([call for call in calls if call[0] == batch_size]),
+        seconds=seconds,
     )
 
 

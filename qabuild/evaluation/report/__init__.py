@@ -5,9 +5,9 @@
 
 from __future__ import annotations
 
-from qabuild.evaluation.report.page import write_page, write_picture
+from qabuild.evaluation.report.page import Candidates, write_page, write_picture
 
-__all__ = ["PACKAGES", "write_page", "write_picture"]
+__all__ = ["PACKAGES", "Candidates", "write_page", "write_picture"]
 
 PACKAGES = ("jinja2", "vl-convert-python")
 """Distributions that render the page and the picture."""

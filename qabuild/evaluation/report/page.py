@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,23 @@ WIDTH, SCALE = 720, 2
 """Width of the picture in points, and pixels per point."""
 
 
-def write_page(comparison: Comparison, path: Path) -> None:
-    """Write the comparison as one self-contained HTML file. Raises OSError if `path` cannot be written."""
-    files.write(path, page(comparison).encode())
+@dataclass(frozen=True)
+class Candidates:
+    """What a tuning tried, for the head of its page."""
+
+    title: str
+    sentences: Sequence[str]
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    """A row for each candidate, the chosen one first."""
+
+
+def write_page(comparison: Comparison, path: Path, candidates: Candidates | None = None) -> None:
+    """Write the comparison as one self-contained HTML file. Raises OSError if `path` cannot be written.
+
+    With `candidates`, the page begins with what the artifacts were chosen from.
+    """
+    files.write(path, page(comparison, candidates).encode())
 
 
 def write_picture(comparison: Comparison, path: Path) -> None:
@@ -38,7 +52,7 @@ def picture_spec(comparison: Comparison) -> plots.Spec:
     return {**spec, "background": "white", "padding": 12, "config": config}
 
 
-def page(comparison: Comparison) -> str:
+def page(comparison: Comparison, candidates: Candidates | None = None) -> str:
     """The comparison as an HTML page."""
     import jinja2
     import vl_convert
@@ -48,6 +62,7 @@ def page(comparison: Comparison) -> str:
     )
     return environment.get_template("page.html").render(
         comparison=comparison,
+        candidates=candidates,
         columns=tables.columns(comparison),
         rows=tables.rows(comparison),
         conditions=tables.conditions(comparison),

@@ -47,6 +47,9 @@ class Backend(Protocol):
     SPEED: tuple[Rule, ...]
     """Rules on the speed of a dtype that override, for this backend, those of `qabuild.models.dtype_speed`."""
 
+    VARIANTS: Mapping[Dtype, tuple[Mapping[str, Any], ...]]
+    """Options that may be faster than the defaults, by dtype; `qabuild tune` tries each, such as `{"aot": True}`."""
+
     def check(self, config: Mapping[str, Any], options: Any, runtime: Runtime) -> None:
         """Raise BadTarget, before any work, for keys of the target that cannot be combined.
 

@@ -8,6 +8,7 @@ nor transformers.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 COUNTED_FROM_PADDING = (
@@ -58,6 +59,15 @@ def positions(config: Any) -> int | None:
     if config.model_type in COUNTED_FROM_PADDING:
         return count - 1 - int(config.pad_token_id)
     return count - 2 if config.model_type == "mpnet" else count
+
+
+def stated_positions(content: Mapping[str, Any]) -> int | None:
+    """The same by the content of config.json; None also where that leaves it to transformers' defaults."""
+    names = ("max_position_embeddings", "pad_token_id")
+    numbers = {name: content[name] for name in names if isinstance(content.get(name), int)}
+    if content.get("model_type") in COUNTED_FROM_PADDING and "pad_token_id" not in numbers:
+        return None
+    return positions(SimpleNamespace(model_type=content.get("model_type"), **numbers))
 
 
 def fitting(tokenizer: Any, config: Any) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from qabuild.errors import BadTarget, UntrustedInput
 from qabuild.models.checkpoint.inspect import (
@@ -38,6 +38,14 @@ class Checkpoint:
     revision: str | None
     digest: str
     config: Mapping[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The checkpoint in JSON, for a process that finds the same folder."""
+        return {**self.__dict__, "directory": str(self.directory)}
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> Self:
+        return cls(**{**document, "directory": Path(document["directory"])})
 
 
 def resolve(

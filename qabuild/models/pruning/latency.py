@@ -56,7 +56,7 @@ def measure_in_child(
     `directory` holds what is compiled meanwhile. Raises what the backend raises.
     """
     request = {
-        "checkpoint": {**asdict(checkpoint), "directory": str(checkpoint.directory)},
+        "checkpoint": checkpoint.to_dict(),
         "prune": options.model_dump(mode="json"),
         "backend": briefly(backend_options).model_dump(mode="json"),
         "runtime": runtime.model_dump(mode="json"),
@@ -87,7 +87,7 @@ def _work(request: Mapping[str, Any], tell: Tell) -> Mapping[str, Any]:
     from qabuild.models.checkpoint.resolve import Checkpoint, resolve
     from qabuild.qa import data
 
-    checkpoint = Checkpoint(**{**request["checkpoint"], "directory": Path(request["checkpoint"]["directory"])})
+    checkpoint = Checkpoint.from_dict(request["checkpoint"])
     questions = data.load(Prune.model_validate(request["prune"]).data, offline=request["offline"]).questions[:QUESTIONS]
     options = backend(request["backend"]["name"]).Options.model_validate(request["backend"])
     unanswerable = any(not question.answers for question in questions)

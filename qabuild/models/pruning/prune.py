@@ -40,7 +40,7 @@ def prune_in_child(
     Raises BadTarget for a model or data that cannot be pruned so.
     """
     request = {
-        "checkpoint": {**asdict(checkpoint), "directory": str(checkpoint.directory)},
+        "checkpoint": checkpoint.to_dict(),
         "options": options.model_dump(mode="json"),
         "latency": latency and asdict(latency),
         "offline": offline,
@@ -52,7 +52,7 @@ def prune_in_child(
 def _work(request: Mapping[str, Any], tell: Tell) -> Mapping[str, Any]:
     from qabuild.models.checkpoint.resolve import Checkpoint
 
-    checkpoint = Checkpoint(**{**request["checkpoint"], "directory": Path(request["checkpoint"]["directory"])})
+    checkpoint = Checkpoint.from_dict(request["checkpoint"])
     options = Prune.model_validate(request["options"])
     latency = Latency(**request["latency"]) if request["latency"] else None
     return prune(checkpoint, options, Path(request["directory"]), tell, latency=latency, offline=request["offline"])

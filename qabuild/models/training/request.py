@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -34,7 +34,7 @@ class Request:
 
     def to_dict(self) -> dict[str, Any]:
         tables = {name: table and table.model_dump(mode="json") for name, table in self._tables().items()}
-        checkpoints = {name: _plain(value) for name, value in (("start", self.start), ("teacher", self.teacher))}
+        checkpoints = {"start": self.start.to_dict(), "teacher": self.teacher and self.teacher.to_dict()}
         paths = {name: value and str(value) for name, value in self._paths().items()}
         return {**self.__dict__, **tables, **checkpoints, **paths}
 
@@ -43,8 +43,8 @@ class Request:
         return cls(
             **{
                 **document,
-                "start": _checkpoint(document["start"]),
-                "teacher": document["teacher"] and _checkpoint(document["teacher"]),
+                "start": Checkpoint.from_dict(document["start"]),
+                "teacher": document["teacher"] and Checkpoint.from_dict(document["teacher"]),
                 "train": (Recover if document["step"] == "recover" else Train).model_validate(document["train"]),
                 "distill": document["distill"] and Distill.model_validate(document["distill"]),
                 **{name: document[name] and Path(document[name]) for name in ("logits", "work", "directory")},
@@ -56,11 +56,3 @@ class Request:
 
     def _paths(self) -> dict[str, Path | None]:
         return {"logits": self.logits, "work": self.work, "directory": self.directory}
-
-
-def _plain(checkpoint: Checkpoint | None) -> dict[str, Any] | None:
-    return {**asdict(checkpoint), "directory": str(checkpoint.directory)} if checkpoint else None
-
-
-def _checkpoint(document: Mapping[str, Any]) -> Checkpoint:
-    return Checkpoint(**{**document, "directory": Path(document["directory"])})

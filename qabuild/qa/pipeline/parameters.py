@@ -85,16 +85,29 @@ class Parameters:
 
         Raises ValueError if `doc_stride` is larger than `max_seq_len`.
         """
-        longest = self.max_seq_len or min(tokenizer.model_max_length, 384)
-        stride = min(longest // 2, 128) if self.doc_stride is None else self.doc_stride
-        if stride > longest:
-            raise ValueError(f"`doc_stride` ({stride}) is larger than `max_seq_len` ({longest})")
+        longest, stride = self._window(tokenizer.model_max_length)
         return Cut(
             max_seq_len=longest,
             doc_stride=stride,
             max_question_len=self.max_question_len,
             from_the_end=tokenizer.truncation_side == "left",
         )
+
+    def check(self, limit: int) -> None:
+        """Raise ValueError for windows that no model takes which reads `limit` tokens at once."""
+        longest, stride = self._window(limit)
+        if longest > limit:
+            raise ValueError(f"`max_seq_len` ({longest}) is more than the model reads ({limit})")
+        if stride == longest:
+            raise ValueError(f"`doc_stride` ({stride}) leaves no tokens for text in `max_seq_len` ({longest})")
+
+    def _window(self, limit: int) -> tuple[int, int]:
+        """Tokens of a window, and of the overlap of two. Raises ValueError if there are more of the latter."""
+        longest = self.max_seq_len or min(limit, 384)
+        stride = min(longest // 2, 128) if self.doc_stride is None else self.doc_stride
+        if stride > longest:
+            raise ValueError(f"`doc_stride` ({stride}) is larger than `max_seq_len` ({longest})")
+        return longest, stride
 
     @property
     def n_best(self) -> int:

@@ -146,12 +146,9 @@ class QuestionAnsweringPipeline:
 
     def check(self, **named: Any) -> None:
         """Raise ValueError or TypeError if no call can have these parameters, for this model's tokenizer."""
-        cut = self._parameters.updated(named).cut(self.tokenizer)
-        if cut.max_seq_len > self.tokenizer.model_max_length:
-            raise ValueError(
-                f"`max_seq_len` ({cut.max_seq_len}) is more than the model reads ({self.tokenizer.model_max_length})"
-            )
-        self._make_windows.check(cut)
+        parameters = self._parameters.updated(named)
+        parameters.check(self.tokenizer.model_max_length)
+        self._make_windows.check(parameters.cut(self.tokenizer))
 
     def transform(self, X: Any) -> Any:
         """Answer questions, as a call does: scikit-learn's name for it."""

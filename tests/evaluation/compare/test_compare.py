@@ -586,7 +586,7 @@ def test_an_artifact_that_fails_the_audit_is_marked_and_the_exit_status_is_1(bui
     assert status == 1
     (row,) = csv.DictReader(io.StringIO(out))
     assert (row["approach"], row["result"]) == ("tampered", "FAILED: same_as_verified")
-    assert "tampered does not answer as it was verified\n  same_as_verified: 0.975, must be 1" in err
+    assert "tampered does not answer as it was verified\n  same_as_verified: 0.975, must be at least 1" in err
 
 
 def test_an_artifact_that_failed_its_verification_is_said_to_have(build, tmp_path, capfd):

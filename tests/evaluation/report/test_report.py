@@ -377,3 +377,15 @@ def test_without_a_baseline_the_picture_shows_samples_per_second():
         measured.throughput[0].samples_per_second for measured in comparison.measured
     ]
     assert plots.picture(replace(comparison, measured=comparison.measured[:1]))["data"]["values"]
+
+
+def test_the_page_of_a_tuning_begins_with_what_was_tried(tmp_path):
+    columns, rows = ["candidate", "result"], [["<b>winner</b>", "won"], ["other", "left out: too large"]]
+    candidates = report.Candidates("Tuned for size: <b>winner</b>", ("why it won", "a note"), columns, rows)
+    report.write_page(contests.comparison(), tmp_path / "tuned.html", candidates)
+    text = (tmp_path / "tuned.html").read_text()
+    head = text[text.index("<main>") : text.index('id="picture-title"')]
+    assert "<h1>Tuned for size: &lt;b&gt;winner&lt;/b&gt;</h1>" in head
+    assert "<p>why it won.</p>" in head
+    assert "left out: too large" in head
+    assert "What was tried" not in page.page(contests.comparison())

@@ -21,7 +21,7 @@ from qabuild.artifact import handler
 from qabuild.builder.preview import plan
 from qabuild.errors import MissingEnvironment, UntrustedInput
 from qabuild.models.backends import BACKENDS, backend
-from qabuild.models.checkpoint.interface import positions
+from qabuild.models.checkpoint.interface import positions, stated_positions
 from qabuild.models.checkpoint.load import load_model, load_tokenizer
 from qabuild.models.checkpoint.resolve import resolve
 from qabuild.models.runtime import Runtime
@@ -170,6 +170,7 @@ def test_the_tokenizer_gives_as_many_tokens_as_the_model_has_positions(
     edit(directory, "tokenizer_config.json", model_max_length=10**30)
     model, tokenizer = load_model(resolve(directory)), load_tokenizer(directory)
     assert answer(directory)["answer"]
+    assert stated_positions(resolve(directory).config) == tokenizer.model_max_length
 
     def run(length: int) -> None:
         window = tokenizer("a", "a " * 200, truncation="only_second", max_length=length, return_tensors="pt")
@@ -180,6 +181,18 @@ def test_the_tokenizer_gives_as_many_tokens_as_the_model_has_positions(
     if model_type not in ("deberta-v2", "modernbert"):  # whose positions are relative or rotary
         with pytest.raises((IndexError, RuntimeError)):
             run(tokenizer.model_max_length + 1)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_type": "bert"},
+        {"model_type": "bert", "max_position_embeddings": "512"},
+        {"model_type": "roberta", "max_position_embeddings": 514},
+    ],
+)
+def test_positions_that_config_json_does_not_state_are_unknown(config: dict[str, Any]) -> None:
+    assert stated_positions(config) is None
 
 
 def test_training_batches_are_padded_within_the_positions(checkpoint: Callable[..., Path]) -> None:

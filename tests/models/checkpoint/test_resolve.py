@@ -106,6 +106,11 @@ def test_a_folder_is_named_by_its_last_part(checkpoint: Make, monkeypatch: pytes
     assert resolve(".").name == "my-bert"
 
 
+def test_a_checkpoint_passes_through_json(tiny_checkpoint: Make) -> None:
+    checkpoint = resolve(tiny_checkpoint())
+    assert Checkpoint.from_dict(json.loads(json.dumps(checkpoint.to_dict()))) == checkpoint
+
+
 def test_the_sample_is_a_checkpoint() -> None:
     sample = resolve("sample")
     assert (sample.name, sample.revision, sample.config["model_type"]) == ("sample", None, "roberta")

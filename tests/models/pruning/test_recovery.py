@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from trainings import changed, run_in_subprocess
+from trainings import PRUNED, changed, run_in_subprocess
 
 from qabuild.builder.build import build
 from qabuild.builder.store.local import Store
@@ -153,23 +153,12 @@ def test_a_killed_recovery_resumes_to_the_same_checkpoint(request_of):
 
 # --- as a stage of a target -----------------------------------------------------------------------------------------
 
-TARGET = """\
-[checkpoint]
-model = "sample"
-[prune]
-dataset = "sample"
-samples = 32
-ffn = 0.75
-round_to = 8
+TARGET = f"""\
+{PRUNED}
 [prune.recover]
 dataset = "sample"
 samples = 32
 dtype = "fp32"
-[backend]
-name = "eager"
-[verify]
-dataset = "sample"
-samples = 8
 """
 
 
@@ -185,7 +174,7 @@ DOWNSTREAM = {"compile", "reference", "verify"}
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("prune.ffn=0.5", DOWNSTREAM | {"prune", "recover"}),
+        ("prune.ffn=0.75", DOWNSTREAM | {"prune", "recover"}),
         ("prune.recover.learning_rate=1e-4", DOWNSTREAM | {"recover"}),
         ("prune.recover.hidden_states=0", DOWNSTREAM | {"recover"}),
         ("prune.recover.seed=1", DOWNSTREAM | {"recover"}),

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from trainings import changed, planned
+from trainings import PRUNED, changed, planned
 
 from qabuild.builder import locking
 from qabuild.builder import plan as planning
@@ -180,20 +180,7 @@ def test_mpnet_loses_neurons_alone(tiny_checkpoint, tmp_path):
 
 # --- as steps of a target -------------------------------------------------------------------------------------------
 
-TARGET = """\
-[checkpoint]
-model = "sample"
-[prune]
-dataset = "sample"
-samples = 32
-speedup = 1.25
-round_to = 8
-[backend]
-name = "onnxruntime"
-[verify]
-dataset = "sample"
-samples = 8
-"""
+TARGET = PRUNED.replace("ffn = 0.5", "speedup = 1.25").replace("eager", "onnxruntime")
 
 
 @pytest.fixture

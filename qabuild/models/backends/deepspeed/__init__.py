@@ -71,6 +71,7 @@ DTYPES: Mapping[str, tuple[Dtype, ...]] = {"cpu": ("fp32", "bf16"), "cuda": ("fp
 BATCH_DEPENDENT: tuple[Dtype, ...] = ()
 RUNTIME = ("DeepSpeed", "deepspeed")
 SPEED: tuple[Rule, ...] = ()
+VARIANTS: Mapping[Dtype, tuple[Mapping[str, Any], ...]] = {}
 
 INFERENCE = Way(
     name="deepspeed",

@@ -70,6 +70,7 @@ SPEED: tuple[Rule, ...] = (
         why="ONNX Runtime's dynamic int8 makes two products with AVX2 where fp32 makes one",
     ),
 )
+VARIANTS: Mapping[Dtype, tuple[Mapping[str, Any], ...]] = {}
 
 _TRACED = {"longformer": "a trace cannot hold its sliding windows"}
 EXPORTED = Way(name="onnxruntime", supported=tuple(sorted(FUSIONS)), refused=_TRACED)

@@ -82,6 +82,7 @@ SPEED: tuple[Rule, ...] = (
         why="without VNNI, OpenVINO's int8 takes detours, and needs overflow_fix",
     ),
 )
+VARIANTS: Mapping[Dtype, tuple[Mapping[str, Any], ...]] = {"int8": ({"rest": "bf16"},)}
 
 CONVERTED = Way(
     name="openvino",

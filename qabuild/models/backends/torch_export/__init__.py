@@ -97,6 +97,7 @@ DTYPES: Mapping[str, tuple[Dtype, ...]] = {"cpu": ("fp32", "bf16"), "cuda": ("fp
 BATCH_DEPENDENT: tuple[Dtype, ...] = ()
 RUNTIME = ("torch", "torch")
 SPEED: tuple[Rule, ...] = ()
+VARIANTS: Mapping[Dtype, tuple[Mapping[str, Any], ...]] = {"fp32": ({"aot": True},), "bf16": ({"aot": True},)}
 
 EXPORTED = Way(
     name="torch_export",

@@ -80,6 +80,7 @@ DTYPES: Mapping[str, tuple[Dtype, ...]] = {"cpu": ("fp32", "bf16", "fp16"), "cud
 BATCH_DEPENDENT: tuple[Dtype, ...] = ()
 RUNTIME = ("torch", "torch")
 SPEED: tuple[Rule, ...] = ()
+VARIANTS: Mapping[Dtype, tuple[Mapping[str, Any], ...]] = {}
 
 TRACED = Way(
     name="torchscript",

@@ -1,0 +1,90 @@
+"""Check `qabuild tune` against a comparison of everything: the same winner, and in which share of the time?
+
+    python benchmarks/tuning.py CHECKPOINT --data dev-v1.1.json --train-data train-v1.1.json --work FOLDER
+
+tunes the checkpoint first, then builds and verifies every candidate on all questions and lets all that pass take turns
+on all of them, each with a cache of its own in FOLDER, so that neither profits from the other. It prints both winners,
+how they compare in the full comparison, and both times. Run nothing else on the machine: it takes hours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from qabuild.cli.console import Console
+from qabuild.errors import QABuildError
+from qabuild.system import machine
+from qabuild.tuning import child, heats
+from qabuild.tuning import start as starts
+from qabuild.tuning.candidates import candidates
+from qabuild.tuning.heats import Standing, ranked, times_better
+from qabuild.tuning.tune import tune
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("checkpoint")
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--train-data", required=True)
+    parser.add_argument("--max-f1-drop", type=float, default=0.5)
+    parser.add_argument("--work", type=Path, required=True)
+    arguments = parser.parse_args()
+    work = arguments.work.absolute()
+    given: dict[str, Any] = {
+        "dataset": arguments.data,
+        "train_dataset": arguments.train_data,
+        "max_f1_drop": arguments.max_f1_drop,
+        "reporter": Console(),
+    }
+
+    os.environ["QABUILD_CACHE"] = str(work / "cache of the tuning")
+    began = time.monotonic()
+    tuned = tune(arguments.checkpoint, **given, output=work / "tuned")
+    tuning = time.monotonic() - began
+
+    os.environ["QABUILD_CACHE"] = str(work / "cache of the comparison")
+    began = time.monotonic()
+    standings = compare_all(arguments.checkpoint, work / "all", **given)
+    comparing = time.monotonic() - began
+
+    best = ranked(standings, "throughput")[0]
+    print(f"{machine.cpu()}, {machine.cores()} cores")
+    print(f"tuning: {tuned.winner} in {tuning / 60:.1f} min; full comparison: {best} in {comparing / 60:.1f} min")
+    print(f"share of the time: {tuning / comparing:.0%}")
+    if tuned.winner in standings:
+        ratio, (low, high) = times_better(standings[best], standings[tuned.winner], "throughput")
+        print(f"{best} is {ratio:.3f} [{low:.3f}, {high:.3f}] times as fast as {tuned.winner} in the full comparison")
+    print(json.dumps({name: rounds_per_second(standing) for name, standing in standings.items()}, indent=1))
+
+
+def compare_all(
+    checkpoint: str, folder: Path, *, max_f1_drop: float, reporter: Console, **data: str
+) -> dict[str, Standing]:
+    """Standings of all candidates that pass on all questions."""
+    start = starts.read(checkpoint, device="cpu", max_f1_drop=max_f1_drop, offline=True, reporter=reporter, **data)
+    passed = []
+    for candidate in candidates(start, folder / "candidates")[0]:
+        try:
+            made = child.build(candidate.file, [], folder, offline=True, seconds=None, reporter=reporter)
+        except QABuildError as error:
+            reporter.say(f"{candidate.name}: {error}")
+            continue
+        reporter.say(str(made.directory))
+        if made.directory.name == candidate.name:  # else NAME.failed
+            passed.append(made.directory)
+    comparison = heats.run(passed, None, "throughput", offline=True, reporter=reporter)
+    return {measured.name: Standing.of(measured) for measured in comparison.measured}
+
+
+def rounds_per_second(standing: Standing) -> float:
+    """Of 32 questions each."""
+    return round(len(standing.seconds) / sum(standing.seconds), 2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""Heats: artifacts take turns at the same questions, and any two are compared by the same rounds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal, get_args
+
+from qabuild.artifact.manifest import open_artifact
+from qabuild.evaluation.bootstrap import median_ratio_interval, ratio_interval
+from qabuild.evaluation.compare import Comparison, compare
+from qabuild.evaluation.compare.result import Interval, Measured
+from qabuild.system import documents, files, machine, packages
+from qabuild.system.reporter import Reporter
+
+Objective = Literal["throughput", "latency", "size"]
+OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """What an artifact showed in a heat."""
+
+    __pydantic_config__ = documents.CLOSED
+
+    seconds: Sequence[float]
+    """Of each round, in batches."""
+    milliseconds: Sequence[float]
+    """Of each question that was answered alone; empty unless latency was measured."""
+    size: int
+    """In bytes."""
+
+    @classmethod
+    def of(cls, measured: Measured) -> Standing:
+        alone = measured.latency.milliseconds if measured.latency else ()
+        return cls(seconds=measured.throughput[0].seconds, milliseconds=alone, size=measured.size)
+
+    @property
+    def latency(self) -> float | None:
+        """Median of single questions, in milliseconds."""
+        return median(self.milliseconds) if self.milliseconds else None
+
+
+def times_better(one: Standing, other: Standing, objective: Objective) -> tuple[float, Interval]:
+    """How many times better `one` is than `other`, and the 95 % interval: speed, or smallness."""
+    if objective == "size":
+        ratio = other.size / one.size
+        return ratio, (ratio, ratio)
+    if objective == "latency":
+        ratio = median(other.milliseconds) / median(one.milliseconds)
+        return ratio, median_ratio_interval(other.milliseconds, one.milliseconds)
+    return sum(other.seconds) / sum(one.seconds), ratio_interval(other.seconds, one.seconds)
+
+
+def ranked(standings: Mapping[str, Standing], objective: Objective) -> list[str]:
+    """The names, best first."""
+
+    def cost(name: str) -> float:
+        standing = standings[name]
+        if objective == "latency":
+            return median(standing.milliseconds)
+        return standing.size if objective == "size" else sum(standing.seconds)
+
+    return sorted(standings, key=cost)
+
+
+def equals(best: str, standings: Mapping[str, Standing], objective: Objective) -> list[str]:
+    """The names that cannot be told from `best`, which is among them."""
+    return [
+        name
+        for name, standing in standings.items()
+        if name == best or times_better(standings[best], standing, objective)[1][0] <= 1
+    ]
+
+
+def run(
+    artifacts: Sequence[Path], samples: int | None, objective: Objective, *, offline: bool, reporter: Reporter
+) -> Comparison:
+    """Compare artifacts whose own measurements were made here."""
+    return compare(
+        artifacts,
+        samples=samples,
+        latency=objective == "latency",
+        offline=offline,
+        allow_native=True,  # this user compiled it here
+        reporter=reporter,
+    )
+
+
+def heat(
+    artifacts: Sequence[Path], objective: Objective, folder: Path, *, offline: bool, reporter: Reporter
+) -> dict[str, Standing]:
+    """The standings of artifacts by their names, of all their questions; those of an earlier run are in `folder`.
+
+    An artifact that cannot be compared is missing.
+    """
+    kept = folder / f"{_key(artifacts, objective)}.json"
+    if (standings := _read(kept)) is None:
+        comparison = run(artifacts, None, objective, offline=offline, reporter=reporter)
+        standings = {measured.name: Standing.of(measured) for measured in comparison.measured}
+        folder.mkdir(parents=True, exist_ok=True)
+        files.write(kept, json.dumps({name: asdict(each) for name, each in standings.items()}).encode())
+    return standings
+
+
+def _key(artifacts: Sequence[Path], objective: Objective) -> str:
+    """What decides a heat: the artifacts, the machine and the versions of what runs them."""
+    opened = [open_artifact(path) for path in artifacts]
+    versions = packages.versions({name for artifact in opened for name in artifact.manifest.versions})
+    decided: Any = [[artifact.digest for artifact in opened], objective, machine.describe(), versions]
+    return hashlib.sha256(json.dumps(decided).encode()).hexdigest()
+
+
+def _read(path: Path) -> dict[str, Standing] | None:
+    try:
+        document = documents.read_json(files.read(path))
+        return {name: documents.typed(Standing, each) for name, each in document.items()}
+    except (OSError, ValueError, AttributeError):
+        return None

@@ -1,0 +1,222 @@
+"""The rounds of a tuning: a screening of all candidates, a heat of the better ones, a verification of the best."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from qabuild.artifact.evidence import Verification, describe
+from qabuild.artifact.manifest import open_artifact
+from qabuild.artifact.validation import judged_evidence
+from qabuild.errors import BadTarget, QABuildError
+from qabuild.evaluation.measure import SPEED_QUESTIONS
+from qabuild.system import machine
+from qabuild.system.reporter import Advance, Reporter
+from qabuild.tuning import child, heats
+from qabuild.tuning.budget import Budget, shown
+from qabuild.tuning.candidates import FROM_ORIGINAL, Candidate
+from qabuild.tuning.heats import Objective, Standing, ranked, times_better
+from qabuild.tuning.ledger import Ledger
+from qabuild.tuning.start import Start
+
+QUESTIONS = 256
+"""Of the screening and the heat: eight rounds, and enough to see a gross loss."""
+LEAST_KEPT = 3
+"""How many candidates go from the screening to the heat at least; else it is half of them."""
+FINALISTS = 3
+"""How many candidates that keep the answers are looked for."""
+SPARE_MEMORY = 0.8
+"""Share of the free memory that a heat may take."""
+OVERHEAD = 20.0
+"""Seconds that a verification takes beside the answers: to import, load and compare logits."""
+
+
+class Rounds:
+    """Each round takes candidates and returns those that go on; the ledger says what became of the others."""
+
+    def __init__(
+        self,
+        start: Start,
+        folder: Path,
+        *,
+        objective: Objective,
+        max_f1_drop: float,
+        offline: bool,
+        budget: Budget,
+        ledger: Ledger,
+        reporter: Reporter,
+    ) -> None:
+        self._start, self._folder, self._objective, self._max_f1_drop = start, folder, objective, max_f1_drop
+        self._offline, self._budget, self._ledger, self._reporter = offline, budget, ledger, reporter
+        self._seen: dict[str, Verification] = {}
+        """Of each candidate, the last verification."""
+        self._memory: dict[str, int] = {}
+        """Peak memory of each candidate's builds, in bytes."""
+        self._standings: Mapping[str, Standing] = {}
+        """Of the heat."""
+
+    def screen(self, several: Sequence[Candidate]) -> list[Candidate]:
+        """Build each, verified on few questions. Returns those that lose no more than chance explains, best first.
+
+        Raises BadTarget where the budget does not suffice to verify the first one in full.
+        """
+        kept = []
+        for candidate in several:
+            self._ledger.add(candidate)
+            spare = self._budget.left - self._least_to_verify()
+            if spare < 0:
+                self._ledger.too_late(candidate, "tried")
+                continue
+            verification = self._build(candidate, "screened", self._screening(candidate), spare)
+            if verification is None:
+                continue
+            if len(self._seen) == 1:
+                self._require_budget(candidate)
+            lost = self._ledger.entries[candidate.name].f1_drop_interval
+            if not verification.passed:
+                self._ledger.tell(candidate, f"left out: {_failed(verification)}")
+            elif lost and lost[0] > self._max_f1_drop:
+                self._ledger.tell(candidate, "left out: it loses too much F1")
+            else:
+                self._ledger.tell(candidate, "screened")
+                kept.append(candidate)
+        return self.in_order(kept)
+
+    def in_order(self, screened: Sequence[Candidate]) -> list[Candidate]:
+        """Candidates by what the screening says, best first."""
+
+        def cost(candidate: Candidate) -> float:
+            entry = self._ledger.entries[candidate.name]
+            return float(entry.size or 0) if self._objective == "size" else -(entry.speedup or 0.0)
+
+        return sorted(screened, key=cost)
+
+    def heat(self, order: Sequence[Candidate]) -> list[Candidate]:
+        """The better half, as many as fit the memory, in the order of a heat in which they took turns."""
+        if self._objective == "size" or len(order) < 2:
+            return list(order)
+        fitting = int(SPARE_MEMORY * machine.free_memory() / max(self._memory[each.name] for each in order))
+        count = min(max(LEAST_KEPT, -(-len(order) // 2)), max(2, fitting))
+        for candidate in order[count:]:
+            self._ledger.settle(candidate, "slower in the screening")
+        artifacts = [self._folder / "screened" / each.name for each in order[:count]]
+        self._standings = heats.heat(
+            artifacts, self._objective, self._folder / "heats", offline=self._offline, reporter=self._reporter
+        )
+        for candidate in order[:count]:
+            if standing := self._standings.get(candidate.name):
+                self._ledger.settle(candidate, "screened", latency=standing.latency)
+            else:
+                self._ledger.tell(candidate, "left out: it failed when artifacts took turns")
+        return [self._ledger.candidates[name] for name in ranked(self._standings, self._objective)]
+
+    def verify(self, order: Sequence[Candidate]) -> list[Candidate]:
+        """Verify in full, best first, until those that pass include all that may be the best."""
+        passed: list[Candidate] = []
+        for candidate in order:
+            if passed and (len(passed) == FINALISTS or self._is_behind(candidate, passed[0])):
+                better = "smaller" if self._objective == "size" else "faster"
+                self._ledger.settle(candidate, f"{passed[0].name} is {better}")
+                continue
+            if self._budget.left < self._seconds_to_verify(candidate):
+                self._ledger.too_late(candidate, "verified on all questions")
+                continue
+            verification = self._build(candidate, "verified", [], self._budget.left)
+            if verification is None:
+                continue
+            if verification.passed:
+                self._ledger.tell(candidate, "keeps the answers", verified=True)
+                passed.append(candidate)
+            else:
+                self._ledger.tell(candidate, _failed(verification))
+        return passed
+
+    # --- builds -----------------------------------------------------------------------------------------------------
+
+    def _build(self, candidate: Candidate, stage: str, overrides: Sequence[str], seconds: float) -> Verification | None:
+        """The evidence of the candidate's artifact; None where it cannot be built, and the ledger says why."""
+        try:
+            made = child.build(
+                candidate.file,
+                overrides,
+                self._folder / stage,
+                offline=self._offline,
+                seconds=seconds,
+                reporter=_Named(candidate.name, self._reporter),
+            )
+            artifact = open_artifact(made.directory)
+            verification = judged_evidence(artifact)
+        except TimeoutError:
+            self._ledger.too_late(candidate, "built")
+            return None
+        except QABuildError as error:
+            self._ledger.tell(candidate, f"left out: {error.message.splitlines()[0]}")
+            return None
+        assert verification is not None
+        self._memory[candidate.name] = max(made.peak_memory, self._memory.get(candidate.name, 1))
+        self._seen[candidate.name] = verification
+        self._ledger.measured(candidate, artifact, verification)
+        return verification
+
+    def _screening(self, candidate: Candidate) -> list[str]:
+        """What a screening changes of a target: fewer questions, and any loss passes."""
+        gate = FROM_ORIGINAL if candidate.pruned else self._start.drop_gate
+        return [f"verify.samples={min(QUESTIONS, self._start.questions)}", f"verify.gates.{gate}=100"]
+
+    def _is_behind(self, candidate: Candidate, best: Candidate) -> bool:
+        """Whether the heat, or the size, says that it is not the best."""
+        if self._objective == "size":
+            sizes = [self._ledger.entries[each.name].size or 0 for each in (candidate, best)]
+            return sizes[0] > sizes[1]
+        if not self._standings:
+            return False
+        _, interval = times_better(self._standings[best.name], self._standings[candidate.name], self._objective)
+        return interval[0] > 1
+
+    # --- time -------------------------------------------------------------------------------------------------------
+
+    def _least_to_verify(self) -> float:
+        """About how many seconds a full verification takes of the quickest candidate that was seen."""
+        return min((self._seconds_to_verify(self._ledger.candidates[name]) for name in self._seen), default=0.0)
+
+    def _seconds_to_verify(self, candidate: Candidate) -> float:
+        """About how many seconds a full verification of a candidate takes that was seen."""
+        seen = self._seen[candidate.name].measurement
+        rate = seen.speed.artifact if seen.speed else seen.samples_per_second
+        speeds = [seen.measurement.speed for seen in self._seen.values()]
+        checkpoint = max(speed.checkpoint for speed in speeds if speed)
+        answered = any(seen.measurement.questions == self._start.questions for seen in self._seen.values())
+        once = 0.0 if answered else self._start.questions / checkpoint  # its own answers, which serve all candidates
+        times = max(1, len(seen.by_batch)) + 0.3  # and a share of the questions in a second pipeline
+        return once + self._start.questions * times / rate + SPEED_QUESTIONS / checkpoint + OVERHEAD
+
+    def _require_budget(self, first: Candidate) -> None:
+        needed = self._budget.spent + self._seconds_to_verify(first)
+        if needed > self._budget.seconds:
+            raise BadTarget(
+                f"a budget of {self._budget} is too short: to verify one candidate on all {self._start.questions} "
+                f"questions takes about {shown(needed)}",
+                "give more (--budget), or tune a target that verifies on fewer questions (verify.samples)",
+            )
+
+
+@dataclass(frozen=True)
+class _Named:
+    """A reporter whose progress names the candidate."""
+
+    name: str
+    to: Reporter
+
+    def say(self, message: str) -> None:
+        self.to.say(message)
+
+    @contextmanager
+    def progress(self, label: str, total: int) -> Iterator[Advance]:
+        with self.to.progress(f"{self.name}: {label}", total) as advance:
+            yield advance
+
+
+def _failed(verification: Verification) -> str:
+    return "; ".join(map(describe, verification.failed_gates))

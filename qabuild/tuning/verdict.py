@@ -1,0 +1,90 @@
+"""The verdict of a tuning: which artifact wins, and what must be said of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from qabuild.evaluation.compare import Comparison
+from qabuild.tuning.budget import Budget
+from qabuild.tuning.candidates import Candidate
+from qabuild.tuning.heats import Objective, Standing, equals, ranked, times_better
+from qabuild.tuning.ledger import Ledger
+from qabuild.tuning.result import Entry
+
+TOO_WIDE = 0.1
+"""Width of the interval of a ratio of speeds from which on the machine is called noisy."""
+ADJECTIVE: dict[Objective, str] = {"throughput": "fast", "latency": "fast", "size": "small"}
+SUPERLATIVE: dict[Objective, str] = {
+    "throughput": "the fastest",
+    "latency": "the fastest for single questions",
+    "size": "the smallest",
+}
+
+
+def choose(comparison: Comparison, objective: Objective, ledger: Ledger) -> tuple[Candidate, list[str]]:
+    """The best; of several that cannot be told from it, the simplest. And what must be said of how sure that is."""
+    standings = {measured.name: Standing.of(measured) for measured in comparison.measured}
+    best = ranked(standings, objective)[0]
+    alike = equals(best, standings, objective)
+    winner = min((ledger.candidates[name] for name in alike), key=lambda candidate: candidate.simplicity)
+    remarks = []
+    for name, standing in standings.items():
+        ratio, (low, high) = times_better(standings[winner.name], standing, objective)
+        compared = f"the winner is {ratio:.2f} [{low:.2f}, {high:.2f}] times as {ADJECTIVE[objective]}"
+        if name == winner.name:
+            result = "winner"
+        elif name in alike:
+            result = f"equal to the winner, which is simpler: {compared}"
+            if high - low > TOO_WIDE:
+                more = 4 * comparison.measured[0].throughput[0].questions
+                remarks.append(
+                    f"this machine is too noisy to tell {winner.name} from {name}: [{low:.2f}, {high:.2f}] times as "
+                    f"{ADJECTIVE[objective]}; run nothing else on it, or compare more questions (--samples {more})"
+                )
+        else:
+            result = compared
+        ledger.settle(ledger.candidates[name], result, latency=standing.latency)
+    return winner, remarks
+
+
+def why(
+    winner: Candidate | None, comparison: Comparison | None, objective: Objective, max_f1_drop: float, ledger: Ledger
+) -> str:
+    """Why it won, or why none did."""
+    if winner is None or comparison is None:
+        return f"no candidate keeps F1 within {max_f1_drop:g} points of the original checkpoint"
+    entry = ledger.entries[winner.name]
+    assert entry.f1_drop is not None
+    assert entry.f1_drop_interval is not None
+    assert entry.speedup is not None
+    lowest, highest = entry.f1_drop_interval
+    return (
+        f"{SUPERLATIVE[objective]} of {len(ledger.entries)} candidates that loses at most {max_f1_drop:g} points of F1 "
+        f"on {comparison.machine['cpu']}: {entry.speedup:.2f} times as fast as the checkpoint in eager fp32, "
+        f"{entry.f1_drop:.2f} [{lowest:.2f}, {highest:.2f}] points of F1 lost on {entry.questions} questions"
+    )
+
+
+def place(entry: Entry, winner: Candidate | None) -> tuple[bool, bool, bool, float]:
+    """Where an entry stands in the table: the winner first, then what was verified, those left out last."""
+    is_winner = winner is not None and entry.name == winner.name
+    return (not is_winner, not entry.verified, entry.questions is None, -(entry.speedup or 0.0))
+
+
+def late(ledger: Ledger, time: Budget) -> list[str]:
+    """What the budget did not suffice for."""
+    if not ledger.late:
+        return []
+    names = ", ".join(ledger.late)
+    return [f"the budget of {time} did not suffice for {names}: the next run with more (--budget) goes on from here"]
+
+
+def surprises(tried: Sequence[Candidate], ledger: Ledger) -> list[str]:
+    """Where a candidate was expected to be slower than eager fp32 and is faster, or the other way round."""
+    entries = [ledger.entries[candidate.name] for candidate in tried]
+    return [
+        f"{entry.name} was expected to be {entry.expected:.2g} times as fast as eager fp32 here, and is "
+        f"{entry.speedup:.2g} times as fast; `qabuild doctor` says so from now on"
+        for entry in entries
+        if entry.expected and entry.speedup and (entry.expected - 1) * (entry.speedup - 1) < 0
+    ]

@@ -1,0 +1,136 @@
+"""Which targets a tuning tries."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import qabuild
+from qabuild.errors import BadTarget
+from qabuild.models import measured_speed
+from qabuild.models.backends import eager
+from qabuild.models.measured_speed import MeasuredSpeed
+from qabuild.system.reporter import SILENT
+from qabuild.target.read import load
+from qabuild.tuning import candidates as module
+from qabuild.tuning import start as starts
+from qabuild.tuning.candidates import candidates, pruned
+
+TWO = ("eager", "onnxruntime")
+
+
+def start(source="sample", **changes):
+    given = {"dataset": None, "train_dataset": None, "device": "cpu", "max_f1_drop": 0.5, **changes}
+    return starts.read(source, **given, offline=True, reporter=SILENT)
+
+
+def test_every_backend_is_tried_in_every_dtype_that_this_machine_can_run(tmp_path):
+    tried, left_out = candidates(start(), tmp_path)
+    names = [candidate.name for candidate in tried]
+    assert names[0] == "eager-fp32", "the baseline comes first, since it tells how long the others take"
+    assert {"onnxruntime-int8", "torchscript-fp32", "torch-export-fp32", "torch-export-fp32-aot"} <= {*names, *left_out}
+    assert not {*names} & {*left_out}
+    assert all(left_out.values())
+    for candidate in tried:
+        target = load(candidate.file)
+        assert (target.backend.name, target.runtime.dtype) == (candidate.backend, candidate.dtype)
+        assert target.verify.gates.max_f1_drop == 0.5
+
+
+def test_a_new_backend_takes_part_without_a_change_here(tmp_path, monkeypatch):
+    new = SimpleNamespace(**{name: getattr(eager, name) for name in dir(eager)})
+    new.VARIANTS = {"fp32": ({"name": "eager"},)}
+    monkeypatch.setitem(sys.modules, "new_backend", new)
+    monkeypatch.setitem(module.BACKENDS, "new", "new_backend")
+    forms = [(name, dtype, dict(variant)) for name, dtype, variant in module._forms("cpu", module.BACKENDS)]
+    assert ("new", "fp32", {}) in forms
+    assert ("new", "fp32", {"name": "eager"}) in forms
+
+
+def test_what_was_measured_here_decides_what_is_tried_first(tmp_path):
+    def speed(backend, dtype, speedup):
+        return MeasuredSpeed(
+            backend=backend, dtype=dtype, variant={}, device="cpu", speedup=speedup, checkpoint="c", measured_at="2026"
+        )
+
+    measured_speed.remember([speed("onnxruntime", "fp32", 9.0), speed("onnxruntime", "int8", 0.1)])
+    names = [candidate.name for candidate in candidates(start(), tmp_path, TWO)[0]]
+    assert names[:2] == ["eager-fp32", "onnxruntime-fp32"]
+    assert names[-1] == "onnxruntime-int8"
+
+
+def test_int8_is_calibrated_and_pruning_done_on_the_training_data(tmp_path):
+    begun = start(train_dataset="sample")
+    wide = next(each for each in candidates(begun, tmp_path, TWO)[0] if each.name == "onnxruntime-fp32")
+    narrow = pruned(wide, begun, tmp_path)
+    assert narrow[0].name == "onnxruntime-fp32-ffn75"
+    target = load(narrow[0].file)
+    assert target.prune is not None
+    assert (target.prune.dataset, target.prune.ffn) == ("sample", 0.75)
+    assert target.verify.gates.max_f1_drop is None
+    assert target.verify.gates.max_f1_drop_from_original == 0.5
+    assert narrow[0].simplicity > wide.simplicity
+
+
+def test_a_target_keeps_its_tables_and_gates(tmp_path):
+    (tmp_path / "mine.toml").write_text(
+        '[checkpoint]\nmodel = "sample"\n[backend]\nname = "onnxruntime"\n[runtime]\ndtype = "int8"\n'
+        '[answer]\nmax_answer_len = 20\n[verify]\ndataset = "sample"\nbatch_size = 4\n'
+        "[verify.gates]\nmin_f1_retention = 0.9\nmin_speedup = 1.5\n"
+    )
+    tried, _ = candidates(start(str(tmp_path / "mine.toml")), tmp_path / "candidates", TWO)
+    target = load(tried[0].file)
+    assert (target.answer.max_answer_len, target.verify.batch_size) == (20, 4)
+    gates = target.verify.gates
+    assert (gates.min_f1_retention, gates.min_speedup, gates.max_f1_drop) == (0.9, 1.5, 0.5)
+    assert (target.backend.name, target.runtime.dtype) == ("eager", "fp32"), "but its backend is one of many"
+
+
+def test_paths_of_a_candidate_are_relative_to_its_file(tmp_path, tiny_checkpoint):
+    checkpoint = tiny_checkpoint("bert")
+    questions = tmp_path / "questions.json"
+    row = {"id": "1", "question": "Who?", "context": "Ann did.", "answers": {"text": ["Ann"], "answer_start": [0]}}
+    questions.write_text(json.dumps([row]))
+    tried, _ = candidates(start(checkpoint, dataset=str(questions)), tmp_path / "made", TWO)
+    text = tried[0].file.read_text()
+    assert 'dataset = "../questions.json"' in text
+    assert str(tmp_path) not in text
+    assert Path(load(tried[0].file).checkpoint.model).resolve() == checkpoint.resolve()
+
+
+def test_a_checkpoint_that_no_backend_takes_is_refused_with_the_reason(tmp_path, tiny_checkpoint):
+    begun = start(tiny_checkpoint("longformer"), dataset="sample")
+    tried, left_out = candidates(begun, tmp_path, TWO)
+    assert {candidate.backend for candidate in tried} == {"eager"}
+    assert "sliding windows" in left_out["onnxruntime-fp32"]
+    config = {**begun.checkpoint.config, "model_type": "gpt2"}
+    other = SimpleNamespace(**{**begun.__dict__, "checkpoint": SimpleNamespace(name="gpt2", config=config)})
+    with pytest.raises(BadTarget, match=r"no backend takes gpt2: .*model_type 'gpt2' is not one of the encoders"):
+        candidates(other, tmp_path / "others", TWO)
+
+
+def test_a_backend_that_does_not_exist_is_refused(tmp_path):
+    with pytest.raises(BadTarget, match="there is no backend 'onnx'") as refused:
+        candidates(start(), tmp_path, ["onnx"])
+    assert "onnxruntime" in (refused.value.hint or "")
+
+
+def test_questions_without_answers_are_refused(tmp_path):
+    row = {"id": "1", "question": "Who?", "context": "Ann did.", "answers": {"text": [], "answer_start": []}}
+    questions = tmp_path / "questions.json"
+    questions.write_text(json.dumps([row]))
+    with pytest.raises(BadTarget, match="none of its 1 questions has an answer"):
+        start(dataset=str(questions))
+
+
+def test_stages_over_several_targets_are_refused(tmp_path):
+    common = '[backend]\nname = "eager"\n[verify]\ndataset = "sample"\n[train]\ndataset = "sample"\n'
+    (tmp_path / "first.toml").write_text(f'[checkpoint]\nmodel = "sample"\n{common}')
+    (tmp_path / "second.toml").write_text(f'[checkpoint]\ntarget = "first"\n{common}')
+    with pytest.raises(BadTarget, match="second: trains or prunes the checkpoint of another target"):
+        start(str(tmp_path / "second.toml"))
+    assert qabuild.plan(tmp_path / "second.toml").target.name == "second"

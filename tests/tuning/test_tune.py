@@ -1,0 +1,129 @@
+"""`qabuild.tune`, from a checkpoint to a verified artifact."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+import qabuild
+from qabuild.builder.store.local import Store
+from qabuild.cli import cli
+from qabuild.errors import BadTarget
+from qabuild.models import measured_speed
+
+SAMPLE_QUESTIONS = 135
+TWO = ("eager", "onnxruntime")
+
+
+class Lines:
+    """A reporter that keeps what is said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, message: str) -> None:
+        self.said.append(message)
+
+    def progress(self, label: str, total: int):
+        from contextlib import nullcontext
+
+        return nullcontext(lambda count: None)
+
+
+def test_from_a_checkpoint_to_an_artifact_that_anyone_can_build(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lines = Lines()
+
+    tuned = qabuild.tune("sample", samples=64, max_f1_drop=5, backends=TWO, reporter=lines)
+
+    entries = {entry.name: entry for entry in tuned.entries}
+    assert entries.keys() == {"eager-fp32", "eager-bf16", "eager-fp16", "onnxruntime-fp32", "onnxruntime-int8"} | {
+        "onnxruntime-fp16"
+    }
+    assert "slower than fp32" in entries["onnxruntime-fp16"].result, "what the backend refuses is left out, and why"
+    assert tuned.finished
+    assert tuned.winner is not None
+    winner = entries[tuned.winner]
+    assert (winner.verified, winner.questions) == (True, SAMPLE_QUESTIONS)
+    assert winner.f1_drop_interval is not None
+    assert winner.f1_drop_interval[1] <= 5
+    fastest = max(entry.speedup or 0 for entry in tuned.entries if entry.verified)
+    assert winner.speedup is not None
+    assert winner.speedup > fastest / 3, "the winner is the fastest, or as good as it"
+    table = [line.split()[0] for line in lines.said if line.split()[0] in entries]
+    assert table[0] == "eager-fp32", "the table grows from the baseline on"
+    assert all("left)" in line for line in lines.said if line.split()[0] in entries)
+
+    target = tomllib.loads(Path("tuned/tuned.toml").read_text())
+    assert target["checkpoint"] == {"model": "sample"}
+    assert target["verify"]["gates"] == {"max_f1_drop": 5, "confidence": 0.95, "min_f1_retention": 0.0}
+    assert Path("tuned/tuned.lock").exists() or list(Path("tuned").glob("tuned*lock*"))
+    again = qabuild.build("tuned/tuned.toml", "tuned/artifacts", locked=True)
+    assert again.cached, "the target builds the very artifact that won"
+    assert again.verification is not None
+    assert again.verification.passed
+    assert str(tuned.winner) in Path("tuned/report.html").read_text()
+
+    learnt = {speed.label for speed in measured_speed.recall("cpu")}
+    assert {"fp32 with eager", "int8 with onnxruntime"} <= learnt
+    json.dumps(tuned.to_dict())
+
+    before = Store().keys()
+    resumed = qabuild.tune("sample", samples=64, max_f1_drop=5, backends=TWO)
+    assert Store().keys() == before, "nothing is built twice"
+    assert {entry.name: entry.questions for entry in resumed.entries} == {
+        entry.name: entry.questions for entry in tuned.entries
+    }
+
+
+def test_a_tuning_that_is_killed_goes_on_where_it_stopped(tmp_path, isolated_cache):
+    command = [sys.executable, "-m", "qabuild", "tune", "sample", "-o", str(tmp_path / "tuned"), "--samples", "64"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        assert process.stderr
+        for line in process.stderr:
+            if line.startswith("eager-fp32"):
+                break
+        os.killpg(process.pid, signal.SIGKILL)
+    made = {key: Store().folder(key).stat().st_mtime_ns for key in sorted(Store().keys())}
+    assert made, "the first candidate was built"
+
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        assert process.stderr
+        began = time.monotonic()
+        for line in process.stderr:
+            if line.startswith("eager-fp32"):
+                break
+        os.killpg(process.pid, signal.SIGINT)
+        process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert time.monotonic() - began < 120
+    assert all(Store().folder(key).stat().st_mtime_ns == changed for key, changed in made.items())
+
+
+def test_where_no_candidate_passes_the_best_are_shown_and_the_status_is_1(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("strict.toml").write_text(
+        '[checkpoint]\nmodel = "sample"\n[backend]\nname = "eager"\n[verify]\ndataset = "sample"\nsamples = 64\n'
+        "[verify.gates]\nmin_speedup = 1000\n"
+    )
+    result = CliRunner().invoke(cli, ["tune", "strict.toml", "--backend", "eager"])
+    assert result.exit_code == 1
+    assert "min_speedup" in result.stdout
+    assert "eager-fp32" in result.stdout
+    assert not Path("tuned/tuned.toml").exists()
+
+
+def test_a_budget_that_is_too_short_says_what_one_build_takes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BadTarget, match=r"budget of 15 s is too short.* takes about \d+") as refused:
+        qabuild.tune("sample", budget=15, backends=TWO)
+    assert "--budget" in (refused.value.hint or "")

@@ -1,0 +1,99 @@
+"""Which of the artifacts that keep the answers wins."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import contests
+import pytest
+
+from qabuild.evaluation.compare.score import score
+from qabuild.system.reporter import SILENT
+from qabuild.tuning import verdict
+from qabuild.tuning.budget import Budget
+from qabuild.tuning.candidates import Candidate
+from qabuild.tuning.ledger import Ledger
+
+FORMS = {
+    "eager-fp32": ("eager", "fp32", {}),
+    "onnxruntime-int8": ("onnxruntime", "int8", {}),
+    "openvino-bf16": ("openvino", "bf16", {}),
+    "torch-export-fp32-aot": ("torch_export", "fp32", {"aot": True}),
+}
+
+
+def ledger(names, seconds=1800.0):
+    made = Ledger(Budget(seconds), SILENT)
+    for name in names:
+        backend, dtype, variant = FORMS[name]
+        candidate = Candidate(
+            name=name, backend=backend, dtype=dtype, variant=variant, pruned={}, device="cpu", file=Path()
+        )
+        made.add(candidate)
+    return made
+
+
+def comparison(paces, noise=0.01):
+    """Artifacts that take so many seconds a question, and a lognormal noise in each round."""
+    asked = contests.questions(320)
+    said = contests.answers(asked)
+    made = [
+        contests.run(
+            contests.contestant(name, asked, said), asked, said, seconds_per_question=pace, noise=noise, seed=seed
+        )
+        for seed, (name, pace) in enumerate(paces.items())
+    ]
+    return score(contests.runs(*made), asked, None)
+
+
+def test_the_fastest_wins_and_the_others_are_told_how_far_they_are_behind():
+    paces = {"eager-fp32": 0.02, "openvino-bf16": 0.01, "onnxruntime-int8": 0.005}
+    book = ledger(paces)
+    winner, remarks = verdict.choose(comparison(paces), "throughput", book)
+    assert winner.name == "onnxruntime-int8"
+    assert book.entries["onnxruntime-int8"].result == "winner"
+    assert book.entries["openvino-bf16"].result.startswith(("the winner is 2.0", "the winner is 1.9"))
+    assert remarks == []
+
+
+@pytest.mark.parametrize(
+    ("one", "simpler"),
+    [
+        ("onnxruntime-int8", "openvino-bf16"),  # wider numbers
+        ("torch-export-fp32-aot", "openvino-bf16"),  # no native code
+        ("openvino-bf16", "eager-fp32"),
+    ],
+)
+def test_of_two_that_cannot_be_told_apart_the_simpler_wins(one, simpler):
+    paces = {one: 0.0100, simpler: 0.0101}
+    book = ledger(paces)
+    winner, remarks = verdict.choose(comparison(paces, noise=0.1), "throughput", book)
+    assert winner.name == simpler
+    assert "equal to the winner, which is simpler" in book.entries[one].result
+    assert len(remarks) == 1
+    assert "too noisy to tell" in remarks[0]
+    assert "--samples 1280" in remarks[0]
+
+
+def test_a_narrow_interval_is_no_noise():
+    paces = {"onnxruntime-int8": 0.01, "openvino-bf16": 0.01}
+    winner, remarks = verdict.choose(comparison(paces, noise=0.01), "throughput", ledger(paces))
+    assert (winner.name, remarks) == ("openvino-bf16", [])
+
+
+def test_what_was_expected_to_be_slow_and_is_not_is_said():
+    book = ledger(["eager-fp32", "openvino-bf16"])
+    tried = list(book.candidates.values())
+    for name, expected, speedup in (("eager-fp32", 1.0, 0.99), ("openvino-bf16", 0.6, 2.5)):
+        book.entries[name] = replace(book.entries[name], expected=expected, speedup=speedup)
+    (remark,) = verdict.surprises(tried, book)
+    assert remark.startswith("openvino-bf16 was expected to be 0.6 times as fast as eager fp32 here, and is 2.5")
+
+
+def test_what_the_budget_did_not_suffice_for_is_named():
+    book = ledger(["eager-fp32", "openvino-bf16"], seconds=90)
+    assert verdict.late(book, Budget(90)) == []
+    book.too_late(book.candidates["openvino-bf16"], "tried")
+    assert book.entries["openvino-bf16"].result == "not tried within 2 min"
+    assert "openvino-bf16" in verdict.late(book, Budget(90))[0]
