@@ -6,7 +6,9 @@ prunes the checkpoint to several widths, compiles each for every backend, asks a
 the artifacts of each backend take turns on --timed of them. It prints a table with the loss of F1 from the unpruned
 artifact of the same backend, and the ratio of speeds (median of the rounds' ratios, with their range in brackets).
 Checkpoints, artifacts and scores stay in FOLDER: a run that is interrupted, or given further --recovered checkpoints,
-goes on from there. `--ideas` compares the parts of the method instead, in fp32: without refit, unweighted, by weight
+goes on from there. "at most" is the speed that the smaller matrix products would allow if they took all of the time.
+`--stock` lets the artifacts take turns with transformers' own pipeline over the checkpoint, too (see `stock.py`).
+`--ideas` compares the parts of the method instead, in fp32: without refit, unweighted, by weight
 norms. `--picture FILE` draws speed against F1 from the scores that are there.
 
 Run nothing else on the machine. If that is impossible, `taskset -c 0 python benchmarks/pruning.py --cpu-time ...` gives
@@ -29,6 +31,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from stock import Stock
 
 from qabuild.evaluation.report import plots
 from qabuild.models.backends import backend
@@ -58,6 +61,8 @@ FORMS: Mapping[str, tuple[str, Dtype]] = {
     "openvino bf16": ("openvino", "bf16"),
     "onnxruntime int8": ("onnxruntime", "int8"),
 }
+RECOVERED = ", recovered"
+"""The end of the name of a checkpoint that was trained after it was pruned."""
 SCORES = "scores.jsonl"
 
 
@@ -110,6 +115,11 @@ def main() -> None:
         )
         for name, speed in speeds.items():
             bench.keep(form=form, name=name, speed=speed)
+        if arguments.stock:
+            with Stock(arguments.checkpoint) as stock:
+                against = measure({"stock": stock, **asks}, bench.timed, arguments.rounds, time.perf_counter)
+            for name in asks:
+                bench.keep(form=form, name=name, times_stock=against[name])
         print("\n".join(table(bench, form, list(checkpoints))), flush=True)
 
 
@@ -125,6 +135,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--widths", nargs="*", default=list(WIDTHS), choices=list(WIDTHS))
     parser.add_argument("--forms", nargs="+", default=list(FORMS), choices=list(FORMS))
     parser.add_argument("--recovered", nargs="*", default=[], metavar="NAME=FOLDER", help="further checkpoints")
+    parser.add_argument("--stock", action="store_true", help="compare with transformers' own pipeline as well")
     parser.add_argument("--ideas", action="store_true", help="compare the parts of the method instead")
     parser.add_argument("--picture", type=Path, help="draw the scores that are there instead, into this file")
     parser.add_argument("--cpu-time", action="store_true", help="measure CPU time instead of wall-clock time")
@@ -199,14 +210,26 @@ def measure(
 
 
 def table(bench: Bench, form: str, names: Iterable[str]) -> Iterable[str]:
-    yield f"\n{form}\n\n| | F1 | EM | F1 lost | MB | times unpruned |\n|---|---|---|---|---|---|"
+    yield f"\n{form}\n\n| | F1 | EM | F1 lost | MB | times unpruned | at most | times stock |\n{'|---' * 8}|"
     base = next(each["f1"] for each in bench.scores(form=form, name=UNPRUNED) if "f1" in each)
     for name in names:
         found = bench.scores(form=form, name=name)
         own = next(each for each in found if "f1" in each)
-        median, least, most = next(each["speed"] for each in reversed(found) if "speed" in each)
         figures = f"{own['f1']:.2f} | {own['em']:.2f} | {base - own['f1']:.2f} | {own['megabytes']:.0f}"
-        yield f"| {name} | {figures} | {median:.2f} ({least:.2f} to {most:.2f}) |"
+        speeds = [latest(found, "speed"), most(bench, name), latest(found, "times_stock")]
+        yield f"| {name} | {figures} | {' | '.join(speeds)} |"
+
+
+def latest(found: Sequence[Mapping[str, Any]], key: str) -> str:
+    """The last ratio that was measured, with its range."""
+    median, least, most = next((each[key] for each in reversed(found) if key in each), (0, 0, 0))
+    return f"{median:.2f} ({least:.2f} to {most:.2f})" if median else "-"
+
+
+def most(bench: Bench, name: str) -> str:
+    """The speed if matrix products took all of the time; a recovered checkpoint has the widths it was pruned to."""
+    shares = [each["flops"] for each in bench.scores(name=name.removesuffix(RECOVERED)) if "flops" in each]
+    return f"{1 / shares[-1]:.2f}" if shares else "-"
 
 
 # --- what each idea gives -------------------------------------------------------------------------------------------

@@ -44,9 +44,8 @@ def examine() -> list[Finding]:
 
 def slow(target: Target) -> str | None:
     """Why `target` would run slowly on this machine; None if it would not."""
-    if measured := measured_speed.of(target.backend, target.runtime):
-        return f"measured here: {measured.speedup:.2g} times as fast as eager fp32" if measured.speedup < 1 else None
-    expected = dtype_speed.speed_rule(target.runtime, target.backend.name)
+    variant = measured_speed.variant_of(target.backend, target.runtime.dtype)
+    expected = dtype_speed.expected(target.runtime, target.backend.name, variant)
     return f"likely to be slower than fp32: {expected.why}" if expected and expected.rate < 1 else None
 
 

@@ -35,6 +35,8 @@ class Rule:
     rate: float
     """Peak throughput relative to fp32: multiplications per second, or questions per second where measured."""
     why: str
+    measured: bool = False
+    """Whether `rate` was measured on this machine: of two, such a rule says more than one without."""
 
     @property
     def numbers(self) -> str:

@@ -66,9 +66,13 @@ def speed_rule(runtime: Runtime, backend: str) -> Rule | None:
     return next((rule for rule in rules if rule.dtype == runtime.dtype and rule.backend in (None, backend)), None)
 
 
-def expected_rate(dtype: Dtype, backend: str, variant: Mapping[str, Any], device: str = "cpu") -> float:
-    """The expected speed relative to eager fp32: as measured here, or else by the rules; 1 where nothing is known."""
-    if measured := measured_speed.find(backend, dtype, variant, device):
-        return measured.speedup
-    rule = speed_rule(Runtime(dtype=dtype), backend) if device == "cpu" else None
-    return rule.rate if rule else 1.0
+def expected(runtime: Runtime, backend: str, variant: Mapping[str, Any]) -> Rule | None:
+    """What is expected of a backend with options that differ from its defaults in `variant`.
+
+    As it was measured on this machine, or else by the rules, which know no options. None where nothing is known.
+    """
+    measured = measured_speed.find(backend, runtime, variant)
+    if measured is None:
+        return speed_rule(runtime, backend)
+    why = f"it was {measured.speedup:.2g} times as fast as eager fp32 on this machine"
+    return Rule(dtype=runtime.dtype, instructions=None, backend=backend, rate=measured.speedup, why=why, measured=True)

@@ -57,19 +57,18 @@ def recall(device: str) -> list[MeasuredSpeed]:
     return sorted(found, key=lambda speed: -speed.speedup)
 
 
-def of(options: Any, runtime: Runtime) -> MeasuredSpeed | None:
-    """What was measured of a backend with these options; None where nothing was."""
-    module = backend(options.name)
-    tried = {key for variant in module.VARIANTS.get(runtime.dtype, ()) for key in variant}
-    defaults = module.Options()
-    variant = {key: getattr(options, key) for key in tried if getattr(options, key) != getattr(defaults, key)}
-    return find(options.name, runtime.dtype, variant, runtime.device)
-
-
-def find(name: str, dtype: Dtype, variant: Mapping[str, Any], device: str) -> MeasuredSpeed | None:
+def find(name: str, runtime: Runtime, variant: Mapping[str, Any]) -> MeasuredSpeed | None:
     """What was measured of the backend `name`, with options that differ from its defaults in `variant`."""
-    wanted = (name, dtype, dict(variant))
-    return next((each for each in recall(device) if (each.backend, each.dtype, dict(each.variant)) == wanted), None)
+    wanted = (name, runtime.dtype, dict(variant))
+    return next((s for s in recall(runtime.device) if (s.backend, s.dtype, dict(s.variant)) == wanted), None)
+
+
+def variant_of(options: Any, dtype: Dtype) -> dict[str, Any]:
+    """How the options of a backend differ from its defaults, of those that decide its speed."""
+    module = backend(options.name)
+    tried = {key for variant in module.VARIANTS.get(dtype, ()) for key in variant}
+    defaults = module.Options()
+    return {key: getattr(options, key) for key in tried if getattr(options, key) != getattr(defaults, key)}
 
 
 def _speed(entry: Any, conditions: Mapping[str, Any]) -> MeasuredSpeed | None:

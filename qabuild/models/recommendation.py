@@ -9,7 +9,7 @@ from typing import Any
 from qabuild.errors import BadTarget
 from qabuild.models.backends import BACKENDS, BASELINE, Backend, backend
 from qabuild.models.capabilities import Rule
-from qabuild.models.dtype_speed import speed_rule
+from qabuild.models.dtype_speed import expected
 from qabuild.models.runtime import Device, Runtime
 from qabuild.models.support import check
 from qabuild.system import packages
@@ -20,6 +20,8 @@ class Candidate:
     """A backend that can compile the checkpoint here and now, with the speed that is expected of it."""
 
     options: Any
+    variant: Mapping[str, Any]
+    """How the options differ from the backend's defaults."""
     runtime: Runtime
     rule: Rule
 
@@ -27,11 +29,11 @@ class Candidate:
 def candidates(config: Mapping[str, Any], device: Device) -> list[Candidate]:
     """What can compile a checkpoint with this config.json for `device` on this machine; expected fastest last.
 
-    Of two that are expected to be equally fast, the later one in `BACKENDS` comes last. A GPU need not be here. Raises
-    BadTarget if the baseline does not support the checkpoint.
+    What was measured here comes after what is only expected. Of two that are expected to be equally fast, the later one
+    in `BACKENDS` comes last. A GPU need not be here. Raises BadTarget if the baseline does not support the checkpoint.
     """
     check(config, backend(BASELINE).Options(), Runtime(device=device))
-    return sorted(_candidates(config, device), key=lambda candidate: candidate.rule.rate)
+    return sorted(_candidates(config, device), key=lambda candidate: (candidate.rule.measured, candidate.rule.rate))
 
 
 def _candidates(config: Mapping[str, Any], device: Device) -> Iterator[Candidate]:
@@ -39,12 +41,13 @@ def _candidates(config: Mapping[str, Any], device: Device) -> Iterator[Candidate
         module = backend(name)
         if missing_packages(module):
             continue
-        options = module.Options()
         for dtype in module.DTYPES.get(device, ()):
             runtime = Runtime(device=device, dtype=dtype)
-            rule = speed_rule(runtime, name)
-            if rule and _supports(config, options, runtime) and not module.missing(options, runtime):
-                yield Candidate(options=options, runtime=runtime, rule=rule)
+            for variant in ({}, *module.VARIANTS.get(dtype, ())):
+                options, rule = module.Options.model_validate(variant), expected(runtime, name, variant)
+                known = rule is not None and (rule.measured or not variant)
+                if rule and known and _supports(config, options, runtime) and not module.missing(options, runtime):
+                    yield Candidate(options=options, variant=variant, runtime=runtime, rule=rule)
 
 
 def _supports(config: Mapping[str, Any], options: Any, runtime: Runtime) -> bool:

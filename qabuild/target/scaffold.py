@@ -98,6 +98,7 @@ def text(name: str, checkpoint: str, model: str, data: str, ranking: Sequence[Ca
         model=model,
         model_on_hub=hub.is_id(model),
         backend=options.name,
+        variant=choice.variant,
         others=dict.fromkeys(c.options.name for c in ranking if c.options.name != options.name),
         calibrated=isinstance(options, Calibrated) and options.calibrates(runtime),
         training=_training_data(model, data),
@@ -117,6 +118,6 @@ def _training_data(model: str, data: str) -> str:
     return hub.SAMPLE if model == hub.SAMPLE else DEFAULT_DATA
 
 
-def _toml(value: str) -> str:
-    """A basic string: JSON's escapes are TOML's, but JSON leaves DEL as it is."""
+def _toml(value: str | bool) -> str:
+    """A basic string or a boolean: JSON's escapes are TOML's, but JSON leaves DEL as it is."""
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

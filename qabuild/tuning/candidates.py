@@ -11,8 +11,9 @@ from qabuild.builder.requirements import missing
 from qabuild.errors import BadTarget
 from qabuild.models.backends import BACKENDS, BASELINE, backend
 from qabuild.models.calibration import Calibrated
-from qabuild.models.dtype_speed import expected_rate
-from qabuild.models.runtime import Dtype
+from qabuild.models.capabilities import Rule
+from qabuild.models.dtype_speed import expected
+from qabuild.models.runtime import Device, Dtype, Runtime
 from qabuild.models.support import check
 from qabuild.target.model import Target
 from qabuild.target.read import load
@@ -42,13 +43,13 @@ class Candidate:
     variant: Mapping[str, Any]
     """The backend's options that differ from its defaults."""
     pruned: Mapping[str, float]
-    device: str
+    device: Device
     file: Path
 
     @property
-    def expected(self) -> float:
-        """Its expected speed on this machine, relative to eager fp32."""
-        return expected_rate(self.dtype, self.backend, self.variant, self.device)
+    def expected(self) -> Rule | None:
+        """What is expected of its speed on this machine."""
+        return expected(Runtime(device=self.device, dtype=self.dtype), self.backend, self.variant)
 
     @property
     def simplicity(self) -> tuple[Any, ...]:
@@ -84,9 +85,16 @@ def candidates(start: Start, folder: Path, backends: Collection[str] = ()) -> tu
         raise BadTarget(
             f"no backend takes {start.checkpoint.name}: " + "; ".join(reasons), "`qabuild doctor` shows what is missing"
         )
-    baseline = (BASELINE, "fp32")
-    tried.sort(key=lambda each: ((each.backend, each.dtype) != baseline, -each.expected, each.simplicity))
-    return tried, left_out
+    return sorted(tried, key=_promise), left_out
+
+
+def _promise(candidate: Candidate) -> tuple[Any, ...]:
+    """Sorts the baseline first, what was measured to be slower last, and the others by how fast they are or may be."""
+    rule = candidate.expected
+    rate = rule.rate if rule else 1.0
+    is_baseline = (candidate.backend, candidate.dtype) == (BASELINE, "fp32")
+    group = (0 if rate > 1 else 2) if rule and rule.measured else 1
+    return (not is_baseline, group, -rate, candidate.simplicity)
 
 
 def pruned(candidate: Candidate, start: Start, folder: Path) -> list[Candidate]:

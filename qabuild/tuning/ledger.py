@@ -31,7 +31,9 @@ class Ledger:
 
     def add(self, candidate: Candidate) -> None:
         self.candidates[candidate.name] = candidate
-        self.entries[candidate.name] = Entry(name=candidate.name, expected=candidate.expected)
+        rule = candidate.expected
+        expected = rule.rate if rule and not rule.measured else None
+        self.entries[candidate.name] = Entry(name=candidate.name, expected=expected)
 
     def measured(self, candidate: Candidate, artifact: Artifact, verification: Verification) -> None:
         """Enter what a verification measured."""

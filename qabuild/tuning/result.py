@@ -19,7 +19,7 @@ class Entry:
 
     name: str
     expected: float | None = None
-    """Speed that was expected on this machine, relative to the checkpoint in eager fp32."""
+    """Speed that was expected of this processor, relative to eager fp32; None where nothing was, or it was measured."""
     speedup: float | None = None
     """Questions/s over those of the checkpoint in eager fp32, in the same rounds."""
     speedup_interval: Interval | None = None

@@ -52,6 +52,8 @@ class Rounds:
         self._offline, self._budget, self._ledger, self._reporter = offline, budget, ledger, reporter
         self._seen: dict[str, Verification] = {}
         """Of each candidate, the last verification."""
+        self._verified = 0
+        """How many were verified on all questions."""
         self._memory: dict[str, int] = {}
         """Peak memory of each candidate's builds, in bytes."""
         self._standings: Mapping[str, Standing] = {}
@@ -60,7 +62,7 @@ class Rounds:
     def screen(self, several: Sequence[Candidate]) -> list[Candidate]:
         """Build each, verified on few questions. Returns those that lose no more than chance explains, best first.
 
-        Raises BadTarget where the budget does not suffice to verify the first one in full.
+        Raises BadTarget where the budget does not suffice to verify one in full.
         """
         kept = []
         for candidate in several:
@@ -82,6 +84,8 @@ class Rounds:
             else:
                 self._ledger.tell(candidate, "screened")
                 kept.append(candidate)
+        if self._ledger.late and not self._seen:
+            raise self._too_short(f"it ended before {self._ledger.late[0]} was built")
         return self.in_order(kept)
 
     def in_order(self, screened: Sequence[Candidate]) -> list[Candidate]:
@@ -126,11 +130,14 @@ class Rounds:
             verification = self._build(candidate, "verified", [], self._budget.left)
             if verification is None:
                 continue
+            self._verified += 1
             if verification.passed:
                 self._ledger.tell(candidate, "keeps the answers", verified=True)
                 passed.append(candidate)
             else:
                 self._ledger.tell(candidate, _failed(verification))
+        if self._ledger.late and not self._verified:
+            raise self._too_short(f"that takes about {shown(self._budget.spent + self._least_to_verify())}")
         return passed
 
     # --- builds -----------------------------------------------------------------------------------------------------
@@ -187,19 +194,23 @@ class Rounds:
         rate = seen.speed.artifact if seen.speed else seen.samples_per_second
         speeds = [seen.measurement.speed for seen in self._seen.values()]
         checkpoint = max(speed.checkpoint for speed in speeds if speed)
-        answered = any(seen.measurement.questions == self._start.questions for seen in self._seen.values())
-        once = 0.0 if answered else self._start.questions / checkpoint  # its own answers, which serve all candidates
+        # The checkpoint answers once for all candidates.
+        once = 0.0 if self._verified else self._start.questions / checkpoint
         times = max(1, len(seen.by_batch)) + 0.3  # and a share of the questions in a second pipeline
         return once + self._start.questions * times / rate + SPEED_QUESTIONS / checkpoint + OVERHEAD
 
     def _require_budget(self, first: Candidate) -> None:
+        """Raise BadTarget where the budget does not suffice to verify the first candidate in full."""
         needed = self._budget.spent + self._seconds_to_verify(first)
         if needed > self._budget.seconds:
-            raise BadTarget(
-                f"a budget of {self._budget} is too short: to verify one candidate on all {self._start.questions} "
-                f"questions takes about {shown(needed)}",
-                "give more (--budget), or tune a target that verifies on fewer questions (verify.samples)",
-            )
+            raise self._too_short(f"that takes about {shown(needed)}")
+
+    def _too_short(self, takes: str) -> BadTarget:
+        return BadTarget(
+            f"a budget of {self._budget} is too short to verify one candidate on all {self._start.questions} "
+            f"questions: {takes}",
+            "give more (--budget), or tune a target that verifies on fewer questions (verify.samples)",
+        )
 
 
 @dataclass(frozen=True)

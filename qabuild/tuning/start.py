@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from qabuild.errors import BadTarget
 from qabuild.models.backends import BASELINE
 from qabuild.models.calibration import Calibrated
+from qabuild.models.runtime import Device
 from qabuild.qa import data
 from qabuild.system import machine
 from qabuild.system.hub import SAMPLE
@@ -39,7 +40,7 @@ class Start:
     """Options of backends that calibrate."""
     train: Mapping[str, Any]
     """The keys that name the questions to prune on."""
-    device: str
+    device: Device
     checkpoint: Checkpoint
     questions: int
     """Of the full verification."""
@@ -53,7 +54,7 @@ def read(
     *,
     dataset: str | None,
     train_dataset: str | None,
-    device: str | None,
+    device: Device | None,
     max_f1_drop: float,
     offline: bool,
     reporter: Reporter,

@@ -11,13 +11,13 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
 
 from qabuild.builder import locking
 from qabuild.evaluation import report
 from qabuild.evaluation.compare import Comparison
 from qabuild.models import measured_speed
 from qabuild.models.measured_speed import MeasuredSpeed
+from qabuild.models.runtime import Device
 from qabuild.system import packages
 from qabuild.system.reporter import SILENT, Reporter
 from qabuild.tuning import child, heats, verdict
@@ -44,7 +44,7 @@ def tune(
     train_dataset: str | None = None,
     max_f1_drop: float = 0.5,
     objective: Objective = "throughput",
-    device: Literal["cpu", "cuda"] | None = None,
+    device: Device | None = None,
     budget: float = BUDGET,
     samples: int = FINAL,
     backends: Collection[str] = (),
