@@ -21,7 +21,6 @@ from qabuild.errors import BadTarget
 from qabuild.models import measured_speed
 
 SAMPLE_QUESTIONS = 135
-TWO = ("eager", "onnxruntime")
 
 
 class Lines:
@@ -43,12 +42,10 @@ def test_from_a_checkpoint_to_an_artifact_that_anyone_can_build(tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     lines = Lines()
 
-    tuned = qabuild.tune("sample", samples=64, max_f1_drop=5, backends=TWO, reporter=lines)
+    tuned = qabuild.tune("sample", samples=64, max_f1_drop=5, backends=["onnxruntime"], reporter=lines)
 
     entries = {entry.name: entry for entry in tuned.entries}
-    assert entries.keys() == {"eager-fp32", "eager-bf16", "eager-fp16", "onnxruntime-fp32", "onnxruntime-int8"} | {
-        "onnxruntime-fp16"
-    }
+    assert entries.keys() == {"onnxruntime-fp32", "onnxruntime-int8", "onnxruntime-fp16"}
     assert "slower than fp32" in entries["onnxruntime-fp16"].result, "what the backend refuses is left out, and why"
     assert tuned.finished
     assert tuned.winner is not None
@@ -59,8 +56,7 @@ def test_from_a_checkpoint_to_an_artifact_that_anyone_can_build(tmp_path, monkey
     fastest = max(entry.speedup or 0 for entry in tuned.entries if entry.verified)
     assert winner.speedup is not None
     assert winner.speedup > fastest / 3, "the winner is the fastest, or as good as it"
-    table = [line.split()[0] for line in lines.said if line.split()[0] in entries]
-    assert table[0] == "eager-fp32", "the table grows from the baseline on"
+    assert sum(line.startswith("onnxruntime-") for line in lines.said) >= 4, "the table grows"
     assert all("left)" in line for line in lines.said if line.split()[0] in entries)
 
     target = tomllib.loads(Path("tuned/tuned.toml").read_text())
@@ -74,11 +70,11 @@ def test_from_a_checkpoint_to_an_artifact_that_anyone_can_build(tmp_path, monkey
     assert str(tuned.winner) in Path("tuned/report.html").read_text()
 
     learnt = {speed.label for speed in measured_speed.recall("cpu")}
-    assert {"fp32 with eager", "int8 with onnxruntime"} <= learnt
+    assert {"fp32 with onnxruntime", "int8 with onnxruntime"} == learnt
     json.dumps(tuned.to_dict())
 
     before = Store().keys()
-    resumed = qabuild.tune("sample", samples=64, max_f1_drop=5, backends=TWO)
+    resumed = qabuild.tune("sample", samples=64, max_f1_drop=5, backends=["onnxruntime"])
     assert Store().keys() == before, "nothing is built twice"
     assert {entry.name: entry.questions for entry in resumed.entries} == {
         entry.name: entry.questions for entry in tuned.entries
@@ -127,5 +123,5 @@ def test_a_budget_that_is_too_short_says_what_one_build_takes(tmp_path, monkeypa
     with pytest.raises(
         BadTarget, match=r"budget of 15 s is too short to verify one candidate on all 135 questions"
     ) as refused:
-        qabuild.tune("sample", budget=15, backends=TWO)
+        qabuild.tune("sample", budget=15, backends=["eager"])
     assert "--budget" in (refused.value.hint or "")

@@ -28,10 +28,11 @@ class Tolerance:
 TOLERANCES: dict[str, Tolerance] = {
     "fp32": Tolerance(1e-3, 1e-3),
     "fp16": Tolerance(0.1, 0.02),
-    "bf16": Tolerance(0.3, 0.05),
+    "bf16": Tolerance(1.0, 0.05),
     "int8": Tolerance(5.0, 0.5),
 }
-"""By dtype. That of int8 only catches nonsense: the verification measures what quantisation costs in F1."""
+"""By dtype. That of int8 only catches nonsense: the verification measures what quantisation costs in F1. In bf16, which
+has 8 significant bits, logits of random tokens moved by 0.8 in a MiniLM that was trained after it was pruned."""
 
 
 def probes(tokenizer: Any, names: Sequence[str], config: Any) -> Iterator[dict[str, Any]]:
