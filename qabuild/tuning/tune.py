@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from qabuild.builder import locking
+from qabuild.errors import BadTarget
 from qabuild.evaluation import report
 from qabuild.evaluation.compare import Comparison
 from qabuild.models import measured_speed
@@ -24,7 +25,7 @@ from qabuild.tuning import child, heats, verdict
 from qabuild.tuning import start as starts
 from qabuild.tuning.budget import Budget
 from qabuild.tuning.candidates import Candidate, candidates, pruned, write
-from qabuild.tuning.heats import Objective
+from qabuild.tuning.heats import OBJECTIVES, Objective
 from qabuild.tuning.ledger import Ledger
 from qabuild.tuning.result import COLUMNS, Entry, Tuned
 from qabuild.tuning.rounds import Rounds
@@ -33,6 +34,8 @@ from qabuild.tuning.start import Start
 FOLDER = "tuned"
 BUDGET = 1800.0
 """Seconds."""
+ALLOWED = (PRUNE,) = ("prune",)
+"""What changes the checkpoint, and must be allowed."""
 FINAL = 1024
 """Questions of the final comparison."""
 
@@ -67,6 +70,8 @@ def tune(
 
     Raises BadTarget for what cannot be tuned, and for a `budget` that is too short to verify a single candidate.
     """
+    _require("objective", [objective], OBJECTIVES)
+    _require("allow", allow, ALLOWED)
     time, output = Budget(budget), Path(output)
     start = starts.read(
         checkpoint,
@@ -90,7 +95,7 @@ def tune(
         reporter=reporter,
     )
     screened = rounds.screen(tried)
-    if "prune" in allow and not start.is_pruned:
+    if PRUNE in allow and not start.is_pruned:
         narrower = [each for wide in screened[:2] for each in pruned(wide, start, output / "candidates")]
         screened = rounds.in_order([*screened, *rounds.screen(narrower)])
     finalists = rounds.verify(rounds.heat(screened))
@@ -115,6 +120,11 @@ def tune(
     if winner is None or comparison is None:
         return tuned
     return _with_files(tuned, winner, start, comparison, output, offline=offline, reporter=reporter)
+
+
+def _require(name: str, given: Collection[str], known: Collection[str]) -> None:
+    if unknown := [word for word in given if word not in known]:
+        raise BadTarget(f"{name}: {unknown[0]!r} is not known", f"choose from {', '.join(known)}")
 
 
 # --- what is learnt of this machine -----------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from qabuild.artifact.evidence import describe
 from qabuild.evaluation.compare import Comparison
 from qabuild.tuning.budget import Budget
 from qabuild.tuning.candidates import Candidate
@@ -21,9 +22,18 @@ SUPERLATIVE: dict[Objective, str] = {
 }
 
 
-def choose(comparison: Comparison, objective: Objective, ledger: Ledger) -> tuple[Candidate, list[str]]:
-    """The best; of several that cannot be told from it, the simplest. And what must be said of how sure that is."""
-    standings = {measured.name: Standing.of(measured) for measured in comparison.measured}
+def choose(comparison: Comparison, objective: Objective, ledger: Ledger) -> tuple[Candidate | None, list[str]]:
+    """The best; of several that cannot be told from it, the simplest. And what must be said of how sure that is.
+
+    What does not answer as it was verified cannot win.
+    """
+    for measured in comparison.measured:
+        if measured.failed_gates:
+            reason = "; ".join(map(describe, measured.failed_gates))
+            ledger.settle(ledger.candidates[measured.name], f"left out: {reason}", verified=False)
+    standings = {each.name: Standing.of(each) for each in comparison.measured if not each.failed_gates}
+    if not standings:
+        return None, []
     best = ranked(standings, objective)[0]
     alike = equals(best, standings, objective)
     winner = min((ledger.candidates[name] for name in alike), key=lambda candidate: candidate.simplicity)
@@ -80,11 +90,23 @@ def late(ledger: Ledger, time: Budget) -> list[str]:
 
 
 def surprises(tried: Sequence[Candidate], ledger: Ledger) -> list[str]:
-    """Where a candidate was expected to be slower than eager fp32 and is faster, or the other way round."""
+    """Where the rules of `qabuild doctor` were wrong: on the fastest dtype, or on what is slower than eager fp32."""
     entries = [ledger.entries[candidate.name] for candidate in tried]
-    return [
+    known = [entry for entry in entries if entry.expected and entry.speedup]
+    dtypes = {candidate.name: candidate.dtype for candidate in tried}
+    remarks = []
+    if known:
+        fastest = max(known, key=lambda entry: entry.speedup or 0)
+        promised = max(entry.expected or 0 for entry in known)
+        favourites = {dtypes[entry.name] for entry in known if entry.expected == promised}
+        if dtypes[fastest.name] not in favourites:
+            names = " or ".join(sorted(favourites))
+            remarks.append(
+                f"{names} was expected to be the fastest dtype on this processor, and {fastest.name} is faster"
+            )
+    return remarks + [
         f"{entry.name} was expected to be {entry.expected:.2g} times as fast as eager fp32 here, and is "
         f"{entry.speedup:.2g} times as fast; `qabuild doctor` says so from now on"
-        for entry in entries
+        for entry in known
         if entry.expected and entry.speedup and (entry.expected - 1) * (entry.speedup - 1) < 0
     ]

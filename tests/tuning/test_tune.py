@@ -125,3 +125,11 @@ def test_a_budget_that_is_too_short_says_what_one_build_takes(tmp_path, monkeypa
     ) as refused:
         qabuild.tune("sample", budget=15, backends=["eager"])
     assert "--budget" in (refused.value.hint or "")
+
+
+@pytest.mark.parametrize(("name", "value"), [("objective", "speed"), ("allow", ["distil"])])
+def test_an_unknown_objective_is_refused_before_any_work(tmp_path, monkeypatch, name, value):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BadTarget, match=f"{name}: '(speed|distil)' is not known"):
+        qabuild.tune("sample", **{name: value})
+    assert list(tmp_path.iterdir()) == []
