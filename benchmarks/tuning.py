@@ -23,6 +23,7 @@ from qabuild.tuning import child, heats
 from qabuild.tuning import start as starts
 from qabuild.tuning.candidates import candidates
 from qabuild.tuning.heats import Standing, ranked, times_better
+from qabuild.tuning.job import Job
 from qabuild.tuning.tune import tune
 
 
@@ -67,6 +68,7 @@ def compare_all(
 ) -> dict[str, Standing]:
     """Standings of all candidates that pass on all questions."""
     start = starts.read(checkpoint, device="cpu", max_f1_drop=max_f1_drop, offline=True, reporter=reporter, **data)
+    job = Job(start=start, folder=folder, objective="throughput", offline=True, reporter=reporter)
     passed = []
     for candidate in candidates(start, folder / "candidates")[0]:
         try:
@@ -77,7 +79,8 @@ def compare_all(
         reporter.say(str(made.directory))
         if made.directory.name == candidate.name:  # else NAME.failed
             passed.append(made.directory)
-    comparison = heats.run(passed, None, "throughput", offline=True, reporter=reporter)
+    comparison = heats.run(passed, None, job)
+    assert comparison is not None
     return {measured.name: Standing.of(measured) for measured in comparison.measured}
 
 

@@ -30,10 +30,8 @@ if TYPE_CHECKING:
 @click.option(
     "--max-f1-drop",
     type=click.FloatRange(0, 100),
-    default=0.5,
-    show_default=True,
     metavar="POINTS",
-    help="Most points of F1 that may be lost from the original checkpoint.",
+    help="Most points of F1 that may be lost from the original checkpoint.  [0.5, or the target's]",
 )
 @click.option(
     "--objective",
@@ -57,7 +55,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--samples",
-    type=click.IntRange(64),
+    type=click.IntRange(256),
     default=1024,
     show_default=True,
     metavar="N",
@@ -81,17 +79,17 @@ def tune(
 
     CHECKPOINT is a folder, a Hub id, `sample`, or a TARGET to start from. Every backend, dtype and option that this
     machine can run is built and screened on few questions. The best are verified on all questions; those that lose at
-    most --max-f1-drop take turns, and the best wins. Of several that cannot be told apart, the simplest wins.
+    most --max-f1-drop take turns, and the fastest wins. Of several that cannot be told apart, the simplest wins.
 
     Writes OUTPUT/tuned.toml, a target like any other, with its lock, OUTPUT/artifacts/tuned and OUTPUT/report.html.
-    If it is interrupted, the next run goes on from there. If no candidate keeps the answers, the exit status is 1.
+    If it is interrupted, the next run goes on from there. If no candidate passes, the exit status is 1.
     """
     from qabuild.tuning.tune import tune as tune_checkpoint
 
     tuned = tune_checkpoint(checkpoint, dataset=dataset, allow=allow, output=output, reporter=console, **options)
     console.result(tuned.to_dict(), lambda: _show(tuned))
     if tuned.winner is None:
-        print_error(VerificationFailed(tuned.why, "allow more loss (--max-f1-drop); the table says what each loses"))
+        print_error(VerificationFailed(tuned.why, "the table says what each loses; --max-f1-drop allows more"))
         sys.exit(VerificationFailed.exit_status)
 
 

@@ -76,3 +76,10 @@ def expected(runtime: Runtime, backend: str, variant: Mapping[str, Any]) -> Rule
         return speed_rule(runtime, backend)
     why = f"it was {measured.speedup:.2g} times as fast as eager fp32 on this machine"
     return Rule(dtype=runtime.dtype, instructions=None, backend=backend, rate=measured.speedup, why=why, measured=True)
+
+
+def promise(rule: Rule | None) -> tuple[int, float]:
+    """Sorts by promise: what was measured to be faster than eager fp32 last, what was measured not to be first."""
+    if rule is None:
+        return (1, 1.0)
+    return (1 if not rule.measured else 2 if rule.rate > 1 else 0, rule.rate)

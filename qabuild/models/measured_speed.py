@@ -43,6 +43,8 @@ class MeasuredSpeed:
 
 def remember(speeds: Sequence[MeasuredSpeed]) -> None:
     """Keep them for this machine; an earlier one of the same backend, dtype and options is replaced."""
+    if not speeds:
+        return
     conditions = _conditions()
     kept = [entry for entry in _read() if not _is_replaced(entry, conditions, speeds)]
     new = [{"conditions": conditions[speed.backend], "speed": asdict(speed)} for speed in speeds]

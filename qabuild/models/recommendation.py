@@ -9,7 +9,7 @@ from typing import Any
 from qabuild.errors import BadTarget
 from qabuild.models.backends import BACKENDS, BASELINE, Backend, backend
 from qabuild.models.capabilities import Rule
-from qabuild.models.dtype_speed import expected
+from qabuild.models.dtype_speed import expected, promise
 from qabuild.models.runtime import Device, Runtime
 from qabuild.models.support import check
 from qabuild.system import packages
@@ -29,11 +29,12 @@ class Candidate:
 def candidates(config: Mapping[str, Any], device: Device) -> list[Candidate]:
     """What can compile a checkpoint with this config.json for `device` on this machine; expected fastest last.
 
-    What was measured here comes after what is only expected. Of two that are expected to be equally fast, the later one
-    in `BACKENDS` comes last. A GPU need not be here. Raises BadTarget if the baseline does not support the checkpoint.
+    What was measured here to be faster than eager fp32 comes last, what was measured not to be comes first. Of two that
+    are expected to be equally fast, the later one in `BACKENDS` comes last. A GPU need not be here. Raises BadTarget if
+    the baseline does not support the checkpoint.
     """
     check(config, backend(BASELINE).Options(), Runtime(device=device))
-    return sorted(_candidates(config, device), key=lambda candidate: (candidate.rule.measured, candidate.rule.rate))
+    return sorted(_candidates(config, device), key=lambda candidate: promise(candidate.rule))
 
 
 def _candidates(config: Mapping[str, Any], device: Device) -> Iterator[Candidate]:

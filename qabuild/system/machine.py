@@ -101,8 +101,9 @@ def free_memory() -> float:
         free.append(1024 * int(re.findall(r"^MemAvailable:\s*(\d+) kB", MEMINFO.read_text(), re.MULTILINE)[0]))
     for folder in _groups(CGROUPS, CGROUP):
         with suppress(OSError, ValueError):  # "max" is not a number
-            limit = int((folder / "memory.max").read_text())
-            free.append(limit - int((folder / "memory.current").read_text()))
+            limit, used = (int((folder / f"memory.{name}").read_text()) for name in ("max", "current"))
+            cached = re.findall(r"^inactive_file (\d+)$", (folder / "memory.stat").read_text(), re.MULTILINE)
+            free.append(limit - used + sum(map(int, cached)))  # the system drops cached files where memory is short
     return min(free)
 
 

@@ -15,10 +15,10 @@ from qabuild.system.hub import is_path
 from qabuild.target.read import SOURCES
 
 
-def write(tables: Mapping[str, Any], path: Path) -> None:
-    """Write the tables of a target to `path`; files and folders that they name become relative to it."""
+def write(tables: Mapping[str, Any], path: Path, header: str = "") -> None:
+    """Write a target to `path`: a comment, and its tables; files and folders that they name become relative to it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = tomli_w.dumps(_with_relative_sources(tables, path.parent.absolute()))
+    text = header + tomli_w.dumps(_with_relative_sources(tables, path.parent.resolve()))
     files.write(path, text.encode())
 
 

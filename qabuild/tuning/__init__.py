@@ -3,6 +3,7 @@
 tune         the whole, from a checkpoint to a verified artifact: read it first
 start        what is tuned: a checkpoint or a target, and its questions
 candidates   the targets that are tried
+job          what every part is given
 rounds       the screening, the heat, the verification: which candidates go on
 child        builds one of them in a process of its own
 heats        lets artifacts take turns, and tells which is better

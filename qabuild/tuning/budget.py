@@ -28,4 +28,4 @@ class Budget:
 
 def shown(seconds: float) -> str:
     """A duration for messages."""
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+    return f"{seconds:.0f} s" if seconds < 300 else f"{seconds / 60:.0f} min"

@@ -12,18 +12,16 @@ from qabuild.errors import BadTarget
 from qabuild.models.backends import BACKENDS, BASELINE, backend
 from qabuild.models.calibration import Calibrated
 from qabuild.models.capabilities import Rule
-from qabuild.models.dtype_speed import expected
+from qabuild.models.dtype_speed import expected, promise
 from qabuild.models.runtime import Device, Dtype, Runtime
 from qabuild.models.support import check
 from qabuild.target.model import Target
 from qabuild.target.read import load
 from qabuild.target.write import write as write_target
-from qabuild.tuning.start import Start
+from qabuild.tuning.start import FROM_ORIGINAL, Start
 
-DTYPES: tuple[Dtype, ...] = ("fp32", "bf16", "fp16", "int8")
+DTYPES: tuple[Dtype, ...] = ("fp32", "fp16", "bf16", "int8")
 """Simplest first: further left is closer to the checkpoint."""
-FROM_ORIGINAL = "max_f1_drop_from_original"
-"""The gate on the loss of a model that is narrower than its checkpoint."""
 PRUNED: Mapping[str, Mapping[str, float]] = {
     "ffn75": {"ffn": 0.75},
     "ffn65": {"ffn": 0.65},
@@ -64,10 +62,8 @@ def candidates(start: Start, folder: Path, backends: Collection[str] = ()) -> tu
     """The candidates of those `backends`, or of all, and, by name, why others are left out.
 
     The target of each is in `folder`. The baseline comes first, since it tells how long the others take, then the
-    likely fastest. Raises BadTarget for an unknown backend, and where no candidate is left.
+    likely fastest. Raises BadTarget where none is left.
     """
-    if unknown := [name for name in backends if name not in BACKENDS]:
-        raise BadTarget(f"there is no backend {unknown[0]!r}", f"known are {', '.join(BACKENDS)}")
     tried: list[Candidate] = []
     left_out: dict[str, str] = {}
     for name, dtype, variant in _forms(start.device, backends or BACKENDS):
@@ -85,16 +81,13 @@ def candidates(start: Start, folder: Path, backends: Collection[str] = ()) -> tu
         raise BadTarget(
             f"no backend takes {start.checkpoint.name}: " + "; ".join(reasons), "`qabuild doctor` shows what is missing"
         )
-    return sorted(tried, key=_promise), left_out
+    return sorted(tried, key=_order), left_out
 
 
-def _promise(candidate: Candidate) -> tuple[Any, ...]:
-    """Sorts the baseline first, what was measured to be slower last, and the others by how fast they are or may be."""
-    rule = candidate.expected
-    rate = rule.rate if rule else 1.0
-    is_baseline = (candidate.backend, candidate.dtype) == (BASELINE, "fp32")
-    group = (0 if rate > 1 else 2) if rule and rule.measured else 1
-    return (not is_baseline, group, -rate, candidate.simplicity)
+def _order(candidate: Candidate) -> tuple[Any, ...]:
+    """Sorts the baseline first, then what promises the most speed, then what is simple."""
+    group, rate = promise(candidate.expected)
+    return ((candidate.backend, candidate.dtype) != (BASELINE, "fp32"), -group, -rate, candidate.simplicity)
 
 
 def pruned(candidate: Candidate, start: Start, folder: Path) -> list[Candidate]:
@@ -108,7 +101,9 @@ def pruned(candidate: Candidate, start: Start, folder: Path) -> list[Candidate]:
     return several
 
 
-def write(candidate: Candidate, start: Start, path: Path | None = None, description: str | None = None) -> None:
+def write(
+    candidate: Candidate, start: Start, path: Path | None = None, description: str | None = None, header: str = ""
+) -> None:
     """Write the candidate's target to its file, or to another `path`."""
     tables: dict[str, Any] = {**({"description": description} if description else {}), **start.tables}
     options = start.calibration if issubclass(backend(candidate.backend).Options, Calibrated) else {}
@@ -120,7 +115,7 @@ def write(candidate: Candidate, start: Start, path: Path | None = None, descript
         tables["prune"] = {**start.train, **candidate.pruned}
         gates = {FROM_ORIGINAL if key == start.drop_gate else key: limit for key, limit in verify["gates"].items()}
         tables["verify"] = {**verify, "gates": gates}
-    write_target(tables, path or candidate.file)
+    write_target(tables, path or candidate.file, header)
 
 
 def require(target: Target, start: Start) -> None:

@@ -81,7 +81,7 @@ class _Told:
 def _work(request: Mapping[str, Any], tell: Tell) -> Mapping[str, Any]:
     from qabuild.builder.build import build as build_target
     from qabuild.evaluation.compare.worker import peak_memory
-    from qabuild.target.read import load
+    from qabuild.target.lock import load
 
     target = load(request["target"], request["overrides"])
     built = build_target(target, request["output"], offline=request["offline"], reporter=_Told(tell))

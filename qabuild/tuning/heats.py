@@ -6,16 +6,19 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from math import inf
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from qabuild.artifact.manifest import open_artifact
 from qabuild.evaluation.bootstrap import median_ratio_interval, ratio_interval
 from qabuild.evaluation.compare import Comparison, compare
 from qabuild.evaluation.compare.result import Interval, Measured
 from qabuild.system import documents, files, machine, packages
-from qabuild.system.reporter import Reporter
+
+if TYPE_CHECKING:
+    from qabuild.tuning.job import Job
 
 Objective = Literal["throughput", "latency", "size"]
 OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
@@ -53,6 +56,8 @@ def times_better(one: Standing, other: Standing, objective: Objective) -> tuple[
     if objective == "latency":
         ratio = median(other.milliseconds) / median(one.milliseconds)
         return ratio, median_ratio_interval(other.milliseconds, one.milliseconds)
+    if len(one.seconds) < 2:  # one round says nothing about the variance
+        return sum(other.seconds) / sum(one.seconds), (0.0, inf)
     return sum(other.seconds) / sum(one.seconds), ratio_interval(other.seconds, one.seconds)
 
 
@@ -77,32 +82,34 @@ def equals(best: str, standings: Mapping[str, Standing], objective: Objective) -
     ]
 
 
-def run(
-    artifacts: Sequence[Path], samples: int | None, objective: Objective, *, offline: bool, reporter: Reporter
-) -> Comparison:
-    """Compare artifacts whose own measurements were made here."""
+def run(artifacts: Sequence[Path], samples: int | None, job: Job) -> Comparison | None:
+    """Compare artifacts that were verified here; None if there are none."""
+    if not artifacts:
+        return None
     return compare(
         artifacts,
         samples=samples,
-        latency=objective == "latency",
-        offline=offline,
+        latency=job.objective == "latency",
+        dataset=job.start.file,
+        offline=job.offline,
         allow_native=True,  # this user compiled it here
-        reporter=reporter,
+        reporter=job.reporter,
     )
 
 
-def heat(
-    artifacts: Sequence[Path], objective: Objective, folder: Path, *, offline: bool, reporter: Reporter
-) -> dict[str, Standing]:
-    """The standings of artifacts by their names, of all their questions; those of an earlier run are in `folder`.
+def heat(artifacts: Sequence[Path], job: Job) -> dict[str, Standing]:
+    """The standings of artifacts by their names, of all their questions; those of an earlier run are read again.
 
-    An artifact that cannot be compared is missing.
+    An artifact that cannot be compared is missing, and is tried again by the next run.
     """
-    kept = folder / f"{_key(artifacts, objective)}.json"
-    if (standings := _read(kept)) is None:
-        comparison = run(artifacts, None, objective, offline=offline, reporter=reporter)
-        standings = {measured.name: Standing.of(measured) for measured in comparison.measured}
-        folder.mkdir(parents=True, exist_ok=True)
+    kept = job.folder / "heats" / f"{_key(artifacts, job.objective)}.json"
+    if (standings := _read(kept)) is not None:
+        return standings
+    comparison = run(artifacts, None, job)
+    assert comparison is not None
+    standings = {measured.name: Standing.of(measured) for measured in comparison.measured}
+    if not comparison.failures:
+        kept.parent.mkdir(parents=True, exist_ok=True)
         files.write(kept, json.dumps({name: asdict(each) for name, each in standings.items()}).encode())
     return standings
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from qabuild.artifact.evidence import Verification, describe
 from qabuild.artifact.manifest import open_artifact
@@ -16,10 +15,11 @@ from qabuild.system import machine
 from qabuild.system.reporter import Advance, Reporter
 from qabuild.tuning import child, heats
 from qabuild.tuning.budget import Budget, shown
-from qabuild.tuning.candidates import FROM_ORIGINAL, Candidate
-from qabuild.tuning.heats import Objective, Standing, ranked, times_better
+from qabuild.tuning.candidates import Candidate
+from qabuild.tuning.heats import Standing, ranked, times_better
+from qabuild.tuning.job import Job
 from qabuild.tuning.ledger import Ledger
-from qabuild.tuning.start import Start
+from qabuild.tuning.start import FROM_ORIGINAL
 
 QUESTIONS = 256
 """Of the screening and the heat: eight rounds, and enough to see a gross loss."""
@@ -29,6 +29,8 @@ FINALISTS = 3
 """How many candidates that keep the answers are looked for."""
 SPARE_MEMORY = 0.8
 """Share of the free memory that a heat may take."""
+LIBRARIES = 400_000_000
+"""Bytes that a process takes that runs any artifact at all."""
 OVERHEAD = 20.0
 """Seconds that a verification takes beside the answers: to import, load and compare logits."""
 
@@ -36,20 +38,8 @@ OVERHEAD = 20.0
 class Rounds:
     """Each round takes candidates and returns those that go on; the ledger says what became of the others."""
 
-    def __init__(
-        self,
-        start: Start,
-        folder: Path,
-        *,
-        objective: Objective,
-        max_f1_drop: float,
-        offline: bool,
-        budget: Budget,
-        ledger: Ledger,
-        reporter: Reporter,
-    ) -> None:
-        self._start, self._folder, self._objective, self._max_f1_drop = start, folder, objective, max_f1_drop
-        self._offline, self._budget, self._ledger, self._reporter = offline, budget, ledger, reporter
+    def __init__(self, job: Job, budget: Budget, ledger: Ledger) -> None:
+        self._job, self._budget, self._ledger = job, budget, ledger
         self._seen: dict[str, Verification] = {}
         """Of each candidate, the last verification."""
         self._verified = 0
@@ -79,7 +69,7 @@ class Rounds:
             lost = self._ledger.entries[candidate.name].f1_drop_interval
             if not verification.passed:
                 self._ledger.tell(candidate, f"left out: {_failed(verification)}")
-            elif lost and lost[0] > self._max_f1_drop:
+            elif lost and lost[0] > self._job.start.max_f1_drop:
                 self._ledger.tell(candidate, "left out: it loses too much F1")
             else:
                 self._ledger.tell(candidate, "screened")
@@ -93,52 +83,69 @@ class Rounds:
 
         def cost(candidate: Candidate) -> float:
             entry = self._ledger.entries[candidate.name]
-            return float(entry.size or 0) if self._objective == "size" else -(entry.speedup or 0.0)
+            return float(entry.size or 0) if self._job.objective == "size" else -(entry.speedup or 0.0)
 
         return sorted(screened, key=cost)
 
     def heat(self, order: Sequence[Candidate]) -> list[Candidate]:
-        """The better half, as many as fit the memory, in the order of a heat in which they took turns."""
-        if self._objective == "size" or len(order) < 2:
+        """The better half, as many as fit the memory, in the order of a heat in which they took turns; then the rest.
+
+        For latency all that fit: the screening measures batches.
+        """
+        if self._job.objective == "size" or len(order) < 2:
             return list(order)
-        fitting = int(SPARE_MEMORY * machine.free_memory() / max(self._memory[each.name] for each in order))
-        count = min(max(LEAST_KEPT, -(-len(order) // 2)), max(2, fitting))
-        for candidate in order[count:]:
-            self._ledger.settle(candidate, "slower in the screening")
-        artifacts = [self._folder / "screened" / each.name for each in order[:count]]
-        self._standings = heats.heat(
-            artifacts, self._objective, self._folder / "heats", offline=self._offline, reporter=self._reporter
-        )
-        for candidate in order[:count]:
+        half = len(order) if self._job.objective == "latency" else max(LEAST_KEPT, -(-len(order) // 2))
+        chosen = list(order[: min(half, max(2, self._fitting(order)))])
+        artifacts = [self._job.folder / "screened" / each.name for each in chosen]
+        try:
+            self._standings = heats.heat(artifacts, self._job)
+        except QABuildError as error:
+            self._job.reporter.say(f"artifacts could not take turns: {error.message}")
+            return list(order)
+        for candidate in chosen:
             if standing := self._standings.get(candidate.name):
                 self._ledger.settle(candidate, "screened", latency=standing.latency)
             else:
                 self._ledger.tell(candidate, "left out: it failed when artifacts took turns")
-        return [self._ledger.candidates[name] for name in ranked(self._standings, self._objective)]
+        best = [self._ledger.candidates[name] for name in ranked(self._standings, self._job.objective)]
+        return [*best, *order[len(chosen) :]]
 
     def verify(self, order: Sequence[Candidate]) -> list[Candidate]:
-        """Verify in full, best first, until those that pass include all that may be the best."""
+        """Verify in full, best first, until those that pass include all that may be the best.
+
+        Raises BadTarget where the budget does not suffice for a single one.
+        """
         passed: list[Candidate] = []
+        late = []
         for candidate in order:
             if passed and (len(passed) == FINALISTS or self._is_behind(candidate, passed[0])):
-                better = "smaller" if self._objective == "size" else "faster"
+                better = "smaller" if self._job.objective == "size" else "faster"
                 self._ledger.settle(candidate, f"{passed[0].name} is {better}")
                 continue
             if self._budget.left < self._seconds_to_verify(candidate):
                 self._ledger.too_late(candidate, "verified on all questions")
+                late.append(candidate)
                 continue
             verification = self._build(candidate, "verified", [], self._budget.left)
             if verification is None:
                 continue
             self._verified += 1
             if verification.passed:
-                self._ledger.tell(candidate, "keeps the answers", verified=True)
+                self._ledger.tell(candidate, "passed", verified=True)
                 passed.append(candidate)
             else:
                 self._ledger.tell(candidate, _failed(verification))
-        if self._ledger.late and not self._verified:
-            raise self._too_short(f"that takes about {shown(self._budget.spent + self._least_to_verify())}")
+        if late and not self._verified:
+            least = min(map(self._seconds_to_verify, late))
+            raise self._too_short(f"that takes about {shown(self._budget.spent + least)}")
         return passed
+
+    def _fitting(self, several: Sequence[Candidate]) -> int:
+        """How many of them fit the memory at once."""
+        # A build that finds all in the cache loads nothing, so that its peak says little.
+        sizes = [self._ledger.entries[each.name].size or 0 for each in several]
+        largest = max(max(self._memory[each.name] for each in several), LIBRARIES + 2 * max(sizes))
+        return int(SPARE_MEMORY * machine.free_memory() / largest)
 
     # --- builds -----------------------------------------------------------------------------------------------------
 
@@ -148,10 +155,10 @@ class Rounds:
             made = child.build(
                 candidate.file,
                 overrides,
-                self._folder / stage,
-                offline=self._offline,
+                self._job.folder / stage,
+                offline=self._job.offline,
                 seconds=seconds,
-                reporter=_Named(candidate.name, self._reporter),
+                reporter=_Named(candidate.name, self._job.reporter),
             )
             artifact = open_artifact(made.directory)
             verification = judged_evidence(artifact)
@@ -168,18 +175,22 @@ class Rounds:
         return verification
 
     def _screening(self, candidate: Candidate) -> list[str]:
-        """What a screening changes of a target: fewer questions, and any loss passes."""
-        gate = FROM_ORIGINAL if candidate.pruned else self._start.drop_gate
-        return [f"verify.samples={min(QUESTIONS, self._start.questions)}", f"verify.gates.{gate}=100"]
+        """What a screening changes of a target: fewer questions, and gates on shares of them that few cannot decide."""
+        gate = FROM_ORIGINAL if candidate.pruned else self._job.start.drop_gate
+        gates = {gate: 100, "min_f1_retention": 0, "min_agreement": 0}
+        samples = min(QUESTIONS, self._job.start.questions)
+        return [f"verify.samples={samples}", *(f"verify.gates.{name}={limit}" for name, limit in gates.items())]
 
     def _is_behind(self, candidate: Candidate, best: Candidate) -> bool:
         """Whether the heat, or the size, says that it is not the best."""
-        if self._objective == "size":
+        if self._job.objective == "size":
             sizes = [self._ledger.entries[each.name].size or 0 for each in (candidate, best)]
             return sizes[0] > sizes[1]
         if not self._standings:
             return False
-        _, interval = times_better(self._standings[best.name], self._standings[candidate.name], self._objective)
+        if candidate.name not in self._standings:
+            return True
+        _, interval = times_better(self._standings[best.name], self._standings[candidate.name], self._job.objective)
         return interval[0] > 1
 
     # --- time -------------------------------------------------------------------------------------------------------
@@ -194,20 +205,23 @@ class Rounds:
         rate = seen.speed.artifact if seen.speed else seen.samples_per_second
         speeds = [seen.measurement.speed for seen in self._seen.values()]
         checkpoint = max(speed.checkpoint for speed in speeds if speed)
-        # The checkpoint answers once for all candidates.
-        once = 0.0 if self._verified else self._start.questions / checkpoint
+        # The checkpoint answers once for all candidates; a pruned one is another checkpoint.
+        once = self._job.start.questions / checkpoint * (bool(candidate.pruned) + (not self._verified))
         times = max(1, len(seen.by_batch)) + 0.3  # and a share of the questions in a second pipeline
-        return once + self._start.questions * times / rate + SPEED_QUESTIONS / checkpoint + OVERHEAD
+        return once + self._job.start.questions * times / rate + SPEED_QUESTIONS / checkpoint + OVERHEAD
 
     def _require_budget(self, first: Candidate) -> None:
-        """Raise BadTarget where the budget does not suffice to verify the first candidate in full."""
-        needed = self._budget.spent + self._seconds_to_verify(first)
+        """Raise BadTarget where the budget does not even suffice for the checkpoint's own answers."""
+        measured = self._seen[first.name].measurement.speed
+        if measured is None:
+            return
+        needed = self._budget.spent + self._job.start.questions / measured.checkpoint + OVERHEAD
         if needed > self._budget.seconds:
-            raise self._too_short(f"that takes about {shown(needed)}")
+            raise self._too_short(f"the checkpoint's own answers are there after {shown(needed)}")
 
     def _too_short(self, takes: str) -> BadTarget:
         return BadTarget(
-            f"a budget of {self._budget} is too short to verify one candidate on all {self._start.questions} "
+            f"a budget of {self._budget} is too short to verify one candidate on all {self._job.start.questions} "
             f"questions: {takes}",
             "give more (--budget), or tune a target that verifies on fewer questions (verify.samples)",
         )

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qabuild.errors import BadTarget
+from qabuild.errors import BadTarget, MissingEnvironment
 from qabuild.models.backends import BASELINE
 from qabuild.models.calibration import Calibrated
 from qabuild.models.runtime import Device
 from qabuild.qa import data
 from qabuild.system import machine
-from qabuild.system.hub import SAMPLE
+from qabuild.system.hub import SAMPLE, is_path
 from qabuild.target import lock
 from qabuild.target.lineage import Derived
 from qabuild.target.model import Target
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from qabuild.models.checkpoint.resolve import Checkpoint
     from qabuild.system.reporter import Reporter
 
+MAX_F1_DROP = 0.5
+"""Points of F1 that may be lost where neither the user nor the target says."""
+FROM_ORIGINAL = "max_f1_drop_from_original"
+"""The gate on the loss of a checkpoint that was distilled or pruned."""
 CONFIDENCE = 0.95
 """Of the interval whose end must keep the answers."""
 CALIBRATION = "calibration"
@@ -44,6 +48,10 @@ class Start:
     checkpoint: Checkpoint
     questions: int
     """Of the full verification."""
+    file: str | None
+    """Their file, if they come from one: artifacts do not hold its path."""
+    max_f1_drop: float
+    """Points of F1 that may be lost."""
     drop_gate: str
     """The gate that limits the points of F1 that may be lost."""
     is_pruned: bool
@@ -55,16 +63,19 @@ def read(
     dataset: str | None,
     train_dataset: str | None,
     device: Device | None,
-    max_f1_drop: float,
+    max_f1_drop: float | None,
     offline: bool,
     reporter: Reporter,
 ) -> Start:
     """What `source` names: a target (.toml), or a checkpoint (a folder, a Hub id or "sample").
 
-    A target's trainings are carried out. Raises what reading a target, a checkpoint or questions raises, and
-    BadTarget where no question has an answer.
+    A target's trainings are carried out. Without a `max_f1_drop`, it is the target's own, or else `MAX_F1_DROP`. Raises
+    what reading a target, a checkpoint or questions raises, BadTarget where no question has an answer, and
+    MissingEnvironment where the `device` is not here.
     """
-    target = _target(source, dataset, train_dataset)
+    if device == "cuda" and not machine.gpus():
+        raise MissingEnvironment("device cuda: there is no CUDA device here", "tune for the CPU, or on another machine")
+    target = _target(source, dataset)
     checkpoint = _checkpoint(target, offline, reporter)
     questions = data.load(target.verify.data, offline=offline)
     if not any(question.answers for question in questions.questions):
@@ -72,14 +83,19 @@ def read(
             f"{questions.name}: none of its {len(questions)} questions has an answer, so no F1 can be measured",
             "name questions with gold answers (--data)",
         )
-    gate = "max_f1_drop_from_original" if target.has_original else "max_f1_drop"
+    gate = FROM_ORIGINAL if target.has_original else "max_f1_drop"
+    if max_f1_drop is None:
+        own: float | None = getattr(target.verify.gates, gate)
+        max_f1_drop = MAX_F1_DROP if own is None else own
     return Start(
-        tables=_tables(target, gate, max_f1_drop),
+        tables=_tables(target, checkpoint, gate, max_f1_drop),
         calibration=_calibration(target, train_dataset),
         train=_train(target, train_dataset),
         device=device or (target.runtime.device if _is_target(source) else "cuda" if machine.gpus() else "cpu"),
         checkpoint=checkpoint,
         questions=len(questions),
+        file=target.verify.dataset if is_path(target.verify.dataset) else None,
+        max_f1_drop=max_f1_drop,
         drop_gate=gate,
         is_pruned=target.prune is not None,
     )
@@ -89,15 +105,17 @@ def _is_target(source: str | os.PathLike[str]) -> bool:
     return str(source).endswith(".toml")
 
 
-def _target(source: str | os.PathLike[str], dataset: str | None, train_dataset: str | None) -> Target:
+def _target(source: str | os.PathLike[str], dataset: str | None) -> Target:
+    if not str(source) or dataset == "":
+        raise BadTarget("the name of the checkpoint or of the questions is empty", "see `qabuild tune --help`")
     overrides: dict[str, Any] = {} if dataset is None else {"dataset": absolute_source(dataset, Path.cwd())}
     if _is_target(source):
         target = lock.load(Path(source))
         _require_one_file(target)
         if not overrides:
             return target
-        verify = target.verify.model_dump(exclude={"dataset", "configuration", "revision", "fingerprint", "columns"})
-        return target.model_copy(update={"verify": type(target.verify).model_validate({**verify, **overrides})})
+        others = dict.fromkeys(("configuration", "revision", "fingerprint", "columns"))
+        return target.model_copy(update={"verify": target.verify.model_copy(update={**others, **overrides})})
     model = absolute_source(os.fspath(source), Path.cwd())
     if isinstance(source, os.PathLike):
         model = str(Path(model).absolute())
@@ -131,11 +149,13 @@ def _checkpoint(target: Target, offline: bool, reporter: Reporter) -> Checkpoint
     return resolve(source.model, source.revision, digest=source.digest, offline=offline)
 
 
-def _tables(target: Target, gate: str, max_f1_drop: float) -> Mapping[str, Any]:
+def _tables(target: Target, checkpoint: Checkpoint, gate: str, max_f1_drop: float) -> Mapping[str, Any]:
     """The target's tables with the gate; its other gates stay, but for a default that would refuse what is allowed."""
     excluded = {"name", "description", "backend", "runtime"}
     tables = target.model_dump(mode="json", exclude=excluded, exclude_defaults=True, exclude_none=True)
-    gates = {**tables.get("verify", {}).get("gates", {}), gate: max_f1_drop, "confidence": CONFIDENCE}
+    if checkpoint.revision is not None and not target.stages:  # the commit, so that all candidates start from one
+        tables["checkpoint"]["revision"] = checkpoint.revision
+    gates = {"confidence": CONFIDENCE, **tables.get("verify", {}).get("gates", {}), gate: max_f1_drop}
     if "min_f1_retention" not in target.verify.gates.model_fields_set:
         gates["min_f1_retention"] = 0.0
     return {**tables, "verify": {**tables.get("verify", {}), "gates": gates}}

@@ -6,6 +6,7 @@ goes on where it stopped, and the winner's artifact is the one that was verified
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Collection, Sequence
 from dataclasses import replace
@@ -13,27 +14,31 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from qabuild.builder import locking
+from qabuild.builder.store.local import Store
 from qabuild.errors import BadTarget
 from qabuild.evaluation import report
 from qabuild.evaluation.compare import Comparison
 from qabuild.models import measured_speed
+from qabuild.models.backends import BACKENDS
 from qabuild.models.measured_speed import MeasuredSpeed
 from qabuild.models.runtime import Device
 from qabuild.system import packages
+from qabuild.system.hub import SAMPLE
 from qabuild.system.reporter import SILENT, Reporter
 from qabuild.tuning import child, heats, verdict
 from qabuild.tuning import start as starts
 from qabuild.tuning.budget import Budget
 from qabuild.tuning.candidates import Candidate, candidates, pruned, write
 from qabuild.tuning.heats import OBJECTIVES, Objective
+from qabuild.tuning.job import Job
 from qabuild.tuning.ledger import Ledger
 from qabuild.tuning.result import COLUMNS, Entry, Tuned
 from qabuild.tuning.rounds import Rounds
-from qabuild.tuning.start import Start
 
 FOLDER = "tuned"
 BUDGET = 1800.0
 """Seconds."""
+HEADER = "# Written by `qabuild tune`.\n"
 ALLOWED = (PRUNE,) = ("prune",)
 """What changes the checkpoint, and must be allowed."""
 FINAL = 1024
@@ -45,7 +50,7 @@ def tune(
     *,
     dataset: str | None = None,
     train_dataset: str | None = None,
-    max_f1_drop: float = 0.5,
+    max_f1_drop: float | None = None,
     objective: Objective = "throughput",
     device: Device | None = None,
     budget: float = BUDGET,
@@ -58,68 +63,73 @@ def tune(
 ) -> Tuned:
     """Find the best artifact of `checkpoint` that loses at most `max_f1_drop` points of F1 on this machine.
 
+    The default is 0.5 points, or what a target allows.
+
     `checkpoint` is a folder, a Hub id, "sample" or a target (.toml). `dataset` names the questions that verify
     (SQuAD's development set by default), `train_dataset` those that int8 is calibrated and pruning is done on.
     `objective` is what is best: "throughput" (questions/s at the target's batch size), "latency" (median of single
-    questions) or "size" (bytes). `device` is a GPU by default where there is one. `budget` is in seconds. `samples`
-    questions decide between the finalists. `backends` are those that are tried, all by default. `allow` = {"prune"}
-    also tries narrower models.
+    questions) or "size" (bytes). `device` is a GPU by default where there is one. `budget` is in seconds, a target's
+    trainings not counted. `samples` questions decide between the finalists. `backends` are those that are tried, all by
+    default. `allow` = {"prune"} also tries narrower models.
 
     Writes into `output`: `tuned.toml` and its lock, the artifact, `report.html`, and what it built on the way. Where
-    no candidate keeps the answers, `winner` of the result is None.
+    no candidate passes, `winner` of the result is None.
 
-    Raises BadTarget for what cannot be tuned, and for a `budget` that is too short to verify a single candidate.
+    Raises BadTarget for what cannot be tuned, and for a `budget` that is too short to verify a single candidate;
+    QABuildError where another tuning writes into `output`.
     """
     _require("objective", [objective], OBJECTIVES)
+    _require("backends", backends, BACKENDS)
     _require("allow", allow, ALLOWED)
-    time, output = Budget(budget), Path(output)
-    start = starts.read(
-        checkpoint,
-        dataset=dataset,
-        train_dataset=train_dataset,
-        device=device,
-        max_f1_drop=max_f1_drop,
-        offline=offline,
-        reporter=reporter,
-    )
-    tried, left_out = candidates(start, output / "candidates", backends)
-    ledger = Ledger(time, reporter)
-    rounds = Rounds(
-        start,
-        output,
-        objective=objective,
-        max_f1_drop=max_f1_drop,
-        offline=offline,
-        budget=time,
-        ledger=ledger,
-        reporter=reporter,
-    )
+    output = Path(output)
+    name = f"tune-{hashlib.sha256(os.fsencode(output.resolve())).hexdigest()[:16]}"
+    with Store().lock(name, wait=False, what=str(output)):
+        _require_ours(output)
+        start = starts.read(
+            checkpoint,
+            dataset=dataset,
+            train_dataset=train_dataset,
+            device=device,
+            max_f1_drop=max_f1_drop,
+            offline=offline,
+            reporter=reporter,
+        )
+        job = Job(start=start, folder=output, objective=objective, offline=offline, reporter=reporter)
+        return _tune(job, Budget(budget), samples, backends, PRUNE in allow and not start.is_pruned)
+
+
+def _tune(job: Job, budget: Budget, samples: int, backends: Collection[str], prune: bool) -> Tuned:
+    tried, left_out = candidates(job.start, job.folder / "candidates", backends)
+    ledger = Ledger(budget, job.reporter)
+    rounds = Rounds(job, budget, ledger)
     screened = rounds.screen(tried)
-    if PRUNE in allow and not start.is_pruned:
-        narrower = [each for wide in screened[:2] for each in pruned(wide, start, output / "candidates")]
+    if prune:
+        narrower = [each for wide in screened[:2] for each in pruned(wide, job.start, job.folder / "candidates")]
         screened = rounds.in_order([*screened, *rounds.screen(narrower)])
     finalists = rounds.verify(rounds.heat(screened))
-    _learn(tried, ledger, start)
-    comparison = None
-    if finalists:
-        artifacts = [output / "verified" / each.name for each in finalists]
-        comparison = heats.run(artifacts, samples, objective, offline=offline, reporter=reporter)
-    winner, remarks = verdict.choose(comparison, objective, ledger) if comparison else (None, [])
+    _learn(tried, ledger, job)
+    comparison = heats.run([job.folder / "verified" / each.name for each in finalists], samples, job)
+    winner, remarks = verdict.choose(comparison, job.objective, ledger) if comparison else (None, [])
     absent = [Entry(name=name, result=f"left out: {why}") for name, why in left_out.items()]
     tuned = Tuned(
         winner=winner.name if winner else None,
-        why=verdict.why(winner, comparison, objective, max_f1_drop, ledger),
-        objective=objective,
-        max_f1_drop=max_f1_drop,
+        why=verdict.why(winner, comparison, job, ledger),
+        objective=job.objective,
+        max_f1_drop=job.start.max_f1_drop,
         entries=sorted([*ledger.entries.values(), *absent], key=lambda entry: verdict.place(entry, winner)),
-        remarks=[*verdict.late(ledger, time), *verdict.surprises(tried, ledger), *remarks],
+        remarks=[*verdict.late(ledger, budget), *verdict.surprises(tried, ledger), *remarks],
         finished=not ledger.late,
-        seconds=time.spent,
+        seconds=budget.spent,
         comparison=comparison,
     )
-    if winner is None or comparison is None:
-        return tuned
-    return _with_files(tuned, winner, start, comparison, output, offline=offline, reporter=reporter)
+    return tuned if winner is None or comparison is None else _with_files(tuned, winner, comparison, job)
+
+
+def _require_ours(output: Path) -> None:
+    """Raise BadTarget where a target would be overwritten that no tuning wrote."""
+    target = output / f"{FOLDER}.toml"
+    if target.exists() and not target.read_text(encoding="utf-8", errors="replace").startswith(HEADER):
+        raise BadTarget(f"{target} exists, and no tuning wrote it", "move it away, or name another folder (--output)")
 
 
 def _require(name: str, given: Collection[str], known: Collection[str]) -> None:
@@ -130,8 +140,10 @@ def _require(name: str, given: Collection[str], known: Collection[str]) -> None:
 # --- what is learnt of this machine -----------------------------------------------------------------------------------
 
 
-def _learn(tried: Sequence[Candidate], ledger: Ledger, start: Start) -> None:
-    """Remember the speeds for this machine."""
+def _learn(tried: Sequence[Candidate], ledger: Ledger, job: Job) -> None:
+    """Remember the speeds for this machine; the embedded sample is too small to tell any."""
+    if job.start.checkpoint.name == SAMPLE:
+        return
     now = datetime.now(UTC).isoformat(timespec="seconds")
     speeds = [
         MeasuredSpeed(
@@ -140,36 +152,29 @@ def _learn(tried: Sequence[Candidate], ledger: Ledger, start: Start) -> None:
             variant=dict(candidate.variant),
             device=candidate.device,
             speedup=round(entry.speedup, 3),
-            checkpoint=start.checkpoint.name,
+            checkpoint=job.start.checkpoint.name,
             measured_at=now,
         )
         for candidate in tried
         if (entry := ledger.entries[candidate.name]).speedup
     ]
-    measured_speed.remember(speeds)
+    try:
+        measured_speed.remember(speeds)
+    except OSError as error:
+        job.reporter.say(f"the speeds could not be kept for `qabuild doctor`: {error.strerror}")
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-def _with_files(
-    tuned: Tuned,
-    winner: Candidate,
-    start: Start,
-    comparison: Comparison,
-    output: Path,
-    *,
-    offline: bool,
-    reporter: Reporter,
-) -> Tuned:
+def _with_files(tuned: Tuned, winner: Candidate, comparison: Comparison, job: Job) -> Tuned:
     """Write the winner's target, lock and artifact, and the page."""
-    target = output / f"{FOLDER}.toml"
-    write(winner, start, target, description=tuned.why)
-    locking.lock(target, offline=offline)
-    made = child.build(target, [], output / "artifacts", offline=offline, seconds=None, reporter=reporter)
-    page = output / "report.html"
+    target, page = job.folder / f"{FOLDER}.toml", job.folder / "report.html"
+    write(winner, job.start, target, description=tuned.why, header=HEADER)
+    locking.lock(target, offline=job.offline)
+    made = child.build(target, [], job.folder / "artifacts", offline=job.offline, seconds=None, reporter=job.reporter)
     if lacking := packages.missing(dict.fromkeys(report.PACKAGES, ("report",)), "cpu"):
-        reporter.say(f"no page is written: {'; '.join(lacking)}")
+        job.reporter.say(f"no page is written: {'; '.join(lacking)}")
         return replace(tuned, target=target, artifact=made.directory)
     rows = [entry.row() for entry in tuned.entries]
     title, sentences = f"Tuned for {tuned.objective}: {tuned.winner}", (tuned.why, *tuned.remarks)

@@ -9,6 +9,7 @@ from qabuild.evaluation.compare import Comparison
 from qabuild.tuning.budget import Budget
 from qabuild.tuning.candidates import Candidate
 from qabuild.tuning.heats import Objective, Standing, equals, ranked, times_better
+from qabuild.tuning.job import Job
 from qabuild.tuning.ledger import Ledger
 from qabuild.tuning.result import Entry
 
@@ -57,20 +58,19 @@ def choose(comparison: Comparison, objective: Objective, ledger: Ledger) -> tupl
     return winner, remarks
 
 
-def why(
-    winner: Candidate | None, comparison: Comparison | None, objective: Objective, max_f1_drop: float, ledger: Ledger
-) -> str:
+def why(winner: Candidate | None, comparison: Comparison | None, job: Job, ledger: Ledger) -> str:
     """Why it won, or why none did."""
+    max_f1_drop = job.start.max_f1_drop
     if winner is None or comparison is None:
-        return f"no candidate keeps F1 within {max_f1_drop:g} points of the original checkpoint"
+        return f"no candidate loses at most {max_f1_drop:g} points of F1 and passes the other gates"
     entry = ledger.entries[winner.name]
     assert entry.f1_drop is not None
     assert entry.f1_drop_interval is not None
     assert entry.speedup is not None
     lowest, highest = entry.f1_drop_interval
     return (
-        f"{SUPERLATIVE[objective]} of {len(ledger.entries)} candidates that loses at most {max_f1_drop:g} points of F1 "
-        f"on {comparison.machine['cpu']}: {entry.speedup:.2f} times as fast as the checkpoint in eager fp32, "
+        f"{SUPERLATIVE[job.objective]} of {len(ledger.entries)} candidates that loses at most {max_f1_drop:g} points "
+        f"of F1 on {comparison.machine['cpu']}: {entry.speedup:.2f} times as fast as the checkpoint in eager fp32, "
         f"{entry.f1_drop:.2f} [{lowest:.2f}, {highest:.2f}] points of F1 lost on {entry.questions} questions"
     )
 

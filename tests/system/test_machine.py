@@ -155,7 +155,7 @@ def test_cores_are_limited_by_the_control_groups_quota(tmp_path, monkeypatch, qu
 
 @pytest.mark.parametrize(
     ("limits", "free"),
-    [({}, 8e9), ({"pod/app": ("max", "5")}, 8e9), ({"pod/app": ("3000000000", "1000000000")}, 2e9)],
+    [({}, 8e9), ({"pod/app": ("max", "5")}, 8e9), ({"pod/app": ("3000000000", "1500000000")}, 2e9)],
     ids=["the system's", "unlimited", "a control group's"],
 )
 def test_free_memory_is_what_system_and_control_group_leave(tmp_path, monkeypatch, limits, free):
@@ -163,6 +163,7 @@ def test_free_memory_is_what_system_and_control_group_leave(tmp_path, monkeypatc
         (tmp_path / group).mkdir(parents=True)
         (tmp_path / group / "memory.max").write_text(f"{limit}\n")
         (tmp_path / group / "memory.current").write_text(f"{used}\n")
+        (tmp_path / group / "memory.stat").write_text("anon 9\ninactive_file 500000000\n")
     (tmp_path / "cgroup").write_text("0::/pod/app\n")
     (tmp_path / "meminfo").write_text("MemTotal: 9000000 kB\nMemAvailable:    7812500 kB\n")
     monkeypatch.setattr(machine, "CGROUPS", tmp_path)

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 import qabuild
-from qabuild.errors import BadTarget
+from qabuild.errors import BadTarget, MissingEnvironment
 from qabuild.models import measured_speed
 from qabuild.models.backends import eager
 from qabuild.models.measured_speed import MeasuredSpeed
@@ -113,10 +113,23 @@ def test_a_checkpoint_that_no_backend_takes_is_refused_with_the_reason(tmp_path,
         candidates(other, tmp_path / "others", TWO)
 
 
-def test_a_backend_that_does_not_exist_is_refused(tmp_path):
-    with pytest.raises(BadTarget, match="there is no backend 'onnx'") as refused:
-        candidates(start(), tmp_path, ["onnx"])
-    assert "onnxruntime" in (refused.value.hint or "")
+def test_gates_of_a_target_stay_unless_the_user_says_otherwise(tmp_path):
+    (tmp_path / "mine.toml").write_text(
+        '[checkpoint]\nmodel = "sample"\n[backend]\nname = "eager"\n[verify]\ndataset = "sample"\n'
+        "[verify.gates]\nmax_f1_drop = 0.2\nconfidence = 0.99\n"
+    )
+    own, given = (start(str(tmp_path / "mine.toml"), max_f1_drop=drop) for drop in (None, 3.0))
+    assert own.tables["verify"]["gates"] == {"max_f1_drop": 0.2, "confidence": 0.99, "min_f1_retention": 0.0}
+    assert given.tables["verify"]["gates"]["max_f1_drop"] == 3.0
+    assert (own.max_f1_drop, start(max_f1_drop=None).max_f1_drop) == (0.2, 0.5)
+    moved = start(str(tmp_path / "mine.toml"), dataset="sample", max_f1_drop=3.0)
+    assert moved.tables["verify"]["gates"]["min_f1_retention"] == 0.0
+
+
+def test_a_gpu_that_is_not_here_is_refused_before_any_work(monkeypatch):
+    monkeypatch.setattr("qabuild.system.machine.gpus", lambda: ())
+    with pytest.raises(MissingEnvironment, match="no CUDA device here"):
+        start(device="cuda")
 
 
 def test_questions_without_answers_are_refused(tmp_path):

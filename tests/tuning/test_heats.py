@@ -44,6 +44,11 @@ def test_what_wins_some_rounds_and_loses_others_cannot_be_told_apart():
     assert equals("one", {"one": one, "other": other}, "throughput") == ["one", "other"]
 
 
+def test_one_round_tells_nothing_apart():
+    both = {"one": standing([1.0]), "other": standing([9.0])}
+    assert equals("one", both, "throughput") == ["one", "other"]
+
+
 def test_each_objective_ranks_by_its_own_measure():
     several = {
         "small": standing([3.0] * 8, [30.0] * 9, 1),

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
@@ -17,8 +20,13 @@ from click.testing import CliRunner
 import qabuild
 from qabuild.builder.store.local import Store
 from qabuild.cli import cli
-from qabuild.errors import BadTarget
+from qabuild.errors import BadTarget, QABuildError
 from qabuild.models import measured_speed
+from qabuild.qa.sample import HELDOUT
+from qabuild.tuning.budget import Budget
+from qabuild.tuning.candidates import Candidate
+from qabuild.tuning.ledger import Ledger
+from qabuild.tuning.tune import _learn
 
 SAMPLE_QUESTIONS = 135
 
@@ -42,7 +50,9 @@ def test_from_a_checkpoint_to_an_artifact_that_anyone_can_build(tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     lines = Lines()
 
-    tuned = qabuild.tune("sample", samples=64, max_f1_drop=5, backends=["onnxruntime"], reporter=lines)
+    shutil.copy(HELDOUT, "questions.json")  # a file, which no artifact names
+    given = {"dataset": "./questions.json", "max_f1_drop": 5, "backends": ["onnxruntime"]}
+    tuned = qabuild.tune("sample", **given, reporter=lines)
 
     entries = {entry.name: entry for entry in tuned.entries}
     assert entries.keys() == {"onnxruntime-fp32", "onnxruntime-int8", "onnxruntime-fp16"}
@@ -62,19 +72,18 @@ def test_from_a_checkpoint_to_an_artifact_that_anyone_can_build(tmp_path, monkey
     target = tomllib.loads(Path("tuned/tuned.toml").read_text())
     assert target["checkpoint"] == {"model": "sample"}
     assert target["verify"]["gates"] == {"max_f1_drop": 5, "confidence": 0.95, "min_f1_retention": 0.0}
-    assert Path("tuned/tuned.lock").exists() or list(Path("tuned").glob("tuned*lock*"))
+    assert Path("tuned/tuned.lock").exists()
     again = qabuild.build("tuned/tuned.toml", "tuned/artifacts", locked=True)
     assert again.cached, "the target builds the very artifact that won"
     assert again.verification is not None
     assert again.verification.passed
     assert str(tuned.winner) in Path("tuned/report.html").read_text()
 
-    learnt = {speed.label for speed in measured_speed.recall("cpu")}
-    assert {"fp32 with onnxruntime", "int8 with onnxruntime"} == learnt
+    assert measured_speed.recall("cpu") == [], "the sample is too small to tell the speed of others"
     json.dumps(tuned.to_dict())
 
     before = Store().keys()
-    resumed = qabuild.tune("sample", samples=64, max_f1_drop=5, backends=["onnxruntime"])
+    resumed = qabuild.tune("sample", **given)
     assert Store().keys() == before, "nothing is built twice"
     assert {entry.name: entry.questions for entry in resumed.entries} == {
         entry.name: entry.questions for entry in tuned.entries
@@ -82,7 +91,7 @@ def test_from_a_checkpoint_to_an_artifact_that_anyone_can_build(tmp_path, monkey
 
 
 def test_a_tuning_that_is_killed_goes_on_where_it_stopped(tmp_path, isolated_cache):
-    command = [sys.executable, "-m", "qabuild", "tune", "sample", "-o", str(tmp_path / "tuned"), "--samples", "64"]
+    command = [sys.executable, "-m", "qabuild", "tune", "sample", "-o", str(tmp_path / "tuned")]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
         assert process.stderr
         for line in process.stderr:
@@ -127,9 +136,41 @@ def test_a_budget_that_is_too_short_says_what_one_build_takes(tmp_path, monkeypa
     assert "--budget" in (refused.value.hint or "")
 
 
-@pytest.mark.parametrize(("name", "value"), [("objective", "speed"), ("allow", ["distil"])])
-def test_an_unknown_objective_is_refused_before_any_work(tmp_path, monkeypatch, name, value):
+@pytest.mark.parametrize(("name", "value"), [("objective", "speed"), ("allow", ["distil"]), ("backends", ["onnx"])])
+def test_an_unknown_word_is_refused_before_any_work(tmp_path, monkeypatch, name, value):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(BadTarget, match=f"{name}: '(speed|distil)' is not known"):
+    with pytest.raises(BadTarget, match=f"{name}: '(speed|distil|onnx)' is not known"):
         qabuild.tune("sample", **{name: value})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_is_tuned_into_by_one_at_a_time_and_only_what_tune_wrote_is_overwritten(tmp_path):
+    (tmp_path / "tuned.toml").write_text('description = "mine"\n')
+    with pytest.raises(BadTarget, match=r"tuned\.toml exists, and no tuning wrote it"):
+        qabuild.tune("sample", output=tmp_path)
+    name = f"tune-{hashlib.sha256(os.fsencode(tmp_path.resolve())).hexdigest()[:16]}"
+    with Store().lock(name, wait=False, what="it"), pytest.raises(QABuildError, match=r"is running|at work"):
+        qabuild.tune("sample", output=tmp_path)
+
+
+def test_speeds_are_remembered_and_a_cache_that_cannot_be_written_is_no_failure(monkeypatch):
+    start = SimpleNamespace(checkpoint=SimpleNamespace(name="minilm"))
+    lines = Lines()
+    job = SimpleNamespace(start=start, reporter=lines)
+    candidate = Candidate(
+        name="openvino-int8", backend="openvino", dtype="int8", variant={}, pruned={}, device="cpu", file=Path()
+    )
+    book = Ledger(Budget(60), lines)
+    book.add(candidate)
+    _learn([candidate], book, job)
+    assert measured_speed.recall("cpu") == [], "nothing was measured"
+    book.settle(candidate, "screened", speedup=4.2)
+    _learn([candidate], book, job)
+    assert [speed.speedup for speed in measured_speed.recall("cpu")] == [4.2]
+
+    def fail(speeds):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(measured_speed, "remember", fail)
+    _learn([candidate], book, job)
+    assert "Read-only file system" in lines.said[-1]
