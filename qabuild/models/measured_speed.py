@@ -92,8 +92,12 @@ def _is_replaced(entry: Any, conditions: Mapping[str, Any], by: Sequence[Measure
 
 def _conditions() -> dict[str, Any]:
     """By backend, what its speed depends on beside the model: hardware and versions."""
-    hardware = {key: machine.describe().get(key) for key in ("cpu", "cores", "instruction_sets", "gpus")}
-    hardware = json.loads(json.dumps(hardware))
+    hardware = {
+        "cpu": machine.cpu(),
+        "cores": machine.cores(),
+        "instruction_sets": list(machine.instruction_sets()),
+        "gpus": list(machine.gpus()),
+    }
     return {name: {**hardware, **packages.versions([backend(name).RUNTIME[1]])} for name in BACKENDS}
 
 

@@ -173,10 +173,11 @@ def _with_files(tuned: Tuned, winner: Candidate, comparison: Comparison, job: Jo
     write(winner, job.start, target, description=tuned.why, header=HEADER)
     locking.lock(target, offline=job.offline)
     made = child.build(target, [], job.folder / "artifacts", offline=job.offline, seconds=None, reporter=job.reporter)
+    artifact = job.folder / "artifacts" / made.directory.name
     if lacking := packages.missing(dict.fromkeys(report.PACKAGES, ("report",)), "cpu"):
         job.reporter.say(f"no page is written: {'; '.join(lacking)}")
-        return replace(tuned, target=target, artifact=made.directory)
+        return replace(tuned, target=target, artifact=artifact)
     rows = [entry.row() for entry in tuned.entries]
     title, sentences = f"Tuned for {tuned.objective}: {tuned.winner}", (tuned.why, *tuned.remarks)
     report.write_page(comparison, page, report.Candidates(title, sentences, COLUMNS, rows))
-    return replace(tuned, target=target, artifact=made.directory, page=page)
+    return replace(tuned, target=target, artifact=artifact, page=page)
