@@ -56,10 +56,11 @@ WIDTHS: Mapping[str, Mapping[str, float]] = {
     "ffn 0.4": {"ffn": 0.4},
     "ffn 0.65, heads 0.75": {"ffn": 0.65, "heads": 0.75},
 }
-FORMS: Mapping[str, tuple[str, Dtype]] = {
-    "openvino int8": ("openvino", "int8"),
-    "openvino bf16": ("openvino", "bf16"),
-    "onnxruntime int8": ("onnxruntime", "int8"),
+FORMS: Mapping[str, tuple[str, Dtype, Mapping[str, Any]]] = {
+    "openvino int8": ("openvino", "int8", {}),
+    "openvino int8, rest bf16": ("openvino", "int8", {"rest": "bf16"}),
+    "openvino bf16": ("openvino", "bf16", {}),
+    "onnxruntime int8": ("onnxruntime", "int8", {}),
 }
 RECOVERED = ", recovered"
 """The end of the name of a checkpoint that was trained after it was pruned."""
@@ -166,9 +167,9 @@ def pruned(bench: Bench, name: str, checkpoint: Checkpoint, options: Mapping[str
 
 def artifact(bench: Bench, name: str, form: str, checkpoint: Checkpoint) -> Ask:
     """Compile and score it, unless that was done before; returns a function that asks it."""
-    (kind, dtype), directory = FORMS[form], bench.work / form / name
+    (kind, dtype, given), directory = FORMS[form], bench.work / form / name
     module, runtime = backend(kind), Runtime(dtype=dtype)
-    options = module.Options(**({"calibration": bench.train} if kind == "openvino" else {}))
+    options = module.Options(**given, **({"calibration": bench.train} if kind == "openvino" else {}))
     if not directory.exists():
         with made(directory) as partial:
             module.compile(checkpoint, options, runtime, partial)
