@@ -88,6 +88,7 @@ class Recover(Fit):
     table: ClassVar[str] = "prune.recover"
 
     epochs: int = Field(1, ge=1, description="how often each question is seen")
+    warmup_ratio: Share = Field(0.05, description="share of the steps in which the learning rate rises")
     dropout: float | None = Field(
         0.0, ge=0, lt=1, description="while training: 0 takes a third less time, and one epoch needs none"
     )
