@@ -97,7 +97,7 @@ class Search(_TrainingStep):
             "checkpoint": facts.identity,
             "logits": _step_key(Logits(), target, facts),
             **_options(target.training),
-            **flat("distill.search", target.distill.search.model_dump(mode="json")),
+            **flat("distill.search", target.distill.search.model_dump(mode="json", exclude={"storage"})),
             **self._shared(target, facts),
         }
 

@@ -110,6 +110,12 @@ class Search(Frozen):
         (1.0, 10.0), strict=False, description="range of `temperature`"
     )
     seed: int = Field(0, ge=0, description="of the choice of trials")
+    storage: str | None = Field(
+        None,
+        pattern="^[a-z][a-z0-9+_]*://.",
+        description="where hosts that build this target share the trials: journal:///shared/FILE, or the address of a "
+        "database, such as postgresql://host/name",
+    )
 
     @model_validator(mode="after")
     def _ranges_rise(self) -> Self:

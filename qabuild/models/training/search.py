@@ -5,27 +5,21 @@ from __future__ import annotations
 import json
 import random
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import optuna
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from qabuild.errors import QABuildError
-from qabuild.models.training import curves
+from qabuild.models.training import curves, study
 from qabuild.models.training.examples import Examples, examples_of
 from qabuild.models.training.fit import fit
 from qabuild.models.training.options import Search
 from qabuild.models.training.request import Request
 from qabuild.system.process import Tell
 
-JOURNAL = "trials.log"
 TABLE = "trials.json"
 Fit = Callable[[Request, Examples], object]
 
@@ -39,17 +33,19 @@ def run(request: Request, tell: Tell) -> Mapping[str, Any]:
 def search(request: Request, examples: Examples, train: Fit) -> dict[str, Any]:
     """Run the trials of `distill.search`; return the best parameters and the table of all trials.
 
-    Resumes an interrupted search from `request.work`, even within a trial. Raises QABuildError if no trial finished.
+    Resumes an interrupted search from `request.work`, even within a trial. Hosts that share a storage share the trials.
+    Raises QABuildError if no trial finished.
     """
     assert request.distill
     assert request.distill.search
     options = request.distill.search
     subset = _subset(examples, options)
-    with _study(request.work / JOURNAL) as study:
-        while len(study.trials) < options.trials or study.get_trials(states=(TrialState.RUNNING,)):
-            trial = _interrupted(study) or _next(study, options)
-            study.tell(trial.number, *_run_trial(request, trial, subset, options, train))
-        table = [_row(trial) for trial in study.trials]
+    with study.opened(request.work, options) as trials:
+        while trial := trials.claim():
+            with trials.alive(trial):
+                f1 = _run_trial(request, trial, subset, options, train)
+            trials.finish(trial, f1)
+        table = [_row(trial) for trial in trials.trials()]
     finished = [row for row in table if row["f1"] is not None]
     if not finished:
         raise QABuildError(
@@ -69,39 +65,8 @@ def _subset(examples: Examples, options: Search) -> Examples:
     return replace(examples, rows=np.flatnonzero(np.isin(examples.windows.pair, questions)))
 
 
-@contextmanager
-def _study(journal: Path) -> Iterator[optuna.Study]:
-    verbosity = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        storage = JournalStorage(JournalFileBackend(str(journal)))
-        yield optuna.create_study(storage=storage, study_name="distill", direction="maximize", load_if_exists=True)
-    finally:
-        optuna.logging.set_verbosity(verbosity)
-
-
-def _interrupted(study: optuna.Study) -> FrozenTrial | None:
-    """The trial that was interrupted by a kill; without parameters it is marked as failed instead."""
-    for trial in study.get_trials(states=(TrialState.RUNNING,)):
-        if {"alpha", "temperature"} <= trial.params.keys():
-            return trial
-        study.tell(trial.number, state=TrialState.FAIL)
-    return None
-
-
-def _next(study: optuna.Study, options: Search) -> FrozenTrial:
-    # A new sampler for each trial: one seeded at the start would repeat its draws after an interruption.
-    study.sampler = optuna.samplers.TPESampler(seed=options.seed + len(study.trials))
-    trial = study.ask()
-    trial.suggest_float("alpha", *options.alpha)
-    trial.suggest_float("temperature", *options.temperature)
-    return study.trials[trial.number]
-
-
-def _run_trial(
-    request: Request, trial: FrozenTrial, examples: Examples, options: Search, fit: Fit
-) -> tuple[float | None, TrialState]:
-    """Train with the trial's parameters and return the F1 on the held-out questions."""
+def _run_trial(request: Request, trial: FrozenTrial, examples: Examples, options: Search, fit: Fit) -> float | None:
+    """Train with the trial's parameters and return the F1 on the held-out questions; None where that failed."""
     assert request.distill
     work = request.work / f"trial-{trial.number}"
     result = work / "result"
@@ -115,10 +80,10 @@ def _run_trial(
     )
     try:
         fit(trial_request, examples)
-        scores = [line["f1"] for line in curves.read(work / curves.FILE) if "f1" in line]
-        return scores[-1], TrialState.COMPLETE
+        scores: list[float] = [line["f1"] for line in curves.read(work / curves.FILE) if "f1" in line]
+        return scores[-1]
     except QABuildError:  # such as a NaN loss: other parameters may work
-        return None, TrialState.FAIL
+        return None
     finally:
         shutil.rmtree(work, ignore_errors=True)
 

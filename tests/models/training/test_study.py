@@ -1,0 +1,129 @@
+"""Searches whose trials several workers share."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("optuna")
+
+from qabuild.errors import MissingEnvironment, QABuildError
+from qabuild.models.training import study
+from qabuild.models.training.options import Search
+
+WORKER = """
+import sys, time
+from pathlib import Path
+from qabuild.models.training import study
+from qabuild.models.training.options import Search
+
+folder, storage, trials, seconds = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
+study.ALIVE_SECONDS, study.DEAD_SECONDS, study.POLL_SECONDS = 0.1, 1.5, 0.1
+with study.opened(folder / "search", Search(trials=trials, storage=storage)) as shared:
+    while trial := shared.claim():
+        print("begins", trial.params["alpha"], flush=True)
+        with shared.alive(trial):
+            time.sleep(seconds)
+        shared.finish(trial, trial.params["alpha"])
+        print("ends", trial.params["alpha"], flush=True)
+    print("table", [(each.params["alpha"], each.value) for each in shared.trials()], flush=True)
+"""
+
+
+def begin(folder: Path, storage: str, trials: int = 6, seconds: float = 0.3) -> subprocess.Popen[str]:
+    (folder / "search").mkdir(parents=True)
+    command = [sys.executable, "-c", WORKER, str(folder), storage, str(trials), str(seconds)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def values(lines: list[str], word: str) -> list[str]:
+    return [line.split(" ", 1)[1] for line in lines if line.startswith(word)]
+
+
+@pytest.mark.parametrize("scheme", ["journal", "sqlite"])
+def test_workers_share_the_trials_and_agree_on_the_outcome(tmp_path, scheme):
+    storage = f"{scheme}:///{tmp_path}/study".replace("journal:////", "journal:///")
+    workers = [begin(tmp_path / name, storage) for name in ("one", "two")]
+    outputs = [worker.communicate(timeout=120) for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0], outputs
+    lines = [output.splitlines() for output, _ in outputs]
+    assert len(values(lines[0], "ends")) + len(values(lines[1], "ends")) == 6
+    assert all(values(each, "ends") for each in lines), "each did some"
+    assert values(lines[0], "table") == values(lines[1], "table")
+    assert set(Counter(values(lines[0], "ends") + values(lines[1], "ends")).values()) == {1}, "no trial ran twice"
+
+
+def test_the_trial_of_a_worker_that_was_killed_is_run_by_another(tmp_path):
+    storage = f"journal://{tmp_path}/study"
+    killed = begin(tmp_path / "killed", storage, trials=2, seconds=600)
+    assert killed.stdout
+    parameter = killed.stdout.readline().split()[1]
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    other = begin(tmp_path / "other", storage, trials=2, seconds=0.05)
+    output, errors = other.communicate(timeout=120)
+    assert other.returncode == 0, errors
+    done = values(output.splitlines(), "ends")
+    assert len(done) == 2
+    assert parameter in done
+
+
+def test_a_worker_that_was_interrupted_goes_on_with_its_own_trial(tmp_path):
+    options = Search(trials=2, storage=f"journal://{tmp_path}/study")
+    with study.opened(tmp_path, options) as first:
+        trial = first.claim()
+    with study.opened(tmp_path, options) as again:
+        resumed = again.claim()
+    assert trial is not None
+    assert resumed is not None
+    assert (resumed.number, resumed.params) == (trial.number, trial.params)
+
+
+def test_a_result_that_comes_after_its_trial_was_given_up_is_dropped(tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "DEAD_SECONDS", 0.2)
+    monkeypatch.setattr(study, "POLL_SECONDS", 0.05)
+    options = Search(trials=1, storage=f"journal://{tmp_path}/study")
+    for name in ("slow", "quick"):
+        (tmp_path / name / "search").mkdir(parents=True)
+    with study.opened(tmp_path / "slow" / "search", options) as slow:
+        late = slow.claim()  # and shows no sign of life
+        assert late is not None
+        with study.opened(tmp_path / "quick" / "search", options) as quick:
+            began = time.monotonic()
+            taken = quick.claim()
+            assert time.monotonic() - began > 0.2
+            assert taken is not None
+            assert taken.params == late.params
+            quick.finish(taken, 80.0)
+        slow.finish(late, 10.0)
+        assert slow.claim() is None
+        assert [trial.value for trial in slow.trials()] == [80.0]
+
+
+@pytest.mark.parametrize(
+    ("storage", "error", "problem"),
+    [
+        ("journal:///nowhere/at/all/study", QABuildError, "/nowhere/at/all/study: No such file or directory"),
+        ("sqlite:////nowhere/at/all.db", QABuildError, "unable to open database file"),
+        ("mysql+nodriver://me:secret@host/db", QABuildError, "nodriver"),
+        ("oracle+cx_oracle://me:secret@host/db", MissingEnvironment, r"cx_oracle://me:\*\*\*@host/db: .*import"),
+    ],
+)
+def test_a_storage_that_cannot_be_opened_is_named_without_its_password(tmp_path, monkeypatch, storage, error, problem):
+    monkeypatch.setattr(study, "POLL_SECONDS", 0.01)
+    options = Search(storage=storage)
+    with pytest.raises(error, match=problem) as refused, study.opened(tmp_path, options):
+        pass
+    assert "secret" not in str(refused.value)
+    assert "distill.search.storage" in str(refused.value)
+
+
+def test_what_is_no_address_is_refused_when_the_target_is_read():
+    with pytest.raises(ValueError, match="storage"):
+        Search(storage="/shared/study.log")
