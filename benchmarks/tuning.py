@@ -19,11 +19,11 @@ from typing import Any
 from qabuild.cli.console import Console
 from qabuild.errors import QABuildError
 from qabuild.system import machine
-from qabuild.tuning import child, heats
+from qabuild.tuning import child, ranking
 from qabuild.tuning import start as starts
 from qabuild.tuning.candidates import candidates
-from qabuild.tuning.heats import Standing, ranked, times_better
 from qabuild.tuning.job import Job
+from qabuild.tuning.ranking import Timings, ranked, times_better
 from qabuild.tuning.tune import tune
 
 
@@ -50,22 +50,22 @@ def main() -> None:
 
     os.environ["QABUILD_CACHE"] = str(work / "cache of the comparison")
     began = time.monotonic()
-    standings = compare_all(arguments.checkpoint, work / "all", **given)
+    timings = compare_all(arguments.checkpoint, work / "all", **given)
     comparing = time.monotonic() - began
 
-    best = ranked(standings, "throughput")[0]
+    best = ranked(timings, "throughput")[0]
     print(f"{machine.cpu()}, {machine.cores()} cores")
     print(f"tuning: {tuned.winner} in {tuning / 60:.1f} min; full comparison: {best} in {comparing / 60:.1f} min")
     print(f"share of the time: {tuning / comparing:.0%}")
-    if tuned.winner in standings:
-        ratio, (low, high) = times_better(standings[best], standings[tuned.winner], "throughput")
+    if tuned.winner in timings:
+        ratio, (low, high) = times_better(timings[best], timings[tuned.winner], "throughput")
         print(f"{best} is {ratio:.3f} [{low:.3f}, {high:.3f}] times as fast as {tuned.winner} in the full comparison")
-    print(json.dumps({name: rounds_per_second(standing) for name, standing in standings.items()}, indent=1))
+    print(json.dumps({name: rounds_per_second(timing) for name, timing in timings.items()}, indent=1))
 
 
 def compare_all(
     checkpoint: str, folder: Path, *, max_f1_drop: float, reporter: Console, **data: str
-) -> dict[str, Standing]:
+) -> dict[str, Timings]:
     """Standings of all candidates that pass on all questions."""
     start = starts.read(checkpoint, device="cpu", max_f1_drop=max_f1_drop, offline=True, reporter=reporter, **data)
     job = Job(start=start, folder=folder, objective="throughput", offline=True, reporter=reporter)
@@ -79,14 +79,14 @@ def compare_all(
         reporter.say(str(made.directory))
         if made.directory.name == candidate.name:  # else NAME.failed
             passed.append(made.directory)
-    comparison = heats.run(passed, None, job)
+    comparison = ranking.run(passed, None, job)
     assert comparison is not None
-    return {measured.name: Standing.of(measured) for measured in comparison.measured}
+    return {measured.name: Timings.of(measured) for measured in comparison.measured}
 
 
-def rounds_per_second(standing: Standing) -> float:
+def rounds_per_second(timing: Timings) -> float:
     """Of 32 questions each."""
-    return round(len(standing.seconds) / sum(standing.seconds), 2)
+    return round(len(timing.seconds) / sum(timing.seconds), 2)
 
 
 if __name__ == "__main__":

@@ -94,9 +94,7 @@ def tune(
 
 
 def _show(tuned: Tuned) -> None:
-    from qabuild.tuning.result import COLUMNS
-
-    table(COLUMNS, [entry.row() for entry in tuned.entries])
+    table(*tuned.table())
     for remark in tuned.remarks:
         emit(f"note: {remark}")
     if tuned.winner is not None:

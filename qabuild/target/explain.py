@@ -100,7 +100,7 @@ def _constraint(detail: Any) -> str:
 
 
 def _suggest(path: KeyPath, backend_name: str | None = None) -> str:
-    """The key that was probably meant: the closest name in the same table, or the same name in another table."""
+    """What was probably meant: the closest name in the same table, or else the same name in another, or one of all."""
     siblings = _fields(path[:-1])
     if backend_name:
         siblings = backend(backend_name).Options.model_fields
@@ -111,10 +111,9 @@ def _suggest(path: KeyPath, backend_name: str | None = None) -> str:
     if matches := difflib.get_close_matches(path[-1], siblings, n=1):
         return f"; perhaps you meant {matches[0]!r}"
     tables = [key[:-1] for key in _all_keys() if key[-1] == path[-1]]
-    if tables:
-        names = [f"[{'.'.join(table)}]" if table else "the top level" for table in tables]
-        return f"; it belongs to {' or '.join(names)}"
-    return f"; known keys: {', '.join(siblings)}" if siblings else ""
+    names = [f"[{'.'.join(table)}]" if table else "the top level" for table in tables]
+    owner = f"; it belongs to {' or '.join(names)}" if names else ""
+    return f"{owner}; known keys: {', '.join(siblings)}" if siblings else owner
 
 
 def _description(path: KeyPath) -> str:

@@ -11,7 +11,8 @@ from pathlib import Path
 from qabuild.errors import BadTarget
 from qabuild.models.calibration import Calibrated
 from qabuild.models.checkpoint.resolve import resolve
-from qabuild.models.recommendation import Candidate, candidates
+from qabuild.models.forms import Form
+from qabuild.models.recommendation import recommended
 from qabuild.models.runtime import Device
 from qabuild.qa.data.dataset_ref import DatasetTable
 from qabuild.system import files, hub, machine
@@ -41,7 +42,7 @@ def write(
     checkpoint = resolve(source, offline=offline)
     path = output or Path(f"{name_of(checkpoint.name)}.toml")
     _require_free(path)
-    ranking = candidates(checkpoint.config, device or ("cuda" if machine.gpus() else "cpu"))
+    ranking = recommended(checkpoint.config, device or ("cuda" if machine.gpus() else "cpu"))
     path.parent.mkdir(parents=True, exist_ok=True)
     model, questions = (_written(name, path.parent) for name in (source, data))
     files.write(path, text(path.stem, checkpoint.name, model, questions, ranking).encode())
@@ -83,28 +84,29 @@ def _written(source: str, folder: Path) -> str:
     return f"../{path.relative_to(folder.parent)}" if is_beside else str(path)
 
 
-def text(name: str, checkpoint: str, model: str, data: str, ranking: Sequence[Candidate]) -> str:
+def text(name: str, checkpoint: str, model: str, data: str, ranking: Sequence[Form]) -> str:
     """The TOML of the target `name`; `ranking` holds what can compile its checkpoint here, the choice last."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     choice = ranking[-1]
     options, runtime = choice.options, choice.runtime
+    assert choice.expected is not None
     environment = Environment(
         loader=PackageLoader("qabuild", "target"), undefined=StrictUndefined, keep_trailing_newline=True
     )
     environment.filters["toml"] = _toml
     return environment.get_template("scaffold.toml.jinja").render(
-        description=f"{checkpoint} with {options.name} in {runtime.dtype} on {runtime.device}",
+        description=f"{checkpoint} with {choice.backend} in {runtime.dtype} on {runtime.device}",
         model=model,
         model_on_hub=hub.is_id(model),
-        backend=options.name,
+        backend=choice.backend,
         variant=choice.variant,
-        others=dict.fromkeys(c.options.name for c in ranking if c.options.name != options.name),
+        others=dict.fromkeys(form.backend for form in ranking if form.backend != choice.backend),
         calibrated=isinstance(options, Calibrated) and options.calibrates(runtime),
         training=_training_data(model, data),
         device=runtime.device,
         dtype=runtime.dtype,
-        why=choice.rule.why,
+        why=choice.expected.why,
         data=data,
         min_f1_retention=Gates().min_f1_retention,
         repo=f"your-name/{name}",

@@ -4,11 +4,11 @@ tune         the whole, from a checkpoint to a verified artifact: read it first
 start        what is tuned: a checkpoint or a target, and its questions
 candidates   the targets that are tried
 job          what every part is given
-rounds       the screening, the heat, the verification: which candidates go on
+rounds       screens, compares and verifies candidates: which go on
 child        builds one of them in a process of its own
-heats        lets artifacts take turns, and tells which is better
-verdict      which of those that keep the answers wins, and what must be said of it
+ranking      lets artifacts take turns, and tells which is better
+selection    which of those that keep the answers wins, and what must be said of it
 budget       the time that is left
-ledger       what is known of each candidate, told as it grows
+table        what is known of each candidate, shown as it grows
 result       what a tuning found
 """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,9 @@ from qabuild.builder.requirements import missing
 from qabuild.errors import BadTarget
 from qabuild.models.backends import BACKENDS, BASELINE, backend
 from qabuild.models.calibration import Calibrated
-from qabuild.models.capabilities import Rule
-from qabuild.models.dtype_speed import expected, promise
-from qabuild.models.runtime import Device, Dtype, Runtime
+from qabuild.models.dtype_speed import promise
+from qabuild.models.forms import Form, forms
+from qabuild.models.runtime import Dtype
 from qabuild.models.support import check
 from qabuild.target.model import Target
 from qabuild.target.read import load
@@ -35,27 +35,22 @@ PRUNED: Mapping[str, Mapping[str, float]] = {
 class Candidate:
     """A target that is tried."""
 
-    name: str
-    backend: str
-    dtype: Dtype
-    variant: Mapping[str, Any]
-    """The backend's options that differ from its defaults."""
+    form: Form
     pruned: Mapping[str, float]
-    device: Device
+    """The keys of `[prune]` that say how much is kept; empty for the whole checkpoint."""
     file: Path
 
     @property
-    def expected(self) -> Rule | None:
-        """What is expected of its speed on this machine."""
-        return expected(Runtime(device=self.device, dtype=self.dtype), self.backend, self.variant)
+    def name(self) -> str:
+        return self.file.stem
 
     @property
     def simplicity(self) -> tuple[Any, ...]:
         """Less is simpler: to trust, to move to another machine, to understand."""
-        options = backend(self.backend).Options.model_validate(dict(self.variant))
-        native = bool(backend(self.backend).native_code(options))
-        order = list(BACKENDS).index(self.backend)
-        return (bool(self.pruned), native, DTYPES.index(self.dtype), len(self.variant), order)
+        form = self.form
+        native = bool(backend(form.backend).native_code(form.options))
+        order = list(BACKENDS).index(form.backend)
+        return (bool(self.pruned), native, DTYPES.index(form.runtime.dtype), len(form.variant), order)
 
 
 def candidates(start: Start, folder: Path, backends: Collection[str] = ()) -> tuple[list[Candidate], dict[str, str]]:
@@ -66,8 +61,8 @@ def candidates(start: Start, folder: Path, backends: Collection[str] = ()) -> tu
     """
     tried: list[Candidate] = []
     left_out: dict[str, str] = {}
-    for name, dtype, variant in _forms(start.device, backends or BACKENDS):
-        candidate = _candidate(start, folder, name, dtype, variant, {})
+    for form in forms(start.device, backends):
+        candidate = Candidate(form=form, pruned={}, file=folder / f"{_name(form)}.toml")
         try:
             write(candidate, start)
             require(load(candidate.file), start)
@@ -86,19 +81,20 @@ def candidates(start: Start, folder: Path, backends: Collection[str] = ()) -> tu
 
 def _order(candidate: Candidate) -> tuple[Any, ...]:
     """Sorts the baseline first, then what promises the most speed, then what is simple."""
-    group, rate = promise(candidate.expected)
-    return ((candidate.backend, candidate.dtype) != (BASELINE, "fp32"), -group, -rate, candidate.simplicity)
+    form = candidate.form
+    group, rate = promise(form.expected)
+    return ((form.backend, form.runtime.dtype) != (BASELINE, "fp32"), -group, -rate, candidate.simplicity)
 
 
-def pruned(candidate: Candidate, start: Start, folder: Path) -> list[Candidate]:
+def pruned(candidate: Candidate, start: Start) -> list[Candidate]:
     """The candidate's pruned siblings, those that cost the least F1 first."""
-    several = [
-        _candidate(start, folder, candidate.backend, candidate.dtype, candidate.variant, widths)
-        for widths in PRUNED.values()
+    siblings = [
+        Candidate(form=candidate.form, pruned=widths, file=candidate.file.with_name(f"{candidate.name}-{words}.toml"))
+        for words, widths in PRUNED.items()
     ]
-    for each in several:
-        write(each, start)
-    return several
+    for sibling in siblings:
+        write(sibling, start)
+    return siblings
 
 
 def write(
@@ -106,10 +102,10 @@ def write(
 ) -> None:
     """Write the candidate's target to its file, or to another `path`."""
     tables: dict[str, Any] = {**({"description": description} if description else {}), **start.tables}
-    options = start.calibration if issubclass(backend(candidate.backend).Options, Calibrated) else {}
-    calibrates = candidate.dtype == "int8"
-    tables["backend"] = {"name": candidate.backend, **candidate.variant, **(options if calibrates else {})}
-    tables["runtime"] = {"device": start.device, "dtype": candidate.dtype}
+    form = candidate.form
+    calibrates = isinstance(form.options, Calibrated) and form.options.calibrates(form.runtime)
+    tables["backend"] = {"name": form.backend, **form.variant, **(start.calibration if calibrates else {})}
+    tables["runtime"] = {"device": form.runtime.device, "dtype": form.runtime.dtype}
     if candidate.pruned:
         verify = tables["verify"]
         tables["prune"] = {**start.train, **candidate.pruned}
@@ -125,32 +121,6 @@ def require(target: Target, start: Start) -> None:
     check(start.checkpoint.config, target.backend, target.runtime)
 
 
-def _forms(device: str, backends: Collection[str]) -> Iterator[tuple[str, Dtype, Mapping[str, Any]]]:
-    """Backend, dtype and options of everything that those backends offer on that device."""
-    for name in backends:
-        module = backend(name)
-        for dtype in module.DTYPES.get(device, ()):
-            for variant in ({}, *module.VARIANTS.get(dtype, ())):
-                yield name, dtype, variant
-
-
-def _candidate(
-    start: Start, folder: Path, name: str, dtype: Dtype, variant: Mapping[str, Any], widths: Mapping[str, float]
-) -> Candidate:
-    words = [name.replace("_", "-"), dtype, *_words(variant)]
-    words += [word for word, each in PRUNED.items() if each == widths]
-    label = "-".join(words)
-    return Candidate(
-        name=label,
-        backend=name,
-        dtype=dtype,
-        variant=variant,
-        pruned=widths,
-        device=start.device,
-        file=folder / f"{label}.toml",
-    )
-
-
-def _words(variant: Mapping[str, Any]) -> Sequence[str]:
-    words = [key if value is True else f"{key}-{value}" for key, value in variant.items()]
-    return [word.replace("_", "-") for word in words]
+def _name(form: Form) -> str:
+    options = [key if value is True else f"{key}-{value}" for key, value in form.variant.items()]
+    return "-".join([form.backend, form.runtime.dtype, *options]).replace("_", "-")

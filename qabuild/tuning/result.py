@@ -8,9 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from qabuild.evaluation.compare.result import Comparison, Interval
-from qabuild.tuning.heats import Objective
+from qabuild.tuning.ranking import Objective
 
-COLUMNS = ["candidate", "speed", "F1 lost", "questions", "size", "result"]
+
+def columns(objective: Objective) -> list[str]:
+    """The heads of the columns of a table of entries."""
+    latency = ["latency"] if objective == "latency" else []
+    return ["candidate", "speed", *latency, "F1 lost", "questions", "size", "result"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,12 +41,13 @@ class Entry:
     result: str = ""
     """What became of it."""
 
-    def row(self) -> list[str]:
-        """Its cells under `COLUMNS`."""
-        speed = _with_interval(self.speedup, self.speedup_interval, "x")
+    def row(self, objective: Objective) -> list[str]:
+        """Its cells in those `columns`."""
+        latency = "-" if self.latency is None else f"{self.latency:.1f} ms"
         return [
             self.name,
-            speed if self.latency is None else f"{self.latency:.1f} ms",
+            _with_interval(self.speedup, self.speedup_interval, "x"),
+            *([latency] if objective == "latency" else []),
             _with_interval(self.f1_drop, self.f1_drop_interval, ""),
             "-" if self.questions is None else str(self.questions),
             "-" if self.size is None else f"{self.size / 1e6:.1f} MB",
@@ -73,6 +78,10 @@ class Tuned:
     seconds: float
     comparison: Comparison | None
     """Of the candidates that were verified in full and passed."""
+
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """Heads and rows of the table of candidates."""
+        return columns(self.objective), [entry.row(self.objective) for entry in self.entries]
 
     def to_dict(self) -> Mapping[str, Any]:
         """As JSON values."""

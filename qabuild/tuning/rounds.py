@@ -1,4 +1,4 @@
-"""The rounds of a tuning: a screening of all candidates, a heat of the better ones, a verification of the best."""
+"""The rounds of a tuning: screen all candidates, compare the better ones, verify the best."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from qabuild.errors import BadTarget, QABuildError
 from qabuild.evaluation.measure import SPEED_QUESTIONS
 from qabuild.system import machine
 from qabuild.system.reporter import Advance, Reporter
-from qabuild.tuning import child, heats
+from qabuild.tuning import child, ranking
 from qabuild.tuning.budget import Budget, shown
 from qabuild.tuning.candidates import Candidate
-from qabuild.tuning.heats import Standing, ranked, times_better
 from qabuild.tuning.job import Job
-from qabuild.tuning.ledger import Ledger
+from qabuild.tuning.ranking import Timings, ranked, times_better
 from qabuild.tuning.start import FROM_ORIGINAL
+from qabuild.tuning.table import Table
 
 QUESTIONS = 256
-"""Of the screening and the heat: eight rounds, and enough to see a gross loss."""
+"""Of the screening and the first comparison: eight rounds, and enough to see a gross loss."""
 LEAST_KEPT = 3
-"""How many candidates go from the screening to the heat at least; else it is half of them."""
+"""How many candidates go from the screening to the first comparison at least; else it is half of them."""
 FINALISTS = 3
 """How many candidates that keep the answers are looked for."""
 SPARE_MEMORY = 0.8
-"""Share of the free memory that a heat may take."""
+"""Share of the free memory that artifacts may take together."""
 LIBRARIES = 400_000_000
 """Bytes that a process takes that runs any artifact at all."""
 OVERHEAD = 20.0
@@ -36,18 +36,18 @@ OVERHEAD = 20.0
 
 
 class Rounds:
-    """Each round takes candidates and returns those that go on; the ledger says what became of the others."""
+    """Each round takes candidates and returns those that go on; the table says what became of the others."""
 
-    def __init__(self, job: Job, budget: Budget, ledger: Ledger) -> None:
-        self._job, self._budget, self._ledger = job, budget, ledger
+    def __init__(self, job: Job, budget: Budget, table: Table) -> None:
+        self._job, self._budget, self._table = job, budget, table
         self._seen: dict[str, Verification] = {}
         """Of each candidate, the last verification."""
         self._verified = 0
         """How many were verified on all questions."""
         self._memory: dict[str, int] = {}
         """Peak memory of each candidate's builds, in bytes."""
-        self._standings: Mapping[str, Standing] = {}
-        """Of the heat."""
+        self._timings: Mapping[str, Timings] = {}
+        """Of the first comparison."""
 
     def screen(self, several: Sequence[Candidate]) -> list[Candidate]:
         """Build each, verified on few questions. Returns those that lose no more than chance explains, best first.
@@ -56,39 +56,39 @@ class Rounds:
         """
         kept = []
         for candidate in several:
-            self._ledger.add(candidate)
+            self._table.add(candidate)
             spare = self._budget.left - self._least_to_verify()
             if spare < 0:
-                self._ledger.too_late(candidate, "tried")
+                self._table.too_late(candidate, "tried")
                 continue
             verification = self._build(candidate, "screened", self._screening(candidate), spare)
             if verification is None:
                 continue
             if len(self._seen) == 1:
                 self._require_budget(candidate)
-            lost = self._ledger.entries[candidate.name].f1_drop_interval
+            lost = self._table.entries[candidate.name].f1_drop_interval
             if not verification.passed:
-                self._ledger.tell(candidate, f"left out: {_failed(verification)}")
+                self._table.tell(candidate, f"left out: {_failed(verification)}")
             elif lost and lost[0] > self._job.start.max_f1_drop:
-                self._ledger.tell(candidate, "left out: it loses too much F1")
+                self._table.tell(candidate, "left out: it loses too much F1")
             else:
-                self._ledger.tell(candidate, "screened")
+                self._table.tell(candidate, "screened")
                 kept.append(candidate)
-        if self._ledger.late and not self._seen:
-            raise self._too_short(f"it ended before {self._ledger.late[0]} was built")
+        if self._table.late and not self._seen:
+            raise self._too_short(f"it ended before {self._table.late[0]} was built")
         return self.in_order(kept)
 
     def in_order(self, screened: Sequence[Candidate]) -> list[Candidate]:
         """Candidates by what the screening says, best first."""
 
         def cost(candidate: Candidate) -> float:
-            entry = self._ledger.entries[candidate.name]
+            entry = self._table.entries[candidate.name]
             return float(entry.size or 0) if self._job.objective == "size" else -(entry.speedup or 0.0)
 
         return sorted(screened, key=cost)
 
-    def heat(self, order: Sequence[Candidate]) -> list[Candidate]:
-        """The better half, as many as fit the memory, in the order of a heat in which they took turns; then the rest.
+    def compare(self, order: Sequence[Candidate]) -> list[Candidate]:
+        """The better half, or as many as fit the memory, best first after a comparison in turns; then the rest.
 
         For latency all that fit: the screening measures batches.
         """
@@ -98,16 +98,16 @@ class Rounds:
         chosen = list(order[: min(half, max(2, self._fitting(order)))])
         artifacts = [self._job.folder / "screened" / each.name for each in chosen]
         try:
-            self._standings = heats.heat(artifacts, self._job)
+            self._timings = ranking.preliminary(artifacts, self._job)
         except QABuildError as error:
             self._job.reporter.say(f"artifacts could not take turns: {error.message}")
             return list(order)
         for candidate in chosen:
-            if standing := self._standings.get(candidate.name):
-                self._ledger.settle(candidate, "screened", latency=standing.latency)
+            if timing := self._timings.get(candidate.name):
+                self._table.settle(candidate, "screened", latency=timing.latency)
             else:
-                self._ledger.tell(candidate, "left out: it failed when artifacts took turns")
-        best = [self._ledger.candidates[name] for name in ranked(self._standings, self._job.objective)]
+                self._table.tell(candidate, "left out: it failed when artifacts took turns")
+        best = [self._table.candidates[name] for name in ranked(self._timings, self._job.objective)]
         return [*best, *order[len(chosen) :]]
 
     def verify(self, order: Sequence[Candidate]) -> list[Candidate]:
@@ -118,12 +118,17 @@ class Rounds:
         passed: list[Candidate] = []
         late = []
         for candidate in order:
-            if passed and (len(passed) == FINALISTS or self._is_behind(candidate, passed[0])):
+            if passed and self._is_behind(candidate, passed[0]):
                 better = "smaller" if self._job.objective == "size" else "faster"
-                self._ledger.settle(candidate, f"{passed[0].name} is {better}")
+                self._table.settle(candidate, f"{passed[0].name} is {better}")
+                continue
+            if len(passed) == FINALISTS:
+                self._table.settle(
+                    candidate, f"{FINALISTS} that were as good on {QUESTIONS} questions passed before it"
+                )
                 continue
             if self._budget.left < self._seconds_to_verify(candidate):
-                self._ledger.too_late(candidate, "verified on all questions")
+                self._table.too_late(candidate, "verified on all questions")
                 late.append(candidate)
                 continue
             verification = self._build(candidate, "verified", [], self._budget.left)
@@ -131,10 +136,10 @@ class Rounds:
                 continue
             self._verified += 1
             if verification.passed:
-                self._ledger.tell(candidate, "passed", verified=True)
+                self._table.tell(candidate, "passed", verified=True)
                 passed.append(candidate)
             else:
-                self._ledger.tell(candidate, _failed(verification))
+                self._table.tell(candidate, _failed(verification))
         if late and not self._verified:
             least = min(map(self._seconds_to_verify, late))
             raise self._too_short(f"that takes about {shown(self._budget.spent + least)}")
@@ -143,14 +148,14 @@ class Rounds:
     def _fitting(self, several: Sequence[Candidate]) -> int:
         """How many of them fit the memory at once."""
         # A build that finds all in the cache loads nothing, so that its peak says little.
-        sizes = [self._ledger.entries[each.name].size or 0 for each in several]
+        sizes = [self._table.entries[each.name].size or 0 for each in several]
         largest = max(max(self._memory[each.name] for each in several), LIBRARIES + 2 * max(sizes))
         return int(SPARE_MEMORY * machine.free_memory() / largest)
 
     # --- builds -----------------------------------------------------------------------------------------------------
 
     def _build(self, candidate: Candidate, stage: str, overrides: Sequence[str], seconds: float) -> Verification | None:
-        """The evidence of the candidate's artifact; None where it cannot be built, and the ledger says why."""
+        """The evidence of the candidate's artifact; None where it cannot be built, and the table says why."""
         try:
             made = child.build(
                 candidate.file,
@@ -163,15 +168,15 @@ class Rounds:
             artifact = open_artifact(made.directory)
             verification = judged_evidence(artifact)
         except TimeoutError:
-            self._ledger.too_late(candidate, "built")
+            self._table.too_late(candidate, "built")
             return None
         except QABuildError as error:
-            self._ledger.tell(candidate, f"left out: {error.message.splitlines()[0]}")
+            self._table.tell(candidate, f"left out: {error.message.splitlines()[0]}")
             return None
         assert verification is not None
         self._memory[candidate.name] = max(made.peak_memory, self._memory.get(candidate.name, 1))
         self._seen[candidate.name] = verification
-        self._ledger.measured(candidate, artifact, verification)
+        self._table.measured(candidate, artifact, verification)
         return verification
 
     def _screening(self, candidate: Candidate) -> list[str]:
@@ -182,22 +187,22 @@ class Rounds:
         return [f"verify.samples={samples}", *(f"verify.gates.{name}={limit}" for name, limit in gates.items())]
 
     def _is_behind(self, candidate: Candidate, best: Candidate) -> bool:
-        """Whether the heat, or the size, says that it is not the best."""
+        """Whether the first comparison, or the size, says that it is not the best."""
         if self._job.objective == "size":
-            sizes = [self._ledger.entries[each.name].size or 0 for each in (candidate, best)]
+            sizes = [self._table.entries[each.name].size or 0 for each in (candidate, best)]
             return sizes[0] > sizes[1]
-        if not self._standings:
+        if not self._timings:
             return False
-        if candidate.name not in self._standings:
+        if candidate.name not in self._timings:
             return True
-        _, interval = times_better(self._standings[best.name], self._standings[candidate.name], self._job.objective)
+        _, interval = times_better(self._timings[best.name], self._timings[candidate.name], self._job.objective)
         return interval[0] > 1
 
     # --- time -------------------------------------------------------------------------------------------------------
 
     def _least_to_verify(self) -> float:
         """About how many seconds a full verification takes of the quickest candidate that was seen."""
-        return min((self._seconds_to_verify(self._ledger.candidates[name]) for name in self._seen), default=0.0)
+        return min((self._seconds_to_verify(self._table.candidates[name]) for name in self._seen), default=0.0)
 
     def _seconds_to_verify(self, candidate: Candidate) -> float:
         """About how many seconds a full verification of a candidate takes that was seen."""

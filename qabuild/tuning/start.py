@@ -13,6 +13,7 @@ from qabuild.models.backends import BASELINE
 from qabuild.models.calibration import Calibrated
 from qabuild.models.runtime import Device
 from qabuild.qa import data
+from qabuild.qa.data.dataset_ref import DatasetRef, DatasetTable
 from qabuild.system import machine
 from qabuild.system.hub import SAMPLE, is_path
 from qabuild.target import lock
@@ -177,7 +178,20 @@ def _train(target: Target, train_dataset: str | None) -> Mapping[str, Any]:
     if isinstance(target.backend, Calibrated):
         refs.append(target.backend.data)
     if refs:
-        first = refs[0]
-        named = {"dataset": str(first.dataset), "configuration": first.configuration, "revision": first.revision}
-        return {key: value for key, value in named.items() if value is not None}
+        return _keys(refs[0])
     return {"dataset": SAMPLE} if target.checkpoint.model == SAMPLE else {}
+
+
+def _keys(ref: DatasetRef) -> Mapping[str, Any]:
+    """The keys of a `DatasetTable` that name the same split."""
+    table = DatasetTable(
+        dataset=str(ref.dataset),
+        configuration=ref.configuration,
+        revision=ref.revision,
+        fingerprint=ref.fingerprint,
+        split=ref.split,
+        max_misplaced=ref.max_misplaced,
+        columns=ref.columns,
+    )
+    keys = table.model_dump(mode="json", exclude_defaults=True, exclude_none=True)
+    return {"dataset": table.dataset, **{key: value for key, value in keys.items() if value != {}}}

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from qabuild.builder import locking
 from qabuild.builder.store.local import Store
-from qabuild.errors import BadTarget
+from qabuild.errors import BadTarget, VerificationFailed
 from qabuild.evaluation import report
 from qabuild.evaluation.compare import Comparison
 from qabuild.models import measured_speed
@@ -25,17 +25,18 @@ from qabuild.models.runtime import Device
 from qabuild.system import packages
 from qabuild.system.hub import SAMPLE
 from qabuild.system.reporter import SILENT, Reporter
-from qabuild.tuning import child, heats, verdict
+from qabuild.tuning import child, ranking, selection
 from qabuild.tuning import start as starts
 from qabuild.tuning.budget import Budget
 from qabuild.tuning.candidates import Candidate, candidates, pruned, write
-from qabuild.tuning.heats import OBJECTIVES, Objective
 from qabuild.tuning.job import Job
-from qabuild.tuning.ledger import Ledger
-from qabuild.tuning.result import COLUMNS, Entry, Tuned
+from qabuild.tuning.ranking import OBJECTIVES, Objective
+from qabuild.tuning.result import Entry, Tuned
 from qabuild.tuning.rounds import Rounds
+from qabuild.tuning.table import Table
 
 FOLDER = "tuned"
+PAGE = "report.html"
 BUDGET = 1800.0
 """Seconds."""
 HEADER = "# Written by `qabuild tune`.\n"
@@ -100,29 +101,33 @@ def tune(
 
 def _tune(job: Job, budget: Budget, samples: int, backends: Collection[str], prune: bool) -> Tuned:
     tried, left_out = candidates(job.start, job.folder / "candidates", backends)
-    ledger = Ledger(budget, job.reporter)
-    rounds = Rounds(job, budget, ledger)
+    table = Table(budget, job.objective, job.reporter)
+    rounds = Rounds(job, budget, table)
     screened = rounds.screen(tried)
     if prune:
-        narrower = [each for wide in screened[:2] for each in pruned(wide, job.start, job.folder / "candidates")]
+        narrower = [each for wide in screened[:2] for each in pruned(wide, job.start)]
         screened = rounds.in_order([*screened, *rounds.screen(narrower)])
-    finalists = rounds.verify(rounds.heat(screened))
-    _learn(tried, ledger, job)
-    comparison = heats.run([job.folder / "verified" / each.name for each in finalists], samples, job)
-    winner, remarks = verdict.choose(comparison, job.objective, ledger) if comparison else (None, [])
+    finalists = rounds.verify(rounds.compare(screened))
+    _learn(tried, table, job)
+    comparison = ranking.run([job.folder / "verified" / each.name for each in finalists], samples, job)
+    winner, remarks = selection.choose(comparison, job.objective, table) if comparison else (None, [])
     absent = [Entry(name=name, result=f"left out: {why}") for name, why in left_out.items()]
     tuned = Tuned(
         winner=winner.name if winner else None,
-        why=verdict.why(winner, comparison, job, ledger),
+        why=selection.why(winner, comparison, job, table),
         objective=job.objective,
         max_f1_drop=job.start.max_f1_drop,
-        entries=sorted([*ledger.entries.values(), *absent], key=lambda entry: verdict.place(entry, winner)),
-        remarks=[*verdict.late(ledger, budget), *verdict.surprises(tried, ledger), *remarks],
-        finished=not ledger.late,
+        entries=sorted(
+            [*table.entries.values(), *absent], key=lambda entry: selection.place(entry, winner, job.objective)
+        ),
+        remarks=[*selection.late(table, budget), *selection.surprises(tried, table), *remarks],
+        finished=not table.late,
         seconds=budget.spent,
         comparison=comparison,
     )
-    return tuned if winner is None or comparison is None else _with_files(tuned, winner, comparison, job)
+    if winner is None or comparison is None:
+        return replace(tuned, remarks=[*tuned.remarks, *_earlier(job.folder)])
+    return _with_files(tuned, winner, comparison, job)
 
 
 def _require_ours(output: Path) -> None:
@@ -130,6 +135,12 @@ def _require_ours(output: Path) -> None:
     target = output / f"{FOLDER}.toml"
     if target.exists() and not target.read_text(encoding="utf-8", errors="replace").startswith(HEADER):
         raise BadTarget(f"{target} exists, and no tuning wrote it", "move it away, or name another folder (--output)")
+
+
+def _earlier(output: Path) -> list[str]:
+    """What must be said of files that an earlier tuning left, where this one writes none."""
+    target = output / f"{FOLDER}.toml"
+    return [f"{target} and its artifact are from an earlier tuning"] if target.exists() else []
 
 
 def _require(name: str, given: Collection[str], known: Collection[str]) -> None:
@@ -140,23 +151,23 @@ def _require(name: str, given: Collection[str], known: Collection[str]) -> None:
 # --- what is learnt of this machine -----------------------------------------------------------------------------------
 
 
-def _learn(tried: Sequence[Candidate], ledger: Ledger, job: Job) -> None:
+def _learn(tried: Sequence[Candidate], table: Table, job: Job) -> None:
     """Remember the speeds for this machine; the embedded sample is too small to tell any."""
     if job.start.checkpoint.name == SAMPLE:
         return
     now = datetime.now(UTC).isoformat(timespec="seconds")
     speeds = [
         MeasuredSpeed(
-            backend=candidate.backend,
-            dtype=candidate.dtype,
-            variant=dict(candidate.variant),
-            device=candidate.device,
+            backend=candidate.form.backend,
+            dtype=candidate.form.runtime.dtype,
+            variant=dict(candidate.form.variant),
+            device=candidate.form.runtime.device,
             speedup=round(entry.speedup, 3),
             checkpoint=job.start.checkpoint.name,
             measured_at=now,
         )
         for candidate in tried
-        if (entry := ledger.entries[candidate.name]).speedup
+        if (entry := table.entries[candidate.name]).speedup
     ]
     try:
         measured_speed.remember(speeds)
@@ -169,15 +180,19 @@ def _learn(tried: Sequence[Candidate], ledger: Ledger, job: Job) -> None:
 
 def _with_files(tuned: Tuned, winner: Candidate, comparison: Comparison, job: Job) -> Tuned:
     """Write the winner's target, lock and artifact, and the page."""
-    target, page = job.folder / f"{FOLDER}.toml", job.folder / "report.html"
+    target, page = job.folder / f"{FOLDER}.toml", job.folder / PAGE
     write(winner, job.start, target, description=tuned.why, header=HEADER)
     locking.lock(target, offline=job.offline)
     made = child.build(target, [], job.folder / "artifacts", offline=job.offline, seconds=None, reporter=job.reporter)
+    if made.directory.name != FOLDER:
+        raise VerificationFailed(
+            f"{target}: {winner.name} passed, and failed when it was built again: {made.directory}",
+            "run it again on a quiet machine; what was built is cached",
+        )
     artifact = job.folder / "artifacts" / made.directory.name
     if lacking := packages.missing(dict.fromkeys(report.PACKAGES, ("report",)), "cpu"):
         job.reporter.say(f"no page is written: {'; '.join(lacking)}")
         return replace(tuned, target=target, artifact=artifact)
-    rows = [entry.row() for entry in tuned.entries]
     title, sentences = f"Tuned for {tuned.objective}: {tuned.winner}", (tuned.why, *tuned.remarks)
-    report.write_page(comparison, page, report.Candidates(title, sentences, COLUMNS, rows))
+    report.write_page(comparison, page, report.Candidates(title, sentences, *tuned.table()))
     return replace(tuned, target=target, artifact=artifact, page=page)

@@ -22,7 +22,7 @@ from qabuild.cli import main
 from qabuild.errors import BadTarget
 from qabuild.models.backends import BACKENDS, BASELINE, backend
 from qabuild.models.dtype_speed import speed_rule
-from qabuild.models.recommendation import candidates
+from qabuild.models.recommendation import recommended
 from qabuild.models.support import check, model_types
 from qabuild.qa import sample
 from qabuild.system import machine
@@ -95,17 +95,17 @@ def test_what_the_file_offers_in_comments_can_be_planned(qabuild):
     assert {"train", "prune"} <= {step["name"] for step in json.loads(planned.out)[0]["steps"]}
 
 
-EVERY = [candidate for device in ("cpu", "cuda") for candidate in candidates(CONFIG, device)]
+EVERY = [form for device in ("cpu", "cuda") for form in recommended(CONFIG, device)]
 
 
-@pytest.mark.parametrize("candidate", EVERY, ids=lambda c: f"{c.options.name}-{c.runtime.device}-{c.runtime.dtype}")
+@pytest.mark.parametrize("form", EVERY, ids=lambda form: f"{form.backend}-{form.runtime.device}-{form.runtime.dtype}")
 @pytest.mark.parametrize(("model", "data"), [("sample", "sample"), ("owner/name", "owner/data"), ("./x", "./y.json")])
-def test_the_target_reads_with_whatever_is_chosen(tmp_path, candidate, model, data):
+def test_the_target_reads_with_whatever_is_chosen(tmp_path, form, model, data):
     path = tmp_path / "mine.toml"
-    text = scaffold.text("mine", "name", model, data, [*EVERY, candidate])
+    text = scaffold.text("mine", "name", model, data, [*EVERY, form])
     path.write_text(text)
     target = load(path)
-    assert (target.backend.name, target.runtime) == (candidate.options.name, candidate.runtime)
+    assert (target.backend.name, target.runtime) == (form.backend, form.runtime)
     assert target.verify.gates.min_f1_retention == 0.99
     assert all(len(line) <= 120 for line in text.splitlines())
     path.write_text(uncommented(text))
@@ -113,7 +113,7 @@ def test_the_target_reads_with_whatever_is_chosen(tmp_path, candidate, model, da
     assert more.stages == ("train", "prune")
     assert more.publish.repo == "your-name/mine"
     assert (more.checkpoint.revision is not None) == (model == "owner/name")
-    dtype = candidate.runtime.dtype
+    dtype = form.runtime.dtype
     if dtype != "fp32":  # the way back that the file names
         line = text.splitlines().index(f'dtype = "{dtype}"')
         assert (
@@ -135,12 +135,12 @@ def test_the_target_reads_with_whatever_is_chosen(tmp_path, candidate, model, da
     ],
 )
 def test_int8_is_calibrated_on_training_questions(tmp_path, model, data, training):
-    calibrated = [candidate for candidate in EVERY if "calibration" in type(candidate.options).model_fields]
-    for candidate in calibrated:
+    calibrated = [form for form in EVERY if "calibration" in type(form.options).model_fields]
+    for form in calibrated:
         path = tmp_path / "mine.toml"
-        path.write_text(scaffold.text("mine", "name", model, data, [candidate]))
+        path.write_text(scaffold.text("mine", "name", model, data, [form]))
         stated = tomllib.loads(path.read_text())["backend"].get("calibration")
-        assert stated == (training if candidate.runtime.dtype == "int8" else None)
+        assert stated == (training if form.runtime.dtype == "int8" else None)
         assert ("set yours here" in path.read_text()) == (stated not in (None, data))
 
 
@@ -172,13 +172,13 @@ def test_nothing_that_is_ready_here_is_expected_to_be_faster(tmp_path_factory, i
         patch.setattr(machine, "instruction_sets", lambda: tuple(instructions))
         patch.setattr(machine, "vendor", lambda: vendor)
         for device in ("cpu", "cuda"):
-            choice = candidates(CONFIG, device)[-1]
+            choice = recommended(CONFIG, device)[-1]
             ready = [*targets_ready_here(tmp_path_factory.mktemp("targets"), device)]
             rules = {(t.backend.name, t.runtime.dtype): speed_rule(t.runtime, t.backend.name) for t in ready}
-            assert (choice.options.name, choice.runtime.dtype) in rules
+            assert (choice.backend, choice.runtime.dtype) in rules
             fastest = max(rule.rate for rule in rules.values() if rule)
             tied = [name for (name, _), rule in rules.items() if rule and rule.rate == fastest]
-            assert (choice.rule.rate, choice.options.name) == (fastest, max(tied, key=[*BACKENDS].index))
+            assert (choice.expected.rate, choice.backend) == (fastest, max(tied, key=[*BACKENDS].index))
 
 
 @pytest.mark.parametrize("absent", [("openvino",), ("openvino", "onnx"), ("openvino", "onnx", "deepspeed")], ids=str)
@@ -197,15 +197,15 @@ def test_a_backend_whose_packages_are_missing_is_not_chosen(qabuild, monkeypatch
 
 
 def test_a_backend_that_lacks_something_else_is_not_chosen(monkeypatch):
-    first = candidates(CONFIG, "cpu")[-1].options.name
+    first = recommended(CONFIG, "cpu")[-1].backend
     assert first != BASELINE
     monkeypatch.setattr(backend(first), "missing", lambda options, runtime: ["a compiler"])
-    assert candidates(CONFIG, "cpu")[-1].options.name != first
+    assert recommended(CONFIG, "cpu")[-1].backend != first
 
 
 @pytest.mark.parametrize("model_type", model_types())
 def test_every_architecture_has_a_choice_that_supports_it(model_type):
-    choice = candidates({**CONFIG, "model_type": model_type}, "cpu")[-1]
+    choice = recommended({**CONFIG, "model_type": model_type}, "cpu")[-1]
     check({**CONFIG, "model_type": model_type}, choice.options, choice.runtime)
 
 

@@ -10,7 +10,7 @@ from qabuild.cli.doctor_report import examine, slow
 from qabuild.models import measured_speed
 from qabuild.models.dtype_speed import expected
 from qabuild.models.measured_speed import MeasuredSpeed
-from qabuild.models.recommendation import candidates
+from qabuild.models.recommendation import recommended
 from qabuild.system import machine, packages
 from qabuild.target.model import Target
 
@@ -75,5 +75,5 @@ def test_doctor_says_what_was_measured():
 def test_init_takes_what_was_measured_rather_than_what_is_expected():
     config = {"model_type": "bert"}
     measured_speed.remember([speed("torch_export", "fp32", 1.3, variant={"aot": True}), speed("eager", "fp32", 1.0)])
-    best = candidates(config, "cpu")[-1]
-    assert (best.options.name, best.options.aot, best.rule.rate) == ("torch_export", True, 1.3)
+    best = recommended(config, "cpu")[-1]
+    assert (best.backend, best.options.aot, best.expected.rate) == ("torch_export", True, 1.3)

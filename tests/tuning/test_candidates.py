@@ -12,11 +12,11 @@ import pytest
 import qabuild
 from qabuild.errors import BadTarget, MissingEnvironment
 from qabuild.models import measured_speed
-from qabuild.models.backends import eager
+from qabuild.models.backends import BACKENDS, eager
+from qabuild.models.forms import forms
 from qabuild.models.measured_speed import MeasuredSpeed
 from qabuild.system.reporter import SILENT
 from qabuild.target.read import load
-from qabuild.tuning import candidates as module
 from qabuild.tuning import start as starts
 from qabuild.tuning.candidates import candidates, pruned
 
@@ -37,7 +37,7 @@ def test_every_backend_is_tried_in_every_dtype_that_this_machine_can_run(tmp_pat
     assert all(left_out.values())
     for candidate in tried:
         target = load(candidate.file)
-        assert (target.backend.name, target.runtime.dtype) == (candidate.backend, candidate.dtype)
+        assert (target.backend.name, target.runtime.dtype) == (candidate.form.backend, candidate.form.runtime.dtype)
         assert target.verify.gates.max_f1_drop == 0.5
 
 
@@ -45,10 +45,10 @@ def test_a_new_backend_takes_part_without_a_change_here(tmp_path, monkeypatch):
     new = SimpleNamespace(**{name: getattr(eager, name) for name in dir(eager)})
     new.VARIANTS = {"fp32": ({"name": "eager"},)}
     monkeypatch.setitem(sys.modules, "new_backend", new)
-    monkeypatch.setitem(module.BACKENDS, "new", "new_backend")
-    forms = [(name, dtype, dict(variant)) for name, dtype, variant in module._forms("cpu", module.BACKENDS)]
-    assert ("new", "fp32", {}) in forms
-    assert ("new", "fp32", {"name": "eager"}) in forms
+    monkeypatch.setitem(BACKENDS, "new", "new_backend")
+    new_ones = [(form.runtime.dtype, form.variant) for form in forms("cpu") if form.backend == "new"]
+    assert ("fp32", {}) in new_ones
+    assert ("fp32", {"name": "eager"}) in new_ones
 
 
 def test_what_was_measured_here_decides_what_is_tried_first(tmp_path):
@@ -66,7 +66,7 @@ def test_what_was_measured_here_decides_what_is_tried_first(tmp_path):
 def test_int8_is_calibrated_and_pruning_done_on_the_training_data(tmp_path):
     begun = start(train_dataset="sample")
     wide = next(each for each in candidates(begun, tmp_path, TWO)[0] if each.name == "onnxruntime-fp32")
-    narrow = pruned(wide, begun, tmp_path)
+    narrow = pruned(wide, begun)
     assert narrow[0].name == "onnxruntime-fp32-ffn75"
     target = load(narrow[0].file)
     assert target.prune is not None
@@ -74,6 +74,20 @@ def test_int8_is_calibrated_and_pruning_done_on_the_training_data(tmp_path):
     assert target.verify.gates.max_f1_drop is None
     assert target.verify.gates.max_f1_drop_from_original == 0.5
     assert narrow[0].simplicity > wide.simplicity
+
+
+def test_questions_of_a_target_to_prune_on_keep_their_columns_and_all_that_names_them(tmp_path):
+    (tmp_path / "train.jsonl").write_text("")
+    (tmp_path / "mine.toml").write_text(
+        '[checkpoint]\nmodel = "sample"\n[backend]\nname = "openvino"\ncalibration = "./train.jsonl"\n'
+        'calibration_max_misplaced = 0.1\n[backend.calibration_columns]\nquestion = "q"\n'
+        '[runtime]\ndtype = "int8"\n[verify]\ndataset = "sample"\n'
+    )
+    begun = start(str(tmp_path / "mine.toml"))
+    wide = next(each for each in candidates(begun, tmp_path / "made", TWO)[0] if each.name == "onnxruntime-fp32")
+    prune = load(pruned(wide, begun)[0].file).prune
+    assert prune is not None
+    assert prune.data.whole() == load(tmp_path / "mine.toml").backend.data
 
 
 def test_a_target_keeps_its_tables_and_gates(tmp_path):
@@ -105,7 +119,7 @@ def test_paths_of_a_candidate_are_relative_to_its_file(tmp_path, tiny_checkpoint
 def test_a_checkpoint_that_no_backend_takes_is_refused_with_the_reason(tmp_path, tiny_checkpoint):
     begun = start(tiny_checkpoint("longformer"), dataset="sample")
     tried, left_out = candidates(begun, tmp_path, TWO)
-    assert {candidate.backend for candidate in tried} == {"eager"}
+    assert {candidate.form.backend for candidate in tried} == {"eager"}
     assert "sliding windows" in left_out["onnxruntime-fp32"]
     config = {**begun.checkpoint.config, "model_type": "gpt2"}
     other = SimpleNamespace(**{**begun.__dict__, "checkpoint": SimpleNamespace(name="gpt2", config=config)})

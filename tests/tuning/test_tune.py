@@ -22,10 +22,13 @@ from qabuild.builder.store.local import Store
 from qabuild.cli import cli
 from qabuild.errors import BadTarget, QABuildError
 from qabuild.models import measured_speed
+from qabuild.models.forms import Form
+from qabuild.models.runtime import Runtime
 from qabuild.qa.sample import HELDOUT
+from qabuild.tuning import candidates
 from qabuild.tuning.budget import Budget
 from qabuild.tuning.candidates import Candidate
-from qabuild.tuning.ledger import Ledger
+from qabuild.tuning.table import Table
 from qabuild.tuning.tune import _learn
 
 SAMPLE_QUESTIONS = 135
@@ -114,6 +117,86 @@ def test_a_tuning_that_is_killed_goes_on_where_it_stopped(tmp_path, isolated_cac
     assert all(Store().folder(key).stat().st_mtime_ns == changed for key, changed in made.items())
 
 
+KILLED = """
+import os, signal, sys
+from qabuild import tune
+from qabuild.builder import locking
+from qabuild.evaluation import report
+from qabuild.tuning import ranking
+
+def kill(*args, **options):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+place, output, questions = sys.argv[1:]
+if place == "final":
+    take_turns = ranking.run
+    ranking.run = lambda artifacts, samples, job: kill() if samples else take_turns(artifacts, samples, job)
+owner, name = {
+    "first comparison": (ranking, "run"),
+    "lock": (locking, "lock"),
+    "page": (report, "write_page"),
+}.get(place, (None, None))
+if owner:
+    setattr(owner, name, kill)
+tuned = tune("sample", dataset=questions, max_f1_drop=5, backends=["onnxruntime"], output=output)
+print(tuned.winner)
+"""
+
+
+def test_a_tuning_survives_a_kill_wherever_it_is(tmp_path, isolated_cache):
+    questions = shutil.copy(HELDOUT, tmp_path / "questions.json")
+    output = tmp_path / "tuned"
+
+    def run(place):
+        command = [sys.executable, "-c", KILLED, place, str(output), str(questions)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+    for place, written in (("first comparison", ()), ("final", ()), ("lock", ()), ("page", ("tuned.lock",))):
+        assert run(place).returncode == -signal.SIGKILL, place
+        assert not [name for name in ("tuned.lock", "report.html") if name not in written and (output / name).exists()]
+    before = {key: Store().folder(key).stat().st_mtime_ns for key in sorted(Store().keys())}
+    whole = run("nowhere")
+    assert whole.returncode == 0, whole.stderr
+    assert {key: Store().folder(key).stat().st_mtime_ns for key in before} == before, "nothing is built again"
+    assert whole.stdout.strip() in ("onnxruntime-fp32", "onnxruntime-int8")
+    verification = qabuild.build(output / "tuned.toml", output / "artifacts", locked=True)
+    assert verification.cached
+    assert (output / "report.html").exists()
+
+
+def test_the_smallest_may_be_a_pruned_one_whose_loss_counts_from_the_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(candidates, "PRUNED", {"ffn65": {"ffn": 0.65}, "ffn50-heads75": {"ffn": 0.5, "heads": 0.75}})
+    given = {"objective": "size", "allow": ["prune"], "backends": ["onnxruntime"]}
+    tuned = qabuild.tune("sample", train_dataset="sample", max_f1_drop=20, **given)
+    entries = {entry.name: entry for entry in tuned.entries}
+    assert {"onnxruntime-int8-ffn65", "onnxruntime-int8-ffn50-heads75"} <= entries.keys()
+    verified = [entry for entry in tuned.entries if entry.verified]
+    assert tuned.winner == min(verified, key=lambda entry: entry.size).name
+    assert tuned.winner.startswith("onnxruntime-int8-ffn")
+    assert tuned.artifact is not None
+    difference = json.loads((tuned.artifact / "verification.json").read_text())["measurement"]["original"]
+    assert entries[tuned.winner].f1_drop == pytest.approx(-difference["f1_difference"])
+    target = tomllib.loads(Path("tuned/tuned.toml").read_text())
+    assert target["prune"]["dataset"] == "sample"
+    assert target["verify"]["gates"]["max_f1_drop_from_original"] == 20
+
+
+def test_latency_is_what_counts_where_it_is_asked_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = {"objective": "latency", "backends": ["onnxruntime"], "max_f1_drop": 5}
+    tuned = qabuild.tune("sample", **given)
+    assert tuned.winner is not None
+    heads, rows = tuned.table()
+    latency = heads.index("latency")
+    assert all(row[latency].endswith(" ms") for row in rows if "left out" not in row[-1])
+    finalists = [entry for entry in tuned.entries if entry.verified]
+    assert all(entry.latency for entry in finalists)
+    best = min(entry.latency for entry in finalists)
+    winner = next(entry for entry in finalists if entry.name == tuned.winner)
+    assert winner.latency < 1.3 * best, "the winner is the quickest, or as good as it"
+
+
 def test_where_no_candidate_passes_the_best_are_shown_and_the_status_is_1(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("strict.toml").write_text(
@@ -125,6 +208,9 @@ def test_where_no_candidate_passes_the_best_are_shown_and_the_status_is_1(tmp_pa
     assert "min_speedup" in result.stdout
     assert "eager-fp32" in result.stdout
     assert not Path("tuned/tuned.toml").exists()
+    Path("tuned/tuned.toml").write_text("# Written by `qabuild tune`.\n")
+    result = CliRunner().invoke(cli, ["tune", "strict.toml", "--backend", "eager"])
+    assert "tuned/tuned.toml and its artifact are from an earlier tuning" in result.stdout
 
 
 def test_a_budget_that_is_too_short_says_what_one_build_takes(tmp_path, monkeypatch):
@@ -157,10 +243,9 @@ def test_speeds_are_remembered_and_a_cache_that_cannot_be_written_is_no_failure(
     start = SimpleNamespace(checkpoint=SimpleNamespace(name="minilm"))
     lines = Lines()
     job = SimpleNamespace(start=start, reporter=lines)
-    candidate = Candidate(
-        name="openvino-int8", backend="openvino", dtype="int8", variant={}, pruned={}, device="cpu", file=Path()
-    )
-    book = Ledger(Budget(60), lines)
+    form = Form(backend="openvino", variant={}, runtime=Runtime(dtype="int8"))
+    candidate = Candidate(form=form, pruned={}, file=Path("openvino-int8.toml"))
+    book = Table(Budget(60), "throughput", lines)
     book.add(candidate)
     _learn([candidate], book, job)
     assert measured_speed.recall("cpu") == [], "nothing was measured"

@@ -10,11 +10,13 @@ import pytest
 
 from qabuild.artifact.evidence import Gate
 from qabuild.evaluation.compare.score import score
+from qabuild.models.forms import Form
+from qabuild.models.runtime import Runtime
 from qabuild.system.reporter import SILENT
-from qabuild.tuning import verdict
+from qabuild.tuning import selection
 from qabuild.tuning.budget import Budget
 from qabuild.tuning.candidates import Candidate
-from qabuild.tuning.ledger import Ledger
+from qabuild.tuning.table import Table
 
 FORMS = {
     "eager-fp32": ("eager", "fp32", {}),
@@ -24,14 +26,12 @@ FORMS = {
 }
 
 
-def ledger(names, seconds=1800.0):
-    made = Ledger(Budget(seconds), SILENT)
+def table(names, seconds=1800.0):
+    made = Table(Budget(seconds), "throughput", SILENT)
     for name in names:
         backend, dtype, variant = FORMS[name]
-        candidate = Candidate(
-            name=name, backend=backend, dtype=dtype, variant=variant, pruned={}, device="cpu", file=Path()
-        )
-        made.add(candidate)
+        form = Form(backend=backend, variant=variant, runtime=Runtime(dtype=dtype))
+        made.add(Candidate(form=form, pruned={}, file=Path(f"{name}.toml")))
     return made
 
 
@@ -50,8 +50,8 @@ def comparison(paces, noise=0.01):
 
 def test_the_fastest_wins_and_the_others_are_told_how_far_they_are_behind():
     paces = {"eager-fp32": 0.02, "openvino-bf16": 0.01, "onnxruntime-int8": 0.005}
-    book = ledger(paces)
-    winner, remarks = verdict.choose(comparison(paces), "throughput", book)
+    book = table(paces)
+    winner, remarks = selection.choose(comparison(paces), "throughput", book)
     assert winner is not None
     assert winner.name == "onnxruntime-int8"
     assert book.entries["onnxruntime-int8"].result == "winner"
@@ -69,8 +69,8 @@ def test_the_fastest_wins_and_the_others_are_told_how_far_they_are_behind():
 )
 def test_of_two_that_cannot_be_told_apart_the_simpler_wins(one, simpler):
     paces = {one: 0.0100, simpler: 0.0101}
-    book = ledger(paces)
-    winner, remarks = verdict.choose(comparison(paces, noise=0.1), "throughput", book)
+    book = table(paces)
+    winner, remarks = selection.choose(comparison(paces, noise=0.1), "throughput", book)
     assert winner is not None
     assert winner.name == simpler
     assert "equal to the winner, which is simpler" in book.entries[one].result
@@ -81,38 +81,38 @@ def test_of_two_that_cannot_be_told_apart_the_simpler_wins(one, simpler):
 
 def test_a_narrow_interval_is_no_noise():
     paces = {"onnxruntime-int8": 0.01, "openvino-bf16": 0.01}
-    winner, remarks = verdict.choose(comparison(paces, noise=0.01), "throughput", ledger(paces))
+    winner, remarks = selection.choose(comparison(paces, noise=0.01), "throughput", table(paces))
     assert winner is not None
     assert (winner.name, remarks) == ("openvino-bf16", [])
 
 
 def test_what_was_expected_to_be_slow_and_is_not_is_said():
-    book = ledger(["eager-fp32", "openvino-bf16", "onnxruntime-int8"])
+    book = table(["eager-fp32", "openvino-bf16", "onnxruntime-int8"])
     tried = list(book.candidates.values())
     known = {"eager-fp32": (1.0, 0.99), "openvino-bf16": (0.6, 2.5), "onnxruntime-int8": (4.0, 2.0)}
     for name, (expected, speedup) in known.items():
         book.entries[name] = replace(book.entries[name], expected=expected, speedup=speedup)
-    first, second = verdict.surprises(tried, book)
+    first, second = selection.surprises(tried, book)
     assert first == "int8 was expected to be the fastest dtype on this processor, and openvino-bf16 is faster"
     assert second.startswith("openvino-bf16 was expected to be 0.6 times as fast as eager fp32 here, and is 2.5")
 
 
 def test_what_does_not_answer_as_it_was_verified_cannot_win():
     paces = {"eager-fp32": 0.02, "onnxruntime-int8": 0.005}
-    compared, book = comparison(paces), ledger(paces)
+    compared, book = comparison(paces), table(paces)
     gate = Gate(name="same_as_verified", limit=1.0, value=0.5, passed=False, bound="at least")
     slow, fast = compared.measured
-    winner, _ = verdict.choose(replace(compared, measured=[slow, replace(fast, gates=[gate])]), "throughput", book)
+    winner, _ = selection.choose(replace(compared, measured=[slow, replace(fast, gates=[gate])]), "throughput", book)
     assert winner is not None
     assert winner.name == "eager-fp32"
     assert "same_as_verified: 0.5, must be at least 1" in book.entries["onnxruntime-int8"].result
     failed = [replace(each, gates=[gate]) for each in compared.measured]
-    assert verdict.choose(replace(compared, measured=failed), "throughput", ledger(paces)) == (None, [])
+    assert selection.choose(replace(compared, measured=failed), "throughput", table(paces)) == (None, [])
 
 
 def test_what_the_budget_did_not_suffice_for_is_named():
-    book = ledger(["eager-fp32", "openvino-bf16"], seconds=90)
-    assert verdict.late(book, Budget(90)) == []
+    book = table(["eager-fp32", "openvino-bf16"], seconds=90)
+    assert selection.late(book, Budget(90)) == []
     book.too_late(book.candidates["openvino-bf16"], "tried")
     assert book.entries["openvino-bf16"].result == "not tried within 90 s"
-    assert "openvino-bf16" in verdict.late(book, Budget(90))[0]
+    assert "openvino-bf16" in selection.late(book, Budget(90))[0]

@@ -1,17 +1,18 @@
-"""The verdict of a tuning: which artifact wins, and what must be said of it."""
+"""The selection of the winner, and what must be said of it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 
 from qabuild.artifact.evidence import describe
 from qabuild.evaluation.compare import Comparison
 from qabuild.tuning.budget import Budget
 from qabuild.tuning.candidates import Candidate
-from qabuild.tuning.heats import Objective, Standing, equals, ranked, times_better
 from qabuild.tuning.job import Job
-from qabuild.tuning.ledger import Ledger
+from qabuild.tuning.ranking import Objective, Timings, equals, ranked, times_better
 from qabuild.tuning.result import Entry
+from qabuild.tuning.table import Table
 
 TOO_WIDE = 0.1
 """Width of the interval of a ratio of speeds from which on the machine is called noisy."""
@@ -23,7 +24,7 @@ SUPERLATIVE: dict[Objective, str] = {
 }
 
 
-def choose(comparison: Comparison, objective: Objective, ledger: Ledger) -> tuple[Candidate | None, list[str]]:
+def choose(comparison: Comparison, objective: Objective, table: Table) -> tuple[Candidate | None, list[str]]:
     """The best; of several that cannot be told from it, the simplest. And what must be said of how sure that is.
 
     What does not answer as it was verified cannot win.
@@ -31,16 +32,16 @@ def choose(comparison: Comparison, objective: Objective, ledger: Ledger) -> tupl
     for measured in comparison.measured:
         if measured.failed_gates:
             reason = "; ".join(map(describe, measured.failed_gates))
-            ledger.settle(ledger.candidates[measured.name], f"left out: {reason}", verified=False)
-    standings = {each.name: Standing.of(each) for each in comparison.measured if not each.failed_gates}
-    if not standings:
+            table.settle(table.candidates[measured.name], f"left out: {reason}", verified=False)
+    timings = {each.name: Timings.of(each) for each in comparison.measured if not each.failed_gates}
+    if not timings:
         return None, []
-    best = ranked(standings, objective)[0]
-    alike = equals(best, standings, objective)
-    winner = min((ledger.candidates[name] for name in alike), key=lambda candidate: candidate.simplicity)
+    best = ranked(timings, objective)[0]
+    alike = equals(best, timings, objective)
+    winner = min((table.candidates[name] for name in alike), key=lambda candidate: candidate.simplicity)
     remarks = []
-    for name, standing in standings.items():
-        ratio, (low, high) = times_better(standings[winner.name], standing, objective)
+    for name, timing in timings.items():
+        ratio, (low, high) = times_better(timings[winner.name], timing, objective)
         compared = f"the winner is {ratio:.2f} [{low:.2f}, {high:.2f}] times as {ADJECTIVE[objective]}"
         if name == winner.name:
             result = "winner"
@@ -48,52 +49,55 @@ def choose(comparison: Comparison, objective: Objective, ledger: Ledger) -> tupl
             result = f"equal to the winner, which is simpler: {compared}"
             if high - low > TOO_WIDE:
                 more = 4 * comparison.measured[0].throughput[0].questions
+                # Single questions are as many, whatever --samples says.
+                remedy = f", or compare more questions (--samples {more})" if objective == "throughput" else ""
                 remarks.append(
                     f"this machine is too noisy to tell {winner.name} from {name}: [{low:.2f}, {high:.2f}] times as "
-                    f"{ADJECTIVE[objective]}; run nothing else on it, or compare more questions (--samples {more})"
+                    f"{ADJECTIVE[objective]}; run nothing else on it{remedy}"
                 )
         else:
             result = compared
-        ledger.settle(ledger.candidates[name], result, latency=standing.latency)
+        table.settle(table.candidates[name], result, latency=timing.latency)
     return winner, remarks
 
 
-def why(winner: Candidate | None, comparison: Comparison | None, job: Job, ledger: Ledger) -> str:
+def why(winner: Candidate | None, comparison: Comparison | None, job: Job, table: Table) -> str:
     """Why it won, or why none did."""
     max_f1_drop = job.start.max_f1_drop
     if winner is None or comparison is None:
         return f"no candidate loses at most {max_f1_drop:g} points of F1 and passes the other gates"
-    entry = ledger.entries[winner.name]
+    entry = table.entries[winner.name]
     assert entry.f1_drop is not None
     assert entry.f1_drop_interval is not None
     assert entry.speedup is not None
     lowest, highest = entry.f1_drop_interval
     return (
-        f"{SUPERLATIVE[job.objective]} of {len(ledger.entries)} candidates that loses at most {max_f1_drop:g} points "
+        f"{SUPERLATIVE[job.objective]} of {len(table.entries)} candidates that loses at most {max_f1_drop:g} points "
         f"of F1 on {comparison.machine['cpu']}: {entry.speedup:.2f} times as fast as the checkpoint in eager fp32, "
         f"{entry.f1_drop:.2f} [{lowest:.2f}, {highest:.2f}] points of F1 lost on {entry.questions} questions"
     )
 
 
-def place(entry: Entry, winner: Candidate | None) -> tuple[bool, bool, bool, float]:
+def place(entry: Entry, winner: Candidate | None, objective: Objective) -> tuple[bool, bool, bool, float]:
     """Where an entry stands in the table: the winner first, then what was verified, those left out last."""
     is_winner = winner is not None and entry.name == winner.name
-    return (not is_winner, not entry.verified, entry.questions is None, -(entry.speedup or 0.0))
+    costs = {"throughput": -(entry.speedup or 0.0), "latency": entry.latency or inf, "size": float(entry.size or 0)}
+    return (not is_winner, not entry.verified, entry.questions is None, costs[objective])
 
 
-def late(ledger: Ledger, time: Budget) -> list[str]:
+def late(table: Table, time: Budget) -> list[str]:
     """What the budget did not suffice for."""
-    if not ledger.late:
+    if not table.late:
         return []
-    names = ", ".join(ledger.late)
+    names = ", ".join(table.late)
     return [f"the budget of {time} did not suffice for {names}: the next run with more (--budget) goes on from here"]
 
 
-def surprises(tried: Sequence[Candidate], ledger: Ledger) -> list[str]:
+def surprises(tried: Sequence[Candidate], table: Table) -> list[str]:
     """Where the rules of `qabuild doctor` were wrong: on the fastest dtype, or on what is slower than eager fp32."""
-    entries = [ledger.entries[candidate.name] for candidate in tried]
+    entries = [table.entries[candidate.name] for candidate in tried]
     known = [entry for entry in entries if entry.expected and entry.speedup]
-    dtypes = {candidate.name: candidate.dtype for candidate in tried}
+    dtypes = {candidate.name: candidate.form.runtime.dtype for candidate in tried}
     remarks = []
     if known:
         fastest = max(known, key=lambda entry: entry.speedup or 0)

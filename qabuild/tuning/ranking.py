@@ -1,4 +1,4 @@
-"""Heats: artifacts take turns at the same questions, and any two are compared by the same rounds."""
+"""Ranks artifacts that took turns at the same questions; any two are compared by the same rounds."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Standing:
-    """What an artifact showed in a heat."""
+class Timings:
+    """What was measured of an artifact that took turns with others."""
 
     __pydantic_config__ = documents.CLOSED
 
@@ -38,7 +38,7 @@ class Standing:
     """In bytes."""
 
     @classmethod
-    def of(cls, measured: Measured) -> Standing:
+    def of(cls, measured: Measured) -> Timings:
         alone = measured.latency.milliseconds if measured.latency else ()
         return cls(seconds=measured.throughput[0].seconds, milliseconds=alone, size=measured.size)
 
@@ -48,7 +48,7 @@ class Standing:
         return median(self.milliseconds) if self.milliseconds else None
 
 
-def times_better(one: Standing, other: Standing, objective: Objective) -> tuple[float, Interval]:
+def times_better(one: Timings, other: Timings, objective: Objective) -> tuple[float, Interval]:
     """How many times better `one` is than `other`, and the 95 % interval: speed, or smallness."""
     if objective == "size":
         ratio = other.size / one.size
@@ -61,24 +61,24 @@ def times_better(one: Standing, other: Standing, objective: Objective) -> tuple[
     return sum(other.seconds) / sum(one.seconds), ratio_interval(other.seconds, one.seconds)
 
 
-def ranked(standings: Mapping[str, Standing], objective: Objective) -> list[str]:
+def ranked(timings: Mapping[str, Timings], objective: Objective) -> list[str]:
     """The names, best first."""
 
     def cost(name: str) -> float:
-        standing = standings[name]
+        timing = timings[name]
         if objective == "latency":
-            return median(standing.milliseconds)
-        return standing.size if objective == "size" else sum(standing.seconds)
+            return median(timing.milliseconds)
+        return timing.size if objective == "size" else sum(timing.seconds)
 
-    return sorted(standings, key=cost)
+    return sorted(timings, key=cost)
 
 
-def equals(best: str, standings: Mapping[str, Standing], objective: Objective) -> list[str]:
+def equals(best: str, timings: Mapping[str, Timings], objective: Objective) -> list[str]:
     """The names that cannot be told from `best`, which is among them."""
     return [
         name
-        for name, standing in standings.items()
-        if name == best or times_better(standings[best], standing, objective)[1][0] <= 1
+        for name, timing in timings.items()
+        if name == best or times_better(timings[best], timing, objective)[1][0] <= 1
     ]
 
 
@@ -97,34 +97,34 @@ def run(artifacts: Sequence[Path], samples: int | None, job: Job) -> Comparison 
     )
 
 
-def heat(artifacts: Sequence[Path], job: Job) -> dict[str, Standing]:
-    """The standings of artifacts by their names, of all their questions; those of an earlier run are read again.
+def preliminary(artifacts: Sequence[Path], job: Job) -> dict[str, Timings]:
+    """The timings of screened artifacts by their names; those of an earlier run are read again.
 
     An artifact that cannot be compared is missing, and is tried again by the next run.
     """
-    kept = job.folder / "heats" / f"{_key(artifacts, job.objective)}.json"
-    if (standings := _read(kept)) is not None:
-        return standings
+    kept = job.folder / "comparisons" / f"{_key(artifacts, job.objective)}.json"
+    if (timings := _read(kept)) is not None:
+        return timings
     comparison = run(artifacts, None, job)
     assert comparison is not None
-    standings = {measured.name: Standing.of(measured) for measured in comparison.measured}
+    timings = {measured.name: Timings.of(measured) for measured in comparison.measured}
     if not comparison.failures:
         kept.parent.mkdir(parents=True, exist_ok=True)
-        files.write(kept, json.dumps({name: asdict(each) for name, each in standings.items()}).encode())
-    return standings
+        files.write(kept, json.dumps({name: asdict(each) for name, each in timings.items()}).encode())
+    return timings
 
 
 def _key(artifacts: Sequence[Path], objective: Objective) -> str:
-    """What decides a heat: the artifacts, the machine and the versions of what runs them."""
+    """What decides the timings: the artifacts, the machine and the versions of what runs them."""
     opened = [open_artifact(path) for path in artifacts]
     versions = packages.versions({name for artifact in opened for name in artifact.manifest.versions})
     decided: Any = [[artifact.digest for artifact in opened], objective, machine.describe(), versions]
     return hashlib.sha256(json.dumps(decided).encode()).hexdigest()
 
 
-def _read(path: Path) -> dict[str, Standing] | None:
+def _read(path: Path) -> dict[str, Timings] | None:
     try:
         document = documents.read_json(files.read(path))
-        return {name: documents.typed(Standing, each) for name, each in document.items()}
+        return {name: documents.typed(Timings, each) for name, each in document.items()}
     except (OSError, ValueError, AttributeError):
         return None

@@ -1,4 +1,4 @@
-"""The ledger of a tuning: what is known of each candidate, told as it grows."""
+"""The table of a tuning: what is known of each candidate, told as it grows."""
 
 from __future__ import annotations
 
@@ -12,26 +12,27 @@ from qabuild.evaluation.compare.score import size
 from qabuild.system.reporter import Reporter
 from qabuild.tuning.budget import Budget, shown
 from qabuild.tuning.candidates import Candidate
-from qabuild.tuning.result import COLUMNS, Entry
+from qabuild.tuning.ranking import Objective
+from qabuild.tuning.result import Entry, columns
 
-WIDTHS = (26, 20, 22, 9, 9)
+WIDTHS = {"candidate": 26, "speed": 20, "latency": 9, "F1 lost": 22, "questions": 9, "size": 9}
 """Of the columns of the table as it grows, in characters; the last one ends where it ends."""
 
 
-class Ledger:
+class Table:
     """An entry for each candidate."""
 
-    def __init__(self, budget: Budget, reporter: Reporter) -> None:
+    def __init__(self, budget: Budget, objective: Objective, reporter: Reporter) -> None:
         self.candidates: dict[str, Candidate] = {}
         self.entries: dict[str, Entry] = {}
         self.late: list[str] = []
         """What the budget did not suffice for."""
-        self._budget, self._reporter = budget, reporter
-        self._reporter.say(_line(COLUMNS))
+        self._budget, self._objective, self._reporter = budget, objective, reporter
+        self._reporter.say(self._line(columns(objective)))
 
     def add(self, candidate: Candidate) -> None:
         self.candidates[candidate.name] = candidate
-        rule = candidate.expected
+        rule = candidate.form.expected
         expected = rule.rate if rule and not rule.measured else None
         self.entries[candidate.name] = Entry(name=candidate.name, expected=expected)
 
@@ -53,7 +54,7 @@ class Ledger:
     def tell(self, candidate: Candidate, result: str, **changes: Any) -> None:
         """Enter what became of a candidate, and report its row."""
         entry = self.settle(candidate, result, **changes)
-        self._reporter.say(f"{_line(entry.row())}  ({shown(max(self._budget.left, 0))} left)")
+        self._reporter.say(f"{self._line(entry.row(self._objective))}  ({shown(max(self._budget.left, 0))} left)")
 
     def settle(self, candidate: Candidate, result: str, **changes: Any) -> Entry:
         """The same, unreported."""
@@ -68,8 +69,7 @@ class Ledger:
         entry = self.entries[candidate.name] = replace(self.entries[candidate.name], **changes)
         return entry
 
-
-def _line(cells: Sequence[str]) -> str:
-    """A row of the table as it grows."""
-    padded = [cell.ljust(width) for cell, width in zip(cells, WIDTHS, strict=False)]
-    return "  ".join([*padded, *cells[len(WIDTHS) :]])
+    def _line(self, cells: Sequence[str]) -> str:
+        """A row of the table as it grows."""
+        widths = [WIDTHS.get(head, 0) for head in columns(self._objective)]
+        return "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
