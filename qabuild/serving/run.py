@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import socket
 from collections.abc import Callable, Iterator, Mapping
@@ -28,15 +27,20 @@ def require_library() -> None:
 
 def listen(settings: Settings) -> socket.socket:
     """A socket that listens on the address of the settings. Raises QABuildError."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    # asyncio sets TCP_NODELAY only where the protocol is named; without it, each answer takes 40 ms longer.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
-        family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-        return socket.create_server((settings.host, settings.port), family=family)
-    except (OSError, OverflowError, UnicodeError) as error:
-        known = isinstance(error, OSError) and not isinstance(error, socket.gaierror) and error.errno
-        problem = os.strerror(known) if known else str(error)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((settings.host, settings.port))
+        listener.listen()
+    except (OSError, UnicodeError) as error:
+        listener.close()
+        problem = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise QABuildError(
             f"{settings.host}, port {settings.port}: {problem}", "choose another --port or --host"
         ) from None
+    return listener
 
 
 def serve(

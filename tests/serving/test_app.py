@@ -221,6 +221,15 @@ def test_a_request_that_does_not_come_is_not_waited_for(stub, monkeypatch, begin
     assert answer.count(b"HTTP/1.1 200 ") == beginning.count(b"\r\n\r\n")
 
 
+def test_answers_are_sent_at_once(stub):
+    with Local({"a": stub}) as server, socket.create_connection(("127.0.0.1", server.port)):
+        server.request("GET", "/healthz")  # came later, so that the other one was accepted
+        transports = [connection.transport for connection in server._server.server_state.connections]
+        sockets = [transport.get_extra_info("socket") for transport in transports]
+        assert sockets
+        assert all(each.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) for each in sockets)
+
+
 def test_idle_connections_make_room_for_others(stub, monkeypatch):
     monkeypatch.setattr(connections.Connection, "maximum", 20)
     with serving(stub) as server:

@@ -6,7 +6,6 @@ import asyncio
 import json
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -16,6 +15,7 @@ from typing import Any, Self
 
 from qabuild.serving import app, connections
 from qabuild.serving.metrics import Metrics
+from qabuild.serving.run import listen
 from qabuild.serving.service import Service
 from qabuild.serving.settings import Settings
 
@@ -130,7 +130,7 @@ class Local(Client):
         self._server = connections.Server(app.make(self._service, self._settings, metrics))
         self.said: list[str] = []
         loading = asyncio.create_task(self._service.start())
-        with socket.create_server(("127.0.0.1", 0)) as listener:
+        with listen(Settings(port=0)) as listener:
             self.port = listener.getsockname()[1]
             self._started.set()
             await self._server.serve(sockets=[listener])
