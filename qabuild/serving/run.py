@@ -103,7 +103,11 @@ def _on_signals(stop: Callable[[], None]) -> Iterator[None]:
     # A command started in the background ignores SIGINT.
     heeded = [number for number, handler in before.items() if handler != signal.SIG_IGN]
 
+    stopping = False
+
     def received() -> None:
+        nonlocal stopping
+        stopping = True
         for number in heeded:
             loop.remove_signal_handler(number)
             signal.signal(number, signal.SIG_DFL)
@@ -114,6 +118,6 @@ def _on_signals(stop: Callable[[], None]) -> Iterator[None]:
     try:
         yield
     finally:
-        for number in heeded:
+        for number in () if stopping else heeded:
             loop.remove_signal_handler(number)
             signal.signal(number, before[number])
