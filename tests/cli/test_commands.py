@@ -45,7 +45,10 @@ dataset = "sample"
 samples = 4
 """
 
-HEAVY = {"torch", "transformers", "numpy", "onnxruntime", "datasets", "evaluate", "huggingface_hub", "rich"}
+HEAVY = {
+    *("torch", "transformers", "numpy", "onnxruntime", "datasets", "evaluate", "huggingface_hub", "rich"),
+    *("starlette", "uvicorn", "prometheus_client"),
+}
 ESCAPE = "\x1b"
 
 
