@@ -83,17 +83,19 @@ class Location:
                 return None
 
     def write(self, content: bytes) -> None:
-        """Write the file atomically."""
+        """Write the file atomically, and its folder where that is absent."""
         with explained(self.shown):
             if self.local:
+                self.local.parent.mkdir(parents=True, exist_ok=True)
                 files.write(self.local, content)
             else:
                 self.filesystem.pipe_file(self.path, content)
 
     def create(self, content: bytes) -> None:
-        """Write the file atomically, unless it exists."""
+        """Write the file atomically, and its folder where that is absent, unless the file exists."""
         with explained(self.shown):
             if self.local:
+                self.local.parent.mkdir(parents=True, exist_ok=True)
                 with files.locked(self.local.parent):
                     if not self.local.exists():
                         files.write(self.local, content)

@@ -92,9 +92,6 @@ def answer_dataset(
         lengths, integer_ids = measure(found, columns_named)
         return run_manifest.new(run, cut(lengths, part_rows), integer_ids)
 
-    if folder.local:
-        with storage.explained(folder.shown):
-            (folder.local / _PARTS).mkdir(parents=True, exist_ok=True)
     manifest = run_manifest.settled(folder, run, planned)
     return _Dataset(
         pipeline=pipeline,
@@ -176,8 +173,10 @@ class _Dataset:
         self._require_unchanged(part)
         with place.writing() as file:
             records = counted(answer_rows(self.pipeline, self._rows(part), self.parameters), tally, advance)
-            _write(file, records, self.manifest.run.answers_format, self.manifest.integer_ids)
-            self._require_unchanged(part)  # while it was read
+            try:
+                _write(file, records, self.manifest.run.answers_format, self.manifest.integer_ids)
+            finally:  # also where a file that is being replaced could not be read
+                self._require_unchanged(part)
         tally.problems = [f"{self.files.address(part.file)}: {problem}" for problem in tally.problems]
         state = _content_state(place)
         if state is None:

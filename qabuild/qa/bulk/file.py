@@ -52,14 +52,14 @@ def answer_file(
     parameters: Mapping[str, Any] | None = None,
     reporter: Reporter = SILENT,
 ) -> Summary:
-    """Answer the questions of one file into another.
+    """Answer the questions of one file into another; `answer_dataset` answers any number of files into a folder.
 
     `pipeline` is a QuestionAnsweringPipeline, called with `parameters`; with a `top_k` above 1 a line of answers has
     a list `answers`. By default the names' endings decide the formats: questions are JSON in SQuAD's layout or flat
     (`.json`), JSON Lines (`.jsonl`), `.csv`, `.tsv` or `.parquet`, answers the same, but SQuAD's predictions in
     `.json`; pipes hold JSON Lines. `columns` maps id, question and context to the columns or keys that hold them under
     other names. `answered_by` identifies the model, best by a digest, so that only a run with the same model is
-    resumed. Runs that read a pipe are not resumed.
+    resumed. Runs that read a pipe, or write to a URL, are not resumed. URLs are what fsspec opens, as s3://bucket/q.csv.
 
     A bad row becomes a line with `error` (predictions have no entry for it), and the run continues; the first ones are
     reported at its end. Memory does not grow with the number of rows, except for a document of JSON and predictions:
@@ -232,7 +232,7 @@ def require_place(source: str, target: str) -> None:
             raise BadTarget(f"{target}: is a folder", "name a file in it")
         return
     if storage.is_url(target):
-        if source == target:
+        if storage.is_url(source) and storage.locate(source) == storage.locate(target):
             raise BadTarget(f"{target}: this would replace the questions", "name another file")
         return
     require_outside(Path(target))

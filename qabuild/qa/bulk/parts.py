@@ -53,7 +53,7 @@ def measure(files: QuestionFiles, columns: Columns) -> tuple[dict[str, int | Non
     for name in files.states:
         address, lengths[name] = files.address(name), None
         if files.format == "parquet":
-            with opened(address, unpack=False) as stream:
+            with opened(address) as stream:
                 outline = parquet_file.outline(stream, address)
             lengths[name] = outline.rows
             integers &= (columns.id or "id") in outline.integers

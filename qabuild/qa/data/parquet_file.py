@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import IO, Any
 
 from qabuild.errors import UntrustedInput
@@ -40,7 +42,11 @@ def _is_integer(file: Any, name: str) -> bool:
         return False
     index = [file.schema.column(number).path for number in range(len(file.schema))].index(name)
     groups = (file.metadata.row_group(number).column(index) for number in range(file.num_row_groups))
-    return all(group.is_stats_set and group.statistics.null_count == 0 for group in groups)
+    return all(group.num_values == 0 or (group.is_stats_set and _has_no_nulls(group.statistics)) for group in groups)
+
+
+def _has_no_nulls(statistics: Any) -> bool:
+    return bool(statistics.has_null_count and statistics.null_count == 0)
 
 
 def read_rows(stream: IO[bytes], where: str, first: int = 0, count: int | None = None) -> Iterator[tuple[int, Any]]:
@@ -50,14 +56,12 @@ def read_rows(stream: IO[bytes], where: str, first: int = 0, count: int | None =
     """
     with _opened(stream, where) as file:
         end = file.metadata.num_rows if count is None else first + count
-        number, groups = 0, []
-        for group in range(file.num_row_groups):
-            rows = file.metadata.row_group(group).num_rows
-            if number + rows <= first:
-                number += rows
-            else:
-                groups.append(group)
-        for batch in file.iter_batches(batch_size=_BATCH, row_groups=groups):
+        ends = list(accumulate(file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)))
+        skipped = bisect_right(ends, first)
+        if skipped == len(ends):
+            return
+        number = ends[skipped - 1] if skipped else 0
+        for batch in file.iter_batches(batch_size=_BATCH, row_groups=range(skipped, len(ends))):
             if number >= end:
                 return
             begin = max(first - number, 0)

@@ -36,22 +36,24 @@ def find(source: str) -> QuestionFiles:
     """The files that `source` names: a file, a folder with all that it holds, or a glob.
 
     In a folder, files of other endings count for nothing, nor do those whose name, or that of whose folder, begins with
-    "." or "_". Raises BadTarget if there is none, or if their formats differ.
+    "." or "_", nor links to folders. Raises BadTarget if there is none, or if their formats differ.
     """
     if is_pipe(source) and not os.path.isdir(source):
         raise BadTarget(f"{source}: is read once, and cannot be cut into parts", "name a file, a folder or a glob")
     location = storage.locate(source)
     with storage.explained(source):
         location.filesystem.invalidate_cache()
-        root, infos = _listed(location)
-        recursive = "**" in source or location.filesystem.isdir(location.path)
+        is_folder = not _is_glob(location) and location.filesystem.isdir(location.path)
+        root, infos = _listed(location, is_folder)
+        if location.local:  # a listing tells about links, not about their files
+            infos = {path: location.filesystem.info(path) for path in infos}
     names = {path[len(root.path.rstrip("/")) + 1 :]: info for path, info in infos.items() if info["type"] == "file"}
-    if recursive and not glob.has_magic(source):
+    if is_folder:
         names = {name: info for name, info in names.items() if _is_visible(name) and _has_format(name)}
     if not names:
         raise BadTarget(f"{source}: there are no questions", "name a file, a folder or a glob that matches some")
     states = {name: storage.state_of(names[name]) for name in sorted(names)}
-    return QuestionFiles(root, states, _format(source, states), recursive)
+    return QuestionFiles(root, states, _format(source, states), recursive=is_folder or "**" in source)
 
 
 def single(source: str) -> str:
@@ -68,18 +70,22 @@ def single(source: str) -> str:
     return files.address(*files.states)
 
 
-def _listed(location: Location) -> tuple[Location, Mapping[str, dict[str, Any]]]:
+def _is_glob(location: Location) -> bool:
+    return glob.has_magic(location.path) and not (location.local and location.local.exists())
+
+
+def _listed(location: Location, is_folder: bool) -> tuple[Location, Mapping[str, dict[str, Any]]]:
     """The root and, by path, what the file system tells about each file."""
     filesystem, path = location.filesystem, location.path
-    is_glob = glob.has_magic(path) and not (location.local and location.local.exists())
-    if not is_glob and filesystem.isdir(path):
-        return location, filesystem.find(path, detail=True)
-    if not is_glob:
+    strict = {"on_error": "raise"} if location.local else {}  # a folder that cannot be read is not empty
+    if is_folder:
+        return location, filesystem.find(path, detail=True, **strict)
+    if not _is_glob(location):
         return location.parent(), {path: filesystem.info(path)}
     root = location
     while glob.has_magic(root.path):
         root = root.parent()
-    return root, filesystem.glob(path, detail=True)
+    return root, filesystem.glob(path, detail=True, **strict)
 
 
 def _is_visible(name: str) -> bool:
