@@ -35,10 +35,10 @@ class _Shard(click.ParamType[tuple[int, int]]):
     "--output",
     default="-",
     show_default=True,
-    help="File for the answers; or a folder for parts of them, as OUT/.",
+    help="File for the answers, whose ending is the format; or folder, as OUT/, for parts.",
 )
 @click.option("--format", "form", type=click.Choice(["jsonl", "csv", "tsv", "parquet"]), help="Format of the answers.")
-@click.option("--part-rows", type=click.IntRange(1), help="Rows of a part; 100,000 by default.")
+@click.option("--part-rows", type=click.IntRange(1), help="Rows of a part of a Parquet file; 100,000 by default.")
 @click.option("--shard", type=_Shard(), metavar="I/N", help="Make the parts whose number modulo N is I.")
 @column_option
 @click.option("--revision", help="Branch, tag or commit of an artifact on the Hub.")

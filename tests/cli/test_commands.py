@@ -1315,7 +1315,7 @@ def test_shards_answer_a_folder_into_a_folder(built, qabuild):
         (("-", "-o", "answers/"), "-: is read once"),
         (("questions", "-o", "a.jsonl"), "questions: these are 2 files"),
         (("questions", "-o", "artifacts/tiny/answers/"), "lies in the artifact"),
-        (("questions", "-o", "s3://bucket/answers"), "its ending names no format of answers"),
+        (("questions/a.jsonl", "-o", "s3://bucket/answers"), "its ending names no format of answers"),
     ],
 )
 def test_folders_and_shards_that_do_not_fit_are_status_2(built, qabuild, arguments, expected):
