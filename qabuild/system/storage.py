@@ -113,7 +113,8 @@ class Location:
             partial = self.local.with_name(f".{self.local.name}.partial")
             try:
                 with files.exclusive(partial) as file:
-                    file.truncate(0)
+                    file.seek(0)  # truncating leaves the position, from which Parquet counts
+                    file.truncate()
                     try:
                         yield file
                     except BaseException:

@@ -233,6 +233,16 @@ def test_a_run_killed_before_any_file_operation_goes_on(tmp_path: Path, question
     assert number > 10
 
 
+def test_what_a_killed_run_left_of_a_part_is_overwritten(tmp_path: Path, questions: Path) -> None:
+    answer_dataset(FirstWord(), questions, tmp_path / "whole")
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / ".part-00000.parquet.partial").write_bytes(b"PAR1" + bytes(100_000))
+    answer_dataset(FirstWord(), questions, out)
+    assert answered(out) == answered(tmp_path / "whole")
+    assert names(out) == names(tmp_path / "whole")
+
+
 @pytest.mark.parametrize("damage", [lambda content: content[:-9], lambda content: content[:20] + b"?" + content[21:]])
 @pytest.mark.parametrize("name", ["part-00002.parquet", "_parts/part-00002.json"])
 def test_a_damaged_part_is_made_again(

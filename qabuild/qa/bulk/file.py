@@ -232,7 +232,7 @@ def require_place(source: str, target: str) -> None:
             raise BadTarget(f"{target}: is a folder", "name a file in it")
         return
     if storage.is_url(target):
-        if storage.is_url(source) and storage.locate(source) == storage.locate(target):
+        if storage.is_url(source) and storage.locate(source).contains(storage.locate(target)):
             raise BadTarget(f"{target}: this would replace the questions", "name another file")
         return
     require_outside(Path(target))
