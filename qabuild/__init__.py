@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from qabuild.evaluation.verify import verify
     from qabuild.publishing.publish import Published, publish
     from qabuild.publishing.sbom import sbom
-    from qabuild.qa.bulk import Summary, answer_file
+    from qabuild.qa.bulk import Summary, answer_dataset, answer_file
     from qabuild.qa.pipeline import QuestionAnsweringPipeline
     from qabuild.target.lock import Lock
     from qabuild.target.model import Target
@@ -58,6 +58,7 @@ _HOMES = {
     "UntrustedInput": "errors",
     "Verification": "artifact.evidence",
     "VerificationFailed": "errors",
+    "answer_dataset": "qa.bulk",
     "answer_file": "qa.bulk",
     "build": "builder.build",
     "compare": "evaluation.compare",
@@ -90,6 +91,7 @@ __all__ = [
     "UntrustedInput",
     "Verification",
     "VerificationFailed",
+    "answer_dataset",
     "answer_file",
     "build",
     "compare",

@@ -1,7 +1,9 @@
-"""`answer`: answers a file of questions."""
+"""`answer`: answers files of questions."""
 
 from __future__ import annotations
 
+import os
+import re
 import sys
 from dataclasses import asdict
 from typing import Any
@@ -13,10 +15,31 @@ from qabuild.cli.options import column_option, common, native_option, signer_opt
 from qabuild.errors import BadTarget, UntrustedInput
 
 
+class _Shard(click.ParamType[tuple[int, int]]):
+    """The number of a shard, from 0, and how many there are."""
+
+    name = "shard"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        match = re.fullmatch(r"(\d+)/(\d+)", str(value))
+        if not match:
+            self.fail(f"{value!r} is not of the form I/N, as in 0/4", param, ctx)
+        return int(match[1]), int(match[2])
+
+
 @click.command()
 @click.argument("artifact")
 @click.argument("questions", type=click.Path(allow_dash=True))
-@click.option("-o", "--output", default="-", show_default=True, help="File for the answers; its ending is the format.")
+@click.option(
+    "-o",
+    "--output",
+    default="-",
+    show_default=True,
+    help="File for the answers, whose ending is the format; or folder, as OUT/, for parts.",
+)
+@click.option("--format", "form", type=click.Choice(["jsonl", "csv", "tsv", "parquet"]), help="Format of the answers.")
+@click.option("--part-rows", type=click.IntRange(1), help="Rows of a part of a Parquet file; 100,000 by default.")
+@click.option("--shard", type=_Shard(), metavar="I/N", help="Make the parts whose number modulo N is I.")
 @column_option
 @click.option("--revision", help="Branch, tag or commit of an artifact on the Hub.")
 @click.option("--digest", metavar="SHA256", help="Required SHA-256 of the manifest.")
@@ -35,6 +58,9 @@ def answer(
     artifact: str,
     questions: str,
     output: str,
+    form: Any,
+    part_rows: int | None,
+    shard: tuple[int, int] | None,
     columns: dict[str, str],
     revision: str | None,
     digest: str | None,
@@ -50,26 +76,36 @@ def answer(
     allow_unverified: bool,
     console: Console,
 ) -> None:
-    """Answer a file of QUESTIONS with ARTIFACT, a folder or a repository on the Hub (owner/name).
+    """Answer QUESTIONS with ARTIFACT, a folder or a repository on the Hub (owner/name).
 
     QUESTIONS has an id, a question and a context a row: JSON Lines (.jsonl), JSON in SQuAD's layout or flat (.json),
     .csv, .tsv or .parquet, each also with .gz; "-" is JSON Lines from standard input. The ending of OUTPUT is one of
-    these too, where .json means SQuAD's predictions. What the options leave open is as in the artifact's verification.
-    Run again after an interruption, it resumes where it stopped. A row that cannot be answered is reported and does not
-    end the run; the exit status is then 4. Refuses an artifact that did not pass its verification.
+    these too, where .json means SQuAD's predictions. QUESTIONS can also be a folder or a glob, and OUTPUT a folder,
+    which gets the answers in parts; both can be URLs, as in s3://bucket/questions/. What the options leave open is as
+    in the artifact's verification. Run again after an interruption, it resumes where it stopped. A row that cannot be
+    answered is reported and does not end the run; the exit status is then 4. Refuses an artifact that did not pass its
+    verification.
     """
     from qabuild.artifact.load import damage_explained, find, load_model
     from qabuild.artifact.validation import unverified
-    from qabuild.qa.bulk import answer_file, require_formats, require_place
+    from qabuild.qa.bulk import answer_dataset, answer_file
+    from qabuild.qa.bulk.dataset import PART_ROWS, require_dataset
+    from qabuild.qa.bulk.file import require_answerable
     from qabuild.qa.data.dataset_ref import columns_of
     from qabuild.qa.data.source import is_pipe
     from qabuild.qa.pipeline import QuestionAnsweringPipeline
+    from qabuild.system import storage
 
-    if console.json and is_pipe(output):
+    in_parts = output.endswith("/") or os.path.isdir(storage.plain(output))
+    if not in_parts and (shard or part_rows):
+        raise click.UsageError("--shard and --part-rows need a folder for the answers: name one with -o, as OUT/")
+    if console.json and is_pipe(output) and not in_parts:
         raise click.UsageError("--json prints a summary on stdout, where the answers go: name a file with -o")
     columns_of(columns)
-    require_formats(questions, output)
-    require_place(questions, output)
+    if in_parts:
+        require_dataset(questions, output, shard or (0, 1), form)
+    else:
+        require_answerable(questions, output, form)
     opened = find(artifact, revision=revision, digest=digest, key=signer, allow_unverified=allow_unverified)
     if allow_unverified and (reason := unverified(opened)):
         console.say(f"{reason}; loaded all the same")
@@ -89,16 +125,19 @@ def answer(
         pipeline.check(**parameters)
     except ValueError as error:
         raise BadTarget(f"{artifact}: {error}", "lower --doc-stride, or choose another --max-seq-len") from None
+    common_arguments: dict[str, Any] = {
+        "answers_format": form,
+        "columns": columns,
+        "answered_by": opened.digest,
+        "parameters": parameters,
+        "reporter": console,
+    }
     with damage_explained(opened.directory):
-        summary = answer_file(
-            pipeline,
-            questions,
-            output,
-            columns=columns,
-            answered_by=opened.digest,
-            parameters=parameters,
-            reporter=console,
-        )
+        if in_parts:
+            sizes: dict[str, Any] = {"part_rows": part_rows or PART_ROWS, "shard": shard or (0, 1)}
+            summary = answer_dataset(pipeline, questions, output, **sizes, **common_arguments)
+        else:
+            summary = answer_file(pipeline, questions, output, **common_arguments)
     counts = f"{summary.answered} answered, {summary.bad} without an answer, {summary.resumed} from an earlier run"
     console.say(f"{counts}, {summary.truncated} with a truncated question" if summary.truncated else counts)
     if console.json:

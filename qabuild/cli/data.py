@@ -31,7 +31,7 @@ def check(file: Path, output: Path | None, columns: dict[str, str], console: Con
     answer_start, merges rows that repeat a question and gives shared ids anew. What cannot be mended is left out. The
     exit status is 4 if something is wrong and was not mended.
     """
-    from qabuild.qa.bulk import require_place
+    from qabuild.qa.bulk.file import require_place
     from qabuild.qa.data import repair
     from qabuild.qa.data.dataset_ref import columns_of
     from qabuild.system import files

@@ -17,6 +17,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
+from typing import IO
 
 from qabuild.errors import MissingEnvironment, QABuildError
 from qabuild.system.terminal import visible
@@ -66,6 +67,38 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def exclusive(path: Path) -> Iterator[IO[bytes]]:
+    """The file, created if it is absent and never through a link, locked, and opened to read and append.
+
+    Raises BlockingIOError while another process, or another part of this one, holds it.
+    """
+    while True:
+        with open(path, "a+b", opener=_open_no_link) as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not _is_at(file, path):  # whoever held it until now renamed it
+                continue
+            yield file
+            return
+
+
+def _open_no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+
+
+def _is_at(file: IO[bytes], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.lstat(path))
+    except FileNotFoundError:
+        return False
+
+
+def sync(file: IO[bytes]) -> None:
+    """Flush the file to the disk, before it is renamed."""
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def is_plain_name(name: str) -> bool:

@@ -1291,6 +1291,46 @@ def test_a_squad_document_gives_squad_predictions(built, qabuild):
     assert {name: predictions[name] for name in sealed} == sealed
 
 
+def test_shards_answer_a_folder_into_a_folder(built, qabuild):
+    Path("questions").mkdir()
+    row = {"id": 1, "question": "Who repaired it?", "context": "It was repaired by Alma Serin."}
+    Path("questions/a.jsonl").write_text(json.dumps(row))
+    Path("questions/b.jsonl").write_text(json.dumps({"id": 2}))
+    command = ("answer", "artifacts/tiny", "questions", "-o", "answers/")
+    assert qabuild(*command, "--shard", "0/2").status == 0
+    result = qabuild(*command, "--shard", "1/2", "--json")
+    assert (result.status, result.document["bad"]) == (4, 1)
+    assert "questions/b.jsonl: line 1 has no 'question', only id" in result.err
+    assert [path.name for path in sorted(Path("answers").glob("part-*"))] == ["part-00000.jsonl", "part-00001.jsonl"]
+    assert json.loads(Path("answers/part-00000.jsonl").read_text())["id"] == 1
+    assert "0 answered, 1 without an answer, 1 from an earlier run" in qabuild(*command, "--shard", "1/2").err
+    manifest = json.loads(Path("answers/_manifest.json").read_text())
+    assert manifest["run"]["artifact"] == open_artifact(Path("artifacts/tiny")).digest
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("questions", "-o", "answers/", "--shard", "3/3"), "shard 3/3: there is none"),
+        (("questions", "-o", "answers/", "--shard", "x"), "'x' is not of the form I/N, as in 0/4"),
+        (("questions", "-o", "a.jsonl", "--shard", "0/2"), "--shard and --part-rows need a folder for the answers"),
+        (("-", "--shard", "0/2"), "--shard and --part-rows need a folder for the answers"),
+        (("-", "-o", "answers/"), "-: is read once"),
+        (("questions", "-o", "a.jsonl"), "questions: these are 2 files"),
+        (("questions", "-o", "artifacts/tiny/answers/"), "lies in the artifact"),
+        (("questions/a.jsonl", "-o", "s3://bucket/answers"), "its ending names no format of answers"),
+    ],
+)
+def test_folders_and_shards_that_do_not_fit_are_status_2(built, qabuild, arguments, expected):
+    Path("questions").mkdir()
+    for name in ("a", "b"):
+        Path(f"questions/{name}.jsonl").write_text('{"question": "Who?", "context": "Mira"}')
+    result = qabuild("answer", "artifacts/tiny", *arguments)
+    assert result.status == 2
+    assert expected in " ".join(result.err.split())
+    assert not Path("answers").exists()
+
+
 def test_answer_reads_and_writes_pipes(built):
     running = process("answer", "artifacts/tiny", "-", stdin=subprocess.PIPE)
     row = {"id": 1, "question": "Who repaired it?", "context": "It was repaired by Alma Serin."}

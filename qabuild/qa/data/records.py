@@ -15,9 +15,10 @@ import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 from qabuild.errors import BadTarget, UntrustedInput
+from qabuild.qa.data import parquet_file
 from qabuild.qa.data.json_reader import JsonReader
 from qabuild.qa.data.source import decoded, is_pipe, opened
 
@@ -58,17 +59,21 @@ def format_of(name: str) -> QuestionsFormat:
     )
 
 
-def read_records(source: str, form: QuestionsFormat, encoding: str | None = None) -> Iterator[Record]:
-    """Read the records of `source`, a file or a pipe; a JSON document is held in memory one article at a time.
+def read_records(
+    source: str, form: QuestionsFormat, encoding: str | None = None, *, first: int = 0, count: int | None = None
+) -> Iterator[Record]:
+    """Read the records of `source`, a file, a URL or a pipe; a JSON document is held in memory one article at a time.
 
-    `encoding` is that of text; by default its byte order mark tells, or else it is UTF-8.
+    `encoding` is that of text; by default its byte order mark tells, or else it is UTF-8. `first` and `count` choose
+    rows of a Parquet file.
 
     Raises BadTarget for a missing file, UntrustedInput if it cannot be parsed.
     """
     with opened(source) as stream:
         try:
             if form == "parquet":
-                yield from _parquet(stream, source)
+                for number, row in parquet_file.read_rows(stream, source, first, count):
+                    yield Record(f"row {number}", row, row)
                 return
             with decoded(stream, source, "" if form in ("csv", "tsv") else "\n", encoding) as text:
                 if form == "squad":
@@ -113,21 +118,6 @@ def _csv(lines: io.TextIOWrapper, where: str, delimiter: str | None) -> Iterator
         raise UntrustedInput(
             f"{where}: line {first + 1}: not CSV ({error})", "put a cell with quotes or line breaks in quotes"
         ) from None
-
-
-def _parquet(stream: IO[bytes], where: str) -> Iterator[Record]:
-    import pyarrow  # type: ignore[import-untyped]
-    from pyarrow import parquet
-
-    try:
-        table = parquet.ParquetFile(stream if stream.seekable() else pyarrow.BufferReader(stream.read()))
-        number = 0
-        for batch in table.iter_batches(batch_size=1000):
-            for row in batch.to_pylist():
-                yield Record(f"row {number}", row, row)
-                number += 1
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UntrustedInput(f"{where}: not Parquet ({error})", "write it again") from error
 
 
 def _json(text: io.TextIOWrapper, where: str) -> Iterator[Record]:

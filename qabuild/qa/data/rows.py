@@ -12,13 +12,13 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from qabuild.errors import UntrustedInput
+from qabuild.errors import BadTarget, UntrustedInput
 from qabuild.qa.data.dataset_ref import Columns
 from qabuild.qa.data.questions import Question
 from qabuild.qa.data.records import Record
@@ -109,6 +109,15 @@ def summary(problems: Iterable[str], count: int, rows: int) -> str:
     if count == 1:
         return shown[0]
     return f"{count} of {rows} rows are bad: {'; '.join(shown)}{'; ...' if count > len(shown) else ''}"
+
+
+def require_columns(names: Collection[str], columns: Columns, where: str) -> None:
+    """Raise BadTarget for a table without the columns that a question needs."""
+    for name in ("question", "context"):
+        column = getattr(columns, name) or name
+        if not {column, name} & {*names}:
+            shown = ", ".join(map(str, islice(names, _SHOWN_KEYS)))
+            raise BadTarget(f"{where}: has no column '{column}', only {shown}", f"name it: --column {name}=COLUMN")
 
 
 def id_of_texts(question: str, context: str) -> str:

@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from typing import IO, Any, NamedTuple
 
 from qabuild.errors import BadTarget, UntrustedInput
+from qabuild.system import storage
 
 PIPE = "-"
 
@@ -43,10 +44,14 @@ def _mode(name: str) -> int:
 
 @contextmanager
 def opened(source: str, unpack: bool = True) -> Iterator[IO[bytes]]:
-    """The file as a binary stream, decompressed if it starts with the gzip magic.
+    """The file, at a path or a URL, as a binary stream, decompressed if it starts with the gzip magic.
 
     Raises BadTarget if there is no such file, or it cannot be read.
     """
+    if storage.is_url(source):
+        with storage.opened(source) as remote:
+            yield _unpacked(remote) if unpack else remote
+        return
     try:
         raw: Any = sys.stdin.buffer if source == PIPE else open(source, "rb")  # noqa: SIM115 - closed below
     except FileNotFoundError as error:
@@ -55,12 +60,14 @@ def opened(source: str, unpack: bool = True) -> Iterator[IO[bytes]]:
         raise BadTarget(f"{source}: cannot be read ({error.strerror})", "give a file of questions") from error
     try:
         _refuse_device(raw, source)
-        compressed = unpack and raw.peek(2)[:2] == b"\x1f\x8b"
-        stream: Any = gzip.GzipFile(fileobj=raw) if compressed else raw
-        yield stream
+        yield _unpacked(raw) if unpack else raw
     finally:
         if source != PIPE:
             raw.close()
+
+
+def _unpacked(raw: Any) -> Any:
+    return gzip.GzipFile(fileobj=raw) if raw.peek(2)[:2] == b"\x1f\x8b" else raw
 
 
 def _refuse_device(raw: Any, source: str) -> None:

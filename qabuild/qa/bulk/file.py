@@ -1,25 +1,24 @@
-"""Bulk answering: a file of questions in, a file of answers out, resumed after an interruption.
+"""One file of questions in, one file of answers out, resumed after an interruption.
 
 Questions are what `qabuild.qa.data.records` reads, answers what `answer_formats` writes, in the questions' order.
 Either side can be a pipe, written "-".
 
 Answers are collected in `ANSWERS.<digest>.partial`. The digest covers the questions' bytes, the parameters and the
 model, so that a killed run resumes where it stopped, and only a run with the same inputs does. The complete file is
-renamed to ANSWERS, after it is converted where that is no JSON Lines.
+renamed to ANSWERS, after it is converted where that is no JSON Lines. Answers at a URL are collected in a temporary
+file and uploaded; those of a killed run are lost.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import sys
-import time
-from collections import deque
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
@@ -27,34 +26,18 @@ from typing import IO, Any
 from qabuild.errors import BadTarget, QABuildError
 from qabuild.qa import answer_formats
 from qabuild.qa.answer_formats import AnswersFormat, Record, line_of
+from qabuild.qa.bulk.answers import answer_rows
+from qabuild.qa.bulk.tally import Summary, Tally, counted
 from qabuild.qa.data import records
 from qabuild.qa.data.dataset_ref import Columns, columns_of
+from qabuild.qa.data.question_files import single
 from qabuild.qa.data.records import QuestionsFormat
-from qabuild.qa.data.rows import SHOWN_PROBLEMS, Row, row_of, summary
+from qabuild.qa.data.rows import SHOWN_PROBLEMS, Row, row_of
 from qabuild.qa.data.source import PIPE, is_pipe, opened
+from qabuild.system import files, storage
 from qabuild.system.reporter import SILENT, Reporter
 from qabuild.system.sealed import require_outside
 from qabuild.system.terminal import visible
-
-PROGRESS_SECONDS = 0.1
-MAX_CONSECUTIVE_FAILURES = 50
-"""Consecutive failing rows after which the run ends; one paragraph has fewer questions."""
-MAX_PENDING_BAD_ROWS = 1000
-"""Bad rows held back until the rows before them are answered."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Summary:
-    """Counts of a file's rows."""
-
-    rows: int
-    answered: int
-    bad: int
-    """Rows without an answer."""
-    resumed: int
-    """Rows, answered or bad, that an earlier run had processed."""
-    truncated: int = 0
-    """Rows whose question has more tokens than are read; their answers have `question_truncated`."""
 
 
 def answer_file(
@@ -69,14 +52,14 @@ def answer_file(
     parameters: Mapping[str, Any] | None = None,
     reporter: Reporter = SILENT,
 ) -> Summary:
-    """Answer the questions of one file into another.
+    """Answer the questions of one file into another; `answer_dataset` answers any number of files into a folder.
 
     `pipeline` is a QuestionAnsweringPipeline, called with `parameters`; with a `top_k` above 1 a line of answers has
     a list `answers`. By default the names' endings decide the formats: questions are JSON in SQuAD's layout or flat
     (`.json`), JSON Lines (`.jsonl`), `.csv`, `.tsv` or `.parquet`, answers the same, but SQuAD's predictions in
     `.json`; pipes hold JSON Lines. `columns` maps id, question and context to the columns or keys that hold them under
     other names. `answered_by` identifies the model, best by a digest, so that only a run with the same model is
-    resumed. Runs that read a pipe are not resumed.
+    resumed. Runs that read a pipe, or write to a URL, are not resumed. URLs are what fsspec opens, as s3://bucket/q.csv.
 
     A bad row becomes a line with `error` (predictions have no entry for it), and the run continues; the first ones are
     reported at its end. Memory does not grow with the number of rows, except for a document of JSON and predictions:
@@ -85,7 +68,7 @@ def answer_file(
     Raises BadTarget for a missing file or an unknown format, UntrustedInput if the question file cannot be parsed,
     QABuildError if another run is writing the same answers, and the pipeline's exception if it fails on every row.
     """
-    source, target = str(questions), str(answers)
+    source, target = single(str(questions)), storage.plain(str(answers))
     run = _Run(
         pipeline=pipeline,
         source=source,
@@ -105,7 +88,13 @@ def answer_file(
     if is_pipe(target):
         with open(target, "wb") as stream:
             return run.to_stream(stream, form)
-    return run.to_file(Path(target).resolve(), form, answered_by)
+    if storage.is_url(target):
+        with tempfile.TemporaryDirectory(prefix="qabuild-") as folder:
+            path = Path(folder) / "answers"
+            summary = run.to_file(path, form, None)
+            storage.locate(target).put(path)
+        return summary
+    return run.to_file(Path(target).resolve(), form, run.digest(answered_by))
 
 
 def _answers_format(target: str) -> AnswersFormat:
@@ -122,7 +111,7 @@ class _Run:
     reporter: Reporter
 
     def to_stream(self, stream: IO[bytes], form: AnswersFormat) -> Summary:
-        tally = _Tally()
+        tally = Tally()
         try:
             with self._reported(tally):
                 self._write(stream, self._records(0, tally), form, tally)
@@ -130,9 +119,10 @@ class _Run:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         return tally.summary()
 
-    def to_file(self, path: Path, form: AnswersFormat, answered_by: str) -> Summary:
-        tally = _Tally()
-        with _partial(path, self._digest(answered_by)) as (partial, partial_path):
+    def to_file(self, path: Path, form: AnswersFormat, digest: str | None) -> Summary:
+        """Without a `digest`, the run is not resumed."""
+        tally = Tally()
+        with _partial(path, digest) as (partial, partial_path):
             for record in _complete_records(partial):
                 tally.add(record, resumed=True)
             if tally.rows:
@@ -143,25 +133,25 @@ class _Run:
                         partial.write(line_of(record))
                         partial.flush()
             except KeyboardInterrupt:
-                if not is_pipe(self.source):
+                if digest:
                     self.reporter.say(
                         f"{tally.rows} rows are saved in {partial_path}; the same command resumes after them"
                     )
                 raise
             if form == "jsonl":
-                _sync(partial)
+                files.sync(partial)
                 os.replace(partial_path, path)
             else:
                 complete = partial_path.with_suffix(".whole")
                 complete.unlink(missing_ok=True)
                 with open(complete, "xb") as file:
                     self._convert(partial, file, form, tally)
-                    _sync(file)
+                    files.sync(file)
                 os.replace(complete, path)
                 partial_path.unlink()
         return tally.summary()
 
-    def _convert(self, partial: IO[bytes], file: IO[bytes], form: AnswersFormat, tally: _Tally) -> None:
+    def _convert(self, partial: IO[bytes], file: IO[bytes], form: AnswersFormat, tally: Tally) -> None:
         """Write the records of the partial file in another format."""
         partial.seek(0)
         if form == "parquet":
@@ -171,7 +161,7 @@ class _Run:
         else:
             self._write(file, map(json.loads, partial), form, tally)
 
-    def _write(self, file: IO[bytes], answers: Iterable[Record], form: AnswersFormat, tally: _Tally) -> None:
+    def _write(self, file: IO[bytes], answers: Iterable[Record], form: AnswersFormat, tally: Tally) -> None:
         if form == "predictions":
             content, ambiguous = answer_formats.predictions(answers)
             if ambiguous:
@@ -190,155 +180,49 @@ class _Run:
             answer_formats.write_csv(file, answers, "\t" if form == "tsv" else ",")
 
     @contextmanager
-    def _reported(self, tally: _Tally) -> Iterator[None]:
+    def _reported(self, tally: Tally) -> Iterator[None]:
         """Report the bad rows at the end of the block, also of one that fails."""
         try:
             yield
         finally:
             if tally.bad:
-                self.reporter.say(f"{self.source}: {summary(tally.problems, tally.bad, tally.rows)}")
+                self.reporter.say(f"{self.source}: {tally.complaint()}")
 
     def _rows(self) -> Iterator[Row]:
         for record in records.read_records(self.source, self.questions_format):
             yield row_of(record, self.columns)
 
-    def _records(self, done: int, tally: _Tally) -> Iterator[Record]:
+    def _records(self, done: int, tally: Tally) -> Iterator[Record]:
         """The records of all rows after the first `done`, counted."""
-        total = 0 if is_pipe(self.source) else sum(1 for _ in self._rows())
+        # A pipe is read once, and a URL should be.
+        total = 0 if is_pipe(self.source) or storage.is_url(self.source) else sum(1 for _ in self._rows())
         rows = islice(self._rows(), done, None)
         with self.reporter.progress("answering", total) as advance:
-            reported, reported_at = 0, 0.0
-            for count, (row, result) in enumerate(_answered(self.pipeline, rows, self.parameters), done + 1):
-                record = _record(row, result, self.parameters)
-                tally.add(record)
-                if time.monotonic() - reported_at > PROGRESS_SECONDS:
-                    advance(count - reported)
-                    reported, reported_at = count, time.monotonic()
-                yield record
-            advance(tally.rows - reported)
+            yield from counted(answer_rows(self.pipeline, rows, self.parameters), tally, advance)
 
-    def _digest(self, answered_by: str) -> str | None:
+    def digest(self, answered_by: str) -> str | None:
         """Digest of what determines the answers; None for a pipe, which cannot be resumed."""
         if is_pipe(self.source):
             return None
-        with opened(self.source, unpack=False) as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+        if storage.is_url(self.source):
+            content = str(storage.locate(self.source).state())
+        else:
+            with opened(self.source, unpack=False) as file:
+                content = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
         inputs = [content, self.questions_format, self.columns.model_dump(), answered_by, self.parameters]
         return hashlib.sha256(json.dumps(inputs, sort_keys=True, default=repr).encode()).hexdigest()[:12]
-
-
-@dataclass
-class _Tally:
-    """Counts of the rows processed so far."""
-
-    rows: int = 0
-    bad: int = 0
-    resumed: int = 0
-    truncated: int = 0
-    problems: list[str] = field(default_factory=list)
-    """The first ones."""
-
-    def add(self, record: Record, resumed: bool = False) -> None:
-        self.rows += 1
-        self.resumed += resumed
-        self.truncated += any("question_truncated" in answer for answer in record.get("answers", [record]))
-        if "error" in record:
-            self.bad += 1
-            self.problems = [*self.problems, record["error"]][:SHOWN_PROBLEMS]
-
-    def summary(self) -> Summary:
-        counts = {name: getattr(self, name) for name in ("rows", "bad", "resumed", "truncated")}
-        return Summary(answered=self.rows - self.bad, **counts)
-
-
-# --- answering ------------------------------------------------------------------------------------------------------
-
-
-def _answered(
-    pipeline: Callable[..., Any], rows: Iterator[Row], parameters: Mapping[str, Any]
-) -> Iterator[tuple[Row, Any]]:
-    """Every row with its result, in order; bad rows with None. Raises what `rows` raises.
-
-    The pipeline answers a stream. If it raises, the rows that it had read are answered one by one to find the failing
-    row, and a new stream continues with the rest.
-    """
-    pending: deque[Row] = deque()
-    more, unreadable = True, False
-
-    def examples() -> Iterator[dict[str, str]]:
-        nonlocal more, unreadable
-        bad = 0
-        try:
-            for row in rows:
-                pending.append(row)
-                if row.problem is None:
-                    yield {"question": row.question, "context": row.context}
-                elif (bad := bad + 1) == MAX_PENDING_BAD_ROWS:
-                    return
-        except Exception:
-            unreadable = True
-            raise
-        more = False
-
-    while more:
-        try:
-            for result in pipeline(examples(), **parameters):
-                while pending[0].problem is not None:
-                    yield pending.popleft(), None
-                yield pending.popleft(), result
-        except Exception as error:
-            if unreadable:
-                raise
-            yield from _one_by_one(pipeline, pending, parameters, error)
-        else:
-            yield from ((row, None) for row in pending)
-        pending.clear()
-
-
-def _one_by_one(
-    pipeline: Callable[..., Any], rows: Iterable[Row], parameters: Mapping[str, Any], error: Exception
-) -> list[tuple[Row, Any]]:
-    """Rows with their results. Raises `error` if all rows or many consecutive ones fail: no single row causes that."""
-    answered = []
-    failures = 0
-    for row in rows:
-        result = None
-        if row.problem is None:
-            try:
-                result = pipeline(question=row.question, context=row.context, **parameters)
-                failures = 0
-            except Exception as problem:
-                row = replace(row, problem=f"{row.at} cannot be answered ({type(problem).__name__}: {problem})")
-                failures += 1
-        answered.append((row, result))
-        if failures == MAX_CONSECUTIVE_FAILURES:
-            raise error
-    if all(result is None for _, result in answered):
-        raise error
-    return answered
-
-
-def _record(row: Row, result: Any, parameters: Mapping[str, Any]) -> Record:
-    if row.problem is not None:
-        return {"id": row.id, "at": row.at, "error": row.problem}
-    answers = [_ordered(answer) for answer in (result if isinstance(result, list) else [result])]
-    if not all(math.isfinite(answer["score"]) for answer in answers):
-        return {"id": row.id, "at": row.at, "error": f"{row.at}: the model's scores are not finite"}
-    several = isinstance(result, list) or parameters.get("top_k", 1) > 1
-    return {"id": row.id, "answers": answers} if several else {"id": row.id, **answers[0]}
-
-
-def _ordered(answer: Mapping[str, Any]) -> Record:
-    return {name: answer[name] for name in ("answer", "score", "start", "end", "question_truncated") if name in answer}
 
 
 # --- writing --------------------------------------------------------------------------------------------------------
 
 
-def require_formats(source: str, target: str) -> None:
-    """Raise BadTarget if the ending of either name tells no format."""
+def require_answerable(source: str, target: str, answers_format: AnswersFormat | None) -> None:
+    """Raise BadTarget if the questions in `source` cannot be answered into the file `target`."""
+    source, target = single(source), storage.plain(target)
     records.format_of(source)
-    _answers_format(target)
+    if answers_format is None:
+        _answers_format(target)
+    require_place(source, target)
 
 
 def require_place(source: str, target: str) -> None:
@@ -346,6 +230,10 @@ def require_place(source: str, target: str) -> None:
     if is_pipe(target):
         if os.path.isdir(target):
             raise BadTarget(f"{target}: is a folder", "name a file in it")
+        return
+    if storage.is_url(target):
+        if storage.is_url(source) and storage.locate(source).contains(storage.locate(target)):
+            raise BadTarget(f"{target}: this would replace the questions", "name another file")
         return
     require_outside(Path(target))
     folder = Path(target).absolute().parent
@@ -360,23 +248,16 @@ def require_place(source: str, target: str) -> None:
 @contextmanager
 def _partial(path: Path, digest: str | None) -> Iterator[tuple[IO[bytes], Path]]:
     """The locked partial file and its path. Without a digest it is truncated."""
-    import fcntl
-
     partial_path = path.with_name(f"{path.name}.{digest}.partial" if digest else f"{path.name}.partial")
-    with open(partial_path, "a+b", opener=_open_no_link) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise QABuildError(
-                f"{path}: another run is answering these questions", "wait for it, or name another file for the answers"
-            ) from None
-        if digest is None:
-            file.truncate(0)
-        yield file, partial_path
-
-
-def _open_no_link(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+    try:
+        with files.exclusive(partial_path) as file:
+            if digest is None:
+                file.truncate(0)
+            yield file, partial_path
+    except BlockingIOError:
+        raise QABuildError(
+            f"{path}: another run is answering these questions", "wait for it, or name another file for the answers"
+        ) from None
 
 
 def _complete_records(partial: IO[bytes]) -> Iterator[Record]:
@@ -393,9 +274,3 @@ def _complete_records(partial: IO[bytes]) -> Iterator[Record]:
         end += len(line)
         yield record
     partial.truncate(end)
-
-
-def _sync(file: IO[bytes]) -> None:
-    """Flush the file to the disk, before it is renamed."""
-    file.flush()
-    os.fsync(file.fileno())

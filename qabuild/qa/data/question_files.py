@@ -1,0 +1,108 @@
+"""Files of questions by path, URL, folder or glob, in a fixed order, with the state that tells whether one changed."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from qabuild.errors import BadTarget
+from qabuild.qa.data import records
+from qabuild.qa.data.records import QuestionsFormat
+from qabuild.qa.data.source import is_pipe
+from qabuild.system import storage
+from qabuild.system.storage import FileState, Location
+
+
+@dataclass(frozen=True)
+class QuestionFiles:
+    """Files of one format."""
+
+    root: Location
+    """The folder that holds all of them."""
+    states: Mapping[str, FileState]
+    """By name within the root, sorted."""
+    format: QuestionsFormat
+    recursive: bool
+    """Whether files of any folder in the root belong to them."""
+
+    def address(self, name: str) -> str:
+        return self.root.child(name).shown
+
+
+def find(source: str) -> QuestionFiles:
+    """The files that `source` names: a file, a folder with all that it holds, or a glob.
+
+    In a folder, files of other endings count for nothing, nor do those whose name, or that of whose folder, begins with
+    "." or "_", nor links to folders. Raises BadTarget if there is none, or if their formats differ.
+    """
+    if is_pipe(source) and not os.path.isdir(source):
+        raise BadTarget(f"{source}: is read once, and cannot be cut into parts", "name a file, a folder or a glob")
+    location = storage.locate(source)
+    with storage.explained(source):
+        location.filesystem.invalidate_cache()
+        is_folder = not _is_glob(location) and location.filesystem.isdir(location.path)
+        root, infos = _listed(location, is_folder)
+        if location.local:  # a listing tells about links, not about their files
+            infos = {path: location.filesystem.info(path) for path in infos}
+    names = {path[len(root.path.rstrip("/")) + 1 :]: info for path, info in infos.items() if info["type"] == "file"}
+    if is_folder:
+        names = {name: info for name, info in names.items() if _is_visible(name) and _has_format(name)}
+    if not names:
+        raise BadTarget(f"{source}: there are no questions", "name a file, a folder or a glob that matches some")
+    states = {name: storage.state_of(names[name]) for name in sorted(names)}
+    return QuestionFiles(root, states, _format(source, states), recursive=is_folder or "**" in source)
+
+
+def single(source: str) -> str:
+    """The path or URL of the only file that `source` names. Raises BadTarget if there are several."""
+    source = storage.plain(source)
+    is_several = os.path.isdir(source) or (glob.has_magic(source) and not os.path.exists(source))
+    if not is_several and not storage.is_url(source):
+        return source
+    files = find(source)
+    if len(files.states) > 1:
+        raise BadTarget(
+            f"{source}: these are {len(files.states)} files", "name a folder for the answers, with / at its end"
+        )
+    return files.address(*files.states)
+
+
+def _is_glob(location: Location) -> bool:
+    return glob.has_magic(location.path) and not (location.local and location.local.exists())
+
+
+def _listed(location: Location, is_folder: bool) -> tuple[Location, Mapping[str, dict[str, Any]]]:
+    """The root and, by path, what the file system tells about each file."""
+    filesystem, path = location.filesystem, location.path
+    strict = {"on_error": "raise"} if location.local else {}  # a folder that cannot be read is not empty
+    if is_folder:
+        return location, filesystem.find(path, detail=True, **strict)
+    if not _is_glob(location):
+        return location.parent(), {path: filesystem.info(path)}
+    root = location
+    while glob.has_magic(root.path):
+        root = root.parent()
+    return root, filesystem.glob(path, detail=True, **strict)
+
+
+def _is_visible(name: str) -> bool:
+    return not any(part.startswith((".", "_")) for part in name.split("/"))
+
+
+def _has_format(name: str) -> bool:
+    try:
+        records.format_of(name)
+    except BadTarget:
+        return False
+    return True
+
+
+def _format(source: str, names: Iterable[str]) -> QuestionsFormat:
+    examples = {records.format_of(name): name for name in names}
+    if len(examples) > 1:
+        shown = ", ".join(f"{form} ({name})" for form, name in sorted(examples.items()))
+        raise BadTarget(f"{source}: holds questions of several formats: {shown}", "name one with a glob, as in '*.csv'")
+    return next(iter(examples))

@@ -1,0 +1,217 @@
+"""Files and folders on local disks and, by URL, on object stores, the Hub and whatever fsspec has a driver for."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import IO, Any
+
+from qabuild.errors import BadTarget, MissingEnvironment, QABuildError
+from qabuild.system import files
+
+READ_BYTES = 1 << 20
+"""Size of a read; a request to an object store takes as long as the transfer of a few hundred KiB."""
+
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_VERSIONS = ("ETag", "etag", "md5Hash", "checksum", "blob_id", "mtime", "LastModified", "last_modified", "created")
+"""What stores call a file's hash or, where they have none, the time of its last change; the first counts."""
+
+
+@dataclass(frozen=True)
+class FileState:
+    """What tells, without reading it, whether a file has changed."""
+
+    size: int
+    version: str
+
+
+@dataclass(frozen=True)
+class Location:
+    """A file, a folder or a glob on a file system of fsspec."""
+
+    filesystem: Any
+    path: str
+    """As the file system writes it: absolute, without the protocol."""
+    shown: str
+    """For messages, and to name it again: a path or a URL."""
+
+    @property
+    def local(self) -> Path | None:
+        return None if is_url(self.shown) else Path(self.path)
+
+    def child(self, name: str) -> Location:
+        """The file in this folder."""
+        if self.local:
+            return replace(self, path=os.path.join(self.path, name), shown=os.path.join(self.shown, name))
+        return self._at(f"{self.path.rstrip('/')}/{name}")
+
+    def parent(self) -> Location:
+        if self.local:
+            return replace(self, path=os.path.dirname(self.path), shown=os.path.dirname(self.shown.rstrip("/")))
+        return self._at(self.path.rstrip("/").rpartition("/")[0])
+
+    def _at(self, path: str) -> Location:
+        return replace(self, path=path, shown=self.filesystem.unstrip_protocol(path))
+
+    def contains(self, other: Location) -> bool:
+        """Whether `other` is this folder or lies in it."""
+        same_store = type(self.filesystem) is type(other.filesystem)
+        mine, theirs = (os.path.realpath(one.path) if one.local else one.path.rstrip("/") for one in (self, other))
+        return same_store and f"{theirs}/".startswith(f"{mine.rstrip('/')}/")
+
+    def state(self) -> FileState | None:
+        """The file's state, asked for anew; None if there is no such file."""
+        with explained(self.shown):
+            try:
+                self.filesystem.invalidate_cache()
+                return state_of(self.filesystem.info(self.path))
+            except FileNotFoundError:
+                return None
+
+    def read(self) -> bytes | None:
+        """The file's content; None if there is no such file."""
+        with explained(self.shown):
+            try:
+                return bytes(self.filesystem.cat_file(self.path))
+            except FileNotFoundError:
+                return None
+
+    def write(self, content: bytes) -> None:
+        """Write the file atomically, and its folder where that is absent."""
+        with explained(self.shown):
+            if self.local:
+                self.local.parent.mkdir(parents=True, exist_ok=True)
+                files.write(self.local, content)
+            else:
+                self.filesystem.pipe_file(self.path, content)
+
+    def create(self, content: bytes) -> None:
+        """Write the file atomically, and its folder where that is absent, unless the file exists."""
+        with explained(self.shown):
+            if self.local:
+                self.local.parent.mkdir(parents=True, exist_ok=True)
+                with files.locked(self.local.parent):
+                    if not self.local.exists():
+                        files.write(self.local, content)
+                return
+            with suppress(FileExistsError):
+                self.filesystem.pipe_file(self.path, content, mode="create")
+
+    @contextmanager
+    def writing(self) -> Iterator[IO[bytes]]:
+        """A new file that gets this place, or replaces the one there, when the block ends without an exception.
+
+        A store's upload is atomic, so what goes there is first written to a local temporary file.
+        """
+        if self.local:
+            partial = self.local.with_name(f".{self.local.name}.partial")
+            try:
+                with files.exclusive(partial) as file:
+                    file.seek(0)  # truncating leaves the position, from which Parquet counts
+                    file.truncate()
+                    try:
+                        yield file
+                    except BaseException:
+                        os.unlink(partial)
+                        raise
+                    files.sync(file)
+                    os.replace(partial, self.local)
+            except BlockingIOError:
+                raise QABuildError(f"{self.shown}: another process is writing it", "wait for it") from None
+            return
+        with tempfile.NamedTemporaryFile(prefix="qabuild-") as temporary:
+            yield temporary
+            temporary.flush()
+            self.put(Path(temporary.name))
+
+    def put(self, file: Path) -> None:
+        """Upload a file to this place in a store."""
+        with explained(self.shown):
+            self.filesystem.put_file(str(file), self.path)
+
+
+def plain(name: str) -> str:
+    """The path, where `name` is one or a URL of one; any other URL as it is."""
+    return name.removeprefix("file://")
+
+
+def is_url(name: str) -> bool:
+    """Whether `name` is a URL of something that is no local file."""
+    return _URL.match(plain(name)) is not None
+
+
+def locate(name: str) -> Location:
+    """The place that a path or URL names. Raises MissingEnvironment without the driver of its store."""
+    import fsspec
+    from fsspec.implementations.local import LocalFileSystem
+
+    if not is_url(name):
+        return Location(LocalFileSystem(), os.path.abspath(plain(name)), plain(name))
+    try:
+        with explained(name):
+            filesystem, path = fsspec.url_to_fs(name)
+    except ImportError as error:
+        raise MissingEnvironment(f"{name}: its driver is not installed", _remedy(name, error)) from error
+    except ValueError as error:
+        raise BadTarget(f"{name}: {error}", "write a URL as fsspec does, as in s3://bucket/folder/") from error
+    return Location(filesystem, path, name)
+
+
+def _remedy(name: str, error: ImportError) -> str:
+    """The command that installs the driver, where its class names the package; else what fsspec says."""
+    from fsspec.registry import known_implementations
+
+    match = _URL.match(name)
+    module = known_implementations.get(match[1] if match else "", {}).get("class", "fsspec").partition(".")[0]
+    return str(error) if module == "fsspec" else f"pip install {module}"
+
+
+def state_of(info: dict[str, Any]) -> FileState:
+    """The state in what a file system tells about a file."""
+    key = next((key for key in _VERSIONS if info.get(key) is not None), "")
+    value = info.get(key, "")
+    if isinstance(value, datetime):  # a listing may have the timestamp instead
+        value = value.timestamp()
+    return FileState(int(info.get("size") or 0), f"{key} {value}".strip())
+
+
+@contextmanager
+def opened(name: str) -> Iterator[IO[bytes]]:
+    """The file of a URL as a stream of bytes, read in large blocks."""
+    import io
+
+    location = locate(name)
+    with explained(name):
+        # Columns of a table are read in turns, which a cache that reads ahead would fetch again and again.
+        file = location.filesystem.open(location.path, "rb", cache_type="none")
+        with io.BufferedReader(file, READ_BYTES) as stream:
+            yield stream
+
+
+@contextmanager
+def explained(name: str) -> Iterator[None]:
+    """Turn what a store's driver raises about `name` into errors of qabuild. Local errors pass, but missing rights.
+
+    Drivers raise errors of their libraries, which have no class in common.
+    """
+    try:
+        yield
+    except (QABuildError, MemoryError, ImportError, ValueError):
+        raise
+    except FileNotFoundError as error:
+        raise BadTarget(f"{name}: there is no such file, folder or bucket", "check the address") from error
+    except PermissionError as error:
+        raise BadTarget(f"{name}: access is denied", "check the rights of this user or of its credentials") from error
+    except Exception as error:
+        if not is_url(name):
+            raise
+        lines = str(error).splitlines() or [""]
+        raise QABuildError(
+            f"{name}: {type(error).__name__}: {lines[0]}", "check the network, the credentials and the address"
+        ) from error
