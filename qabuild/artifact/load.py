@@ -40,19 +40,10 @@ def load(
     `allow_unverified` loads, with a warning, an artifact that failed its verification or has no evidence that holds.
     Raises BadTarget, VerificationFailed, UntrustedInput or MissingEnvironment; QABuildError where the Hub fails.
     """
-    from qabuild.qa.pipeline import QuestionAnsweringPipeline
-
     opened = find(artifact, revision=revision, digest=digest, key=key, allow_unverified=allow_unverified)
     if allow_unverified and (reason := unverified(opened)):
         warnings.warn(f"{reason}; loaded all the same", UserWarning, stacklevel=2)
-    native = allow_native or key is not None
-    model, tokenizer = load_model(opened, allow_native=native, allow_unverified=allow_unverified)
-    manifest = opened.manifest
-    parameters = manifest.parameters
-    if manifest.runtime.dtype in backend(manifest.options.name).BATCH_DEPENDENT:
-        # Its answers depend on the batch: those of this size were verified.
-        parameters["batch_size"] = manifest.verify["batch_size"]
-    return QuestionAnsweringPipeline(model, tokenizer, **parameters)
+    return load_pipeline(opened, allow_native=allow_native or key is not None, allow_unverified=allow_unverified)
 
 
 def find(
@@ -86,6 +77,21 @@ def find(
 def download(repo_id: str, revision: str | None) -> Path:
     """The folder in the Hub's cache that holds that revision of the repository."""
     return hub_files.download(repo_id, hub.commit(repo_id, revision, "artifact"), "artifact", ["*"])
+
+
+def load_pipeline(
+    artifact: Artifact, *, allow_native: bool = False, allow_unverified: bool = False
+) -> QuestionAnsweringPipeline:
+    """The pipeline over an opened artifact, with the parameters that it was verified with. Raises as `load_model`."""
+    from qabuild.qa.pipeline import QuestionAnsweringPipeline
+
+    model, tokenizer = load_model(artifact, allow_native=allow_native, allow_unverified=allow_unverified)
+    manifest = artifact.manifest
+    parameters = manifest.parameters
+    if manifest.runtime.dtype in backend(manifest.options.name).BATCH_DEPENDENT:
+        # Its answers depend on the batch: those of this size were verified.
+        parameters["batch_size"] = manifest.verify["batch_size"]
+    return QuestionAnsweringPipeline(model, tokenizer, **parameters)
 
 
 def load_model(artifact: Artifact, *, allow_native: bool = False, allow_unverified: bool = False) -> tuple[Any, Any]:

@@ -86,14 +86,13 @@ def answer(
     answered is reported and does not end the run; the exit status is then 4. Refuses an artifact that did not pass its
     verification.
     """
-    from qabuild.artifact.load import damage_explained, find, load_model
+    from qabuild.artifact.load import damage_explained, find, load_pipeline
     from qabuild.artifact.validation import unverified
     from qabuild.qa.bulk import answer_dataset, answer_file
     from qabuild.qa.bulk.dataset import PART_ROWS, require_dataset
     from qabuild.qa.bulk.file import require_answerable
     from qabuild.qa.data.dataset_ref import columns_of
     from qabuild.qa.data.source import is_pipe
-    from qabuild.qa.pipeline import QuestionAnsweringPipeline
     from qabuild.system import storage
 
     in_parts = output.endswith("/") or os.path.isdir(storage.plain(output))
@@ -110,8 +109,7 @@ def answer(
     if allow_unverified and (reason := unverified(opened)):
         console.say(f"{reason}; loaded all the same")
     native = allow_native or signer is not None
-    model, tokenizer = load_model(opened, allow_native=native, allow_unverified=allow_unverified)
-    pipeline = QuestionAnsweringPipeline(model, tokenizer, **opened.manifest.parameters)
+    pipeline = load_pipeline(opened, allow_native=native, allow_unverified=allow_unverified)
     parameters = {
         "top_k": top_k,
         "handle_impossible_answer": no_answer,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,16 +11,17 @@ import contests
 import proven
 import pytest
 import torch
+from click.testing import CliRunner
 
 import qabuild
 from qabuild.artifact import readme
 from qabuild.artifact.evidence import BatchAccuracy, evidence_of
 from qabuild.artifact.manifest import open_artifact
 from qabuild.builder.store.local import Store
-from qabuild.cli import results
+from qabuild.cli import cli, results
 from qabuild.evaluation.compare import compare, tables
 from qabuild.evaluation.compare.score import score
-from qabuild.models.backends import eager
+from qabuild.models.backends import backend, eager
 from qabuild.publishing import card
 
 TARGET = """
@@ -69,6 +71,25 @@ def test_loaded_it_answers_in_batches_that_were_verified(int8, monkeypatch):
         pipeline.model, "forward", lambda **inputs: sizes.append(len(inputs["input_ids"])) or compute(**inputs)
     )
     pipeline([{"question": f"Who came {number}?", "context": "Ann came."} for number in range(10)])
+    assert sizes == [4, 4, 2]
+
+
+def test_the_command_answers_in_batches_that_were_verified(int8, tmp_path, monkeypatch):
+    sizes = []
+    module = backend("onnxruntime")
+    load = module.load
+
+    def watched(*arguments: Any) -> Any:
+        model = load(*arguments)
+        compute = model.forward
+        model.forward = lambda **inputs: sizes.append(len(inputs["input_ids"])) or compute(**inputs)
+        return model
+
+    monkeypatch.setattr(module, "load", watched)
+    rows = [{"id": str(number), "question": f"Who came {number}?", "context": "Ann came."} for number in range(10)]
+    (tmp_path / "questions.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    arguments = ["answer", str(int8), str(tmp_path / "questions.jsonl"), "-o", str(tmp_path / "answers.jsonl")]
+    assert CliRunner().invoke(cli, arguments).exit_code == 0
     assert sizes == [4, 4, 2]
 
 
