@@ -23,9 +23,11 @@ from pathlib import Path
 from qabuild.models.training import study
 from qabuild.models.training.options import Search
 
-folder, storage, trials, seconds = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
-study.ALIVE_SECONDS, study.DEAD_SECONDS, study.POLL_SECONDS = 0.1, 1.5, 0.1
+folder, storage, trials, seconds, dead = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), *map(float, sys.argv[4:])
+study.ALIVE_SECONDS, study.DEAD_SECONDS, study.POLL_SECONDS = 0.1, dead, 0.1
 with study.opened(folder / "search", Search(trials=trials, storage=storage)) as shared:
+    print("opened", flush=True)
+    sys.stdin.readline()
     while trial := shared.claim():
         print("begins", trial.params["alpha"], flush=True)
         with shared.alive(trial):
@@ -36,10 +38,20 @@ with study.opened(folder / "search", Search(trials=trials, storage=storage)) as 
 """
 
 
-def begin(folder: Path, storage: str, trials: int = 6, seconds: float = 0.3) -> subprocess.Popen[str]:
+def begin(folder: Path, storage: str, trials: int = 6, seconds: float = 0.3, dead: float = 60) -> subprocess.Popen[str]:
     (folder / "search").mkdir(parents=True)
-    command = [sys.executable, "-c", WORKER, str(folder), storage, str(trials), str(seconds)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, "-c", WORKER, str(folder), storage, str(trials), str(seconds), str(dead)]
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    return subprocess.Popen(command, **pipes, text=True)
+
+
+def go(*workers: subprocess.Popen[str]) -> None:
+    """Lets workers claim trials once all have opened the study."""
+    for worker in workers:
+        assert worker.stdout.readline() == "opened\n", worker.stderr.read()
+    for worker in workers:
+        worker.stdin.write("\n")
+        worker.stdin.flush()
 
 
 def values(lines: list[str], word: str) -> list[str]:
@@ -50,6 +62,7 @@ def values(lines: list[str], word: str) -> list[str]:
 def test_workers_share_the_trials_and_agree_on_the_outcome(tmp_path, scheme):
     storage = f"{scheme}:///{tmp_path}/study".replace("journal:////", "journal:///")
     workers = [begin(tmp_path / name, storage) for name in ("one", "two")]
+    go(*workers)
     outputs = [worker.communicate(timeout=120) for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0], outputs
     lines = [output.splitlines() for output, _ in outputs]
@@ -62,11 +75,12 @@ def test_workers_share_the_trials_and_agree_on_the_outcome(tmp_path, scheme):
 def test_the_trial_of_a_worker_that_was_killed_is_run_by_another(tmp_path):
     storage = f"journal://{tmp_path}/study"
     killed = begin(tmp_path / "killed", storage, trials=2, seconds=600)
-    assert killed.stdout
+    go(killed)
     parameter = killed.stdout.readline().split()[1]
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
-    other = begin(tmp_path / "other", storage, trials=2, seconds=0.05)
+    other = begin(tmp_path / "other", storage, trials=2, seconds=0.05, dead=2)
+    go(other)
     output, errors = other.communicate(timeout=120)
     assert other.returncode == 0, errors
     done = values(output.splitlines(), "ends")
