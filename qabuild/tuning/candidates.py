@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,7 +68,8 @@ def candidates(start: Start, folder: Path, backends: Collection[str] = ()) -> tu
             write(candidate, start)
             require(load(candidate.file), start)
         except BadTarget as error:
-            left_out[candidate.name] = error.message.rpartition(": ")[2] if error.key else error.message
+            # The target is one of many that the user did not write: its name and line say nothing.
+            left_out[candidate.name] = re.sub(rf"^{re.escape(str(candidate.file))}(:\d+)?: ", "", error.message)
             candidate.file.unlink(missing_ok=True)
         else:
             tried.append(candidate)

@@ -48,9 +48,8 @@ def choose(comparison: Comparison, objective: Objective, table: Table) -> tuple[
         elif name in alike:
             result = f"equal to the winner, which is simpler: {compared}"
             if high - low > TOO_WIDE:
-                more = 4 * comparison.measured[0].throughput[0].questions
-                # Single questions are as many, whatever --samples says.
-                remedy = f", or compare more questions (--samples {more})" if objective == "throughput" else ""
+                more = _more_questions(comparison, objective, table.entries[winner.name].questions or 0)
+                remedy = f", or compare more questions (--samples {more})" if more else ""
                 remarks.append(
                     f"this machine is too noisy to tell {winner.name} from {name}: [{low:.2f}, {high:.2f}] times as "
                     f"{ADJECTIVE[objective]}; run nothing else on it{remedy}"
@@ -59,6 +58,12 @@ def choose(comparison: Comparison, objective: Objective, table: Table) -> tuple[
             result = compared
         table.settle(table.candidates[name], result, latency=timing.latency)
     return winner, remarks
+
+
+def _more_questions(comparison: Comparison, objective: Objective, available: int) -> int | None:
+    """How many questions could tell more; None where there are no more, or as many single ones in any case."""
+    compared = comparison.measured[0].throughput[0].questions
+    return min(4 * compared, available) if objective == "throughput" and compared < available else None
 
 
 def why(winner: Candidate | None, comparison: Comparison | None, job: Job, table: Table) -> str:
@@ -103,7 +108,11 @@ def surprises(tried: Sequence[Candidate], table: Table) -> list[str]:
         fastest = max(known, key=lambda entry: entry.speedup or 0)
         promised = max(entry.expected or 0 for entry in known)
         favourites = {dtypes[entry.name] for entry in known if entry.expected == promised}
-        if dtypes[fastest.name] not in favourites:
+        promising = [
+            entry.speedup_interval[1] for entry in known if entry.expected == promised and entry.speedup_interval
+        ]
+        is_faster = not fastest.speedup_interval or fastest.speedup_interval[0] > max(promising, default=0.0)
+        if dtypes[fastest.name] not in favourites and is_faster:
             names = " or ".join(sorted(favourites))
             remarks.append(
                 f"{names} was expected to be the fastest dtype on this processor, and {fastest.name} is faster"

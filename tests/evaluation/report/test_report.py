@@ -386,6 +386,6 @@ def test_the_page_of_a_tuning_begins_with_what_was_tried(tmp_path):
     text = (tmp_path / "tuned.html").read_text()
     head = text[text.index("<main>") : text.index('id="picture-title"')]
     assert "<h1>Tuned for size: &lt;b&gt;winner&lt;/b&gt;</h1>" in head
-    assert "<p>why it won.</p>" in head
+    assert "<p>Why it won.</p>" in head
     assert "left out: too large" in head
     assert "What was tried" not in page.page(contests.comparison())
