@@ -85,7 +85,7 @@ def rate(arguments: argparse.Namespace, output: Path, shards: int) -> float:
     assert sum(result["rows"] for result in results) == arguments.questions
     seconds = max(result["end"] for result in results) - min(result["begin"] for result in results)
     memory = ", ".join(f"{result['megabytes']:.0f} MB" for result in results)
-    print(f"{shards} processes: {arguments.questions / seconds:.0f} questions/s, peak memory {memory}", flush=True)
+    print(f"processes: {shards}, {arguments.questions / seconds:.0f} questions/s, peak memory {memory}", flush=True)
     return float(arguments.questions / seconds)
 
 

@@ -195,7 +195,7 @@ def test_a_run_that_is_killed_anywhere_goes_on(tmp_path: Path, questions: Path) 
         process = in_process(questions, out, part_rows=4, answering=kill_at(number))
         process.join()
         assert process.exitcode == -signal.SIGKILL
-        complete = len(list((out / "_parts").iterdir()))
+        complete = len(list(out.glob("_parts/*.json")))
         pipeline = FirstWord()
         summary = answer_dataset(pipeline, questions, out, part_rows=4)
         assert summary.resumed == COUNT - len(pipeline.answered)
@@ -269,7 +269,7 @@ def test_shards_in_processes_that_start_at_once_share_a_folder(tmp_path: Path, q
     assert [process.exitcode for process in processes] == [0, 0, 0]
     assert names(out) == names(whole)
     assert answered(out) == answered(whole)
-    assert answer_dataset(FirstWord(), questions, out, part_rows=4, shard=(1, 3)).resumed == 9
+    assert answer_dataset(FirstWord(), questions, out, part_rows=4, shard=(1, 3)).resumed == 8
 
 
 def test_an_interruption_says_what_is_complete(tmp_path: Path, questions: Path) -> None:
