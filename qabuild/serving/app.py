@@ -7,6 +7,7 @@ import hmac
 import json
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from starlette.applications import Starlette
@@ -31,6 +32,11 @@ T = TypeVar("T")
 
 BODY_SECONDS = 30.0
 """Until the body of a request must be complete."""
+LAST_SECONDS = 5.0
+"""The same, once the server stops."""
+UNREAD_SECONDS = 2.0
+"""Of reading a body that is refused: a client that still sends would not see the response."""
+CLOSE = {"Connection": "close"}
 CLIENT_GONE = 499
 """The status that is counted where no client waits for it."""
 OPEN = frozenset({"/healthz", "/readyz", "/v2/health/live", "/v2/health/ready", "/openapi.json", "/docs"})
@@ -128,18 +134,21 @@ class _Paths:
 
     async def _body(self, request: Request) -> bytes:
         """The body. Raises Refusal where it is too long or takes too long."""
-        too_long = Refusal(413, f"the body is too long: this server takes {self._settings.max_body} bytes")
-        if int(request.headers.get("content-length", 0)) > self._settings.max_body:
-            raise too_long
-        body = bytearray()
+        body, chunks = bytearray(), request.stream()
+        is_too_long = int(request.headers.get("content-length", 0)) > self._settings.max_body
         try:
-            async with asyncio.timeout(BODY_SECONDS):
-                async for chunk in request.stream():
+            async with self._service.timeout(BODY_SECONDS, LAST_SECONDS):
+                while not is_too_long and (chunk := await anext(chunks, None)) is not None:
                     body += chunk
-                    if len(body) > self._settings.max_body:
-                        raise too_long
+                    is_too_long = len(body) > self._settings.max_body
         except TimeoutError:
-            raise Refusal(408, f"the body was not complete after {BODY_SECONDS:.0f} s") from None
+            raise Refusal(408, "the body was not complete in time", CLOSE) from None
+        if is_too_long:
+            with suppress(TimeoutError):
+                async with self._service.timeout(UNREAD_SECONDS, UNREAD_SECONDS):
+                    async for _ in chunks:
+                        pass
+            raise Refusal(413, f"the body is too long: this server takes {self._settings.max_body} bytes", CLOSE)
         return bytes(body)
 
     async def _results(
@@ -207,12 +216,12 @@ class _Authorised:
 
     def __init__(self, app: ASGIApp, token: str | None) -> None:
         self._app = app
-        self._expected = None if token is None else f"Bearer {token}".encode()
+        self._token = None if token is None else token.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self._expected is not None and scope["path"] not in OPEN:
-            given = dict(scope["headers"]).get(b"authorization", b"")
-            if not hmac.compare_digest(given, self._expected):
+        if self._token is not None and scope["path"] not in OPEN:
+            scheme, _, given = dict(scope["headers"]).get(b"authorization", b"").partition(b" ")
+            if scheme.lower() != b"bearer" or not hmac.compare_digest(given.strip(), self._token):
                 message = "this server needs a token: Authorization: Bearer ..."
                 await _error(401, message, {"WWW-Authenticate": "Bearer"})(scope, receive, send)
                 return

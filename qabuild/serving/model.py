@@ -16,7 +16,7 @@ from qabuild.artifact.manifest import CACHE, Artifact
 from qabuild.artifact.validation import unverified
 from qabuild.errors import QABuildError
 from qabuild.qa.pipeline.inputs import Pair
-from qabuild.qa.pipeline.parameters import COUNTS, Parameters
+from qabuild.qa.pipeline.parameters import AUTO, COUNTS, FLAGS, Parameters
 from qabuild.qa.pipeline.results import Result
 from qabuild.serving.protocol import BATCHING
 from qabuild.serving.refusal import Refusal
@@ -64,10 +64,11 @@ class Model:
 
     def parameters(self, named: Mapping[str, Any]) -> Parameters:
         """The parameters of a request that names these. Raises Refusal."""
+        for name, value in named.items():
+            self._require_type(name, value)
         for name, limit in LIMITS.items():
-            value = named.get(name)
-            if isinstance(value, int | float) and value > limit:
-                raise Refusal(422, f"{name}: {value} is more than this server allows ({limit})")
+            if (named.get(name) or 0) > limit:
+                raise Refusal(422, f"{name}: {named[name]} is more than this server allows ({limit})")
         try:
             self._pipeline.check(**named)
             parameters = self._defaults.updated(named)
@@ -89,6 +90,16 @@ class Model:
             if not all(isfinite(answer["score"]) for answer in (result if isinstance(result, list) else [result])):
                 raise QABuildError("the model's scores are not finite")
         return results
+
+    def _require_type(self, name: str, value: Any) -> None:
+        """Raise Refusal unless the value has the JSON type of the parameter; null leaves it as it is.
+
+        In Python, flags are numbers, and a pipeline takes one for the other.
+        """
+        expected = int if name in COUNTS else bool if name in FLAGS else None
+        is_auto = name == "align_to_words" and value == AUTO
+        if expected and value is not None and type(value) is not expected and not is_auto:
+            raise Refusal(422, f"{name}: give {'a whole number' if expected is int else 'true or false'}")
 
     def _require_few_windows(self, parameters: Parameters) -> None:
         """With a stride of almost a window, a context has a window for every token."""

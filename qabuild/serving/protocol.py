@@ -63,7 +63,7 @@ def read_object(body: bytes) -> dict[str, Any]:
     except RecursionError:
         raise Refusal(400, "the body is JSON that is nested too deeply") from None
     except ValueError as error:
-        raise Refusal(400, f"the body is not JSON: {error}") from None
+        raise Refusal(400, f"the body is not JSON: {str(error).partition(';')[0]}") from None
     if not isinstance(document, dict):
         raise Refusal(422, "the body is not a JSON object")
     return document

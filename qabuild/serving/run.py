@@ -54,8 +54,8 @@ def serve(
 ) -> None:
     """Answer on `listener` from the artifacts at `sources`, by name, until SIGTERM or SIGINT.
 
-    `load` loads an artifact; `ready` is called when all of them are. Raises what `load` raises. A second signal ends
-    the process at once.
+    `load` loads an artifact; `ready` is called when all of them are. Raises what `load` raises. Once it stops, SIGINT
+    ends the process at once.
     """
     asyncio.run(_serve(sources, load, settings, listener, reporter, ready))
 
@@ -97,7 +97,10 @@ async def _serve(
 
 @contextmanager
 def _on_signals(stop: Callable[[], None]) -> Iterator[None]:
-    """Call `stop` at the first SIGINT or SIGTERM inside the block; the second one ends the process."""
+    """Call `stop` at the first SIGINT or SIGTERM inside the block; then SIGINT ends the process at once.
+
+    A further SIGTERM changes nothing: some supervisors send several.
+    """
     loop = asyncio.get_running_loop()
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     # A command started in the background ignores SIGINT.
@@ -110,7 +113,7 @@ def _on_signals(stop: Callable[[], None]) -> Iterator[None]:
         stopping = True
         for number in heeded:
             loop.remove_signal_handler(number)
-            signal.signal(number, signal.SIG_DFL)
+            signal.signal(number, signal.SIG_DFL if number == signal.SIGINT else signal.SIG_IGN)
         stop()
 
     for number in heeded:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from qabuild.serving.batching import Batcher
@@ -41,6 +42,8 @@ class Service:
         self._metrics, self._reporter = metrics, reporter
         self._served: dict[str, Served] = {}
         self._answering: set[asyncio.Task[None]] = set()
+        self._limits: dict[asyncio.Timeout, float] = {}
+        """Time limits that become as many seconds when the server stops."""
 
     async def start(self) -> None:
         """Load the models and begin to answer. Raises what `load` raises."""
@@ -52,8 +55,21 @@ class Service:
     def stop(self) -> None:
         """Be no longer ready, and answer at once what waits."""
         self.unready = STOPPING
+        now = asyncio.get_running_loop().time()
+        for limit, seconds in self._limits.items():
+            limit.reschedule(min(limit.when() or now, now + seconds))
         for served in self._served.values():
             served.batcher.drain()
+
+    @asynccontextmanager
+    async def timeout(self, seconds: float, last_seconds: float) -> AsyncIterator[None]:
+        """Raise TimeoutError after so many `seconds`, or after `last_seconds` once the server stops."""
+        async with asyncio.timeout(last_seconds if self.unready == STOPPING else seconds) as limit:
+            self._limits[limit] = last_seconds
+            try:
+                yield
+            finally:
+                del self._limits[limit]
 
     def served(self, name: str | None) -> Served:
         """The model of that name, or the only one. Raises Refusal."""

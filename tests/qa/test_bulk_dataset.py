@@ -399,6 +399,26 @@ def test_what_cannot_be_answered_is_refused_before_any_answer(
     assert not Path("out").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        ({"part_rows": 0}, "part_rows: 0"),
+        ({"answers_format": "xml"}, "answers_format: 'xml'\n.*jsonl, csv, tsv or parquet"),
+        ({"shard": (0, 0)}, "shard 0/0: there is none"),
+        ({"shard": (2, 2)}, "shard 2/2: there is none\n.*0/2 to 1/2"),
+        ({"columns": {"context": "nope"}}, r"a\.csv: has no column 'nope', only"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_refused(
+    working_directory: Path, arguments: dict[str, Any], problem: str
+) -> None:
+    Path("in").mkdir()
+    write_table(Path("in/a.csv"), rows(2))
+    with pytest.raises(BadTarget, match=problem):
+        answer_dataset(None, "in", "out", **arguments)  # type: ignore[arg-type]
+    assert not Path("out").exists()
+
+
 @pytest.mark.parametrize("shard", [(3, 3), (-1, 3), (0, 0)])
 def test_a_shard_that_there_is_not_is_refused(tmp_path: Path, questions: Path, shard: tuple[int, int]) -> None:
     with pytest.raises(BadTarget, match=r"there is none\n.*counting from 0"):

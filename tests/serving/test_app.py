@@ -176,7 +176,8 @@ def test_a_token_is_required_of_all_but_probes(stub):
                 assert (status, list(document), answered["www-authenticate"]) == (401, ["error"], "Bearer")
         for path in ("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready", "/openapi.json", "/docs"):
             assert server.request("GET", path)[0] == 200
-        assert server.request("POST", "/answer", BODY, {"Authorization": "Bearer sécret".encode()})[0] == 200
+        for scheme in ("Bearer", "bearer"):
+            assert server.request("POST", "/answer", BODY, {"Authorization": f"{scheme} sécret".encode()})[0] == 200
 
 
 @pytest.mark.parametrize(
@@ -195,6 +196,12 @@ def test_a_body_of_unstated_length_is_counted(stub):
     assert (status, document) == (413, {"error": "the body is too long: this server takes 4000000 bytes"})
 
 
+def test_a_client_that_still_sends_a_body_that_is_too_long_gets_the_response(stub):
+    with serving(stub) as server:
+        status, document, headers = request(server.port, "POST", "/answer", b"x" * 30_000_000)
+    assert (status, list(document), headers["connection"]) == (413, ["error"], "close")
+
+
 def test_what_is_not_http_is_refused(stub):
     with serving(stub) as server:
         answer = exchange(server, b"\0\1\2 \r\n\r\n")
@@ -209,6 +216,18 @@ def test_a_body_that_does_not_come_is_not_waited_for(stub, monkeypatch):
             server, b"POST /answer HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 9\r\n\r\n{"
         )
     assert answer.startswith(b"HTTP/1.1 408 ")
+
+
+def test_a_body_that_does_not_come_is_waited_for_less_once_the_server_stops(stub, monkeypatch):
+    monkeypatch.setattr(app, "BODY_SECONDS", 3600)
+    monkeypatch.setattr(app, "LAST_SECONDS", 0.01)
+    with serving(stub) as server, socket.create_connection(("127.0.0.1", server.port)) as connection:
+        connection.sendall(b"POST /answer HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{")
+        server.ask({"question": "Who?", "context": "Ann."})  # came later, so that the other one was accepted
+        server.stop()
+        answer = b"".join(iter(lambda: connection.recv(4096), b""))
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b"connection: close" in answer.lower()
 
 
 @pytest.mark.parametrize(

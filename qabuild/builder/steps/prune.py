@@ -66,6 +66,7 @@ class Prune:
             return None
         if facts.checkpoint:
             structure.architecture(facts.checkpoint.config, heads=table.prunes_heads(facts.checkpoint.config))
+            structure.require_blocks(facts.checkpoint.config, table.round_to)
         times = Latency().inputs(target, facts)
         return {
             "checkpoint": facts.identity,

@@ -43,10 +43,10 @@ class Prune(DatasetTable):
 
     @model_validator(mode="after")
     def _names_one_size(self) -> Self:
-        shares = self.ffn is not None or self.heads is not None
-        ways = [shares, *(way is not None for way in (self.flops, self.speedup, self.widths))]
-        if sum(ways) != 1:
-            raise ValueError("name one of `ffn` and `heads` (either or both), `flops`, `speedup`, `widths`")
+        given = [name for name in ("ffn", "heads", "flops", "speedup", "widths") if getattr(self, name) is not None]
+        if len(given) != 1 and set(given) != {"ffn", "heads"}:
+            named = f"{' and '.join(f'`{name}`' for name in given)} are given" if given else "none is given"
+            raise ValueError(f"name one of `ffn` and `heads` (either or both), `flops`, `speedup`, `widths`; {named}")
         return self
 
     def prunes_heads(self, config: Mapping[str, Any]) -> bool:

@@ -101,6 +101,17 @@ def architecture(config: Mapping[str, Any], *, heads: bool) -> Architecture:
     return found
 
 
+def require_blocks(config: Mapping[str, Any], round_to: int) -> None:
+    """Raise BadTarget for layers that have fewer neurons than `round_to`."""
+    neurons = config.get("intermediate_size", config.get("hidden_dim"))  # DistilBERT's key
+    if isinstance(neurons, int) and round_to > neurons:
+        raise BadTarget(
+            f"prune.round_to: {round_to}, and its layers have {neurons} neurons",
+            f"choose a number that divides {neurons}, such as {max(1, neurons // 16)}",
+            key="prune.round_to",
+        )
+
+
 def require_unpruned(name: str, layers: Sequence[Layer]) -> None:
     """Raise BadTarget for a checkpoint that was pruned before: shares would be of its shapes, with their zeros."""
     if any(len(layer.live(part)) < layer.count(part) for layer in layers for part in PARTS):

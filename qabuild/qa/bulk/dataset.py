@@ -76,6 +76,10 @@ def answer_dataset(
     Raises BadTarget if there are no questions, or the folder holds the answers of another run, UntrustedInput for
     damaged files, MissingEnvironment without the driver of a store, QABuildError if a store fails or a file changes.
     """
+    if part_rows < 1:
+        raise BadTarget(f"part_rows: {part_rows}", "give at least 1")
+    if answers_format not in (None, *_FORMATS.values(), "parquet", "predictions"):
+        raise BadTarget(f"answers_format: {answers_format!r}", "name jsonl, csv, tsv or parquet")
     found, folder = require_dataset(str(questions), str(answers), shard, answers_format)
     columns_named = columns_of(columns or {})
     run = Run(
@@ -108,8 +112,10 @@ def require_dataset(
     source: str, target: str, shard: tuple[int, int], answers_format: AnswersFormat | None
 ) -> tuple[QuestionFiles, Location]:
     """The files of `source` and the folder `target`. Raises BadTarget if the one cannot be answered into the other."""
-    if not 0 <= shard[0] < shard[1]:
-        raise BadTarget(f"shard {shard[0]}/{shard[1]}: there is none", f"name one from 0/{shard[1]}, counting from 0")
+    index, count = shard
+    if not 0 <= index < count:
+        known = f"name one from 0/{count} to {count - 1}/{count}" if count > 0 else "name one as 0/4: the first of four"
+        raise BadTarget(f"shard {index}/{count}: there is none", known)
     if answers_format == "predictions":
         raise BadTarget(f"{target}: SQuAD's predictions are one file", "name a .json file, or another format")
     found = question_files.find(source)

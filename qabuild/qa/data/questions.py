@@ -115,7 +115,7 @@ def subset(
     if not 1 <= samples <= len(questions):
         raise BadTarget(
             f"{samples} samples are asked for, and there are {len(questions)} questions",
-            f"use 1 to {len(questions)}, or leave `samples` out for all of them",
+            f"set `samples` to at most {len(questions)}",
         )
     drawn = sorted(random.Random(seed).sample(range(len(questions)), samples))
     return tuple(questions[index] for index in drawn)

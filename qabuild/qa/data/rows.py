@@ -115,7 +115,7 @@ def require_columns(names: Collection[str], columns: Columns, where: str) -> Non
     """Raise BadTarget for a table without the columns that a question needs."""
     for name in ("question", "context"):
         column = getattr(columns, name) or name
-        if not {column, name} & {*names}:
+        if column not in names:
             shown = ", ".join(map(str, islice(names, _SHOWN_KEYS)))
             raise BadTarget(f"{where}: has no column '{column}', only {shown}", f"name it: --column {name}=COLUMN")
 
@@ -126,13 +126,13 @@ def id_of_texts(question: str, context: str) -> str:
 
 
 def _value(values: Mapping[str, Any], name: str, columns: Columns) -> Any:
-    """The value in the column that `columns` names, or else in the one called `name`; None if it is absent or NaN."""
-    value = values.get(getattr(columns, name) or name, values.get(name))
+    """The value in the column that `columns` names; None if it is absent or NaN."""
+    value = values.get(getattr(columns, name) or name)
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _has(values: Mapping[str, Any], name: str, columns: Columns) -> bool:
-    return name in values or getattr(columns, name) in values
+    return (getattr(columns, name) or name) in values
 
 
 def _text(values: Any, name: str, at: str, columns: Columns) -> str:

@@ -33,7 +33,7 @@ def small(tmp_path: Path) -> Path:
         ("prune.ffn=-0.5", "above 0"),
         ('prune.ffn="half"', "a number"),
         ("prune.heads=0", "above 0"),
-        ("prune.flops=0.5", "name one of `ffn` and `heads`"),
+        ("prune.flops=0.5", "`widths`; `ffn` and `flops` are given"),
         ("prune.widths=[[64, 4]]", "name one of `ffn` and `heads`"),
         ("prune.widths=[[64]]", "neurons and heads of each layer"),
         ("prune.round_to=0", "1 or more"),
@@ -55,7 +55,7 @@ def test_what_is_refused_when_the_target_is_read(small, override, message):
 
 def test_a_table_that_names_no_size_is_refused(small):
     small.write_text(PRUNED.replace("ffn = 0.5\n", ""))
-    with pytest.raises(BadTarget, match="name one of `ffn` and `heads`"):
+    with pytest.raises(BadTarget, match=r"name one of `ffn` and `heads`.*; none is given"):
         load(small)
 
 
@@ -84,6 +84,11 @@ def planned(path: Path, *overrides: str) -> None:
 def test_the_plan_refuses_an_architecture_by_name(small, tiny_checkpoint: Callable[..., Path]):
     with pytest.raises(BadTarget, match=r"of type 'convbert' cannot be pruned\n  these can: albert, bert"):
         planned(small, f"checkpoint.model={tiny_checkpoint('convbert')}")
+
+
+def test_the_plan_refuses_blocks_that_are_larger_than_a_layer(small):
+    with pytest.raises(BadTarget, match=r"prune\.round_to: 512, and its layers have 256 neurons\n.* divides 256"):
+        planned(small, "prune.round_to=512")
 
 
 def test_the_plan_refuses_to_prune_heads_that_share_a_bias(small, tiny_checkpoint: Callable[..., Path]):
