@@ -21,6 +21,7 @@ from qabuild.builder.steps import verify as measured
 from qabuild.builder.steps.reference import score
 from qabuild.builder.steps.step import ARTIFACT, VERIFICATION, Context, Facts, Step, require_checkpoint
 from qabuild.builder.store.local import Entry, Store, link_or_copy
+from qabuild.errors import QABuildError
 from qabuild.evaluation.verify import write_evidence
 from qabuild.models import calibration
 from qabuild.models.checkpoint.resolve import Checkpoint
@@ -43,16 +44,23 @@ class Execution:
     def make_checkpoint(self, plan: Plan) -> Plan:
         """Carry out the stages that lead to the checkpoint, each once those before it are known.
 
-        Returns the plan in which the checkpoint is known.
+        Returns the plan in which the checkpoint is known. Raises QABuildError if qabuild, a package or the data changed
+        meanwhile, so that what was made is not what the plan asks for now.
         """
         for number in range(len(plan.facts.derivations)):
             derivation = plan.facts.derivations[number]
-            last = plan.step(f"{derivation.label}{derivation.derived.stage}")
+            label = f"{derivation.label}{derivation.derived.stage}"
+            last = plan.step(label)
             if last.cached and self.store.find_intact(last.key or ""):
                 self.reporter.say(f"{last.name}: cached ({last.reason})")
             else:
                 self._carry_out_stage(derivation, plan)
                 plan = plans.current(plan.target, self.store, self.name, offline=self.offline)
+                if not plan.step(label).cached:
+                    raise QABuildError(
+                        f"{label}: qabuild, a package or the data changed while it was made",
+                        "run it again, and update nothing meanwhile; its result is kept for the earlier versions",
+                    )
         return plan
 
     def assemble(self, plan: Plan, stage: Path, facts: Mapping[str, Any]) -> Artifact:

@@ -14,6 +14,9 @@ from trainings import PRUNED
 
 import qabuild
 from qabuild.artifact.manifest import open_artifact
+from qabuild.builder.closure import ImportGraph
+from qabuild.builder.steps import prune as steps
+from qabuild.errors import QABuildError
 from qabuild.target.read import load
 
 
@@ -123,3 +126,17 @@ def test_a_pruned_artifact_opens_without_qabuild_and_computes_what_the_pruned_ch
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) < 1e-3
+
+
+def test_an_update_while_a_stage_is_made_is_said_and_no_defect(tmp_path, monkeypatch):
+    (tmp_path / "small.toml").write_text(PRUNED)
+    execute, digest = steps.Prune.run, ImportGraph.digest
+
+    def run_and_update(self, context, directory):
+        record = execute(self, context, directory)
+        monkeypatch.setattr(ImportGraph, "digest", lambda graph, *roots: digest(graph, *roots)[::-1])
+        return record
+
+    monkeypatch.setattr(steps.Prune, "run", run_and_update)
+    with pytest.raises(QABuildError, match="prune: qabuild, a package or the data changed while it was made"):
+        qabuild.train(tmp_path / "small.toml")
