@@ -101,8 +101,8 @@ def _f1_drop(measured: Measurement | Original | None, confidence: float | None) 
     if measured is None:
         return None
     if confidence is None:
-        return -measured.f1_difference
-    return -measured.f1_difference_bounds[0] if measured.f1_difference_bounds else None
+        return 0.0 - measured.f1_difference  # not -0.0
+    return 0.0 - measured.f1_difference_bounds[0] if measured.f1_difference_bounds else None
 
 
 def questions_to_tell(verification: Verification) -> int | None:
