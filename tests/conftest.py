@@ -93,6 +93,18 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., P
 
 
 @pytest.fixture(scope="session")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An artifact of the embedded checkpoint; copy it before changing it."""
+    import qabuild
+
+    folder = tmp_path_factory.mktemp("artifact")
+    (folder / "tiny.toml").write_text(
+        '[checkpoint]\nmodel = "sample"\n[backend]\nname = "eager"\n[verify]\ndataset = "sample"\nsamples = 4\n'
+    )
+    return qabuild.build(folder / "tiny.toml", folder).directory
+
+
+@pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder with real checkpoints and real SQuAD files, where there is one."""
     if not SHARED.is_dir():

@@ -126,13 +126,13 @@ def id_of_texts(question: str, context: str) -> str:
 
 
 def _value(values: Mapping[str, Any], name: str, columns: Columns) -> Any:
-    """The value in the column that `columns` names; None if it is absent or NaN."""
-    value = values.get(getattr(columns, name) or name)
+    """The value in the column that `columns` names, or else in the one called `name`; None if it is absent or NaN."""
+    value = values.get(getattr(columns, name) or name, values.get(name))
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _has(values: Mapping[str, Any], name: str, columns: Columns) -> bool:
-    return (getattr(columns, name) or name) in values
+    return name in values or getattr(columns, name) in values
 
 
 def _text(values: Any, name: str, at: str, columns: Columns) -> str:
