@@ -100,7 +100,7 @@ def test_the_page_opens_with_the_picture_and_fetches_nothing(shown):
 def test_hovering_over_a_point_shows_its_figures(shown):
     from selenium.webdriver import ActionChains
 
-    point = css(shown, "#picture svg .mark-symbol path")[-1]
+    point = css(shown, "#picture svg .mark-symbol.role-mark path")[-1]  # those of the legend are role-legend-symbol
     ActionChains(shown).move_to_element(point).perform()
     wait_until(shown, "document.querySelector('#vg-tooltip-element.visible')")
     text = css(shown, "#vg-tooltip-element")[0].text
