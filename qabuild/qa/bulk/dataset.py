@@ -114,8 +114,8 @@ def require_dataset(
     """The files of `source` and the folder `target`. Raises BadTarget if the one cannot be answered into the other."""
     index, count = shard
     if not 0 <= index < count:
-        known = f"name one from 0/{count} to {count - 1}/{count}" if count > 0 else "name one as 0/4: the first of four"
-        raise BadTarget(f"shard {index}/{count}: there is none", known)
+        known = f"from 0/{count} to {count - 1}/{count}" if count > 0 else "as 0/4"
+        raise BadTarget(f"shard {index}/{count}: there is none", f"name one {known}, counting from 0")
     if answers_format == "predictions":
         raise BadTarget(f"{target}: SQuAD's predictions are one file", "name a .json file, or another format")
     found = question_files.find(source)
