@@ -40,6 +40,11 @@ CPUINFO = Path("/proc/cpuinfo")
 MEMINFO = Path("/proc/meminfo")
 CGROUPS = Path("/sys/fs/cgroup")
 CGROUP = Path("/proc/self/cgroup")
+MEMORY_FILES = (
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
+"""Limit, usage, and the line of memory.stat for cached files, in versions 2 and 1 of cgroups."""
 
 
 @functools.cache
@@ -69,29 +74,35 @@ def vendor() -> str:
 def cores() -> int:
     """How many processors this process may use, by its affinity and the CPU quota of its control group."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, ceil(min(allowed, _quota(CGROUPS, CGROUP))))
+    return max(1, ceil(min(allowed, _quota())))
 
 
-def _quota(root: Path, membership: Path) -> float:
-    """The smallest cpu.max of the process's control group and its parents, in processors."""
+def _quota() -> float:
+    """The smallest CPU quota of the process's control group and its parents, in processors."""
     quotas = [inf]
-    for folder in _groups(root, membership):
-        with suppress(OSError, ValueError):  # the root group has no cpu.max, and "max" is not a number
-            quota, period = (folder / "cpu.max").read_text(encoding="utf-8").split()
-            quotas.append(int(quota) / int(period))
+    for group in _control_groups("cpu"):
+        with suppress(OSError, ValueError):  # the root group has no quota, and "max" is not a number
+            quota, period = map(int, (group / "cpu.max").read_text(encoding="utf-8").split())
+            quotas.append(quota / period)
+        with suppress(OSError, ValueError):
+            quota, period = (int((group / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
+            quotas.append(quota / period if quota > 0 else inf)
     return min(quotas)
 
 
-def _groups(root: Path, membership: Path) -> list[Path]:
-    """Folders of the process's control group and its parents (cgroups, version 2); none where there are none."""
+def _control_groups(controller: str) -> list[Path]:
+    """Folders of the process's control group and its parents, in version 2 of cgroups and in version 1, which has a
+    tree for each controller; none where there are none."""
     try:
-        match = re.search(r"^0::/(.*)$", membership.read_text(encoding="utf-8"), re.MULTILINE)
+        memberships = [line.split(":", 2) for line in CGROUP.read_text(encoding="utf-8").splitlines()]
     except OSError:
-        match = None
-    if match is None:
         return []
-    group = root / match[1]
-    return [group, *group.parents]
+    groups = []
+    for _, controllers, path in memberships:
+        if not controllers or controller in controllers.split(","):
+            group = CGROUPS / (controller if controllers else "") / path.lstrip("/")
+            groups += [group, *group.parents]
+    return groups
 
 
 def free_memory() -> float:
@@ -99,11 +110,12 @@ def free_memory() -> float:
     free = [inf]
     with suppress(OSError, ValueError, IndexError):
         free.append(1024 * int(re.findall(r"^MemAvailable:\s*(\d+) kB", MEMINFO.read_text(), re.MULTILINE)[0]))
-    for folder in _groups(CGROUPS, CGROUP):
-        with suppress(OSError, ValueError):  # "max" is not a number
-            limit, used = (int((folder / f"memory.{name}").read_text()) for name in ("max", "current"))
-            cached = re.findall(r"^inactive_file (\d+)$", (folder / "memory.stat").read_text(), re.MULTILINE)
-            free.append(limit - used + sum(map(int, cached)))  # the system drops cached files where memory is short
+    for group in _control_groups("memory"):
+        for limit, usage, cache in MEMORY_FILES:
+            with suppress(OSError, ValueError):  # "max" is not a number
+                left = int((group / limit).read_text()) - int((group / usage).read_text())
+                cached = re.findall(rf"^{cache} (\d+)$", (group / "memory.stat").read_text(), re.MULTILINE)
+                free.append(left + sum(map(int, cached)))  # the system drops cached files where memory is short
     return min(free)
 
 

@@ -172,6 +172,27 @@ def test_free_memory_is_what_system_and_control_group_leave(tmp_path, monkeypatc
     assert machine.free_memory() == free
 
 
+def test_limits_of_version_1_control_groups_count_too(tmp_path, monkeypatch):
+    cpu, memory = tmp_path / "cpu/pod", tmp_path / "memory/pod"
+    for folder, files in {
+        cpu: {"cpu.cfs_quota_us": "300000", "cpu.cfs_period_us": "100000"},
+        cpu / "app": {"cpu.cfs_quota_us": "-1", "cpu.cfs_period_us": "100000"},
+        memory / "app": {"memory.limit_in_bytes": "3000000000", "memory.usage_in_bytes": "1500000000"},
+    }.items():
+        folder.mkdir(parents=True)
+        for name, text in files.items():
+            (folder / name).write_text(f"{text}\n")
+    (memory / "app/memory.stat").write_text("inactive_file 1\ntotal_inactive_file 500000000\n")
+    (tmp_path / "cgroup").write_text("5:memory:/pod/app\n2:cpu,cpuacct:/pod/app\n1:name=systemd:/\n0::/\n")
+    (tmp_path / "meminfo").write_text("MemAvailable:    7812500 kB\n")
+    monkeypatch.setattr(machine, "CGROUPS", tmp_path)
+    monkeypatch.setattr(machine, "CGROUP", tmp_path / "cgroup")
+    monkeypatch.setattr(machine, "MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
+    assert machine.cores() == 3
+    assert machine.free_memory() == 2e9
+
+
 @pytest.mark.parametrize(
     ("cpuinfo", "order", "why"),
     [
