@@ -44,7 +44,9 @@ MODEL_SIGNATURE, EVIDENCE_SIGNATURE, PROVENANCE = "model.sig", "verification.sig
 SIGNATURES = (MODEL_SIGNATURE, EVIDENCE_SIGNATURE, PROVENANCE)
 UNSEALED = frozenset({MANIFEST, EVIDENCE, *SIGNATURES, "README.md", ".gitattributes"})
 CACHE = ".cache"
-UNSEALED_FOLDERS = frozenset({CACHE})
+EVAL_RESULTS = ".eval_results"
+"""Where the Hub keeps the results of evaluations; anyone may propose further ones there."""
+UNSEALED_FOLDERS = frozenset({CACHE, EVAL_RESULTS})
 FORMAT = 1
 
 

@@ -11,12 +11,12 @@ from typing import Any
 
 from qabuild.artifact import disclosure, readme, signature
 from qabuild.artifact.evidence import Verification
-from qabuild.artifact.manifest import UNSEALED, Artifact, open_artifact, write_unsealed
+from qabuild.artifact.manifest import Artifact, open_artifact, write_unsealed
 from qabuild.errors import BadTarget, QABuildError, UntrustedInput, VerificationFailed
 from qabuild.publishing import preconditions
 from qabuild.publishing.login import log_in
 from qabuild.publishing.push import Push, content
-from qabuild.publishing.repository import ATTRIBUTES, MAIN, Change, Snapshot, compare
+from qabuild.publishing.repository import MAIN, Change, Snapshot, compare, is_kept
 from qabuild.system import hub, hub_files
 from qabuild.system.hub_retry import with_retries
 from qabuild.system.reporter import SILENT, Reporter
@@ -176,7 +176,7 @@ def _verify_download(push: Push, verify: bool, dataset: str | None, reporter: Re
         commit = push.commit
         with_retries(lambda: _fetch_back(push, commit, Path(folder)), push.repo, reporter)
         downloaded = open_artifact(Path(folder), push.artifact.digest)
-        for name in sorted(UNSEALED & set(push.content) - {MANIFEST}):
+        for name in sorted(set(push.content) - {*push.artifact.manifest.files, MANIFEST}):
             sent, path = push.content[name], downloaded.directory / name
             if not path.is_file() or path.read_bytes() != (sent if isinstance(sent, bytes) else sent.read_bytes()):
                 raise UntrustedInput(f"{push.repo}: {name} is not what was sent", "publish again")
@@ -191,7 +191,7 @@ def _verify_download(push: Push, verify: bool, dataset: str | None, reporter: Re
 def _fetch_back(push: Push, commit: str, folder: Path) -> None:
     """Download the files of the commit. Raises UntrustedInput where the Hub lists others than those sent."""
     names = hub_files.list_names(push.api, push.repo, commit)
-    if differing := sorted(({*names} ^ {*push.content}) - {ATTRIBUTES}):
+    if differing := sorted(name for name in {*names} ^ {*push.content} if not is_kept(name)):
         raise UntrustedInput(
             f"{push.repo}: the commit {commit} does not hold the files that were sent: {', '.join(differing[:5])}",
             "publish again; if the repository is not yours alone, ask who else commits to it",

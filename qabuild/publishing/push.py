@@ -13,7 +13,7 @@ from qabuild.artifact import readme, stages
 from qabuild.artifact.evidence import Verification
 from qabuild.artifact.manifest import EVIDENCE, SIGNATURES, Artifact, read_manifest
 from qabuild.errors import BadTarget, QABuildError
-from qabuild.publishing import card, login, repository
+from qabuild.publishing import card, eval_results, login, repository
 from qabuild.publishing.repository import Change, Snapshot
 from qabuild.system import files, hub
 from qabuild.system.sealed import MANIFEST
@@ -146,9 +146,11 @@ class Push:
         others: list[str] = []
         with suppress(QABuildError):  # no manifest, or not one of qabuild
             manifest = read_manifest(folder)
-            replaceable = {*manifest.files, MANIFEST, EVIDENCE, *SIGNATURES}
+            results = filter(eval_results.is_ours, self.snapshot.files)
+            replaceable = {*manifest.files, MANIFEST, EVIDENCE, *SIGNATURES, *results}
             others = [f"the artifact '{manifest.name}'"] if manifest.name != self.artifact.manifest.name else []
-        others += sorted(set(self.snapshot.files) - replaceable - {readme.FILE, repository.ATTRIBUTES})
+        known = {*replaceable, *filter(repository.is_kept, self.snapshot.files)}
+        others += sorted(set(self.snapshot.files) - known - {readme.FILE})
         if others:
             shown = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
             raise BadTarget(
@@ -187,7 +189,7 @@ def content(
     remote_card: str | None = None,
     base_license: str | None = None,
 ) -> dict[str, Path | bytes]:
-    """What the repository shall hold: all files of the artifact and its card, by name."""
+    """What the repository shall hold: all files of the artifact, its card and its evaluation results, by name."""
     path = artifact.directory / readme.FILE
     try:
         local = files.read(path, follow=False).decode() if path.exists() else None
@@ -197,7 +199,8 @@ def content(
     text = card.make(artifact, evidence, user, repo=repo, revision=revision, base_license=base_license)
     signatures = (name for name in SIGNATURES if (artifact.directory / name).exists())
     names = (*artifact.manifest.files, MANIFEST, EVIDENCE, *signatures)
-    return {**{name: artifact.directory / name for name in names}, readme.FILE: text.encode()}
+    results = eval_results.make(artifact, evidence, repo, revision)
+    return {**{name: artifact.directory / name for name in names}, readme.FILE: text.encode(), **results}
 
 
 def _text(content: Path | bytes) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from qabuild.publishing import eval_results
 from qabuild.system import files, hub
 
 if TYPE_CHECKING:
@@ -76,15 +77,20 @@ def inspect(api: HfApi, repo: str, revision: str) -> Snapshot:
     return Snapshot(exists=True, private=bool(info.private), branch=branch, commit=sha, files=blobs)
 
 
+def is_kept(name: str) -> bool:
+    """Whether publishing never deletes that file: git's attributes, and evaluation results that others added."""
+    return name == ATTRIBUTES or eval_results.is_of_others(name)
+
+
 def compare(content: Mapping[str, Path | bytes], snapshot: Snapshot) -> list[Change]:
-    """The changes that turn the snapshot into `content`, by file name; `ATTRIBUTES` is never deleted."""
+    """The changes that turn the snapshot into `content`, by file name, but for files that are kept."""
     changes = []
     for name, file in sorted(content.items()):
         size = len(file) if isinstance(file, bytes) else file.stat().st_size
         blob = snapshot.files.get(name)
         does: Any = "add" if blob is None else "keep" if blob.holds(file) else "replace"
         changes.append(Change(name=name, does=does, size=size))
-    deleted = sorted(set(snapshot.files) - set(content) - {ATTRIBUTES})
+    deleted = sorted(name for name in set(snapshot.files) - set(content) if not is_kept(name))
     return changes + [Change(name=name, does="delete", size=snapshot.files[name].size) for name in deleted]
 
 

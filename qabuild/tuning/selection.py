@@ -76,10 +76,11 @@ def why(winner: Candidate | None, comparison: Comparison | None, job: Job, table
     assert entry.f1_drop_interval is not None
     assert entry.speedup is not None
     lowest, highest = entry.f1_drop_interval
+    interval = "" if entry.speedup_interval is None else " [{:.2f}, {:.2f}]".format(*entry.speedup_interval)
     return (
         f"{SUPERLATIVE[job.objective]} of {len(table.entries)} candidates that loses at most {max_f1_drop:g} points "
-        f"of F1 on {comparison.machine['cpu']}: {entry.speedup:.2f} times as fast as the checkpoint in eager fp32, "
-        f"{entry.f1_drop:.2f} [{lowest:.2f}, {highest:.2f}] points of F1 lost on {entry.questions} questions"
+        f"of F1 on {comparison.machine['cpu']}: {entry.speedup:.2f}{interval} times as fast as the checkpoint in eager "
+        f"fp32, {entry.f1_drop:.2f} [{lowest:.2f}, {highest:.2f}] points of F1 lost on {entry.questions} questions"
     )
 
 

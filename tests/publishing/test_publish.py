@@ -24,11 +24,11 @@ from packaging.version import Version
 
 from qabuild.artifact import manifest as artifacts
 from qabuild.artifact import readme
-from qabuild.artifact.evidence import Verification
+from qabuild.artifact.evidence import Verification, evidence_of
 from qabuild.artifact.key_pair import keygen
 from qabuild.artifact.manifest import SIGNATURES, open_artifact
 from qabuild.errors import BadTarget, QABuildError, UntrustedInput
-from qabuild.publishing import card
+from qabuild.publishing import card, eval_results
 from qabuild.publishing import publish as publishing
 from qabuild.publishing.publish import publish
 from qabuild.system import hub_retry
@@ -41,6 +41,7 @@ SEALED = {
     *("config.json", "handler.py", "manifest.json", "model.safetensors", "reference/answers.json"),
     *("requirements.txt", "verification.json"),
 }
+RESULTS = {".eval_results/qabuild-exact_match.yaml", ".eval_results/qabuild-f1.yaml"}
 # The command line, with retries that hardly wait.
 RUN = "from qabuild.system import hub_retry; hub_retry.WAITS = (0.01,) * 4; from qabuild.cli import main; main()"
 
@@ -104,7 +105,7 @@ def test_every_file_is_uploaded_in_one_commit_unchanged(workspace, tmp_path):
     artifact = workspace.artifact()
     output = workspace.publish(artifact, "--tag", "v1")
     files = workspace.files()
-    assert set(files) == {*SEALED, "README.md", ".gitattributes"}
+    assert set(files) == {*SEALED, *RESULTS, "README.md", ".gitattributes"}
     for name in (*SEALED, "README.md"):
         assert files[name] == (artifact / name).read_bytes()
         (tmp_path / "fetched" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -122,13 +123,14 @@ def test_signatures_travel_with_the_artifact(workspace):
     keygen(workspace.folder / "ours.key")
     workspace.publish(artifact, "--sign", "ours.key")
     files = workspace.files()
-    assert set(files) == {*SEALED, *SIGNATURES, "README.md", ".gitattributes"}
+    assert set(files) == {*SEALED, *RESULTS, *SIGNATURES, "README.md", ".gitattributes"}
     assert all(files[name] == (artifact / name).read_bytes() for name in SIGNATURES)
     assert "nothing to do, it is there already" in workspace.publish(artifact, "--sign", "ours.key")
     assert workspace.commits() == ["tiny cccccccccccc: EM 50.00, F1 50.00 (50.00 % of the reference)"]
     proven.verify(open_artifact(artifact))  # removes the signature of the evidence, there too
     workspace.publish(artifact)
-    assert set(workspace.files()) == {*SEALED, "model.sig", "provenance.sig", "README.md", ".gitattributes"}
+    signed = {*SEALED, *RESULTS, "model.sig", "provenance.sig", "README.md", ".gitattributes"}
+    assert set(workspace.files()) == signed
 
 
 def test_a_dry_run_signs_nothing(workspace):
@@ -166,7 +168,7 @@ def test_files_of_the_replaced_artifact_are_deleted(workspace):
     workspace.publish(other)
     assert "extra.json" in workspace.files()
     output = workspace.publish(workspace.folder / "tiny")
-    assert set(workspace.files()) == {*SEALED, "README.md", ".gitattributes"}
+    assert set(workspace.files()) == {*SEALED, *RESULTS, "README.md", ".gitattributes"}
     assert [line.split()[:2] for line in output.splitlines() if "extra.json" in line] == [["extra.json", "delete"]]
 
 
@@ -175,10 +177,10 @@ def test_a_dry_run_lists_the_changes_and_makes_none(workspace):
     size = sum((artifact / name).stat().st_size for name in SEALED)
     output = workspace.publish(artifact, "--dry-run")
     assert ("model.safetensors", "add", "7.0", "KB") in [tuple(line.split()) for line in output.splitlines()]
-    assert "8 files" in output
+    assert "10 files" in output
     document = json.loads(workspace.run("publish", artifact, "--dry-run", "--json").stdout)
     assert document["commit"] is None
-    assert sum(c["size"] for c in document["changes"] if c["name"] != "README.md") == size
+    assert sum(c["size"] for c in document["changes"] if c["name"] not in {"README.md", *RESULTS}) == size
     assert not workspace.hub.repositories
     assert not (artifact / "README.md").exists()
 
@@ -207,7 +209,7 @@ def test_a_pull_request_is_opened_once(workspace):
     artifact = workspace.artifact()
     output = workspace.publish(artifact, "--repo", "them/model", "--create-pr")
     assert f"{workspace.hub.url}/them/model/discussions/1: published" in output
-    assert set(workspace.files("refs/pr/1", "them/model")) == {*SEALED, "README.md"}
+    assert set(workspace.files("refs/pr/1", "them/model")) == {*SEALED, *RESULTS, "README.md"}
     assert "# Theirs" in workspace.files("refs/pr/1", "them/model")["README.md"].decode()
     assert set(workspace.files("main", "them/model")) == {"theirs.bin", "README.md"}
     again = workspace.publish(artifact, "--repo", "them/model", "--create-pr")
@@ -523,6 +525,46 @@ def test_the_card_reports_the_measurements(workspace):
     assert "2.00 times as fast, 95 % interval\n1.90 to 2.10" in text
     assert "| min_f1_retention | at least 0.4 | 0.5 |" in text
     assert r"| Who \| built \*it\*? | Ann | \<b\>Ben\</b\> | Ann |" in text
+
+
+def test_the_scores_are_evaluation_results_of_the_hub(workspace):
+    workspace.publish(workspace.artifact())
+    files = workspace.files()
+    results = [yaml.safe_load(files[name]) for name in sorted(RESULTS)]
+    assert all(len(result) == 1 for result in results)
+    exact_match, f1 = (result[0] for result in results)
+    assert exact_match["dataset"] == {"id": "rajpurkar/squad", "task_id": "default", "revision": "a" * 40}
+    assert (exact_match["value"], f1["value"]) == (50.0, 50.0)
+    assert f1["notes"] == "F1 in percent, split validation, eager fp32"
+    assert f1["source"]["url"].endswith("/me/tiny/blob/main/verification.json")
+    assert f1["date"] == json.loads(files["verification.json"])["verified_at"]
+    try:
+        from huggingface_hub import eval_result_entries_to_yaml, parse_eval_result_entries
+    except ImportError:  # huggingface_hub below 1.4
+        return
+    assert eval_result_entries_to_yaml(parse_eval_result_entries(results[1])) == results[1]
+
+
+def test_evaluation_results_of_others_are_kept_and_ours_replaced(workspace):
+    workspace.publish(workspace.artifact())
+    theirs = {".eval_results/them.yaml": b"- theirs", ".eval_results/qabuild-old.yaml": b"- of an earlier version"}
+    workspace.hub.commit("model", "me/tiny", {**workspace.files(), **theirs})
+    other = proven.make(workspace.folder / "other" / "tiny", weights=b"other")
+    workspace.publish(other)
+    files = workspace.files()
+    assert {name for name in files if name.startswith(".eval_results/")} == {*RESULTS, ".eval_results/them.yaml"}
+    assert files[".eval_results/them.yaml"] == b"- theirs"
+    assert "nothing to do" in workspace.publish(other)
+
+
+def test_scores_on_a_sample_are_no_evaluation_results(tmp_path):
+    sealed = open_artifact(proven.make(tmp_path / "tiny"))
+    evidence = evidence_of(sealed)
+    assert evidence is not None
+    for change in ({"seed": 0}, {"revision": None}):
+        data = cast(Any, {**evidence.measurement.data, **change})
+        sampled = replace(evidence, measurement=replace(evidence.measurement, data=data))
+        assert eval_results.make(sealed, sampled, "me/tiny", "main") == {}
 
 
 def test_the_target_on_the_card_loads(tmp_path):
