@@ -18,6 +18,7 @@ from qabuild.builder.requirements import missing, requirements
 from qabuild.builder.steps import verify as measured
 from qabuild.builder.steps.step import require_checkpoint
 from qabuild.builder.store.local import Store
+from qabuild.builder.store.remote import open_store
 from qabuild.errors import BadTarget, QABuildError, UntrustedInput
 from qabuild.system import packages
 from qabuild.system.reporter import SILENT, Reporter
@@ -61,14 +62,15 @@ def build(
 ) -> Built:
     """Build `target`, a path or what was read from one, into `output`/NAME, and verify it.
 
-    A path is read through its lock, and with `locked` through nothing else; see `qabuild.target.lock`.
+    A path is read through its lock, and with `locked` through nothing else; see `qabuild.target.lock`. Results of steps
+    come from the store `results`, by default this machine's, with the remote cache that QABUILD_REMOTE_CACHE names.
 
     Raises MissingEnvironment before any work where this machine lacks what the target needs (with `compile_only`,
     a missing device is no hindrance), and whatever the steps raise. An artifact whose verification fails is returned,
     not raised: it lies in NAME.failed, and NAME is as it was.
     """
     target = target if isinstance(target, Target) else lock.load(target, locked=locked)
-    store = results or Store()
+    store = results or open_store(offline=offline, reporter=reporter)
     goal = Path(output) / target.name
     _require_machine(target, compile_only)
     staging.require_ours(goal)
@@ -110,7 +112,7 @@ def train(
     from qabuild.builder.execute import Execution
 
     target = target if isinstance(target, Target) else lock.load(target, locked=locked)
-    store = results or Store()
+    store = results or open_store(offline=offline, reporter=reporter)
     if not isinstance(target.origin, Derived):
         raise BadTarget(f"{target.name}: trains nothing", "give it a table [train], or build it")
     _require_machine(target, compile_only=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,14 +52,15 @@ class Execution:
             last = plan.step(label)
             if last.cached and self.store.find_intact(last.key or ""):
                 self.reporter.say(f"{last.name}: cached ({last.reason})")
-            else:
+                continue
+            if not (last.key and self.store.fetch(last.name, last.key)):  # else what leads to it is not needed
                 self._carry_out_stage(derivation, plan)
-                plan = plans.current(plan.target, self.store, self.name, offline=self.offline)
-                if not plan.step(label).cached:
-                    raise QABuildError(
-                        f"{label}: qabuild, a package or the data changed while it was made",
-                        "run it again, and update nothing meanwhile; its result is kept for the earlier versions",
-                    )
+            plan = plans.current(plan.target, self.store, self.name, offline=self.offline)
+            if not plan.step(label).cached:
+                raise QABuildError(
+                    f"{label}: qabuild, a package or the data changed while it was made",
+                    "run it again, and update nothing meanwhile; its result is kept for the earlier versions",
+                )
         return plan
 
     def assemble(self, plan: Plan, stage: Path, facts: Mapping[str, Any]) -> Artifact:
@@ -125,7 +125,6 @@ class Execution:
                 return entry
             reason = plans.DAMAGED
         expected = f", took {planned.seconds:.0f} s last time" if planned.seconds else ""
-        self.reporter.say(f"{planned.name}: {reason}{expected}")
         context = Context(
             target=target,
             facts=facts,
@@ -136,7 +135,15 @@ class Execution:
             offline=self.offline,
             reporter=self.reporter,
         )
-        return self.store.make(planned.name, planned.inputs, partial(step.run, context))
+
+        def produce(directory: Path) -> Mapping[str, Any]:
+            self.reporter.say(f"{planned.name}: {reason}{expected}")
+            return step.run(context, directory)
+
+        def accepts(entry: Entry) -> bool:
+            return artifact is None or measured.is_of(entry, artifact)
+
+        return self.store.make(planned.name, planned.inputs, produce, accepts)
 
     # --- what the manifest records of the stages --------------------------------------------------------------------
 

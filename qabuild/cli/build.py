@@ -43,6 +43,12 @@ if TYPE_CHECKING:
     help="Seal without verifying; needs no target device.",
 )
 @click.option("--publish", "then_publish", is_flag=True, help="Publish what passes to its target's publish.repo.")
+@click.option(
+    "--remote-cache-key",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Take only results that this key signed from the remote cache, and sign by it, if it is private.",
+)
 @common
 def build(
     targets: Sequence[Path],
@@ -52,12 +58,16 @@ def build(
     offline: bool,
     compile_only: bool,
     then_publish: bool,
+    remote_cache_key: Path | None,
     console: Console,
 ) -> None:
     """Build and verify each TARGET.
 
     An artifact that passes its verification goes to OUTPUT/NAME. One that fails goes to OUTPUT/NAME.failed, and an
     earlier OUTPUT/NAME stays as it was.
+
+    The environment variable QABUILD_REMOTE_CACHE names a remote cache of step results, and QABUILD_REMOTE_CACHE_KEY the
+    key of its signatures.
     """
     from qabuild.models.training import distributed
     from qabuild.target.lock import load_all
@@ -73,12 +83,18 @@ def build(
             raise click.UsageError("--publish cannot be combined with --compile-only or --offline")
         require_publishable(loaded, console)
     from qabuild.builder.build import build as build_target
+    from qabuild.builder.store.remote import open_store
+
+    results = open_store(key=remote_cache_key, offline=offline, reporter=console)
 
     def attempt(target: Target) -> Outcome:
         if len(loaded) > 1:
             console.say(f"== {target.name}")
         built = attempt_to(
-            lambda: build_target(target, output, compile_only=compile_only, offline=offline, reporter=console), console
+            lambda: build_target(
+                target, output, compile_only=compile_only, offline=offline, results=results, reporter=console
+            ),
+            console,
         )
         if isinstance(built, QABuildError):
             return Outcome(label=target.name, document={"target": target.name}, error=built)

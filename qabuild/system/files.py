@@ -57,6 +57,30 @@ def _write_through(folder: int, path: Path, content: bytes) -> None:
         raise
 
 
+def create(path: Path, content: bytes) -> bool:
+    """Write `content` to `path` atomically unless it exists; returns whether this call wrote it.
+
+    Of several processes, on any hosts that share the folder, one writes it: a hard link is what NFS makes atomically,
+    too. Where the file system has no hard links, the folder's lock must do.
+    """
+    partial = path.with_name(f".{secrets.token_hex(8)}.partial")
+    with open(partial, "xb") as file:
+        file.write(content)
+    try:
+        os.link(partial, path)
+        return True
+    except FileExistsError:
+        return partial.stat().st_nlink > 1  # NFS may have lost the first answer, and have been asked again
+    except OSError:
+        with locked(path.parent):
+            if path.exists():
+                return False
+            write(path, content)
+            return True
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold the lock of the folder, where its file system has locks."""

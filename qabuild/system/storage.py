@@ -14,6 +14,7 @@ from typing import IO, Any
 
 from qabuild.errors import BadTarget, MissingEnvironment, QABuildError
 from qabuild.system import files
+from qabuild.system.patience import Advanced
 
 READ_BYTES = 1 << 20
 """Size of a read; a request to an object store takes as long as the transfer of a few hundred KiB."""
@@ -75,9 +76,10 @@ class Location:
                 return None
 
     def read(self) -> bytes | None:
-        """The file's content; None if there is no such file."""
+        """The file's content, asked for anew; None if there is no such file."""
         with explained(self.shown):
             try:
+                self.filesystem.invalidate_cache()
                 return bytes(self.filesystem.cat_file(self.path))
             except FileNotFoundError:
                 return None
@@ -91,17 +93,25 @@ class Location:
             else:
                 self.filesystem.pipe_file(self.path, content)
 
-    def create(self, content: bytes) -> None:
-        """Write the file atomically, and its folder where that is absent, unless the file exists."""
+    def create(self, content: bytes) -> bool:
+        """Write the file atomically, and its folder where that is absent, unless the file exists.
+
+        Returns whether this call wrote it. Drivers of stores without conditional writes look first, and then write.
+        """
         with explained(self.shown):
             if self.local:
                 self.local.parent.mkdir(parents=True, exist_ok=True)
-                with files.locked(self.local.parent):
-                    if not self.local.exists():
-                        files.write(self.local, content)
-                return
-            with suppress(FileExistsError):
+                return files.create(self.local, content)
+            try:
                 self.filesystem.pipe_file(self.path, content, mode="create")
+            except FileExistsError:
+                return False
+            return True
+
+    def remove(self) -> None:
+        """Remove the file, if there is one."""
+        with explained(self.shown), suppress(FileNotFoundError):
+            self.filesystem.rm_file(self.path)
 
     @contextmanager
     def writing(self) -> Iterator[IO[bytes]]:
@@ -130,10 +140,29 @@ class Location:
             temporary.flush()
             self.put(Path(temporary.name))
 
-    def put(self, file: Path) -> None:
-        """Upload a file to this place in a store."""
+    def put(self, file: Path, advanced: Advanced | None = None) -> None:
+        """Upload a file to this place in a store; calls `advanced` after each part."""
         with explained(self.shown):
-            self.filesystem.put_file(str(file), self.path)
+            self.filesystem.put_file(str(file), self.path, **_callback(advanced))
+
+    def get(self, file: Path, advanced: Advanced | None = None) -> bool:
+        """Download to a file of this disk; calls `advanced` after each part. Returns whether there is such a file."""
+        with explained(self.shown):
+            try:
+                self.filesystem.invalidate_cache()
+                self.filesystem.get_file(self.path, str(file), **_callback(advanced))
+            except FileNotFoundError:
+                return False
+            return True
+
+
+def _callback(advanced: Advanced | None) -> dict[str, Any]:
+    """The argument by which a driver reports its progress."""
+    if advanced is None:
+        return {}
+    from fsspec.callbacks import Callback
+
+    return {"callback": Callback(hooks={"advanced": lambda *_, **__: advanced()})}
 
 
 def plain(name: str) -> str:

@@ -1337,3 +1337,17 @@ def test_answer_reads_and_writes_pipes(built):
     out, err = running.communicate(json.dumps(row) + "\n", timeout=600)
     assert running.returncode == 0, err
     assert json.loads(out)["id"] == 1
+
+
+# --- the remote cache -------------------------------------------------------------------------------------------------
+
+
+def test_a_key_of_the_remote_cache_that_is_none_or_has_none_ends_the_build_at_once(empty, monkeypatch, qabuild):
+    (empty / "no.key").write_text("none")
+    command = ("build", "tiny.toml", "--remote-cache-key", "no.key")
+    assert_one_error(qabuild(*command), 2, "no.key: a key, but no remote cache", "QABUILD_REMOTE_CACHE")
+    monkeypatch.setenv("QABUILD_REMOTE_CACHE", str(empty / "shared"))
+    assert_one_error(qabuild(*command), 2, "no.key: not a private or public key", "qabuild keygen")
+    monkeypatch.setenv("QABUILD_REMOTE_CACHE_KEY", "gone.key")
+    assert_one_error(qabuild("build", "tiny.toml"), 2, "gone.key: No such file or directory")
+    assert not (empty / "artifacts").exists()

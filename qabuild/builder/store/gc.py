@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from qabuild.builder.store.local import ENTRY, Store
+from qabuild.builder.store.local import DROPPED, ENTRY, REMOTE, Store
 from qabuild.errors import QABuildError
 from qabuild.system.cache import compiled_for_this_machine
 
@@ -110,7 +110,7 @@ def _clear_unfinished(store: Store) -> None:
     """Remove what killed builds left: folders that no running build holds the lock of."""
     for folder in store.unfinished():
         try:
-            with store.lock(folder.name.removesuffix(".dropped"), wait=False):
+            with store.lock(folder.name.removesuffix(DROPPED).removesuffix(REMOTE), wait=False):
                 shutil.rmtree(folder, ignore_errors=True)
         except QABuildError:
             continue  # a build is at work on it

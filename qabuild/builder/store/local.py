@@ -10,6 +10,8 @@
 
 A result is staged, hashed and renamed, so a key either has all of its files or does not exist. Files leave the store
 as hard links, or copies where the file system has none; `find_intact` checks them against their digests first.
+
+With a remote cache, `make` and `fetch` look there for what is not here; see `remote`.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qabuild.artifact.manifest import SealedFile, measure_files
 from qabuild.builder.keys import Inputs, json_digest, step_key
@@ -31,9 +33,14 @@ from qabuild.system import documents, files, user_folders
 from qabuild.system.cache import LAYOUT
 from qabuild.system.files import errors_explained
 
+if TYPE_CHECKING:
+    from qabuild.builder.store.remote import Remote
+
 ENTRY = "entry.json"
 FILES = "files"
 SUM = "sha256"
+DROPPED, REMOTE = ".dropped", ".remote"
+"""Endings of staging folders, beside that of the result itself: what goes, and what is sent or received."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,11 +61,22 @@ class Entry:
     """What the step reported beside its files."""
 
 
+Produce = Callable[[Path], Mapping[str, Any]]
+"""Writes a result into an empty folder, and returns its record."""
+Accepts = Callable[[Entry], bool]
+"""Whether a result will do."""
+
+
+def _any(entry: Entry) -> bool:
+    return True
+
+
 class Store:
     """The results under one folder: `root`, or QABUILD_CACHE, or the platform's cache folder."""
 
-    def __init__(self, root: Path | None = None) -> None:
+    def __init__(self, root: Path | None = None, remote: Remote | None = None) -> None:
         self.root = root or user_folders.cache()
+        self._remote = remote
         self._base = self.root / LAYOUT
 
     def keys(self) -> frozenset[str]:
@@ -83,10 +101,7 @@ class Store:
         """The result with that key, its entry read and no file hashed; None where there is none that can be read."""
         folder = self.folder(key)
         try:
-            document = documents.read_json(files.read(folder / ENTRY))
-            if not isinstance(document, dict) or document.pop(SUM, None) != json_digest(document):
-                return None
-            return documents.typed(Entry, {**document, "directory": str(folder / FILES)})
+            return entry_of(documents.read_json(files.read(folder / ENTRY)), folder / FILES)
         except (OSError, ValueError):
             return None
 
@@ -100,35 +115,71 @@ class Store:
         self.drop(key)
         return None
 
-    def make(self, step: str, inputs: Inputs, produce: Callable[[Path], Mapping[str, Any]]) -> Entry:
+    def make(self, step: str, inputs: Inputs, produce: Produce, accepts: Accepts = _any) -> Entry:
         """The result of `inputs`: the cached one, or what `produce` writes into the empty folder it is given.
 
-        Two processes that want the same result make it once: the second waits. Where `produce` raises, or the
-        process is killed, nothing is stored.
+        Two processes that want the same result make it once: the second waits; so it is on several hosts that share a
+        remote cache. Where `produce` raises, or the process is killed, nothing is stored. A result of the remote cache
+        that `accepts` refuses does not count.
         """
         key = step_key(inputs)
         with self.lock(key), self._explained():
             if entry := self.find(key):
                 return entry
             self._drop(key)  # an entry that cannot be read
-            with self._staging(key) as stage:
-                started = time.monotonic()
-                (stage / FILES).mkdir()
-                record = produce(stage / FILES)
-                entry = Entry(
-                    directory=self.folder(key) / FILES,
-                    step=step,
-                    key=key,
-                    inputs=inputs,
-                    files=measure_files(stage / FILES),
-                    seconds=round(time.monotonic() - started, 3),
-                    record=record,
-                )
-                (stage / ENTRY).write_text(_document(entry), encoding="utf-8")
-                entry.directory.parent.parent.mkdir(parents=True, exist_ok=True)
-                os.rename(stage, entry.directory.parent)
-            shutil.rmtree(self.work(key), ignore_errors=True)
+            if self._remote is None or not self._remote.shares(step):
+                return self._produce(step, inputs, produce)
+            with self._remote.lease(step, key) as lease:
+                while (entry := self._fetch(self._remote, step, key, accepts)) is None and not lease.held:
+                    lease.acquire()
+                if entry is None:
+                    entry = self._produce(step, inputs, produce)
+                    with self._staging(f"{key}{REMOTE}") as scratch:
+                        self._remote.put(key, self.folder(key), scratch)
+            return entry
+
+    def fetch(self, step: str, key: str) -> Entry | None:
+        """The result with that key where the remote cache has it, now in the store; None where it does not."""
+        if self._remote is None or not self._remote.shares(step):
+            return None
+        with self.lock(key), self._explained():
+            return self.find(key) or self._fetch(self._remote, step, key, _any)
+
+    def _fetch(self, remote: Remote, step: str, key: str, accepts: Accepts) -> Entry | None:
+        self._drop(key)
+        with self._staging(f"{key}{REMOTE}") as scratch, self._staging(key) as stage:
+            if remote.fetch(step, key, stage, scratch):
+                self._promote(stage, key)
+        entry = self.find(key)
+        if entry is None or accepts(entry):
+            return entry
+        self._drop(key)
+        return None
+
+    def _produce(self, step: str, inputs: Inputs, produce: Produce) -> Entry:
+        key = step_key(inputs)
+        with self._staging(key) as stage:
+            started = time.monotonic()
+            (stage / FILES).mkdir()
+            record = produce(stage / FILES)
+            entry = Entry(
+                directory=self.folder(key) / FILES,
+                step=step,
+                key=key,
+                inputs=inputs,
+                files=measure_files(stage / FILES),
+                seconds=round(time.monotonic() - started, 3),
+                record=record,
+            )
+            (stage / ENTRY).write_text(_document(entry), encoding="utf-8")
+            self._promote(stage, key)
         return entry
+
+    def _promote(self, stage: Path, key: str) -> None:
+        """Give the result in the staging folder its name."""
+        self.folder(key).parent.mkdir(parents=True, exist_ok=True)
+        os.rename(stage, self.folder(key))
+        shutil.rmtree(self.work(key), ignore_errors=True)
 
     def drop(self, key: str) -> None:
         """Forget a result."""
@@ -138,7 +189,7 @@ class Store:
     def _drop(self, key: str) -> None:
         folder = self.folder(key)
         if folder.exists():
-            with self._staging(f"{key}.dropped") as stage:
+            with self._staging(f"{key}{DROPPED}") as stage:
                 os.rename(folder, stage / key)  # away first, so that no one sees half of it
 
     @contextmanager
@@ -202,6 +253,16 @@ def _document(entry: Entry) -> str:
     fields = {name: value for name, value in asdict(entry).items() if name != "directory"}
     document = json.loads(json.dumps(fields))  # as it will be read: the sum must not know a tuple from a list
     return json.dumps({**document, SUM: json_digest(document)}, indent=1, ensure_ascii=False)
+
+
+def entry_of(document: Any, directory: Path) -> Entry:
+    """The entry that the content of an entry.json states, of the files in `directory`. Raises ValueError."""
+    if not isinstance(document, dict):
+        raise ValueError("an entry is a JSON object")
+    fields = {name: value for name, value in document.items() if name != SUM}
+    if document.get(SUM) != json_digest(fields):
+        raise ValueError("the entry's sum is wrong")
+    return documents.typed(Entry, {**fields, "directory": str(directory)})
 
 
 def is_intact(entry: Entry) -> bool:
