@@ -22,6 +22,7 @@ telemetry.switch_off()
 __version__ = VERSION
 
 if TYPE_CHECKING:
+    from qabuild.artifact.batch_answerer import BatchAnswerer
     from qabuild.artifact.evidence import Verification
     from qabuild.artifact.key_pair import keygen
     from qabuild.artifact.load import load
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "BadTarget": "errors",
+    "BatchAnswerer": "artifact.batch_answerer",
     "Built": "builder.build",
     "Comparison": "evaluation.compare",
     "Identity": "artifact.signature",
@@ -76,6 +78,7 @@ _HOMES = {
 
 __all__ = [
     "BadTarget",
+    "BatchAnswerer",
     "Built",
     "Comparison",
     "Identity",

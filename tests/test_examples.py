@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -19,7 +22,13 @@ def run(name: str, folder: Path) -> str:
     process = subprocess.run(
         [sys.executable, str(EXAMPLES / name)],
         cwd=folder,
-        env={**os.environ, "TMPDIR": str(temporary), "PYTHONIOENCODING": "utf-8"},
+        # The paths of Ray's sockets must be short.
+        env={
+            **os.environ,
+            "TMPDIR": str(temporary),
+            "RAY_TMPDIR": tempfile.gettempdir(),
+            "PYTHONIOENCODING": "utf-8",
+        },
         capture_output=True,
         text=True,
         encoding="utf-8",
@@ -47,3 +56,16 @@ def test_build_compare_answer(tmp_path: Path) -> None:
         assert printed_result == result
     assert "F1 retention 100.00%, agreement 100.00%" in lines
     assert any(line.startswith("speedup ") for line in lines)
+
+
+BATCHES = ["1 175 metres", "2 row N.context is blank", "3 Flerad Vopper"]
+"""What the examples with batches print; N is the row's number in its batch."""
+
+
+@pytest.mark.scale
+@pytest.mark.parametrize(("name", "package"), [("ray_batches.py", "ray.data"), ("spark_batches.py", "pyspark")])
+def test_batches(tmp_path: Path, name: str, package: str) -> None:
+    pytest.importorskip(package)
+    if package == "pyspark" and not shutil.which("java"):
+        pytest.skip("Spark needs Java")
+    assert re.sub(r"row \d+", "row N", run(name, tmp_path)).splitlines() == BATCHES

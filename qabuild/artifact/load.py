@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,8 +41,8 @@ def load(
     Raises BadTarget, VerificationFailed, UntrustedInput or MissingEnvironment; QABuildError where the Hub fails.
     """
     opened = find(artifact, revision=revision, digest=digest, key=key, allow_unverified=allow_unverified)
-    if allow_unverified and (reason := unverified(opened)):
-        warnings.warn(f"{reason}; loaded all the same", UserWarning, stacklevel=2)
+    if allow_unverified:
+        warn_unverified(opened)
     return load_pipeline(opened, allow_native=allow_native or key is not None, allow_unverified=allow_unverified)
 
 
@@ -104,7 +104,7 @@ def load_model(artifact: Artifact, *, allow_native: bool = False, allow_unverifi
     from qabuild.models.checkpoint.load import load_tokenizer
 
     if not allow_unverified:
-        _refuse_unverified(artifact)
+        require_verified(artifact)
     module = backend(artifact.manifest.backend["name"])
     options, runtime = artifact.manifest.options, artifact.manifest.runtime
     if not allow_native:
@@ -112,6 +112,20 @@ def load_model(artifact: Artifact, *, allow_native: bool = False, allow_unverifi
     packages.require(dict.fromkeys(module.PACKAGES, module.EXTRAS), runtime.device)
     with damage_explained(artifact.directory):
         return module.load(artifact.directory, options, runtime), load_tokenizer(artifact.directory)
+
+
+def warn_unverified(artifact: Artifact) -> None:
+    """Warn the caller's caller of an artifact whose evidence does not say that it passed."""
+    if reason := unverified(artifact):
+        warnings.warn(f"{reason}; loaded all the same", UserWarning, stacklevel=3)
+
+
+def require_parameters(pipeline: QuestionAnsweringPipeline, parameters: Mapping[str, Any], source: str | Path) -> None:
+    """Raise BadTarget if no call of the artifact's pipeline can have these parameters."""
+    try:
+        pipeline.check(**parameters)
+    except ValueError as error:
+        raise BadTarget(f"{source}: {error}", "lower --doc-stride, or choose another --max-seq-len") from None
 
 
 @contextmanager
@@ -136,7 +150,8 @@ def damage_explained(directory: Path) -> Iterator[None]:
         ) from error
 
 
-def _refuse_unverified(artifact: Artifact) -> None:
+def require_verified(artifact: Artifact) -> None:
+    """Raise VerificationFailed or UntrustedInput where its evidence does not say that it passed."""
     try:
         require_passed(artifact)
     except QABuildError as error:

@@ -12,7 +12,7 @@ import click
 
 from qabuild.cli.console import Console
 from qabuild.cli.options import column_option, common, native_option, signer_options, unverified_option
-from qabuild.errors import BadTarget, UntrustedInput
+from qabuild.errors import UntrustedInput
 
 
 class _Shard(click.ParamType[tuple[int, int]]):
@@ -40,6 +40,10 @@ class _Shard(click.ParamType[tuple[int, int]]):
 @click.option("--format", "form", type=click.Choice(["jsonl", "csv", "tsv", "parquet"]), help="Format of the answers.")
 @click.option("--part-rows", type=click.IntRange(1), help="Rows of a part of a Parquet file; 100,000 by default.")
 @click.option("--shard", type=_Shard(), metavar="I/N", help="Make the parts whose number modulo N is I.")
+@click.option("--engine", type=click.Choice(["ray"]), help="Make the parts with workers of this engine.")
+@click.option("--address", help="Ray cluster, as HOST:PORT; by default RAY_ADDRESS, or Ray starts here.")
+@click.option("--workers", type=click.IntRange(1), help="Number of workers; by default one a node, or one a GPU.")
+@click.option("--gpus-per-worker", type=click.FloatRange(0), help="By default 1 if the artifact needs it.")
 @column_option
 @click.option("--revision", help="Branch, tag or commit of an artifact on the Hub.")
 @click.option("--digest", metavar="SHA256", help="Required SHA-256 of the manifest.")
@@ -61,6 +65,10 @@ def answer(
     form: Any,
     part_rows: int | None,
     shard: tuple[int, int] | None,
+    engine: str | None,
+    address: str | None,
+    workers: int | None,
+    gpus_per_worker: float | None,
     columns: dict[str, str],
     revision: str | None,
     digest: str | None,
@@ -81,12 +89,13 @@ def answer(
     QUESTIONS has an id, a question and a context a row: JSON Lines (.jsonl), JSON in SQuAD's layout or flat (.json),
     .csv, .tsv or .parquet, each also with .gz; "-" is JSON Lines from standard input. The ending of OUTPUT is one of
     these too, where .json means SQuAD's predictions. QUESTIONS can also be a folder or a glob, and OUTPUT a folder,
-    which gets the answers in parts; both can be URLs, as in s3://bucket/questions/. What the options leave open is as
-    in the artifact's verification. Run again after an interruption, it resumes where it stopped. A row that cannot be
-    answered is reported and does not end the run; the exit status is then 4. Refuses an artifact that did not pass its
-    verification.
+    which gets the answers in parts; both can be URLs, as in s3://bucket/questions/. With --engine ray, workers on the
+    nodes of a cluster make the parts. What the options leave open is as in the artifact's verification. Run again after
+    an interruption, it resumes where it stopped. A row that cannot be answered is reported and does not end the run;
+    the exit status is then 4. Refuses an artifact that did not pass its verification.
     """
-    from qabuild.artifact.load import damage_explained, find, load_pipeline
+    from qabuild.artifact.artifact_ref import ArtifactRef
+    from qabuild.artifact.load import damage_explained, find, load_pipeline, require_parameters
     from qabuild.artifact.validation import unverified
     from qabuild.qa.bulk import answer_dataset, answer_file
     from qabuild.qa.bulk.dataset import PART_ROWS, require_dataset
@@ -98,6 +107,10 @@ def answer(
     in_parts = output.endswith("/") or os.path.isdir(storage.plain(output))
     if not in_parts and (shard or part_rows):
         raise click.UsageError("--shard and --part-rows need a folder for the answers: name one with -o, as OUT/")
+    if not in_parts and engine:
+        raise click.UsageError("--engine needs a folder for the answers: name one with -o, as OUT/")
+    if not engine and (address or workers or gpus_per_worker is not None):
+        raise click.UsageError("--address, --workers and --gpus-per-worker need --engine ray")
     if console.json and is_pipe(output) and not in_parts:
         raise click.UsageError("--json prints a summary on stdout, where the answers go: name a file with -o")
     columns_of(columns)
@@ -109,7 +122,6 @@ def answer(
     if allow_unverified and (reason := unverified(opened)):
         console.say(f"{reason}; loaded all the same")
     native = allow_native or signer is not None
-    pipeline = load_pipeline(opened, allow_native=native, allow_unverified=allow_unverified)
     parameters = {
         "top_k": top_k,
         "handle_impossible_answer": no_answer,
@@ -119,10 +131,6 @@ def answer(
         "max_answer_len": max_answer_len,
         "align_to_words": align_to_words,
     }
-    try:
-        pipeline.check(**parameters)
-    except ValueError as error:
-        raise BadTarget(f"{artifact}: {error}", "lower --doc-stride, or choose another --max-seq-len") from None
     common_arguments: dict[str, Any] = {
         "answers_format": form,
         "columns": columns,
@@ -130,12 +138,26 @@ def answer(
         "parameters": parameters,
         "reporter": console,
     }
-    with damage_explained(opened.directory):
-        if in_parts:
-            sizes: dict[str, Any] = {"part_rows": part_rows or PART_ROWS, "shard": shard or (0, 1)}
-            summary = answer_dataset(pipeline, questions, output, **sizes, **common_arguments)
-        else:
-            summary = answer_file(pipeline, questions, output, **common_arguments)
+    sizes: dict[str, Any] = {"part_rows": part_rows or PART_ROWS, "shard": shard or (0, 1)}
+    if engine:
+        from qabuild.artifact.ray_engine import engine_for
+
+        engine_of_ray = engine_for(
+            opened,
+            ArtifactRef.to(opened, artifact, revision=revision, allow_native=native, allow_unverified=allow_unverified),
+            address=address,
+            workers=workers,
+            gpus_per_worker=gpus_per_worker,
+        )
+        summary = answer_dataset(engine_of_ray, questions, output, **sizes, **common_arguments)
+    else:
+        pipeline = load_pipeline(opened, allow_native=native, allow_unverified=allow_unverified)
+        require_parameters(pipeline, parameters, artifact)
+        with damage_explained(opened.directory):
+            if in_parts:
+                summary = answer_dataset(pipeline, questions, output, **sizes, **common_arguments)
+            else:
+                summary = answer_file(pipeline, questions, output, **common_arguments)
     counts = f"{summary.answered} answered, {summary.bad} without an answer, {summary.resumed} from an earlier run"
     console.say(f"{counts}, {summary.truncated} with a truncated question" if summary.truncated else counts)
     if console.json:

@@ -29,7 +29,8 @@ _ENDINGS: dict[str, AnswersFormat] = {
     ".tsv": "tsv",
     ".parquet": "parquet",
 }
-_COLUMNS = ("id", "answer", "score", "start", "end", "question_truncated", "error")
+COLUMNS = ("id", "answer", "score", "start", "end", "question_truncated", "error")
+"""Of a table of answers."""
 _BATCH = 1000
 
 
@@ -68,7 +69,7 @@ def predictions(records: Iterable[Record]) -> tuple[bytes, list[str]]:
 def write_csv(file: IO[bytes], records: Iterable[Record], delimiter: str) -> None:
     text = io.TextIOWrapper(file, encoding="utf-8", errors="backslashreplace", newline="", write_through=True)
     try:
-        writer = csv.DictWriter(text, _COLUMNS, delimiter=delimiter, lineterminator="\n")
+        writer = csv.DictWriter(text, COLUMNS, delimiter=delimiter, lineterminator="\n")
         writer.writeheader()
         writer.writerows(_rows(records))
     finally:
@@ -80,14 +81,27 @@ def write_parquet(file: IO[bytes], records: Iterable[Record], whole_ids: bool) -
     import pyarrow  # type: ignore[import-untyped]
     from pyarrow import parquet
 
-    ids = pyarrow.int64() if whole_ids else pyarrow.string()
-    types = (ids, "string", "float64", "int64", "int64", "bool", "string")
-    schema = pyarrow.schema(list(zip(_COLUMNS, types, strict=True)))
-    rows = _rows(records)
+    schema = arrow_schema(pyarrow.int64() if whole_ids else pyarrow.string())
+    rows = arrow_rows(records)
     with parquet.ParquetWriter(file, schema) as writer:
         while batch := list(islice(rows, _BATCH)):
-            table = [{name: _text(value, whole_ids, name) for name, value in row.items()} for row in batch]
-            writer.write_table(pyarrow.Table.from_pylist(table, schema))
+            if not whole_ids:
+                batch = [{**row, "id": None if row["id"] is None else str(row["id"])} for row in batch]
+            writer.write_table(pyarrow.Table.from_pylist(batch, schema))
+
+
+def arrow_schema(id_type: Any) -> Any:
+    """The Arrow schema of a table of answers whose ids have that type."""
+    import pyarrow
+
+    types = (id_type, "string", "float64", "int64", "int64", "bool", "string")
+    return pyarrow.schema(list(zip(COLUMNS, types, strict=True)))
+
+
+def arrow_rows(records: Iterable[Record]) -> Iterator[dict[str, Any]]:
+    """The rows of a table of answers. Arrow has no lone surrogates: they become escapes."""
+    for row in _rows(records):
+        yield {name: _escaped(value) if isinstance(value, str) else value for name, value in row.items()}
 
 
 def has_whole_ids(records: Iterable[Record]) -> bool:
@@ -102,11 +116,8 @@ def _rows(records: Iterable[Record]) -> Iterator[Mapping[str, Any]]:
             yield {"id": record["id"], "error": record["error"]}
         for answer in record.get("answers", () if "error" in record else (record,)):
             row = {"question_truncated": False, **answer}
-            yield {"id": record["id"], **{name: row[name] for name in _COLUMNS[1:-1]}}
+            yield {"id": record["id"], **{name: row[name] for name in COLUMNS[1:-1]}}
 
 
-def _text(value: Any, whole_ids: bool, name: str) -> Any:
-    """The value as its column holds it; Parquet has no lone surrogates."""
-    if name == "id" and not whole_ids and value is not None:
-        value = str(value)
-    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
+def _escaped(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()

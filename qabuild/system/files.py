@@ -12,6 +12,7 @@ import secrets
 import shutil
 import stat
 import sys
+import time
 from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
@@ -94,14 +95,21 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def exclusive(path: Path) -> Iterator[IO[bytes]]:
+def exclusive(path: Path, wait_seconds: float = 0.0) -> Iterator[IO[bytes]]:
     """The file, created if it is absent and never through a link, locked, and opened to read and append.
 
-    Raises BlockingIOError while another process, or another part of this one, holds it.
+    Raises BlockingIOError if another process, or another part of this one, holds it for longer than `wait_seconds`.
     """
+    ends = time.monotonic() + wait_seconds
     while True:
         with open(path, "a+b", opener=_open_no_link) as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() >= ends:
+                    raise
+                time.sleep(0.1)
+                continue
             if not _is_at(file, path):  # whoever held it until now renamed it
                 continue
             yield file

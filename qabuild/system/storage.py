@@ -114,15 +114,16 @@ class Location:
             self.filesystem.rm_file(self.path)
 
     @contextmanager
-    def writing(self) -> Iterator[IO[bytes]]:
+    def writing(self, wait_seconds: float = 0.0) -> Iterator[IO[bytes]]:
         """A new file that gets this place, or replaces the one there, when the block ends without an exception.
 
-        A store's upload is atomic, so what goes there is first written to a local temporary file.
+        Raises QABuildError if another process is writing a local file, and still is after `wait_seconds`. A store's
+        upload is atomic, so what goes there is first written to a local temporary file.
         """
         if self.local:
             partial = self.local.with_name(f".{self.local.name}.partial")
             try:
-                with files.exclusive(partial) as file:
+                with files.exclusive(partial, wait_seconds) as file:
                     file.seek(0)  # truncating leaves the position, from which Parquet counts
                     file.truncate()
                     try:

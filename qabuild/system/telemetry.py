@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import os
 
-SWITCHES = (
-    "ORT_DISABLE_TELEMETRY",  # ONNX Runtime: otherwise its import writes a device id to the user's cache folder
-    "HF_HUB_DISABLE_TELEMETRY",  # huggingface_hub and Xet
-    "DO_NOT_TRACK",  # a convention of several libraries
-)
+SWITCHES = {
+    "ORT_DISABLE_TELEMETRY": "1",  # ONNX Runtime: otherwise its import writes a device id to the user's cache folder
+    "HF_HUB_DISABLE_TELEMETRY": "1",  # huggingface_hub and Xet
+    "RAY_USAGE_STATS_ENABLED": "0",  # a Ray that this process starts
+    "DO_NOT_TRACK": "1",  # a convention of several libraries
+}
 
 
 def switch_off() -> None:
@@ -19,5 +20,5 @@ def switch_off() -> None:
 
     A variable that the user has set stays as it is.
     """
-    for name in SWITCHES:
-        os.environ.setdefault(name, "1")
+    for name, value in SWITCHES.items():
+        os.environ.setdefault(name, value)

@@ -1315,6 +1315,8 @@ def test_shards_answer_a_folder_into_a_folder(built, qabuild):
         (("questions", "-o", "answers/", "--shard", "x"), "'x' is not of the form I/N, as in 0/4"),
         (("questions", "-o", "a.jsonl", "--shard", "0/2"), "--shard and --part-rows need a folder for the answers"),
         (("-", "--shard", "0/2"), "--shard and --part-rows need a folder for the answers"),
+        (("questions", "-o", "a.jsonl", "--engine", "ray"), "--engine needs a folder for the answers"),
+        (("questions", "-o", "answers/", "--workers", "2"), "--workers and --gpus-per-worker need --engine ray"),
         (("-", "-o", "answers/"), "-: is read once"),
         (("questions", "-o", "a.jsonl"), "questions: these are 2 files"),
         (("questions", "-o", "artifacts/tiny/answers/"), "lies in the artifact"),

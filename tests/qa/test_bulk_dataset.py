@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Event, Thread, Timer
 from typing import Any
 
 import fsspec
@@ -27,6 +28,7 @@ from qabuild.errors import BadTarget, MissingEnvironment, QABuildError, Untruste
 from qabuild.qa.bulk import Summary, answer_dataset, answer_file
 from qabuild.qa.bulk.parts import cut
 from qabuild.qa.data import records
+from qabuild.system import files
 
 COUNT = 25
 FILES = (slice(0, 12), slice(12, 12), slice(12, COUNT))
@@ -291,6 +293,24 @@ def test_a_part_that_another_process_is_making_is_refused(tmp_path: Path, questi
                 answer_dataset(FirstWord(), questions, tmp_path / "out")
 
     assert answer_dataset(FirstWord(answering=answering), questions, tmp_path / "out").answered == COUNT
+
+
+def test_a_file_is_waited_for_as_long_as_is_said(tmp_path: Path) -> None:
+    held, free = Event(), Event()
+
+    def hold() -> None:
+        with files.exclusive(tmp_path / "part"):
+            held.set()
+            free.wait()
+
+    holder = Thread(target=hold)
+    holder.start()
+    held.wait()
+    with pytest.raises(BlockingIOError), files.exclusive(tmp_path / "part", 0.2):
+        pass
+    Timer(0.3, free.set).start()
+    with files.exclusive(tmp_path / "part", 60):
+        holder.join()
 
 
 # --- folders of another run -----------------------------------------------------------------------------------------

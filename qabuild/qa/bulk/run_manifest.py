@@ -61,13 +61,12 @@ def settled(folder: Location, run: Run, planned: Callable[[], RunManifest]) -> R
     place = folder.child(NAME)
     # Asked first: a process that starts at the same time writes the manifest before its parts.
     is_used = folder.child(f"part-00000.{run.answers_format}").state() is not None
-    content = place.read()
-    if content is None:
+    manifest = read(folder)
+    if manifest is None:
         if is_used:
             raise BadTarget(f"{folder.shown}: holds parts without a {NAME}", "name another folder, or empty it")
         place.create(planned().model_dump_json(indent=1).encode() + b"\n")
-        content = place.read() or b""
-    manifest = _parsed(content, place.shown)
+        manifest = _parsed(place.read() or b"", place.shown)
     if different := list(_differences(manifest.run, run)):
         more = f"; and {len(different) - _SHOWN} more" * (len(different) > _SHOWN)
         raise BadTarget(
@@ -75,6 +74,13 @@ def settled(folder: Location, run: Run, planned: Callable[[], RunManifest]) -> R
             "name another folder, or repeat that run",
         )
     return manifest
+
+
+def read(folder: Location) -> RunManifest | None:
+    """The folder's manifest; None if there is none. Raises UntrustedInput if it is damaged."""
+    place = folder.child(NAME)
+    content = place.read()
+    return None if content is None else _parsed(content, place.shown)
 
 
 def _parsed(content: bytes, where: str) -> RunManifest:

@@ -1,0 +1,136 @@
+"""Writes the parts of a run: each atomically, and then its record, which makes it complete."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import IO, Any, Self
+
+from pydantic import ValidationError
+
+from qabuild.errors import BadTarget, QABuildError
+from qabuild.qa import answer_formats
+from qabuild.qa.answer_formats import AnswersFormat, Record
+from qabuild.qa.bulk import run_manifest
+from qabuild.qa.bulk.answers import answer_rows
+from qabuild.qa.bulk.parts import Part
+from qabuild.qa.bulk.run_manifest import RunManifest
+from qabuild.qa.bulk.tally import Tally, counted
+from qabuild.qa.data.dataset_ref import Columns
+from qabuild.qa.data.question_files import QuestionFiles
+from qabuild.qa.data.records import read_records
+from qabuild.qa.data.rows import Row, row_of
+from qabuild.system import files
+from qabuild.system.frozen import Frozen
+from qabuild.system.reporter import Advance, Reporter
+from qabuild.system.storage import FileState, Location
+
+_PARTS = "_parts"
+
+
+class PartRecord(Frozen):
+    """What `_parts/part-NNNNN.json` holds of a complete part."""
+
+    answers: FileState
+    rows: int
+    bad: int
+    truncated: int
+    problems: list[str]
+    """The first ones."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartWriter:
+    """Reads the questions of parts and writes their answers. It can be pickled, for a process on any machine."""
+
+    files: QuestionFiles
+    folder: Location
+    manifest: RunManifest
+    columns: Columns
+    parameters: Mapping[str, Any]
+
+    def completed(self, part: Part, reporter: Reporter) -> Tally | None:
+        """The counts of a part that an earlier run completed; None if it is missing or damaged."""
+        content = self._record(part).read()
+        if content is None:
+            return None
+        try:
+            record = PartRecord.model_validate_json(content)
+        except ValidationError:
+            return None
+        if _content_state(self._answers(part)) != record.answers:
+            reporter.say(f"{self._answers(part).shown}: is damaged or missing, and made again")
+            return None
+        counts = record.model_dump(exclude={"answers"})
+        return Tally(**counts, resumed=record.rows)
+
+    def write(self, pipeline: Callable[..., Any], part: Part, advance: Advance, *, wait_seconds: float = 0.0) -> Tally:
+        """Answer a part. Raises QABuildError if its questions have changed, or another process writes it for longer
+        than `wait_seconds`."""
+        tally = Tally()
+        place = self._answers(part)
+        self._require_unchanged(part)
+        with place.writing(wait_seconds) as file:
+            records = counted(answer_rows(pipeline, self._rows(part), self.parameters), tally, advance)
+            try:
+                _write(file, records, self.manifest.run.answers_format, self.manifest.integer_ids)
+            finally:  # also where a file that is being replaced could not be read
+                self._require_unchanged(part)
+        tally.problems = [f"{self.address(part)}: {problem}" for problem in tally.problems]
+        state = _content_state(place)
+        if state is None:
+            raise QABuildError(f"{place.shown}: was removed", "run the same command again")
+        record = PartRecord(
+            answers=state, rows=tally.rows, bad=tally.bad, truncated=tally.truncated, problems=tally.problems
+        )
+        self._record(part).write(record.model_dump_json().encode())
+        return tally
+
+    def elsewhere(self) -> Self:
+        """The same writer for a process with another working directory: its paths are absolute."""
+        root, folder = (replace(one, shown=one.path) if one.local else one for one in (self.files.root, self.folder))
+        return replace(self, files=replace(self.files, root=root), folder=folder)
+
+    def require_shared(self) -> None:
+        """Raise BadTarget if the folder of answers that this process sees is not that of the run."""
+        if run_manifest.read(self.folder) != self.manifest:
+            raise BadTarget(
+                f"{self.folder.shown}: a worker sees another folder there", "name one that all machines share, or a URL"
+            )
+
+    def address(self, part: Part) -> str:
+        """The file of its questions."""
+        return self.files.address(part.file)
+
+    def _rows(self, part: Part) -> Iterator[Row]:
+        for record in read_records(self.address(part), self.files.format, first=part.first, count=part.rows):
+            yield row_of(record, self.columns)
+
+    def _require_unchanged(self, part: Part) -> None:
+        state = self.files.root.child(part.file).state()
+        if state != self.manifest.run.files[part.file]:
+            raise QABuildError(
+                f"{self.address(part)}: {'has changed' if state else 'is not there any more'} since the run began",
+                "restore it, or answer the new questions into another folder",
+            )
+
+    def _answers(self, part: Part) -> Location:
+        return self.folder.child(f"{part.name}.{self.manifest.run.answers_format}")
+
+    def _record(self, part: Part) -> Location:
+        return self.folder.child(_PARTS).child(f"{part.name}.json")
+
+
+def _content_state(place: Location) -> FileState | None:
+    """The state of a file of answers: of a local one, by its content."""
+    state = place.state()
+    return replace(state, version=f"sha256 {files.sha256(place.local)}") if state and place.local else state
+
+
+def _write(file: IO[bytes], records: Iterable[Record], form: AnswersFormat, integer_ids: bool) -> None:
+    if form == "parquet":
+        answer_formats.write_parquet(file, records, integer_ids)
+    elif form == "jsonl":
+        file.writelines(map(answer_formats.line_of, records))
+    else:
+        answer_formats.write_csv(file, records, "\t" if form == "tsv" else ",")
