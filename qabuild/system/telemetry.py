@@ -10,6 +10,7 @@ import os
 SWITCHES = (
     "ORT_DISABLE_TELEMETRY",  # ONNX Runtime: otherwise its import writes a device id to the user's cache folder
     "HF_HUB_DISABLE_TELEMETRY",  # huggingface_hub and Xet
+    "MLFLOW_DISABLE_TELEMETRY",
     "DO_NOT_TRACK",  # a convention of several libraries
 )
 
