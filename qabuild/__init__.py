@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from qabuild.errors import BadTarget, MissingEnvironment, QABuildError, UntrustedInput, VerificationFailed
     from qabuild.evaluation.compare import Comparison, compare
     from qabuild.evaluation.verify import verify
+    from qabuild.publishing.export import Exported, export
     from qabuild.publishing.publish import Published, publish
     from qabuild.publishing.sbom import sbom
     from qabuild.qa.bulk import Summary, answer_dataset, answer_file
@@ -47,6 +48,7 @@ _HOMES = {
     "BatchAnswerer": "artifact.batch_answerer",
     "Built": "builder.build",
     "Comparison": "evaluation.compare",
+    "Exported": "publishing.export",
     "Identity": "artifact.signature",
     "Lock": "target.lock",
     "MissingEnvironment": "errors",
@@ -64,6 +66,7 @@ _HOMES = {
     "answer_file": "qa.bulk",
     "build": "builder.build",
     "compare": "evaluation.compare",
+    "export": "publishing.export",
     "keygen": "artifact.key_pair",
     "load": "artifact.load",
     "lock": "builder.locking",
@@ -81,6 +84,7 @@ __all__ = [
     "BatchAnswerer",
     "Built",
     "Comparison",
+    "Exported",
     "Identity",
     "Lock",
     "MissingEnvironment",
@@ -98,6 +102,7 @@ __all__ = [
     "answer_file",
     "build",
     "compare",
+    "export",
     "keygen",
     "load",
     "lock",

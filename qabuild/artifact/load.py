@@ -86,12 +86,16 @@ def load_pipeline(
     from qabuild.qa.pipeline import QuestionAnsweringPipeline
 
     model, tokenizer = load_model(artifact, allow_native=allow_native, allow_unverified=allow_unverified)
+    return QuestionAnsweringPipeline(model, tokenizer, **parameters(artifact))
+
+
+def parameters(artifact: Artifact) -> dict[str, Any]:
+    """The parameters of a pipeline that answers as the artifact was verified."""
     manifest = artifact.manifest
-    parameters = manifest.parameters
-    if manifest.runtime.dtype in backend(manifest.options.name).BATCH_DEPENDENT:
-        # Its answers depend on the batch: those of this size were verified.
-        parameters["batch_size"] = manifest.verify["batch_size"]
-    return QuestionAnsweringPipeline(model, tokenizer, **parameters)
+    if manifest.runtime.dtype not in backend(manifest.options.name).BATCH_DEPENDENT:
+        return manifest.parameters
+    # Its answers depend on the batch: those of this size were verified.
+    return {**manifest.parameters, "batch_size": manifest.verify["batch_size"]}
 
 
 def load_model(artifact: Artifact, *, allow_native: bool = False, allow_unverified: bool = False) -> tuple[Any, Any]:

@@ -21,7 +21,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from qabuild import __version__
-from qabuild.cli import answer, build, compare, data, inspect, publish, serve, show, sign, targets, tune
+from qabuild.cli import answer, build, compare, data, export, inspect, publish, serve, show, sign, targets, tune
 from qabuild.cli.console import print_message
 from qabuild.cli.failures import (
     handle_signals,
@@ -95,6 +95,7 @@ for command in (
         build.lock,
         answer.answer,
         serve.serve,
+        export.export,
         data.data,
         inspect.cache,
         targets.init,

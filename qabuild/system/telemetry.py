@@ -10,6 +10,7 @@ import os
 SWITCHES = {
     "ORT_DISABLE_TELEMETRY": "1",  # ONNX Runtime: otherwise its import writes a device id to the user's cache folder
     "HF_HUB_DISABLE_TELEMETRY": "1",  # huggingface_hub and Xet
+    "MLFLOW_DISABLE_TELEMETRY": "1",
     "RAY_USAGE_STATS_ENABLED": "0",  # a Ray that this process starts
     "DO_NOT_TRACK": "1",  # a convention of several libraries
 }

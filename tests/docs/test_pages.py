@@ -353,4 +353,4 @@ def test_every_page_is_in_the_navigation_and_in_llms_txt():
 
 def test_every_block_has_a_known_language():
     for name, text in PAGES.items():
-        assert {language for language, _ in blocks(text)} <= LANGUAGES | {"py"}, name
+        assert {language for language, _ in blocks(text)} <= LANGUAGES | {"js", "py"}, name

@@ -17,6 +17,8 @@ from qabuild.models.backends import eager
 from qabuild.models.runtime import Runtime
 from qabuild.qa import ask
 from qabuild.system import machine, packages
+from qabuild.system.files import sha256
+from qabuild.system.sealed import MANIFEST
 from qabuild.target.gates import Gates
 
 DATA = {
@@ -79,6 +81,23 @@ def make(directory: Path, *, weights: bytes = b"weights" * 999, **facts: Any) ->
         },
     )
     verify(sealed)
+    return directory
+
+
+def alter(directory: Path, *, config: dict[str, Any] | None = None, **facts: Any) -> Path:
+    """Change facts of a manifest, and keys of config.json, and return the folder: opens with `allow_unverified` only.
+
+    The handler, which would not fit, is removed.
+    """
+    manifest = json.loads((directory / MANIFEST).read_text()) | facts
+    if config:
+        path = directory / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | config))
+        manifest["files"]["config.json"] = {"size": path.stat().st_size, "sha256": sha256(path)}
+    for name in (handler.HANDLER, handler.REQUIREMENTS):
+        (directory / name).unlink()
+        del manifest["files"][name]
+    (directory / MANIFEST).write_text(json.dumps(manifest))
     return directory
 
 

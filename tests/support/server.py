@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Mapping
 from http.client import HTTPConnection
+from pathlib import Path
 from typing import Any, Self
 
 from qabuild.serving import app, connections
@@ -51,9 +52,11 @@ class Client:
 class Server(Client):
     """`qabuild serve`, ready unless stated otherwise."""
 
-    def __init__(self, *arguments: object, ready: bool = True, **options: Any) -> None:
+    def __init__(
+        self, *arguments: object, ready: bool = True, python: str | Path = sys.executable, **options: Any
+    ) -> None:
         """`ready` waits until questions can be asked; `options` are those of Popen."""
-        command = [sys.executable, "-m", "qabuild", "serve", *map(str, arguments), "--port", "0"]
+        command = [str(python), "-m", "qabuild", "serve", *map(str, arguments), "--port", "0"]
         self._process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **options)
         assert self._process.stderr is not None
         self._stderr = self._process.stderr

@@ -25,7 +25,7 @@ FLAGS = ("handle_impossible_answer", "align_to_words")
 AUTO: Literal["auto"] = "auto"
 """Of `align_to_words`: aligned, but a token that holds a character of a script without spaces is a word by itself."""
 CHOICES: dict[str, tuple[bool | str, ...]] = {
-    "normalize": ("window", "context"),
+    "normalize": ("window", "context", "none"),
     "padding": (False, True, "do_not_pad", "longest", "max_length"),
 }
 MAX_SPANS_AT_ONCE = 1 << 18
@@ -49,7 +49,7 @@ class Parameters:
     padding: bool | str = "do_not_pad"
     batch_size: int | None = None
     batch_tokens: int | None = None
-    normalize: Literal["window", "context"] = "window"
+    normalize: Literal["window", "context", "none"] = "window"
 
     def __post_init__(self) -> None:
         for name in COUNTS:

@@ -84,7 +84,8 @@ class QuestionAnsweringPipeline:
       hold windows of one length. Model types not known to ignore padding (`qabuild.qa.padding`) count as such.
     - `normalize` ("window"): "window" makes the scores of each window sum up to 1, as the stock pipeline does, so
       that a window without the answer can win; "context" does so over all windows of a context, so that the highest
-      logits win, and counts an answer that several windows find once.
+      logits win, and counts an answer that several windows find once. So does "none", whose scores are no
+      probabilities but e to the power of the span's two logits: they can be compared between contexts.
     - `padding`: "max_length" pads every window to `max_seq_len`.
     - `num_workers` has no effect: there are no worker processes.
 

@@ -34,8 +34,8 @@ def results(
     """
     import numpy as np
 
-    over_context = parameters.normalize == "context"
-    weight = _shares(windows, spans.mass) if over_context else np.ones(len(windows))
+    by_window = parameters.normalize == "window"
+    weight = _weights(windows, spans.mass, parameters.normalize)
     rows, columns = np.nonzero(~(spans.score < 0))  # keeps NaN scores, so that they show
     first, last = spans.first[rows, columns], spans.last[rows, columns]
     begins, ends = windows.characters(rows, first, last, parameters.align_to_words)
@@ -46,7 +46,7 @@ def results(
     start = 0
     for (_, context), stop, null, truncated in zip(pairs, stops, nulls, windows.truncated.tolist(), strict=True):
         own = islice(candidates, stop - start)
-        merged = _best_of_windows(context, own, rows[start:stop].tolist()) if over_context else _merge(context, own)
+        merged = _merge(context, own) if by_window else _best_of_windows(context, own, rows[start:stop].tolist())
         answers = [*merged.values(), [null, 0, 0]] if parameters.handle_impossible_answer else merged.values()
         best = _best(answers, parameters.top_k) or [[0.0, 0, 0]]
         found = [_result(context, answer, truncated) for answer in best]
@@ -101,6 +101,15 @@ def _first_rows(windows: Windows) -> Integers:
     import numpy as np
 
     return np.flatnonzero(np.diff(windows.pair, prepend=-1))
+
+
+def _weights(windows: Windows, mass: Floats, normalize: str) -> Floats:
+    """[windows]: factors from scores within a window to those that `normalize` names."""
+    import numpy as np
+
+    if normalize == "context":
+        return _shares(windows, mass)
+    return np.exp(mass.sum(axis=1)) if normalize == "none" else np.ones(len(windows))
 
 
 def _shares(windows: Windows, mass: Floats) -> Floats:

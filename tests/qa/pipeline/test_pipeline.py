@@ -504,6 +504,19 @@ def test_normalised_over_the_context_the_highest_logits_win() -> None:
     assert empty == pytest.approx(answers[0]["score"] * np.exp(-16.0), rel=1e-4)
 
 
+def test_not_normalised_scores_are_exponentials_of_the_logits() -> None:
+    tokenizer = TOKENIZERS["bert"]()
+    model = Heights(tokenizer, {"a": 8.0, "b": 7.0})
+    filler = " ".join("?" * 50)
+    pipeline = QuestionAnsweringPipeline(model, tokenizer, normalize="none", max_seq_len=58, doc_stride=5)
+    for context in ("a b", f"a {filler} b {filler}"):
+        results = pipeline(question="?", context=context, top_k=99, handle_impossible_answer=True, max_answer_len=1)
+        scores = {result["answer"]: result["score"] for result in results}
+        assert scores["a"] == pytest.approx(np.exp(16.0), rel=1e-4)
+        assert scores["b"] == pytest.approx(np.exp(14.0), rel=1e-4)
+        assert scores[""] == pytest.approx(1.0, rel=1e-4)
+
+
 def test_in_one_window_both_normalisations_are_equal() -> None:
     pipeline = hashing("bert")
     one, other = (pipeline(**ONE, top_k=9, normalize=scope) for scope in ("window", "context"))

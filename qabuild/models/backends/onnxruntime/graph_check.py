@@ -53,6 +53,7 @@ _NESTED = {
 }
 """The messages that hold others, by kind and field number."""
 _OP_TYPE, _DOMAIN = 4, 7
+_INPUT, _NAME = 11, 1
 _KEY, _VALUE = 1, 2
 _SAFE_NAME = re.compile(r"\w[\w.-]*", re.ASCII)
 
@@ -62,9 +63,7 @@ Fields = dict[int, list[int | memoryview]]
 
 def problems(path: Path) -> Iterator[str]:
     """Whatever the file holds besides a graph of known operators, with its weights in it or beside it."""
-    with path.open("rb") as file:
-        content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    for kind, fields in _messages("model", content):
+    for kind, fields in _messages("model", _mapped(path)):
         if kind == "model" and {_FUNCTIONS, _TRAINING} & set(fields):
             yield "it holds functions, or a graph for training"
         elif kind == "node":
@@ -73,6 +72,27 @@ def problems(path: Path) -> Iterator[str]:
             for name in _texts(fields, _VALUE):
                 if not _SAFE_NAME.fullmatch(name) or not (path.parent / name).is_file():
                     yield f"its weights are in {name[:80]!r}, which is no file beside it"
+
+
+def operators(path: Path) -> Iterator[tuple[str, str]]:
+    """Domain and name of the operator of each node, nested graphs included; ONNX's own domain is the empty string."""
+    for kind, fields in _messages("model", _mapped(path)):
+        if kind == "node":
+            domain = "".join(_texts(fields, _DOMAIN))
+            for name in _texts(fields, _OP_TYPE):
+                yield "" if domain in STANDARD else domain, name
+
+
+def inputs(path: Path) -> list[str]:
+    """The names of the graph's inputs."""
+    graph = next(fields for kind, fields in _messages("model", _mapped(path)) if kind == "graph")
+    values = (dict(_fields(value)) for value in graph.get(_INPUT, []) if isinstance(value, memoryview))
+    return [bytes(name).decode() for value in values if isinstance(name := value.get(_NAME), memoryview)]
+
+
+def _mapped(path: Path) -> memoryview:
+    with path.open("rb") as file:
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
 def _node_problems(domains: list[str], operators: list[str]) -> Iterator[str]:
