@@ -50,6 +50,26 @@ NO_GATES = {"min_f1_retention": 0.0, "min_agreement": 0.0, "max_logit_difference
 BASE_SIZE = {"num_hidden_layers": 12, "hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072}
 """RoBERTa-base's, which are BERT-base's."""
 
+STOCK_FP32, STOCK_HALF = "stock", "stock in half precision"
+COMPILED, OPTIMUM = "stock, torch.compile in half precision", "stock, optimum's ONNX Runtime"
+PEERS: Mapping[str, Mapping[str, tuple[str, str]]] = {
+    "cuda": {
+        STOCK_FP32: ("eager", "float32"),
+        STOCK_HALF: ("eager", "float16"),
+        COMPILED: ("compile", "float16"),
+        OPTIMUM: ("onnxruntime", "float16"),
+    },
+    "cpu": {
+        STOCK_FP32: ("eager", "float32"),
+        STOCK_HALF: ("eager", "bfloat16"),
+        COMPILED: ("compile", "bfloat16"),
+        OPTIMUM: ("onnxruntime", "float32"),
+    },
+}
+"""The stock pipeline's models: names of `stock_worker.MODELS`, and their dtype."""
+AT_8 = ", batch 8"
+"""The end of the name of an artifact that is asked in batches of 8 windows; without it, in automatic ones."""
+
 RECIPES = ("plain", "grouped", "no dropout", "qabuild")
 """Those of benchmarks/training.py."""
 
@@ -83,12 +103,19 @@ def real(bench: Bench) -> None:
     build_all(bench, "real", TARGETS[bench.device], verify=samples)
 
 
-def real_speed(bench: Bench) -> None:
-    compare(bench, "real", bench.size(4096, 32))
+def real_turns(bench: Bench) -> None:
+    take_turns(bench, "real", bench.checkpoint)
 
 
-def real_stock(bench: Bench) -> None:
-    against_stock(bench, "real", bench.checkpoint)
+def real_compiled(bench: Bench) -> None:
+    """Apart from the others, since compiling for each length takes long."""
+    peers = (STOCK_FP32, STOCK_HALF, COMPILED)
+    take_turns(bench, "real", bench.checkpoint, peers=peers, section="compiled turns")
+
+
+def real_compare(bench: Bench) -> None:
+    """`qabuild compare`, which also measures batches of 32, latency and loading."""
+    compare(bench, "real", bench.size(2048, 32))
 
 
 # --- 3. the size of RoBERTa-base --------------------------------------------------------------------------------------
@@ -100,12 +127,8 @@ def base(bench: Bench) -> None:
     build_all(bench, "base", TARGETS[bench.device], checkpoint=checkpoint, verify=verify)
 
 
-def base_speed(bench: Bench) -> None:
-    compare(bench, "base", bench.size(2048, 32))
-
-
-def base_stock(bench: Bench) -> None:
-    against_stock(bench, "base", random_checkpoint(bench))
+def base_turns(bench: Bench) -> None:
+    take_turns(bench, "base", random_checkpoint(bench))
 
 
 def random_checkpoint(bench: Bench) -> Path:
@@ -182,12 +205,11 @@ def students(bench: Bench) -> None:
         build_all(bench, student, others, tables=tables, verify=verify)
 
 
-def students_speed(bench: Bench) -> None:
+def students_turns(bench: Bench) -> None:
     """In turns with the teacher in eager fp32."""
-    teacher = {"baseline": TARGETS[bench.device]["baseline"]}
     verify = {"samples": bench.size(2048, 16), "gates": NO_GATES}
-    build_all(bench, "teacher", teacher, verify=verify)
-    compare(bench, "students", bench.size(2048, 16), of=("teacher", "distilled", "pruned"))
+    build_all(bench, "teacher", {"baseline": TARGETS[bench.device]["baseline"]}, verify=verify)
+    take_turns(bench, "teacher", None, "distilled", "pruned")
 
 
 # --- 6. torch.export --------------------------------------------------------------------------------------------------
@@ -277,24 +299,22 @@ def artifacts(bench: Bench, *models: str) -> Iterator[tuple[str, Path]]:
             yield f"{line['section']}-{line['name']}", Path(line["artifact"])
 
 
-def compare(bench: Bench, section: str, samples: int, of: Sequence[str] = ()) -> None:
-    """Let the artifacts take turns, in batches of 8 as in the study, of 1 and of 32, and with single questions."""
+def compare(bench: Bench, section: str, samples: int) -> None:
     import qabuild
 
-    folders = list(dict.fromkeys(str(folder) for _, folder in artifacts(bench, *(of or [section]))))
+    folders = [str(folder) for _, folder in artifacts(bench, section)]
     comparison = qabuild.compare(
         folders, batch_sizes=(32,), latency=True, dataset=str(bench.data), samples=samples, offline=True
     )
     for failure in comparison.failures:
-        bench.add(f"{section} speed", failure.name, error=failure.error)
+        bench.add(f"{section} compare", failure.name, error=failure.error)
     for measured in comparison.measured:
-        document = measured.latency
+        latency = measured.latency
         bench.add(
-            f"{section} speed",
+            f"{section} compare",
             measured.name,
             exact_match=measured.accuracy.exact_match,
             f1=measured.accuracy.f1,
-            f1_retention=measured.accuracy.f1_retention,
             batches={
                 str(throughput.batch_size): {
                     "questions": throughput.questions,
@@ -305,48 +325,50 @@ def compare(bench: Bench, section: str, samples: int, of: Sequence[str] = ()) ->
                 }
                 for throughput in measured.throughput
             },
-            latency=document and {"median": document.median, "p99": document.p99},
+            latency=latency and {"median": latency.median, "p99": latency.p99},
             size=measured.size,
             load_seconds=measured.load_seconds,
         )
 
 
-def against_stock(bench: Bench, section: str, checkpoint: Path | None) -> None:
-    """The artifacts in qabuild's pipeline, at batch 8 and in automatic batches, in turns with the stock pipeline at
-    batch 8 over the checkpoint: in fp32, in half precision, compiled, and as optimum's ONNX Runtime model."""
+def take_turns(
+    bench: Bench,
+    model: str,
+    checkpoint: Path | None,
+    *others: str,
+    peers: Sequence[str] = (STOCK_FP32, STOCK_HALF, OPTIMUM),
+    section: str | None = None,
+) -> None:
+    """The artifacts of the model, and of others, in qabuild's pipeline: in batches of 8, as in the study, and in
+    automatic ones. In turns with them, the stock pipeline at batch 8 with the models of `peers` over the checkpoint."""
     from stock import Stock
     from turns import seconds_by_round, speedup
 
     from qabuild.errors import QABuildError
     from qabuild.qa import data
 
-    half = "float16" if bench.device == "cuda" else "bfloat16"
-    peers = {
-        "stock": ("eager", "float32"),
-        "stock in half precision": ("eager", half),
-        "stock, torch.compile in half precision": ("compile", half),
-        "stock, optimum's ONNX Runtime": ("onnxruntime", "float16" if bench.device == "cuda" else "float32"),
-    }
+    section, rounds = section or f"{model} turns", bench.size(5, 2)
     questions = data.subset(data.load(data.DatasetRef(bench.data)).questions, bench.size(500, 8))
     asks: dict[str, Ask] = {}
     with ExitStack() as stack:
-        for name, (model, dtype) in peers.items():
+        for name in peers if checkpoint and bench.environment else ():
+            kind, dtype = PEERS[bench.device][name]
             try:
-                peer = Stock(checkpoint, model, environment=bench.environment, device=bench.device, dtype=dtype)
+                peer = Stock(checkpoint, kind, environment=bench.environment, device=bench.device, dtype=dtype)
                 stack.enter_context(peer)
                 peer(questions)  # compiles
                 asks[name] = peer
             except (QABuildError, OSError) as error:
-                bench.add(f"{section} stock", name, error=str(error))
-        for name, folder in artifacts(bench, section):
-            asks[f"{name}, batch 8"] = asking(folder, batch_size=8)
+                bench.add(section, name, error=str(error))
+        for name, folder in artifacts(bench, model, *others):
+            asks[f"{name}{AT_8}"] = asking(folder, batch_size=8)
             asks[name] = asking(folder)
-        rounds = bench.size(5, 2)
         seconds = seconds_by_round(asks, questions, rounds)
+    bases = {"eager": f"{model}-baseline{AT_8}", "stock": STOCK_FP32, "stock in half": STOCK_HALF}
     for name, own in seconds.items():
+        ratios = {base: speedup(seconds[peer], own) for base, peer in bases.items() if peer in seconds}
         rate = len(questions) / statistics.median(own)
-        ratios = {peer: speedup(seconds[peer], own) for peer in ("stock", "stock in half precision") if peer in seconds}
-        bench.add(f"{section} stock", name, per_second=rate, times=ratios, questions=len(questions), rounds=rounds)
+        bench.add(section, name, per_second=rate, times=ratios, questions=len(questions), rounds=rounds)
 
 
 def asking(folder: Path, **parameters: Any) -> Ask:
@@ -376,16 +398,16 @@ STOCK, TRAIN = (*CHECKPOINT, "environment"), (*CHECKPOINT, "train")
 SECTIONS = (
     Section(name="tests", measure=tests, seconds=150),
     Section(name="real", measure=real, seconds=90, needs=CHECKPOINT),
-    Section(name="real speed", measure=real_speed, seconds=70, needs=CHECKPOINT),
-    Section(name="real stock", measure=real_stock, seconds=70, needs=STOCK),
+    Section(name="real turns", measure=real_turns, seconds=90, needs=CHECKPOINT),
     Section(name="base", measure=base, seconds=70, needs=CHECKPOINT),
-    Section(name="base speed", measure=base_speed, seconds=50, needs=CHECKPOINT),
+    Section(name="base turns", measure=base_turns, seconds=70, needs=CHECKPOINT),
     Section(name="pipeline whole", measure=pipeline_whole, seconds=50, needs=STOCK),
-    Section(name="training", measure=training, seconds=110, needs=TRAIN),
-    Section(name="students", measure=students, seconds=120, needs=TRAIN),
-    Section(name="students speed", measure=students_speed, seconds=60, needs=TRAIN),
-    Section(name="base stock", measure=base_stock, seconds=60, needs=STOCK),
+    Section(name="training", measure=training, seconds=90, needs=TRAIN),
+    Section(name="students", measure=students, seconds=110, needs=TRAIN),
+    Section(name="students turns", measure=students_turns, seconds=60, needs=TRAIN),
     Section(name="export", measure=export, seconds=80, needs=CHECKPOINT),
+    Section(name="real compare", measure=real_compare, seconds=110, needs=CHECKPOINT),
+    Section(name="compiled turns", measure=real_compiled, seconds=150, needs=STOCK),
     Section(name="pipeline alone", measure=pipeline_alone, seconds=60, needs=STOCK),
 )
 """In their order, the most important first."""

@@ -62,8 +62,10 @@ def section(lines: list[dict[str, Any]]) -> Iterator[str]:
         *built(lines, "real", "The checkpoint"),
         *built(lines, "base", "A model of RoBERTa-base's size with random weights"),
         *students(lines),
-        *peers(lines, "real", "The checkpoint"),
-        *peers(lines, "base", "The model of RoBERTa-base's size"),
+        *turns(lines, "real", "The checkpoint"),
+        *turns(lines, "base", "The model of RoBERTa-base's size"),
+        *turns(lines, "compiled", "The checkpoint, with `torch.compile`"),
+        *compared(lines),
         *pipeline(lines),
         *training(lines),
         *export(lines),
@@ -89,50 +91,54 @@ def conditions(lines: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def built(lines: list[dict[str, Any]], model: str, title: str) -> Iterator[str]:
-    """Accuracy of the verification, speed in turns at batch 8, and the published ratio."""
-    verified, speeds = latest(lines, model), latest(lines, f"{model} speed")
-    stock = latest(lines, f"{model} stock")
-    rows = []
-    for name, line in verified.items():
-        if "error" in line:
-            rows.append([name, first_line(line)])
-            continue
-        speed = speeds.get(f"{model}-{name}", {})
-        retention = 100 * line["f1"] / line["checkpoint_f1"] if line["checkpoint_f1"] else None
-        rows.append(
-            [
-                name + ("" if line["passed"] else f" (failed {', '.join(line['failed_gates'])})"),
-                two(line["exact_match"]),
-                two(line["f1"]),
-                percent(retention),
-                percent(100 * line["agreement"]),
-                *speed_columns(speed),
-                two(PUBLISHED.get(name)),
-                times(stock.get(f"{model}-{name}", {}), "stock"),
-            ]
-        )
-    columns = ["target", "EM", "F1", "F1 retention", "agreement", "samples/s", "speedup", "published", "times stock"]
+    """Accuracy of the verification, speed in turns in batches of 8, and the published ratio."""
+    rows = [
+        [name, first_line(line)]
+        if "error" in line
+        else [*accuracy(name, line), *speed(lines, f"{model} turns", f"{model}-{name}"), two(PUBLISHED.get(name))]
+        for name, line in latest(lines, model).items()
+    ]
+    columns = ["target", "EM", "F1", "F1 retention", "agreement", "questions/s", "times eager fp32", "published"]
     yield from table(f"{title}: targets, in batches of 8", columns, rows)
 
 
 def students(lines: list[dict[str, Any]]) -> Iterator[str]:
     rows = [
-        [name, two(line.get("exact_match")), two(line.get("f1")), *speed_columns(line), two(PUBLISHED.get(name))]
-        for name, line in latest(lines, "students speed").items()
+        [artifact, first_line(line)]
+        if "error" in line
+        else [artifact, two(line["exact_match"]), two(line["f1"]), *speed(lines, "teacher turns", artifact), published]
+        for model in ("teacher", "distilled", "pruned")
+        for name, line in latest(lines, model).items()
+        for artifact, published in [(f"{model}-{name}", two(PUBLISHED.get(f"{model}-{name}")))]
     ]
-    columns = ["artifact", "EM", "F1", "samples/s", "speedup over the teacher", "published"]
-    yield from table("Students: distilled with three layers, and pruned in width", columns, rows)
+    columns = ["artifact", "EM", "F1", "questions/s", "times the teacher in eager fp32", "published"]
+    yield from table("Students of three layers, distilled, and pruned in width, in batches of 8", columns, rows)
 
 
-def peers(lines: list[dict[str, Any]], model: str, title: str) -> Iterator[str]:
+def turns(lines: list[dict[str, Any]], model: str, title: str) -> Iterator[str]:
     rows = [
         [name, first_line(line)]
         if "error" in line
-        else [name, one(line["per_second"]), times(line, "stock"), times(line, "stock in half precision")]
-        for name, line in latest(lines, f"{model} stock").items()
+        else [name, one(line["per_second"]), times(line, "stock"), times(line, "stock in half")]
+        for name, line in latest(lines, f"{model} turns").items()
     ]
     columns = ["", "questions/s", "times stock in fp32", "times stock in half precision"]
-    yield from table(f"{title}: beside the stock pipeline at batch 8", columns, rows)
+    yield from table(f"{title}: in turns with the stock pipeline at batch 8", columns, rows)
+
+
+def compared(lines: list[dict[str, Any]]) -> Iterator[str]:
+    """What `qabuild compare` says."""
+    rows = []
+    for name, line in latest(lines, "real compare").items():
+        if "error" in line:
+            rows.append([name, first_line(line)])
+            continue
+        rates = [one(line["batches"].get(size, {}).get("samples_per_second")) for size in ("8", "32")]
+        latency = line["latency"] or {}
+        megabytes = one(line["size"] / 1e6)
+        rows.append([name, *rates, one(latency.get("median")), one(latency.get("p99")), megabytes])
+    columns = ["artifact", "samples/s, batch 8", "batch 32", "one question, ms: median", "p99", "MB"]
+    yield from table("The checkpoint, by `qabuild compare`", columns, rows)
 
 
 def pipeline(lines: list[dict[str, Any]]) -> Iterator[str]:
@@ -199,14 +205,17 @@ def first_line(line: Line) -> str:
     return str(line["error"]).partition("\n")[0]
 
 
-def speed_columns(line: Line) -> list[str]:
-    """Samples/s at batch 8, and the speedup with its interval."""
-    at_8 = (line.get("batches") or {}).get("8")
-    if not at_8:
-        return ["", ""]
-    bounds = at_8["speedup_interval"]
-    speed = two(at_8["speedup"]) + (f" ({bounds[0]:.2f} to {bounds[1]:.2f})" if bounds else "")
-    return [one(at_8["samples_per_second"]), speed]
+def accuracy(name: str, line: Line) -> list[str]:
+    failed = f" (failed {', '.join(line['failed_gates'])})" if line["failed_gates"] else ""
+    retention = 100 * line["f1"] / line["checkpoint_f1"] if line["checkpoint_f1"] else None
+    scores = two(line["exact_match"]), two(line["f1"])
+    return [name + failed, *scores, percent(retention), percent(100 * line["agreement"])]
+
+
+def speed(lines: list[dict[str, Any]], section: str, name: str) -> list[str]:
+    """Questions/s in batches of 8, and the ratio to eager fp32."""
+    line = latest(lines, section).get(f"{name}, batch 8", {})
+    return [one(line.get("per_second")), times(line, "eager")]
 
 
 def times(line: Line, peer: str) -> str:
