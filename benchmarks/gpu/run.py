@@ -130,6 +130,7 @@ def run_in_child(bench: Bench, section: Section, seconds: float) -> str:
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
         "PYTHONUNBUFFERED": "1",
         "QABUILD_CACHE": str(bench.work / "cache"),
         "TORCH_EXTENSIONS_DIR": str(bench.work / EXTENSIONS),

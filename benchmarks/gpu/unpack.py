@@ -106,6 +106,9 @@ def make_environment(folder: Path, wheels: Sequence[Path]) -> None:
     (site / "packages-of-the-machine.pth").write_text(f"{sysconfig.get_paths()['purelib']}\n", encoding="utf-8")
     if folder.name == "env":
         (site / "checkout.pth").write_text(f"{ROOT}\n", encoding="utf-8")
+    ninja = Path(sysconfig.get_paths()["scripts"], "ninja")  # torch starts it to compile DeepSpeed's kernels
+    if ninja.exists():
+        (staged / "bin" / "ninja").symlink_to(ninja)
     shutil.rmtree(folder, ignore_errors=True)
     os.rename(staged, folder)
 
