@@ -51,14 +51,15 @@ class Bench:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The lines of a results file, without a last one that was cut off."""
-    lines = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        try:
-            lines.append(json.loads(line))
-        except ValueError:
-            break
-    return lines
+    """The lines of a results file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def mend(path: Path) -> None:
+    """Drop a last line that was cut off, or the next one would continue it."""
+    if path.exists():
+        content = path.read_bytes()
+        path.write_bytes(content[: content.rfind(b"\n") + 1])
 
 
 def latest(lines: list[dict[str, Any]], section: str) -> Mapping[str, dict[str, Any]]:

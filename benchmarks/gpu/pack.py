@@ -8,10 +8,10 @@ The files lie in the parts in the order of their importance. `unpack.py` joins t
 
 --installed names the packages that the machine has, as `pip list --format=freeze` prints them: they are neither taken
 along nor replaced. A name without a version stands for any. All other packages that qabuild needs there are resolved
-for its Python (--python-version) on Linux and downloaded as wheels into --wheels. DeepSpeed, which has no wheel, is
-built to one. --stock takes along the stock pipeline's packages from constraints/transformers-4.57.txt, too.
---architecture 90 cuts ONNX Runtime's CUDA provider down to the code for that GPU architecture. --half stores the
-checkpoint's weights in fp16.
+for its Python (--python-version) on Linux, in the versions of constraints/, and downloaded as wheels into --wheels.
+DeepSpeed, which has no wheel, is built to one. This needs a recent pip: 23.2 resolves for its own Python in part.
+--stock takes along the stock pipeline's packages, too. --architecture 90 cuts ONNX Runtime's CUDA provider down to the
+code for that GPU architecture. --half stores the checkpoint's weights in fp16.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import sys
 import tempfile
 import tomllib
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,13 +34,14 @@ from typing import Any
 import fatbin
 from unpack import MANIFEST, PARTS, ROOT, part_name
 
-CONSTRAINTS = ROOT / "constraints" / "transformers-4.57.txt"
+CURRENT, STOCK_LINE = (ROOT / "constraints" / name for name in ("current.txt", "transformers-4.57.txt"))
 STOCK = ("transformers", "optimum[onnxruntime-gpu]")
-OLDER = ("transformers", "tokenizers", "huggingface_hub", "optimum", "optimum-onnx")
-"""Packages whose version the stock pipeline's environment takes from CONSTRAINTS."""
+OLDER = {"transformers", "tokenizers", "huggingface-hub"}
+"""Packages that the stock pipeline needs in older versions than the machine has."""
 TESTS = ("hypothesis", "pytest", "pytest-timeout", "pytest-xdist")
 NO_WHEEL = "deepspeed"
-PLATFORMS = ("manylinux2014_x86_64", *(f"manylinux_2_{minor}_x86_64" for minor in (34, 31, 28, 27, 24, 17, 12)))
+PLATFORMS = ("manylinux1", "manylinux2010", "manylinux2014", *(f"manylinux_2_{minor}" for minor in range(5, 40)))
+"""pip takes the names that a wheel has, not older ones that they include."""
 RUNTIME = "onnxruntime_gpu-"
 PROVIDER = "onnxruntime/capi/libonnxruntime_providers_cuda.so"
 MEBIBYTE = 2**20
@@ -84,20 +85,29 @@ def parse() -> argparse.Namespace:
 
 def wheels_by_environment(arguments: argparse.Namespace) -> dict[str, list[str]]:
     """Download the wheels that the machine lacks; their file names by environment."""
-    installed = arguments.installed.read_text(encoding="utf-8").split()
-    pip = Pip(arguments.wheels, arguments.python_version, [line for line in installed if "==" in line])
-    there = {normalised(line.partition("==")[0]) for line in installed}
+    machine = arguments.installed.read_text(encoding="utf-8").split()
+    there = {name_of(line) for line in machine}
+    pip = Pip(arguments.wheels, arguments.python_version)
     pip.build(NO_WHEEL)
-    environments = {"env": pip.fetch(requirements(), there)}
+    versions = [line for line in machine if "==" in line]
+    environments = {"env": pip.fetch(requirements(), there, [*versions, *pins(CURRENT, there)])}
     if arguments.stock:
-        pinned = {line.partition("==")[0]: line for line in CONSTRAINTS.read_text(encoding="utf-8").splitlines()}
-        older = [pinned[name] for name in OLDER]
-        names = {normalised(name) for name in OLDER}
-        newer = [line for line in installed if "==" in line and normalised(line.partition("==")[0]) not in names]
-        pip = Pip(arguments.wheels, arguments.python_version, [*newer, *older])
+        others = there - OLDER | {"onnxruntime-gpu"}  # which both environments have
+        versions = [line for line in versions if name_of(line) not in OLDER]
         runtime = [wheel for wheel in environments["env"] if wheel.startswith(RUNTIME)]
-        environments["stock"] = [*pip.fetch(STOCK, (there - names) | {"onnxruntime-gpu"}), *runtime]
+        environments["stock"] = [*pip.fetch(STOCK, others, [*versions, *pins(STOCK_LINE, others)]), *runtime]
     return environments
+
+
+def pins(constraints: Path, there: Container[str]) -> list[str]:
+    """The tested versions of what is not there."""
+    lines = constraints.read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if "==" in line and name_of(line) not in there]
+
+
+def name_of(line: str) -> str:
+    """The package of a line NAME==VERSION, normalised."""
+    return line.partition("==")[0].strip().lower().replace("_", "-").replace(".", "-")
 
 
 def requirements() -> list[str]:
@@ -108,35 +118,31 @@ def requirements() -> list[str]:
     return [requirement for requirement in named if not requirement.startswith("qabuild[")]
 
 
-def normalised(name: str) -> str:
-    return name.strip().lower().replace("_", "-").replace(".", "-")
-
-
 class Pip:
     """pip, for another Python version on Linux."""
 
-    def __init__(self, folder: Path, python_version: str, constraints: Sequence[str]) -> None:
-        self._folder, self._constraints = folder, constraints
+    def __init__(self, folder: Path, python_version: str) -> None:
+        self._folder = folder
         self._options = ["--only-binary", ":all:", "--implementation", "cp", "--python-version", python_version]
-        self._options += [option for platform in PLATFORMS for option in ("--platform", platform)]
+        self._options += [option for platform in PLATFORMS for option in ("--platform", f"{platform}_x86_64")]
         self._options += ["--find-links", str(folder)]
 
     def build(self, package: str) -> None:
         """Build a wheel of a package that has none, from its sources."""
         if not list(self._folder.glob(f"{package}-*.whl")):
-            tested = str(ROOT / "constraints" / "current.txt")
-            self._run("wheel", "--no-deps", "--no-build-isolation", "-c", tested, "-w", str(self._folder), package)
+            options = ["--no-deps", "--no-build-isolation", "-c", str(CURRENT), "-w", str(self._folder)]
+            self._run("wheel", *options, package)
 
-    def fetch(self, requirements: Iterable[str], there: Iterable[str]) -> list[str]:
-        """Resolve the requirements, and download what is not `there`; returns file names."""
+    def fetch(self, requirements: Iterable[str], there: Container[str], versions: Iterable[str]) -> list[str]:
+        """Resolve the requirements in those `versions`, and download what is not `there`; returns file names."""
         with tempfile.TemporaryDirectory() as folder:
             constraints, report = Path(folder, "constraints.txt"), Path(folder, "report.json")
-            constraints.write_text("\n".join(self._constraints), encoding="utf-8")
+            constraints.write_text("\n".join(versions), encoding="utf-8")
             resolve = ["--dry-run", "--ignore-installed", "--target", folder, "--report", str(report)]
             self._run("install", *resolve, "-c", str(constraints), *self._options, *requirements)
             resolved = json.loads(report.read_text(encoding="utf-8"))["install"]
-        names = {normalised(item["metadata"]["name"]): item["metadata"]["version"] for item in resolved}
-        missing = {name: version for name, version in sorted(names.items()) if name not in set(there)}
+        names = {name_of(item["metadata"]["name"]): item["metadata"]["version"] for item in resolved}
+        missing = {name: version for name, version in sorted(names.items()) if name not in there}
         pins = [f"{name}=={version}" for name, version in missing.items()]
         self._run("download", "--no-deps", "-d", str(self._folder), *self._options, *pins)
         return [self._wheel(name, version) for name, version in missing.items()]
@@ -144,7 +150,7 @@ class Pip:
     def _wheel(self, name: str, version: str) -> str:
         for path in sorted(self._folder.glob("*.whl")):
             own, of_version, *_ = path.name.split("-")
-            if normalised(own) == name and of_version == version:
+            if name_of(own) == name and of_version == version:
                 return path.name
         raise ValueError(f"pip downloaded no wheel of {name} {version}")
 

@@ -27,7 +27,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
-from bench import RESULTS, ROOT, Bench, latest
+from bench import RESULTS, ROOT, Bench, latest, mend
 from sections import SECTIONS, Section
 
 from qabuild.qa import sample
@@ -52,7 +52,8 @@ def main() -> None:
         section = next(section for section in SECTIONS if section.name == arguments.section)
         section.measure(bench)
         return
-    if (earlier := bench.work / RESULTS).exists() and bench.output != bench.work:
+    mend(earlier := bench.work / RESULTS)
+    if earlier.exists() and bench.output != bench.work:
         shutil.copyfile(earlier, bench.output / RESULTS)
     run(bench, [section for section in SECTIONS if section.name in arguments.sections], arguments.seconds)
 

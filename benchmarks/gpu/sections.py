@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench import ROOT, Bench
+from bench import ROOT, Bench, latest
 
 if TYPE_CHECKING:
     from qabuild.qa.ask import Ask
@@ -294,9 +294,11 @@ def outcome(printed: str) -> dict[str, Any]:
 
 def artifacts(bench: Bench, *models: str) -> Iterator[tuple[str, Path]]:
     """Name and folder of the models' artifacts, also of those that failed their verification."""
-    for line in bench.lines():
-        if line["section"] in models and "artifact" in line:
-            yield f"{line['section']}-{line['name']}", Path(line["artifact"])
+    for model in models:
+        built = latest(bench.lines(), model)
+        for row in TARGETS[bench.device]:  # builds at once are recorded in any order
+            if "artifact" in built.get(row, {}):
+                yield f"{model}-{row}", Path(built[row]["artifact"])
 
 
 def compare(bench: Bench, section: str, samples: int) -> None:

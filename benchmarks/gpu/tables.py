@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ STUDY = {
 """Samples/s of the published study. It states DeepSpeed's speed as at least 5 % over TorchScript + AMP."""
 PUBLISHED = {name: rate / STUDY["baseline"] for name, rate in STUDY.items()}
 PUBLISHED["deepspeed-fp16"] = 1.05 * PUBLISHED["torchscript-amp"]
+
+ROWS = ("baseline", "amp", "torchscript-amp", "ort-fp16", "deepspeed-fp16")
 
 Line = Mapping[str, Any]
 
@@ -83,11 +86,15 @@ def conditions(lines: list[dict[str, Any]]) -> Iterator[str]:
     machine = run["machine"]
     gpu = f"one {machine['gpus'][0]} (driver {machine['driver']}), " if machine.get("gpus") else ""
     versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
-    yield f"Measured on {run['started'][:10]} on {gpu}{machine['cores']} cores of {machine['cpu']}, Python "
-    yield f"{machine['python']}, {versions}; stock rows under transformers {run['stock'].get('transformers', '-')}."
-    yield "Published ratios are the study's, on its GPU."
+    stock = run["stock"].get("transformers", "-")
+    text = (
+        f"Measured on {run['started'][:10]} on {gpu}{machine['cores']} cores of {machine['cpu']}, "
+        f"Python {machine['python']}, {versions}; stock rows under transformers {stock}. "
+        "Published ratios are the study's, on its GPU."
+    )
     if run["quick"]:
-        yield "It was a quick run, which tests the script: the figures mean nothing."
+        text += " It was a quick run, which tests the script: the figures mean nothing."
+    yield from textwrap.wrap(text, 120, break_on_hyphens=False)
 
 
 def built(lines: list[dict[str, Any]], model: str, title: str) -> Iterator[str]:
@@ -96,7 +103,7 @@ def built(lines: list[dict[str, Any]], model: str, title: str) -> Iterator[str]:
         [name, first_line(line)]
         if "error" in line
         else [*accuracy(name, line), *speed(lines, f"{model} turns", f"{model}-{name}"), two(PUBLISHED.get(name))]
-        for name, line in latest(lines, model).items()
+        for name, line in by_row(lines, model)
     ]
     columns = ["target", "EM", "F1", "F1 retention", "agreement", "questions/s", "times eager fp32", "published"]
     yield from table(f"{title}: targets, in batches of 8", columns, rows)
@@ -108,7 +115,7 @@ def students(lines: list[dict[str, Any]]) -> Iterator[str]:
         if "error" in line
         else [artifact, two(line["exact_match"]), two(line["f1"]), *speed(lines, "teacher turns", artifact), published]
         for model in ("teacher", "distilled", "pruned")
-        for name, line in latest(lines, model).items()
+        for name, line in by_row(lines, model)
         for artifact, published in [(f"{model}-{name}", two(PUBLISHED.get(f"{model}-{name}")))]
     ]
     columns = ["artifact", "EM", "F1", "questions/s", "times the teacher in eager fp32", "published"]
@@ -203,6 +210,12 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
 def first_line(line: Line) -> str:
     """Of an error."""
     return str(line["error"]).partition("\n")[0]
+
+
+def by_row(lines: list[dict[str, Any]], model: str) -> list[tuple[str, Line]]:
+    """The targets of a model in their usual order."""
+    built = latest(lines, model)
+    return [(name, built[name]) for name in ROWS if name in built]
 
 
 def accuracy(name: str, line: Line) -> list[str]:
