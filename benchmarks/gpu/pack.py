@@ -221,7 +221,7 @@ def pack(files: Iterable[File], environments: dict[str, list[str]], folder: Path
     entries: list[dict[str, Any]] = []
     end = 0
     for file in files:
-        stored = lzma.compress(file.content) if file.xz else file.content
+        stored = lzma.compress(file.content, preset=1) if file.xz else file.content  # code compresses little anyway
         append(stored, end, folder, size)
         digest = hashlib.sha256(file.content).hexdigest()
         entries.append({"path": file.path, "begin": end, "end": end + len(stored), "xz": file.xz, "sha256": digest})
