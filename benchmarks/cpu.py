@@ -37,6 +37,7 @@ from typing import Any, Literal
 import torch
 from stock import Stock, add_environment_option
 from transformers import logging
+from turns import seconds_by_round, speedup
 
 from qabuild.models import calibration
 from qabuild.models.backends import backend
@@ -214,20 +215,13 @@ def stock_pipelines(arguments: argparse.Namespace) -> Iterator[dict[str, Ask]]:
 
 
 def speed(asks: Mapping[str, Ask], questions: Sequence[Question], rounds: int) -> None:
-    """Time every contestant in every round, rotating the order."""
-    for ask in asks.values():
-        ask(questions[:16])
-    seconds: dict[str, list[float]] = {name: [] for name in asks}
-    names = list(asks)
-    for number in range(rounds):
-        turn = number % len(names)
-        for name in names[turn:] + names[:turn]:
-            seconds[name].append(asks[name](questions).seconds)
+    """Let all contestants take turns, and print their rates and their speed over the stock pipeline's."""
+    seconds = seconds_by_round(asks, questions, rounds)
     print(f"\nspeed, {len(questions)} questions, {rounds} rounds")
     for name, own in seconds.items():
-        ratios = sorted(other / mine for other, mine in zip(seconds[STOCK], own, strict=True))
+        median, least, greatest = speedup(seconds[STOCK], own)
         rate = len(questions) / statistics.median(own)
-        times = f"{statistics.median(ratios):6.2f} times stock ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+        times = f"{median:6.2f} times stock ({least:.2f} to {greatest:.2f})"
         print(f"  {name:<32} {rate:8.1f} questions/s {times}", flush=True)
 
 

@@ -7,6 +7,7 @@ window; and end to end, with the checkpoint in fp32 on all available cores. --de
 fp16 on the GPU, and the share of time in which the GPU is idle. The stock pipeline has batch 8. The contestants take
 turns in every round on the same questions; a ratio is the median of the rounds' ratios, with their range in brackets.
 The stock pipeline runs in a process and an environment of its own: `python benchmarks/stock.py --make-environment`.
+--only measures one of the two. --json FILE writes the seconds of every round, and the GPU's idle share, too.
 Run nothing else on the machine: the first table holds CPU times, but another process on the same core slows those, too.
 
 --differential N gives both pipelines the same logits, on N questions spread over the data (10570: all of SQuAD's
@@ -28,6 +29,7 @@ import random
 import resource
 import statistics
 import sys
+import threading
 import time
 import warnings
 from collections import Counter
@@ -51,6 +53,8 @@ from qabuild.qa.pipeline import QuestionAnsweringPipeline
 Example = dict[str, Any]
 Parameters = dict[str, Any]
 Articles = list[list[dict[str, Any]]]
+Measured = dict[str, Any]
+"""`questions`, and the `seconds` of each contestant in each round."""
 STOCK = "stock, batch 8"
 Run = Callable[[list[Example]], float]
 """Answers the examples and returns the seconds."""
@@ -69,11 +73,13 @@ def main() -> None:
         stream(tokenizer, articles, arguments.stream)
     elif arguments.long:
         long_documents(arguments.checkpoint, tokenizer, articles, arguments.long)
-    elif arguments.device == "cuda":
-        end_to_end_on_gpu(arguments, tokenizer, articles)
     else:
-        alone(arguments, tokenizer, articles)
-        end_to_end(arguments, tokenizer, articles)
+        on_gpu = arguments.device == "cuda"
+        parts = {"alone": alone, "whole": end_to_end_on_gpu if on_gpu else end_to_end}
+        chosen = [arguments.only] if arguments.only else ["whole"] if on_gpu else list(parts)
+        measured = {name: parts[name](arguments, tokenizer, articles) for name in chosen}
+        if arguments.json:
+            arguments.json.write_text(json.dumps(measured), encoding="utf-8")
 
 
 def parse() -> argparse.Namespace:
@@ -84,6 +90,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--questions", type=int, default=4000, help="for the pipelines alone")
     parser.add_argument("--whole-questions", type=int, default=400, help="end to end")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--only", choices=("alone", "whole"), help="one of the two measurements")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where to write what was measured")
     parser.add_argument("--differential", type=int, metavar="N", help="compare both pipelines' answers on N questions")
     add_environment_option(parser)
     parser.add_argument("--stream", type=int, metavar="N", help="memory over a stream of N questions")
@@ -121,7 +129,7 @@ def processor() -> str:
     return f"{values.get('model name')} ({family}; {', '.join(flags)})"
 
 
-def alone(arguments: argparse.Namespace, tokenizer: Any, articles: Articles) -> None:
+def alone(arguments: argparse.Namespace, tokenizer: Any, articles: Articles) -> Measured:
     examples = draw(articles, arguments.questions)
     model = EmptyModel()
     cores, threads = os.sched_getaffinity(0), torch.get_num_threads()
@@ -147,12 +155,14 @@ def alone(arguments: argparse.Namespace, tokenizer: Any, articles: Articles) -> 
 
     with Stock(arguments.checkpoint, "empty", environment=arguments.environment, clock="process_time") as stock:
         contestants = {"qabuild": ours, STOCK: lambda: seconds_of(stock), "bare tokenisation": tokenise}
-        show("the pipeline alone, one core", race(contestants, examples, arguments.rounds), len(examples))
+        seconds = race(contestants, examples, arguments.rounds)
+    show("the pipeline alone, one core", seconds, len(examples))
     os.sched_setaffinity(0, cores)
     torch.set_num_threads(threads)
+    return {"questions": len(examples), "seconds": seconds}
 
 
-def end_to_end(arguments: argparse.Namespace, tokenizer: Any, articles: Articles) -> None:
+def end_to_end(arguments: argparse.Namespace, tokenizer: Any, articles: Articles) -> Measured:
     examples = draw(articles, arguments.whole_questions)
     model = AutoModelForQuestionAnswering.from_pretrained(arguments.checkpoint).eval()
     with Stock(arguments.checkpoint, environment=arguments.environment) as stock:
@@ -160,11 +170,12 @@ def end_to_end(arguments: argparse.Namespace, tokenizer: Any, articles: Articles
             "qabuild": lambda: timed(QuestionAnsweringPipeline(model, tokenizer), time.perf_counter),
             STOCK: lambda: seconds_of(stock),
         }
-        title = f"end to end, fp32, {torch.get_num_threads()} threads"
-        show(title, race(contestants, examples, arguments.rounds), len(examples))
+        seconds = race(contestants, examples, arguments.rounds)
+    show(f"end to end, fp32, {torch.get_num_threads()} threads", seconds, len(examples))
+    return {"questions": len(examples), "seconds": seconds}
 
 
-def end_to_end_on_gpu(arguments: argparse.Namespace, tokenizer: Any, articles: Articles) -> None:
+def end_to_end_on_gpu(arguments: argparse.Namespace, tokenizer: Any, articles: Articles) -> Measured:
     checkpoint, examples = arguments.checkpoint, draw(articles, arguments.whole_questions)
     model = AutoModelForQuestionAnswering.from_pretrained(checkpoint, dtype=torch.float16).to("cuda").eval()
     pipeline = QuestionAnsweringPipeline(model, tokenizer)
@@ -177,8 +188,11 @@ def end_to_end_on_gpu(arguments: argparse.Namespace, tokenizer: Any, articles: A
             run(examples[:500])  # the first calls load kernels
         seconds = race({name: lambda run=run: run for name, run in runs.items()}, examples, arguments.rounds)
         idle = 1 - busy(runs["qabuild"], examples) / statistics.median(seconds["qabuild"])
+        sampled = {name: utilisation(run, examples) for name, run in runs.items()}
     show(f"end to end, fp16, {torch.cuda.get_device_name()}", seconds, len(examples))
     print(f"  qabuild: the GPU is idle for {idle:.0%} of the time")
+    print(f"  share of samples in which the driver saw it busy: {sampled}")
+    return {"questions": len(examples), "seconds": seconds, "idle": idle, "sampled": sampled}
 
 
 def busy(run: Run, examples: list[Example]) -> float:
@@ -193,6 +207,28 @@ def busy(run: Run, examples: list[Example]) -> float:
         total += max(0.0, span.end - max(span.start, until))
         until = max(until, span.end)
     return total / 1e6
+
+
+def utilisation(run: Run, examples: list[Example]) -> float | None:
+    """The GPU's utilisation during a run as the driver states it (NVML), 0 to 1: the mean of samples, each the share of
+    time in which any kernel ran. None where NVML's Python package is missing."""
+    samples: list[float] = []
+    finished = threading.Event()
+
+    def sample() -> None:
+        while not finished.wait(0.05):
+            samples.append(torch.cuda.utilization() / 100)
+
+    try:
+        torch.cuda.utilization()
+    except (ModuleNotFoundError, RuntimeError):
+        return None
+    thread = threading.Thread(target=sample)
+    thread.start()
+    run(examples)
+    finished.set()
+    thread.join()
+    return statistics.mean(samples) if samples else None
 
 
 def timed(answer: Callable[[list[Example]], object], clock: Callable[[], float]) -> Run:

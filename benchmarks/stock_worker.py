@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from qabuild.errors import MissingEnvironment
@@ -47,7 +48,7 @@ class Opening:
     """A name in `MODELS`."""
     device: str
     dtype: str
-    """Of the models that torch runs: a name in torch, such as float16."""
+    """A name in torch, such as float16; optimum-intel's models ignore it."""
     batch_size: int
     squad_v2: bool
     """Whether the pipeline may answer that a question has no answer."""
@@ -117,9 +118,20 @@ def compiled(opening: Opening) -> Any:
 
 
 def onnxruntime(opening: Opening) -> Any:
-    from optimum.onnxruntime import ORTModelForQuestionAnswering
+    """Optimum's model: the exported graph or, in float16, the graph after its optimisation at level 2."""
+    from optimum.onnxruntime import OptimizationConfig, ORTModelForQuestionAnswering, ORTOptimizer
 
-    return ORTModelForQuestionAnswering.from_pretrained(opening.checkpoint)
+    on_gpu = opening.device == "cuda"
+    provider = "CUDAExecutionProvider" if on_gpu else "CPUExecutionProvider"
+    model = ORTModelForQuestionAnswering.from_pretrained(opening.checkpoint, provider=provider)
+    if opening.dtype == "float16":
+        config = OptimizationConfig(optimization_level=2, optimize_for_gpu=on_gpu, fp16=True)
+        with TemporaryDirectory() as folder:
+            ORTOptimizer.from_pretrained(model).optimize(config, save_dir=folder, file_suffix=None)
+            model = ORTModelForQuestionAnswering.from_pretrained(folder, provider=provider)
+    if model.providers[0] != provider:
+        raise MissingEnvironment(f"ONNX Runtime could not start {provider}", "its message says why")
+    return model
 
 
 def openvino(opening: Opening) -> Any:

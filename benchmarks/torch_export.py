@@ -1,11 +1,12 @@
-"""Compare exported programs, plain and compiled by AOTInductor, with TorchScript and eager PyTorch on the CPU.
+"""Compare exported programs, plain and compiled by AOTInductor, with TorchScript and eager PyTorch.
 
     python benchmarks/torch_export.py --checkpoint CHECKPOINT --data dev-v1.1.json
 
 compiles every contestant in fp32 and bf16, lets them take turns on the same questions in qabuild's pipeline, and prints
 questions/s, the ratio to eager PyTorch of the same dtype (median of the rounds' ratios, with their range in brackets),
 answers that differ from eager fp32, seconds of compiling, and size. `aot without freezing` keeps the weights as inputs
-of the compiled code; `aot with max_autotune` measures kernels while it compiles.
+of the compiled code; `aot with max_autotune` measures kernels while it compiles. --device cuda also compiles with
+AOTInductor for the GPU, which targets refuse, since it was not measured. --json FILE writes the rows, too.
 
 Run nothing else on the machine. If that is impossible, `taskset -c 0 python benchmarks/torch_export.py --cpu-time ...`
 gives every contestant one core and measures its CPU time.
@@ -14,6 +15,7 @@ gives every contestant one core and measures its CPU time.
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import statistics
 import tempfile
@@ -26,12 +28,13 @@ from typing import Any
 from unittest import mock
 
 import torch
+from turns import speedup
 
-from qabuild.models.backends import backend
+from qabuild.models.backends import backend, torch_export
 from qabuild.models.backends.torch_export import program
 from qabuild.models.checkpoint.load import load_tokenizer
 from qabuild.models.checkpoint.resolve import Checkpoint, resolve
-from qabuild.models.runtime import Dtype, Runtime
+from qabuild.models.runtime import Device, Dtype, Runtime
 from qabuild.qa import data
 from qabuild.qa.data import Question
 from qabuild.qa.pipeline import QuestionAnsweringPipeline
@@ -47,7 +50,7 @@ class Contestant:
 
     name: str
     backend: str
-    dtype: Dtype
+    runtime: Runtime
     options: Mapping[str, Any] = field(default_factory=dict)
     inductor: Mapping[str, Any] = field(default_factory=lambda: program.INDUCTOR)
 
@@ -55,20 +58,16 @@ class Contestant:
 AOT = {"aot": True}
 
 
-def contestants(dtype: Dtype) -> list[Contestant]:
+def contestants(dtype: Dtype, device: Device) -> list[Contestant]:
+    runtime = Runtime(device=device, dtype=dtype)
+    tuned = {**program.INDUCTOR, "max_autotune": True}
     return [
-        Contestant(f"eager {dtype}", "eager", dtype),
-        Contestant(f"torchscript {dtype}", "torchscript", dtype),
-        Contestant(f"torch_export {dtype}", "torch_export", dtype),
-        Contestant(f"torch_export {dtype} aot", "torch_export", dtype, AOT),
-        Contestant(f"torch_export {dtype} aot without freezing", "torch_export", dtype, AOT, {"freezing": False}),
-        Contestant(
-            f"torch_export {dtype} aot with max_autotune",
-            "torch_export",
-            dtype,
-            AOT,
-            {**program.INDUCTOR, "max_autotune": True},
-        ),
+        Contestant(f"eager {dtype}", "eager", runtime),
+        Contestant(f"torchscript {dtype}", "torchscript", runtime),
+        Contestant(f"torch_export {dtype}", "torch_export", runtime),
+        Contestant(f"torch_export {dtype} aot", "torch_export", runtime, AOT),
+        Contestant(f"torch_export {dtype} aot without freezing", "torch_export", runtime, AOT, {"freezing": False}),
+        Contestant(f"torch_export {dtype} aot with max_autotune", "torch_export", runtime, AOT, tuned),
     ]
 
 
@@ -84,24 +83,29 @@ def main() -> None:
     questions = data.subset(data.load(data.DatasetRef(str(arguments.data))).questions, arguments.questions)
     clock = time.process_time if arguments.cpu_time else time.perf_counter
     expected: list[str] = []
+    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="qabuild-torch-export-") as folder:
         for dtype in arguments.dtypes:
-            entries = contestants(dtype)
+            entries = contestants(dtype, arguments.device)
             asks, details = {}, {}
-            for number, contestant in enumerate(entries):
-                if arguments.brief and number > 3:
-                    continue
+            for contestant in entries[: 5 if arguments.brief else None]:
                 directory = Path(folder, contestant.name)
-                seconds = compiled(contestant, checkpoint, directory)
+                try:
+                    seconds = compiled(contestant, checkpoint, directory)
+                    asks[contestant.name] = answerer(contestant, directory)
+                except Exception as error:  # what AOTInductor raises for a GPU, nobody has seen
+                    print(f"  {contestant.name}: {error}", flush=True)
+                    rows.append({"name": contestant.name, "error": str(error)[:500]})
+                    continue
                 size = sum(path.stat().st_size for path in directory.iterdir()) / 2**20
-                details[contestant.name] = f"compiled in {seconds:4.0f} s, {size:4.0f} MB"
-                asks[contestant.name] = answerer(contestant, directory)
+                details[contestant.name] = {"compile_seconds": seconds, "megabytes": size}
             answers = {name: ask(questions) for name, ask in asks.items()}
             expected = expected or answers[entries[0].name]
             for name, own in answers.items():
-                changed = sum(one != other for one, other in zip(own, expected, strict=True))
-                details[name] += f", {changed} answers changed"
-            measure(asks, details, questions, arguments.rounds, clock)
+                details[name]["changed"] = sum(one != other for one, other in zip(own, expected, strict=True))
+            rows += measure(asks, details, questions, arguments.rounds, clock)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(rows), encoding="utf-8")
 
 
 def parse() -> argparse.Namespace:
@@ -111,24 +115,29 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--questions", type=int, default=320)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--dtypes", nargs="+", default=["fp32", "bf16"])
-    parser.add_argument("--brief", action="store_true", help="without the variants of AOTInductor's settings")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the rows")
+    parser.add_argument("--brief", action="store_true", help="without max_autotune, which takes long")
     parser.add_argument("--cpu-time", action="store_true", help="measure CPU time instead of wall-clock time")
     return parser.parse_args()
 
 
 def compiled(contestant: Contestant, checkpoint: Checkpoint, directory: Path) -> float:
     """Compile it into the new folder `directory`; returns the seconds."""
-    module, runtime = backend(contestant.backend), Runtime(dtype=contestant.dtype)
+    module = backend(contestant.backend)
     directory.mkdir()
     begin = time.perf_counter()
-    with mock.patch.object(program, "INDUCTOR", dict(contestant.inductor)):
-        module.compile(checkpoint, module.Options(**contestant.options), runtime, directory)
+    with (
+        mock.patch.object(program, "INDUCTOR", dict(contestant.inductor)),
+        mock.patch.object(torch_export, "check"),  # which refuses AOTInductor on a GPU
+    ):
+        module.compile(checkpoint, module.Options(**contestant.options), contestant.runtime, directory)
     return time.perf_counter() - begin
 
 
 def answerer(contestant: Contestant, directory: Path) -> Ask:
-    module, runtime = backend(contestant.backend), Runtime(dtype=contestant.dtype)
-    model = module.load(directory, module.Options(**contestant.options), runtime)
+    module = backend(contestant.backend)
+    model = module.load(directory, module.Options(**contestant.options), contestant.runtime)
     answer: Any = QuestionAnsweringPipeline(model, load_tokenizer(directory))
 
     def ask(questions: Sequence[Question]) -> list[str]:
@@ -139,9 +148,13 @@ def answerer(contestant: Contestant, directory: Path) -> Ask:
 
 
 def measure(
-    asks: Mapping[str, Ask], details: Mapping[str, str], questions: Sequence[Question], rounds: int, clock: Clock
-) -> None:
-    """Time every contestant in every round, rotating the order; the first is the baseline."""
+    asks: Mapping[str, Ask],
+    details: Mapping[str, dict[str, Any]],
+    questions: Sequence[Question],
+    rounds: int,
+    clock: Clock,
+) -> list[dict[str, Any]]:
+    """Time every contestant in every round, rotating the order; the first is the baseline. Prints and returns rows."""
     seconds: dict[str, list[float]] = {name: [] for name in asks}
     names = list(asks)
     for number in range(rounds):
@@ -151,11 +164,18 @@ def measure(
             asks[name](questions)
             seconds[name].append(clock() - begin)
     print(f"\n{len(questions)} questions, {rounds} rounds")
+    rows = []
     for name, own in seconds.items():
-        ratios = sorted(other / mine for other, mine in zip(seconds[names[0]], own, strict=True))
-        rate = len(questions) / statistics.median(own)
-        times = f"{statistics.median(ratios):5.2f} times eager ({ratios[0]:.2f} to {ratios[-1]:.2f})"
-        print(f"  {name:<42} {rate:7.1f} questions/s {times}; {details[name]}", flush=True)
+        median, least, greatest = speedup(seconds[names[0]], own)
+        row = {"name": name, "per_second": len(questions) / statistics.median(own), **details[name]}
+        rows.append({**row, "speedup": [median, least, greatest]})
+        print(
+            f"  {name:<42} {row['per_second']:7.1f} questions/s {median:5.2f} times eager ({least:.2f} to "
+            f"{greatest:.2f}); compiled in {row['compile_seconds']:4.0f} s, {row['megabytes']:4.0f} MB, "
+            f"{row['changed']} answers changed",
+            flush=True,
+        )
+    return rows
 
 
 if __name__ == "__main__":

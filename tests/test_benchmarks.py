@@ -1,7 +1,11 @@
-"""The benchmarks' baseline: the stock pipeline in a process of its own, and the environment that it runs in."""
+"""The benchmarks' baseline, which runs in a process and an environment of its own, and the run on a GPU."""
 
 from __future__ import annotations
 
+import json
+import os
+import struct
+import subprocess
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
@@ -12,9 +16,16 @@ import pytest
 import tiny
 
 from benchmarks import stock
+from benchmarks.gpu import fatbin
 from benchmarks.stock import Stock
 from qabuild.errors import MissingEnvironment
+from qabuild.qa import sample
 from qabuild.qa.data import Question
+
+ROOT = str(Path(__file__).resolve().parents[1])
+GPU = Path(ROOT, "benchmarks", "gpu")
+RECORDED = Path(__file__).parent / "support" / "gpu-results.jsonl"
+"""What `run.py --device cpu --quick` wrote."""
 
 HERE = Path(sys.prefix)
 """The environment that runs the tests."""
@@ -83,3 +94,110 @@ def test_without_an_environment_the_command_that_makes_one_is_named(tmp_path: Pa
     for environment in (None, tmp_path):
         with pytest.raises(MissingEnvironment, match="--make-environment"):
             stock.python(environment)
+
+
+# --- the GPU run -----------------------------------------------------------------------------------------------------
+
+
+def script(name: str, *options: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(GPU / name), *map(str, options)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": ROOT})
+
+
+def statuses(output: Path) -> dict[str, str]:
+    lines = [json.loads(line) for line in (output / "results.jsonl").read_text().splitlines()]
+    return {line["name"]: line["status"] for line in lines if line["section"] == "sections"}
+
+
+def test_a_gpu_run_skips_sections_without_their_material(tmp_path: Path) -> None:
+    done = script("run.py", "--device", "cpu", "--output", tmp_path, "--sections", "real", "pipeline whole", "training")
+    assert done.returncode == 0, done.stderr
+    assert statuses(tmp_path) == dict.fromkeys(("real", "pipeline whole", "training"), "skipped")
+
+
+def test_a_gpu_run_kills_a_section_at_its_limit_and_goes_on_later(tmp_path: Path) -> None:
+    work, output = tmp_path / "work", tmp_path / "output"
+    work.mkdir()
+    finished = {"section": "sections", "name": "training", "status": "finished"}
+    (work / "results.jsonl").write_text(json.dumps(finished) + "\n" + '{"cut o')
+    options = ("--device", "cpu", "--quick", "--work", work, "--output", output, "--seconds", 11)
+    done = script("run.py", *options, "--sections", "real", "training")
+    assert done.returncode == 0, done.stderr
+    assert statuses(output) == {"training": "finished", "real": "timed out"}
+    assert "== real" in (output / "log.txt").read_text()
+    assert "== training" not in (output / "log.txt").read_text()
+
+
+def test_tables_of_a_gpu_run_fill_the_page_from_its_results(tmp_path: Path) -> None:
+    page = tmp_path / "benchmarks.md"
+    page.write_text("before\n<!-- gpu run -->\nold\n<!-- /gpu run -->\nafter\n")
+    for _ in range(2):
+        done = script("tables.py", RECORDED, "--page", page)
+        assert done.returncode == 0, done.stderr
+    text = page.read_text()
+    assert text.startswith("before\n<!-- gpu run -->\nMeasured on ")
+    assert text.endswith("\n<!-- /gpu run -->\nafter\n")
+    assert "old" not in text
+    rows = {line.split(" | ")[0].removeprefix("| "): line for line in text.splitlines() if line.startswith("| ")}
+    published = {"amp": "1.18", "torchscript-amp": "1.29", "ort-fp16": "1.46", "deepspeed-fp16": "1.36"}
+    assert all(ratio in rows[name] for name, ratio in {**published, "distilled-ort-fp16": "1.63"}.items())
+    widths = {line.count("|") for line in text.partition("The checkpoint: targets")[2].splitlines()[2:7]}
+    assert widths == {9}
+
+
+def test_results_without_a_measurement_change_no_page(tmp_path: Path) -> None:
+    page, results = tmp_path / "benchmarks.md", tmp_path / "results.jsonl"
+    page.write_text("<!-- gpu run -->\nold\n<!-- /gpu run -->\n")
+    results.write_text('{"section": "sections", "name": "real", "status": "skipped", "why": "no checkpoint"}\n')
+    assert script("tables.py", results, "--page", page).returncode == 0
+    assert "old" in page.read_text()
+
+
+def test_the_page_has_the_markers_of_a_gpu_run() -> None:
+    done = script("tables.py", RECORDED, "--print")
+    assert done.stdout.startswith("Measured on ")
+    text = (Path(ROOT) / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    assert text.count("<!-- gpu run -->") == text.count("<!-- /gpu run -->") == 1
+
+
+def test_what_is_packed_in_parts_is_unpacked(tmp_path: Path) -> None:
+    parts = tmp_path / "pack"
+    options = ("--parts", parts, "--part-size", 1, "--checkpoint", sample.CHECKPOINT, "--train", sample.TRAIN)
+    done = script("pack.py", *options, "--data", sample.HELDOUT)
+    assert done.returncode == 0, done.stderr
+    assert [path.stat().st_size <= 2**20 for path in parts.glob("part-*")] == [True] * 3
+    first = (parts / "part-00").read_bytes()
+    (parts / "part-00").unlink()  # it has not arrived yet: later files are whole
+    done = script("unpack.py", parts)
+    assert "dev.json: not all parts of it are here" in done.stdout, done.stderr
+    assert (parts / "material" / "train.json").read_bytes() == sample.TRAIN.read_bytes()
+    (parts / "part-00").write_bytes(b"damaged")
+    assert "part-00: not the part that pack.py made" in script("unpack.py", parts).stderr
+    (parts / "part-00").write_bytes(first)
+    assert script("unpack.py", parts).returncode == 0
+    for path in sample.CHECKPOINT.iterdir():
+        assert (parts / "material" / "checkpoint" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_gpu_code_for_other_architectures_is_cut(tmp_path: Path) -> None:
+    def container(*entries: tuple[int, bytes]) -> bytes:
+        packed = b""
+        for architecture, code in entries:
+            header = struct.pack("<HHIQ", 2, 257, 64, len(code)).ljust(28, b"\0") + struct.pack("<I", architecture)
+            packed += header.ljust(64, b"\0") + code
+        return struct.pack("<IHHQ", fatbin.MAGIC, 1, 16, len(packed)) + packed
+
+    code = container((75, b"turing.." * 3), (90, b"hopper..")) + container((120, b"blackwel"))
+    names = b"\0.nv_fatbin\0.names\0"
+    sections = [(0, 0, 0), (1, 64, len(code)), (12, 64 + len(code), len(names))]
+    table = b"".join(struct.pack("<IIQQQQ", name, 1, 0, 0, at, size).ljust(64, b"\0") for name, at, size in sections)
+    header = bytearray(64)
+    header[:5] = b"\x7fELF\x02"
+    struct.pack_into("<Q", header, 0x28, 64 + len(code) + len(names))
+    struct.pack_into("<HHH", header, 0x3A, 64, 3, 2)
+    library = bytearray(header + code + names + table)
+    whole = bytes(library)
+    assert fatbin.cut(library, 90) == 24
+    assert bytes(library) == whole.replace(b"turing..", bytes(8))
+    with pytest.raises(ValueError, match="ELF"):
+        fatbin.cut(bytearray(b"text"), 90)

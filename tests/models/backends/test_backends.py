@@ -609,6 +609,10 @@ def test_a_folder_without_a_graph_is_refused(checkpoint: Any) -> None:
 # --- DeepSpeed ------------------------------------------------------------------------------------------------------
 
 
+INJECTED: Any = {"num_attention_heads": 2, "hidden_size": 64, "intermediate_size": 256}
+"""Sizes that DeepSpeed's kernels support: heads of size 32, and an intermediate size of four times the hidden size."""
+
+
 def test_a_deepspeed_artifact_is_a_checkpoint(checkpoint: Any, compiled: Compiled) -> None:
     directory, record = compiled("deepspeed", runtime=Runtime(dtype="bf16"))
     assert record["init_inference"]["dtype"] == "bfloat16"
@@ -730,6 +734,37 @@ def test_injected_kernels_never_exceed_their_workspace(monkeypatch: Any) -> None
     assert sized == [(name, kernels.ROWS) for name in ("one", "other", "one", "other", "one")]
 
 
+@pytest.mark.both_lines
+@pytest.mark.parametrize("model_type", deepspeed.KERNEL_INJECTION)
+def test_injected_layers_fit_the_encoder_of_transformers(model_type: str, checkpoint: Any, monkeypatch: Any) -> None:
+    """DeepSpeed's layers with its kernels' substitutes in torch, which it has for all but the linear layer."""
+    import torch
+
+    require("deepspeed")
+    from deepspeed.ops.transformer.inference.op_binding.base import BaseOp
+
+    from qabuild.models.backends.deepspeed import kernels
+
+    def linear(inputs: Any, weight: Any, bias: Any, add_bias: bool, *_: Any) -> Any:
+        return inputs @ weight + bias if add_bias else inputs @ weight
+
+    monkeypatch.setattr(BaseOp, "inference_module", SimpleNamespace(linear_layer_fp32=linear))
+    monkeypatch.setattr(kernels, "architecture", lambda device: "9.0")
+    source = checkpoint(model_type, **INJECTED)
+    options, runtime = deepspeed.Options(replace_with_kernel_inject=True), Runtime()
+    settings = deepspeed._settings(options, runtime, torch.float32, source.config["max_position_embeddings"])
+    model, inputs = load_model(source, attention="eager"), ("input_ids", "attention_mask")
+    injected = deepspeed._kernels(model, settings, inputs, torch.device("cpu"))
+    for rows, length in ((1, 5), (3, 20)):
+        ids = torch.randint(5, 100, (rows, length), generator=torch.Generator().manual_seed(0))
+        mask = torch.ones_like(ids)
+        mask[1:, length // 2 :] = 0
+        with torch.inference_mode():
+            expected = load_model(source)(input_ids=ids, attention_mask=mask).start_logits
+            start, _ = injected(input_ids=ids, attention_mask=mask)
+        assert torch.allclose(start[mask == 1], expected[mask == 1], atol=1e-4)
+
+
 # --- comparing logits -----------------------------------------------------------------------------------------------
 
 
@@ -823,10 +858,6 @@ def test_fp16_on_the_gpu_matches_the_eager_model(
     model = load(name, directory, runtime)
     assert model.device.type == "cuda"
     assert 0 < largest_difference(checkpoint(model_type), model, "fp16") < 0.1
-
-
-INJECTED: Any = {"num_attention_heads": 2, "hidden_size": 64, "intermediate_size": 256}
-"""Sizes that DeepSpeed's kernels support: heads of size 32, and an intermediate size of four times the hidden size."""
 
 
 @pytest.mark.gpu

@@ -47,7 +47,7 @@ class Inference(torch.nn.Module):
         settings = {
 $settings        }
         self.taken = signature(plain.forward).parameters
-        self.engine = deepspeed.init_inference(plain, config=settings)$largest
+$convention        self.engine = deepspeed.init_inference(plain, config=settings)$largest
         type(self).__name__ = self.config.architectures[0]  # the name that transformers' pipeline knows
 
     def forward(self, input_ids, attention_mask=None, token_type_ids=None):
@@ -63,6 +63,16 @@ $settings        }
 tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
 model = Inference(directory).eval()
 """
+
+CONVENTION = """\
+        first = plain.base_model.encoder.layer[0]
+        tuples = isinstance(first(torch.zeros(1, 1, self.config.hidden_size)), tuple)
+"""
+
+LARGEST = f"""
+        for layer in self.engine.module.base_model.encoder.layer:
+            layer.config.return_tuple = tuples  # as the layers that it replaces
+        self(input_ids=torch.ones({ROWS}, 2).long())  # the kernels take no larger batch than the first"""
 
 
 PACKAGES = ("torch", "transformers", "deepspeed")
@@ -192,7 +202,7 @@ def load(directory: Path, options: Options, runtime: Runtime) -> Any:
 
     target = device(runtime)
     _require_processes(options.tensor_parallel)
-    # The kernels take a mask of one row for each sequence, as eager attention does.
+    # The kernels add the mask to the scores, as eager attention does.
     injected = options.replace_with_kernel_inject
     # The kernels take the widths from the config, which are those of an unpruned model.
     model = stored_model(directory, attention="eager" if injected else None, compact=not injected)
@@ -210,11 +220,9 @@ def snippet(options: Options, runtime: Runtime) -> str:
     settings = _settings(options, runtime, dtype, positions)
     lines = "".join(f'            "{key}": {value},\n' for key, value in settings.items())
     attention = ', attn_implementation="eager"' if injected else ""
-    largest = (
-        f"\n        self(input_ids=torch.ones({ROWS}, 2).long())  # the kernels take no larger batch than the first"
-    )
+    convention, largest = (CONVENTION, LARGEST) if injected else ("", "")
     return Template(SNIPPET).substitute(
-        device=runtime.device, settings=lines, attention=attention, largest=largest if injected else ""
+        device=runtime.device, settings=lines, attention=attention, convention=convention, largest=largest
     )
 
 
@@ -234,8 +242,9 @@ def _kernels(model: Any, settings: Mapping[str, Any], inputs: Sequence[str], dev
             # This GPU only: DeepSpeed fails on names such as 9.0a, which the list in a container image may hold.
             os.environ["TORCH_CUDA_ARCH_LIST"] = kernels.architecture(device)
             kernels.restart_layers()
+            tuples = kernels.layers_return_tuples(model)
             engine = _engine(model, settings)
-            if layers := kernels.layers_of(engine):
+            if layers := kernels.layers_of(engine, tuples=tuples):
                 return kernels.Kernels(engine, layers, inputs, device)
         except (RuntimeError, ValueError, AssertionError, ImportError, OSError) as error:
             failure = MissingEnvironment(

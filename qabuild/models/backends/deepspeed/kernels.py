@@ -30,9 +30,22 @@ def restart_layers() -> None:
     DeepSpeedTransformerInference.layer_id = DeepSpeedSelfAttention.num_layers = 0
 
 
-def layers_of(engine: Any) -> list[Any]:
-    """The injected layers, which replace the model's own."""
-    return [module for module in engine.module.modules() if isinstance(module, DeepSpeedTransformerInference)]
+def layers_return_tuples(model: Any) -> bool:
+    """Whether layers of the plain model, on the CPU, return tuples, as in transformers 4.57; in 5 they return tensors.
+
+    The encoder passes on what a layer returns, so an injected layer has to return the same.
+    """
+    with torch.inference_mode():
+        output = model.base_model.encoder.layer[0](torch.zeros(1, 1, model.config.hidden_size))
+    return isinstance(output, tuple)
+
+
+def layers_of(engine: Any, *, tuples: bool) -> list[Any]:
+    """The injected layers, which replace the model's own, set to return tuples or tensors."""
+    layers = [module for module in engine.module.modules() if isinstance(module, DeepSpeedTransformerInference)]
+    for layer in layers:
+        layer.config.return_tuple = tuples
+    return layers
 
 
 class Kernels:
