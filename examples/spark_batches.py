@@ -5,6 +5,7 @@
 # pyspark` and Java, no network and no GPU.
 
 # %%
+import os
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,9 +25,9 @@ built = qabuild.build(TARGET, folder.name)
 
 # %%
 CONTEXT = "The length of the Flisool Bridge is 175 metres. Flerad Vopper drew its plans."
+os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # of the workers
 spark = (
     SparkSession.builder.master("local[2]")
-    .config("spark.pyspark.python", sys.executable)
     .config("spark.ui.enabled", "false")
     .config("spark.driver.bindAddress", "127.0.0.1")
     .config("spark.driver.host", "127.0.0.1")
