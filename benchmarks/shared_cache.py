@@ -31,7 +31,7 @@ from qabuild.system import machine, packages
 BACKENDS = {
     "eager": 'name = "eager"\n[runtime]\ndtype = "fp32"',
     "onnxruntime": 'name = "onnxruntime"\n[runtime]\ndtype = "int8"',
-    "openvino": 'name = "openvino"\n[runtime]\ndtype = "int8"',
+    "openvino": 'name = "openvino"\n[runtime]\ndtype = "fp32"',
 }
 TARGET = """
 [checkpoint]
@@ -78,7 +78,7 @@ def main() -> None:
             )
             seconds = time.monotonic() - started
             requests = traffic.requests - before.requests
-            made[title] = [line for line in output.stderr.splitlines() if ": " in line and not line.startswith("==")]
+            made[title] = [line for line in output.stderr.splitlines() if ": " in line]
             print(
                 f"{title:16} {seconds:7.1f} s  {requests.total():4} requests {dict(requests)}"
                 f"  {(traffic.received - before.received) / 1e6:8.2f} MB put"
@@ -125,6 +125,7 @@ def manifests(document: str) -> list[str]:
 @contextmanager
 def server() -> Iterator[tuple[str, Traffic]]:
     """moto's S3 server on a free port, and what it has seen."""
+    import logging
     import threading
 
     from moto.server import DomainDispatcherApplication, create_backend_app
@@ -140,6 +141,7 @@ def server() -> Iterator[tuple[str, Traffic]]:
             traffic.sent += len(chunk)
             yield chunk
 
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
     httpd = make_server("127.0.0.1", 0, counted, threaded=True)
     threading.Thread(target=httpd.serve_forever, daemon=True).start()
     try:

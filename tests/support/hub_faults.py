@@ -32,6 +32,8 @@ REPO, TAG = "me/tiny", "v1"
 ALWAYS = 10**6
 EMPTY = dict(ATTRIBUTES)
 """The files of a new repository."""
+MADE = ("README.md", ".gitattributes", ".eval_results/qabuild-exact_match.yaml", ".eval_results/qabuild-f1.yaml")
+"""Files that are made when an artifact is published."""
 
 REQUESTS = {
     "who am I": "GET /api/whoami-v2",
@@ -157,10 +159,10 @@ class Trial:
         return dict(repository.commits[repository.branches["main"]]) if repository else None
 
     def _expected_files(self) -> dict[str, bytes]:
-        """All files of the new artifact, with the card as published."""
+        """All files of the new artifact, and what is made beside them, as published."""
         files = {p.relative_to(self.new).as_posix(): p.read_bytes() for p in self.new.rglob("*") if p.is_file()}
         published = self._files() or {}
-        return {**files, **{name: published.get(name, b"") for name in ("README.md", ".gitattributes")}}
+        return {**files, **{name: published.get(name, b"") for name in MADE}}
 
     def _commits(self) -> list[str]:
         return [message for message in self.server.repositories["model", REPO].messages.values() if message]
