@@ -1,5 +1,4 @@
-"""The parameters of a request: the server takes what its description states, `qabuild.load` and the handler take as well,
-and nothing else."""
+"""The parameters of a request: the server takes what its description states, as do `qabuild.load` and the handler."""
 
 from __future__ import annotations
 
