@@ -7,11 +7,11 @@ has wrk ask questions, one a request, over 1, 8, 32 and 128 connections in turn.
 - `qabuild serve` (with `--max-wait-ms 0 2 5`: one server for each);
 - with --checkpoint, FastAPI over the stock pipeline, which answers one question at a time, in the environment of
   transformers 4.57 that `stock.py` describes (--model runs the stock pipeline over one of optimum's models);
-- the pipeline of `qabuild.load` in this process, without a server: batches of as many questions in their order, and a
-  stream, which is sorted by length, as in `qabuild answer`.
+- the pipeline of `qabuild.load` in this process, without a server: in order, as many questions at once as the server
+  takes; and a stream, as `qabuild answer` gives it, of which it sorts some hundred at a time by length.
 
-The table has the median of the rounds' rates and of wrk's percentiles, and how much of a core wrk and the server took:
-they share the machine. Questions come in random order, so that those of any few seconds are alike.
+The table has the median of the rounds' rates and of wrk's percentiles, and how many cores wrk and the server took: they
+share the machine. Questions come in random order, so that those of any few seconds are alike.
 
     python benchmarks/serving.py ARTIFACT --data dev-v1.1.json --soak 60 --json soak.json
 
@@ -113,13 +113,12 @@ def read(path: Path) -> list[Example]:
 
 
 def load(arguments: argparse.Namespace, examples: list[Example]) -> Row:
-    """Contestants take turns; the order rotates."""
+    """Contestants take turns, in a random order of each round."""
     runs: dict[tuple[str, int], list[Row]] = defaultdict(list)
     with ExitStack() as stack:
         contestants = _contestants(arguments, stack)
         for number in range(arguments.rounds):
-            turn = number % len(contestants)
-            for name, clients, run in contestants[turn:] + contestants[:turn]:
+            for name, clients, run in random.Random(number).sample(contestants, len(contestants)):
                 first = number * len(examples) // arguments.rounds
                 runs[name, clients].append({"round": number, **run(first)})
                 print(f"round {number + 1}, {name}, {clients}: {runs[name, clients][-1]}", file=sys.stderr, flush=True)
@@ -136,20 +135,22 @@ def _contestants(arguments: argparse.Namespace, stack: ExitStack) -> list[Contes
     pipeline = qabuild.load(arguments.artifact)
     examples = [json.loads(line) for line in arguments.bodies.read_text().splitlines()]
     batch = _batch(arguments)
-    waits = [["--max-wait-ms", str(wait)] for wait in arguments.max_wait_ms or ()] or [[]]
-    started = {
-        " ".join(["qabuild serve", *wait]): servers.qabuild(arguments.artifact, *arguments.serve, *wait)
-        for wait in waits
-    }
+    started: dict[str, Server] = {}
+    for wait in [["--max-wait-ms", f"{wait:g}"] for wait in arguments.max_wait_ms or ()] or [[]]:
+        server = servers.qabuild(arguments.artifact, *arguments.serve, *wait)
+        started[" ".join(["qabuild serve", *wait])] = stack.enter_context(server)
     if arguments.checkpoint:
-        baseline = servers.fastapi(arguments.checkpoint, arguments.model, arguments.environment)
-        started[f"FastAPI, stock pipeline ({arguments.model})"] = baseline
-    for server in started.values():
-        stack.enter_context(server)
+        server = servers.fastapi(arguments.checkpoint, arguments.model, arguments.environment)
+        started[f"FastAPI, stock pipeline ({arguments.model})"] = stack.enter_context(server)
 
     def batches(first: int) -> Row:
         given = _from(examples, first)
-        return _timed(lambda: len(pipeline(list(islice(given, batch)))), arguments.seconds)
+
+        def answer() -> int:
+            pipeline(list(islice(given, batch)))
+            return batch
+
+        return _timed(answer, arguments.seconds)
 
     def stream(first: int) -> Row:
         def until(end: float) -> Iterator[Example]:
@@ -165,7 +166,7 @@ def _contestants(arguments: argparse.Namespace, stack: ExitStack) -> list[Contes
 
     return [
         (f"qabuild.load, batches of {batch} in order", 0, batches),
-        ("qabuild.load, a stream", 0, stream),
+        ("qabuild.load, a stream sorted by length", 0, stream),
         *(
             (name, clients, lambda first, server=server, clients=clients: wrk(server, clients, arguments, first))
             for name, server in started.items()
@@ -210,7 +211,7 @@ def wrk(server: Server, clients: int, arguments: argparse.Namespace, first: int)
     server.wait_until_idle()
     if None not in before:
         questions, batches = (server.metric(name) - earlier for name, earlier in zip(names, before, strict=True))
-        shares["batch"] = questions / batches
+        shares["batch"] = questions / max(1, batches)
     return {"rate": run["requests"] / run["seconds"], **run, **shares}
 
 
