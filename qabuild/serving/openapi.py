@@ -99,8 +99,8 @@ def _json(schema: str) -> dict[str, Any]:
 def _schemas(settings: Settings) -> dict[str, Any]:
     text = {"type": "string", "minLength": 1, "maxLength": settings.max_characters}
     texts = dict.fromkeys(TEXTS, text)
-    name = {"type": ["string", "null"], "description": "Name of an artifact; needed if there are several."}
-    common = {"model": name, **schemas(PARAMETERS)}
+    model = {"type": ["string", "null"], "description": "Name of an artifact; needed if there are several."}
+    common = {"model": model, **schemas(PARAMETERS)}
     answer = {
         "type": "object",
         "properties": {
