@@ -2,10 +2,10 @@
 
     python benchmarks/stock.py --make-environment [FOLDER]
 
-makes a virtual environment of transformers 4.57, the last line that has a question-answering pipeline, with optimum and
-optimum-intel, from constraints/transformers-4.57.txt. The cache folder remembers where it is; without the option, the
-script prints its interpreter. Benchmarks run the stock pipeline there, or in the environment that they are given as
---environment FOLDER, and their own pipelines in the environment that runs them.
+makes a virtual environment of transformers 4.57, the last line that has a question-answering pipeline, with optimum,
+optimum-intel and FastAPI, from constraints/transformers-4.57.txt. The cache folder remembers where it is; without the
+option, the script prints its interpreter. Benchmarks run the stock pipeline there, or in the environment that they are
+given as --environment FOLDER, and their own pipelines in the environment that runs them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from qabuild.system.process import Child
 
 ROOT = Path(__file__).resolve().parents[1]
 CONSTRAINTS = ROOT / "constraints" / "transformers-4.57.txt"
-PACKAGES = ("torch", "transformers", "optimum[onnxruntime]", "optimum-intel[openvino]==1.27.0")
+PACKAGES = ("torch", "transformers", "optimum[onnxruntime]", "optimum-intel[openvino]==1.27.0", "fastapi", "uvicorn")
 REMEDY = "`python benchmarks/stock.py --make-environment` makes one; --environment names another"
 
 Example = Mapping[str, str]

@@ -71,7 +71,7 @@ class StockPipeline:
         warnings.simplefilter("ignore")
         model = MODELS[opening.model](opening)
         self._device = opening.device
-        self._pipeline = transformers.QuestionAnsweringPipeline(
+        self.pipeline = transformers.QuestionAnsweringPipeline(
             model,
             transformers.AutoTokenizer.from_pretrained(opening.checkpoint),
             framework="pt",
@@ -87,7 +87,7 @@ class StockPipeline:
         with sdpa_kernels.of_any_shape(self._device):  # as in an artifact
             begin = now()
             # A stream, since a list of one question would not be answered with a list.
-            results = list(self._pipeline(question for question in questions))
+            results = list(self.pipeline(question for question in questions))
             seconds = now() - begin
         # Where no span is left, as with NaN logits, the result is an empty list.
         return {"answers": [result["answer"] if result else "" for result in results], "seconds": seconds}
@@ -96,7 +96,7 @@ class StockPipeline:
         self, questions: Sequence[Example], cut: Mapping[str, Any], searches: Sequence[Mapping[str, Any]]
     ) -> dict[str, Any]:
         """The results of each search for each question, all on the logits of the same windows."""
-        pipeline = self._pipeline
+        pipeline = self.pipeline
         outputs = [[pipeline.forward(window) for window in pipeline.preprocess(q, **cut)] for q in questions]
         results = [[pipeline.postprocess(output, **search) for output in outputs] for search in searches]
         return {"results": results, "windows": sum(map(len, outputs))}

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import struct
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
+from server import Local
 
 from benchmarks import stock
 from benchmarks.gpu import fatbin
+from benchmarks.serving_client import Arrivals
 from benchmarks.stock import Stock
 from qabuild.errors import MissingEnvironment
 from qabuild.qa import sample
 from qabuild.qa.data import Question
+from qabuild.qa.pipeline.inputs import Pair
+from qabuild.qa.pipeline.parameters import Parameters
 
 ROOT = str(Path(__file__).resolve().parents[1])
 GPU = Path(ROOT, "benchmarks", "gpu")
@@ -94,6 +99,44 @@ def test_without_an_environment_the_command_that_makes_one_is_named(tmp_path: Pa
     for environment in (None, tmp_path):
         with pytest.raises(MissingEnvironment, match="--make-environment"):
             stock.python(environment)
+
+
+# --- the server's load ----------------------------------------------------------------------------------------------
+
+
+class Fixed:
+    """A model that answers at once."""
+
+    digest, backend, batch_size, is_changed = "d" * 64, "fixed", 4, False
+
+    def parameters(self, named: Mapping[str, Any]) -> Parameters:
+        return Parameters().updated(named)
+
+    def answer(self, pairs: Sequence[Pair], parameters: Parameters) -> list[Any]:
+        return [{"answer": "", "score": 1.0, "start": 0, "end": 0} for _ in pairs]
+
+
+def test_clients_that_do_not_wait_count_every_answer_and_error(capsys: pytest.CaptureFixture[str]) -> None:
+    bodies = [json.dumps({"question": "Who?", "context": context}).encode() for context in ("Ann.", "")]
+    with Local({"fixed": Fixed()}) as server:
+        server.load()
+        asyncio.run(Arrivals(server.port, 200, bodies).run(0.5))
+    report = json.loads(capsys.readouterr().out)
+    answered, refused = len(report["latencies"]), report["errors"].pop("422")
+    assert (report["asked"], report["in_flight"], report["errors"]) == (answered + refused, 0, {})
+    assert 20 < report["asked"] < 500
+    assert answered - refused in (0, 1)
+    assert all(latency > 0 for latency in report["latencies"])
+
+
+def test_no_request_is_lost_when_a_server_stops(artifact: Path, tmp_path: Path) -> None:
+    command = [sys.executable, str(Path(ROOT, "benchmarks", "serving.py")), str(artifact)]
+    command += ["--stop", "20", "--rounds", "1", "--json", str(tmp_path / "stop.json")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": ROOT})
+    assert done.returncode == 0, done.stderr
+    (measured,) = json.loads((tmp_path / "stop.json").read_text())["rounds"]
+    assert (measured["lost"], measured["exit_status"]) == (0, 0)
+    assert measured["in_flight"] >= 20
 
 
 # --- the GPU run -----------------------------------------------------------------------------------------------------

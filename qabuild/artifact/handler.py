@@ -19,6 +19,7 @@ from qabuild.errors import UntrustedInput
 from qabuild.models.backends import backend
 from qabuild.models.runtime import Runtime
 from qabuild.qa import ask
+from qabuild.qa.parameter_values import BATCHING, CHOICES, COUNTS
 from qabuild.system import files
 from qabuild.system.frozen import Frozen
 from qabuild.system.packages import distributions
@@ -40,9 +41,9 @@ Made by qabuild when the model was compiled. It needs the packages of requiremen
 import json
 import os
 $decoder
-LEAST = {"doc_stride": 0, "max_answer_len": 1, "max_question_len": 1, "max_seq_len": 1, "top_k": 1}
-FLAGS = {"align_to_words": (False, True, "auto"), "handle_impossible_answer": (False, True)}
-WITHOUT_EFFECT = {"batch_size", "num_workers", "padding"}
+LEAST = $least
+CHOICES = $choices
+WITHOUT_EFFECT = $without_effect
 
 
 def load(directory):
@@ -77,16 +78,16 @@ class EndpointHandler:
 
 
 def _parameters(given):
-    """Those of the request that have an effect, as whole numbers and flags."""
-    known = {*LEAST, *FLAGS, *WITHOUT_EFFECT}
+    """Those of the request that have an effect, with whole numbers as such."""
+    known = {*LEAST, *CHOICES, *WITHOUT_EFFECT}
     if unknown := sorted(map(str, given.keys() - known)):
         raise ValueError(f"unknown parameters: {', '.join(unknown)}; known: {', '.join(sorted(known))}")
     checked = {}
     for name, value in given.items():
         if name in WITHOUT_EFFECT or value is None:
             continue
-        if name in FLAGS and value not in FLAGS[name]:
-            raise ValueError(f"{name} is {value!r}; give one of {', '.join(map(str, FLAGS[name]))}")
+        if name in CHOICES and value not in CHOICES[name]:
+            raise ValueError(f"{name} is {value!r}; give one of {', '.join(map(str, CHOICES[name]))}")
         number = isinstance(value, (int, float)) and value % 1 == 0
         if name in LEAST and (not number or value < LEAST[name]):
             raise ValueError(f"{name} is {value!r}; give a whole number of at least {LEAST[name]}")
@@ -115,7 +116,13 @@ def contents(options: Frozen, runtime: Runtime, versions: Mapping[str, str]) -> 
     """The text of both files, by name. Raises UntrustedInput for a version that is none."""
     name = options.model_dump()["name"]
     snippet = backend(name).snippet(options, runtime)
-    text = TEMPLATE.substitute(snippet=indent(snippet.rstrip(), " " * 4), decoder=_decoder())
+    text = TEMPLATE.substitute(
+        snippet=indent(snippet.rstrip(), " " * 4),
+        decoder=_decoder(),
+        least={name: least for name, least in COUNTS.items() if name not in BATCHING},
+        choices={name: values for name, values in CHOICES.items() if name not in BATCHING},
+        without_effect=(*BATCHING, "num_workers"),
+    )
     return {HANDLER: text, REQUIREMENTS: _lines(requirements(name, versions))}
 
 

@@ -66,6 +66,8 @@ def serve(
     Ctrl-C stop the server once every accepted request is answered. Refuses an artifact that did not pass its
     verification.
     """
+    import asyncio
+
     from qabuild.serving import run
     from qabuild.serving.settings import Settings
 
@@ -97,7 +99,7 @@ def serve(
         console.result({"address": address, "artifacts": sources}, lambda: None)
 
     load = partial(load_model, permissions=permissions, reporter=console)
-    run.serve(sources, load, settings, listener, reporter=console, ready=ready)
+    asyncio.run(run.serve(sources, load, settings, listener, reporter=console, ready=ready))
 
 
 def _sources(artifacts: Sequence[str]) -> dict[str, str]:

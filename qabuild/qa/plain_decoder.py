@@ -34,23 +34,27 @@ def answer(
     max_seq_len: int | None = None,
     handle_impossible_answer: bool = False,
     align_to_words: bool | str = True,
+    normalize: str = "window",
 ) -> Any:
     """The best answer as a dictionary of `score`, `start`, `end` and `answer`; with `top_k` above 1, a list of them.
 
     `start` and `end` are character offsets in the context. Equal texts, up to case, are one answer: their scores add
-    up. An answer has `question_truncated`, true, if the question was. Raises ValueError for a `top_k`, `max_answer_len`
-    or `doc_stride` that is out of range.
+    up, but with a `normalize` other than "window", only those of the best window. An answer has `question_truncated`,
+    true, if the question was. Raises ValueError for a `top_k`, `max_answer_len` or `doc_stride` that is out of range.
     """
     limit, stride = window_limits(tokenizer, max_seq_len, doc_stride)
     if top_k < 1 or max_answer_len < 1:
         raise ValueError(f"top_k ({top_k}) and max_answer_len ({max_answer_len}) must be at least 1")
-    answers: list[dict[str, Any]] = []
-    no_answer = 1.0
+    answers: dict[str, dict[str, Any]] = {}
+    no_answer = np.inf
     # Spans of different tokens may be the same words: search for more than are returned.
     count = 2 * top_k + 10 if align_to_words else top_k
     cut = cut_question(tokenizer, question, context, limit, stride, max_question_len)
-    for inputs, encoding, allowed in _windows(tokenizer, cut, context, limit, stride):
-        start, end = (_probabilities(logits, allowed) for logits in _logits(model, inputs))
+    windows = list(_windows(tokenizer, cut, context, limit, stride))
+    logits = [_logits(model, inputs, allowed) for inputs, _, allowed in windows]
+    factors = zip(*(_factors(each, normalize) for each in zip(*logits, strict=True)), strict=True)
+    for (_, encoding, allowed), (start, end) in zip(windows, factors, strict=True):
+        own = answers if normalize == "window" else {}
         no_answer = min(no_answer, float(start[0] * end[0]))
         start[0] = end[0] = 0
         for score, first, last in _spans(start, end, count, max_answer_len):
@@ -58,17 +62,18 @@ def answer(
                 continue
             begin, stop = characters(encoding, first, last, context, align_to_words)
             text = context[begin:stop]
-            known = next((entry for entry in answers if entry["answer"].lower() == text.lower()), None)
-            if known:
-                known["score"] += score
-            else:
-                answers.append({"score": score, "start": begin, "end": stop, "answer": text})
+            entry = own.setdefault(text.lower(), {"score": 0.0, "start": begin, "end": stop, "answer": text})
+            entry["score"] += score
+        for text, entry in own.items():
+            if text not in answers or entry["score"] > answers[text]["score"]:
+                answers[text] = entry
+    entries = list(answers.values())
     if handle_impossible_answer:
-        answers.append({"score": no_answer, "start": 0, "end": 0, "answer": ""})
-    answers = sorted(answers, key=lambda entry: -entry["score"])[:top_k]
+        entries.append({"score": no_answer, "start": 0, "end": 0, "answer": ""})
+    best = sorted(entries, key=lambda entry: -entry["score"])[:top_k]
     if cut != question:
-        answers = [{**entry, "question_truncated": True} for entry in answers]
-    return answers[0] if len(answers) == 1 else answers
+        best = [{**entry, "question_truncated": True} for entry in best]
+    return best[0] if len(best) == 1 else best
 
 
 def window_limits(tokenizer: Any, max_seq_len: int | None, doc_stride: int | None) -> tuple[int, int]:
@@ -121,20 +126,27 @@ def _windows(tokenizer: Any, question: str, context: str, limit: int, stride: in
         yield inputs, encoding, allowed & (np.array(encoding.attention_mask) == 1)
 
 
-def _logits(model: Any, inputs: dict[str, list[int]]) -> tuple[Any, Any]:
-    """Start and end logits, float32 [tokens]. The model gets what its forward takes."""
+def _logits(model: Any, inputs: dict[str, list[int]], allowed: Any) -> tuple[Any, Any]:
+    """Start and end logits, float32 [tokens], -10000 where not allowed. The model gets what its forward takes."""
     taken = inspect.signature(model.forward).parameters
     batch = {name: torch.tensor([ids], device=model.device) for name, ids in inputs.items() if name in taken}
     with torch.inference_mode():
         output = model(**batch)
-    start, end = output.start_logits, output.end_logits
-    return start[0].float().cpu().numpy(), end[0].float().cpu().numpy()
+    start, end = (logits[0].float().cpu().numpy() for logits in (output.start_logits, output.end_logits))
+    return np.where(allowed, start, -10000.0), np.where(allowed, end, -10000.0)
 
 
-def _probabilities(logits: Any, allowed: Any) -> Any:
-    """The softmax over the allowed tokens; 0 for the others."""
-    masked = np.where(allowed, logits, -10000.0)
-    exponents = np.exp(masked - masked.max())
+def _factors(logits: Any, normalize: str) -> list[Any]:
+    """The factors of scores for each window [tokens]: a softmax over it, or over all; with "none", exponentials."""
+    if normalize == "none":
+        return [np.exp(window.astype(float)) for window in logits]
+    if normalize == "window":
+        return [_softmax(window) for window in logits]
+    return np.split(_softmax(np.concatenate(logits)), np.cumsum([len(window) for window in logits])[:-1])
+
+
+def _softmax(logits: Any) -> Any:
+    exponents = np.exp(logits - logits.max())
     return exponents / exponents.sum()
 
 

@@ -92,7 +92,6 @@ class _Paths:
     async def infer(self, request: Request) -> Response:
         served = self._service.served(request.path_params["name"])
         asked = open_inference.read(await self._body(request), self._settings.max_characters)
-        protocol.require_known(asked.parameters, protocol.PARAMETERS, "parameters")
         results = await self._results(request, served, asked.pairs, served.model.parameters(asked.parameters))
         model = {"model_name": served.name, "model_version": served.model.digest}
         return JSONResponse(open_inference.response(asked, results, model))

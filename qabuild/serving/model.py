@@ -16,9 +16,8 @@ from qabuild.artifact.manifest import CACHE, Artifact
 from qabuild.artifact.validation import unverified
 from qabuild.errors import QABuildError
 from qabuild.qa.pipeline.inputs import Pair
-from qabuild.qa.pipeline.parameters import AUTO, COUNTS, FLAGS, Parameters
+from qabuild.qa.pipeline.parameters import Parameters
 from qabuild.qa.pipeline.results import Result
-from qabuild.serving.protocol import BATCHING
 from qabuild.serving.refusal import Refusal
 from qabuild.system.reporter import Reporter
 from qabuild.system.sealed import MANIFEST
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
     from qabuild.artifact.signature import Signer
     from qabuild.qa.pipeline import QuestionAnsweringPipeline
 
-LIMITS: Mapping[str, int] = {**dict.fromkeys(COUNTS.keys() - BATCHING, 4096), "top_k": 100}
-"""Largest values of a request: time and memory grow with them."""
 WARM_UP: Sequence[Pair] = (
     ("Who built the mill?", "Ann Vole built the mill in 1871."),
     ("Who built the mill?", "Ann Vole built the mill in 1871. " * 100),  # several windows
@@ -63,19 +60,13 @@ class Model:
         return self._stats != _stats(self._stats)
 
     def parameters(self, named: Mapping[str, Any]) -> Parameters:
-        """The parameters of a request that names these. Raises Refusal."""
-        for name, value in named.items():
-            self._require_type(name, value)
-        for name, limit in LIMITS.items():
-            if (named.get(name) or 0) > limit:
-                raise Refusal(422, f"{name}: {named[name]} is more than this server allows ({limit})")
+        """The parameters of a request that names these, with values that are allowed. Raises Refusal."""
         try:
             self._pipeline.check(**named)
             parameters = self._defaults.updated(named)
         except (TypeError, ValueError) as error:
             raise Refusal(422, str(error)) from None
-        if {"doc_stride", "max_seq_len"} & named.keys():
-            self._require_few_windows(parameters)
+        self._require_few_windows(parameters)
         return parameters
 
     def answer(self, pairs: Sequence[Pair], parameters: Parameters) -> list[Result | list[Result]]:
@@ -91,20 +82,11 @@ class Model:
                 raise QABuildError("the model's scores are not finite")
         return results
 
-    def _require_type(self, name: str, value: Any) -> None:
-        """Raise Refusal unless the value has the JSON type of the parameter; null leaves it as it is.
-
-        In Python, flags are numbers, and a pipeline takes one for the other.
-        """
-        expected = int if name in COUNTS else bool if name in FLAGS else None
-        is_auto = name == "align_to_words" and value == AUTO
-        if expected and value is not None and type(value) is not expected and not is_auto:
-            raise Refusal(422, f"{name}: give {'a whole number' if expected is int else 'true or false'}")
-
     def _require_few_windows(self, parameters: Parameters) -> None:
-        """With a stride of almost a window, a context has a window for every token."""
-        cut = parameters.cut(self._pipeline.tokenizer)
-        if cut.doc_stride > cut.max_seq_len // 2:
+        """With a stride of almost a window, a context has a window for every token: an artifact may be sealed so."""
+        cut, own = (each.cut(self._pipeline.tokenizer) for each in (parameters, self._defaults))
+        is_own = (cut.doc_stride, cut.max_seq_len) == (own.doc_stride, own.max_seq_len)
+        if cut.doc_stride > cut.max_seq_len // 2 and not is_own:
             raise Refusal(422, f"doc_stride: {cut.doc_stride} is more than half of max_seq_len ({cut.max_seq_len})")
 
 

@@ -12,11 +12,18 @@ from typing import Any
 
 from qabuild.qa.pipeline.inputs import Pair
 from qabuild.qa.pipeline.results import Result
+from qabuild.serving import request_parameters
 from qabuild.serving.protocol import TEXTS, read_object, require_known, require_text
 from qabuild.serving.refusal import Refusal
+from qabuild.serving.request_parameters import Count, require_allowed
 
 FIELDS = ("id", "parameters", "inputs", "outputs")
 TENSOR_FIELDS = ("name", "shape", "datatype", "data", "parameters")
+OUTPUT_FIELDS = ("name", "parameters")
+PARAMETERS: request_parameters.Allowed = {
+    **request_parameters.PARAMETERS,
+    "top_k": Count(1, 1, "tensors hold one answer to each question, POST /answer gives several"),
+}
 OUTPUTS: Mapping[str, tuple[str, Callable[[Result], Any]]] = {
     "answer": ("BYTES", lambda result: result["answer"]),
     "score": ("FP64", lambda result: result["score"]),
@@ -44,8 +51,8 @@ def read(body: bytes, max_characters: int) -> Inference:
     parameters = document.get("parameters", {})
     if not isinstance(parameters, dict):
         raise Refusal(422, "parameters: not an object")
-    if parameters.get("top_k") not in (None, 1):
-        raise Refusal(422, "parameters.top_k: tensors hold one answer to each question; POST /answer gives several")
+    require_known(parameters, PARAMETERS, "parameters")
+    require_allowed(parameters, PARAMETERS, "parameters.")
     if not isinstance(document.get("id", ""), str):
         raise Refusal(422, "id: not a string")
     inputs = document.get("inputs")
@@ -114,6 +121,8 @@ def _outputs(wanted: Any) -> Sequence[str]:
     """Names of the outputs that the response holds: all, if none is named. Raises Refusal."""
     if not isinstance(wanted, list) or not all(isinstance(output, dict) for output in wanted):
         raise Refusal(422, "outputs: give a list of objects")
+    for index, output in enumerate(wanted):
+        require_known(output, OUTPUT_FIELDS, f"outputs[{index}]")
     names = [output.get("name") for output in wanted]
     if unknown := [name for name in names if not isinstance(name, str) or name not in OUTPUTS]:
         raise Refusal(422, f"outputs: {unknown[0]!r} is unknown; known are {', '.join(OUTPUTS)}")

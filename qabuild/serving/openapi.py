@@ -6,10 +6,10 @@ import json
 from html import escape
 from typing import Any
 
-from qabuild.qa.pipeline.parameters import AUTO, CHOICES, COUNTS, FLAGS
-from qabuild.serving.model import LIMITS
+from qabuild.serving import open_inference
 from qabuild.serving.open_inference import OUTPUTS
-from qabuild.serving.protocol import PARAMETERS, TEXTS
+from qabuild.serving.protocol import TEXTS
+from qabuild.serving.request_parameters import PARAMETERS, schemas
 from qabuild.serving.settings import Settings
 from qabuild.system.version import VERSION
 
@@ -99,8 +99,8 @@ def _json(schema: str) -> dict[str, Any]:
 def _schemas(settings: Settings) -> dict[str, Any]:
     text = {"type": "string", "minLength": 1, "maxLength": settings.max_characters}
     texts = dict.fromkeys(TEXTS, text)
-    parameters = {name: _parameter(name) for name in PARAMETERS}
-    common = {"model": {"type": "string", "description": "Name of an artifact; needed if there are several."}}
+    model = {"type": ["string", "null"], "description": "Name of an artifact; needed if there are several."}
+    common = {"model": model, **schemas(PARAMETERS)}
     answer = {
         "type": "object",
         "properties": {
@@ -113,16 +113,17 @@ def _schemas(settings: Settings) -> dict[str, Any]:
         "required": ["answer", "score", "start", "end"],
     }
     result = {"oneOf": [_ref("Answer"), {"type": "array", "items": _ref("Answer"), "description": "With a top_k."}]}
-    tensor = {
-        "type": "object",
-        "properties": {
+    tensor = _object(
+        {
             "name": {"enum": list(TEXTS)},
-            "shape": {"type": "array", "items": {"type": "integer"}},
+            "shape": {"type": "array", "items": {"type": "integer", "minimum": 0}, "maxItems": 2},
             "datatype": {"const": "BYTES"},
-            "data": {"type": "array", "items": text},
+            "data": {"type": "array", "description": "Strings; with a dimension of 1, they may be nested in lists."},
+            "parameters": {"description": "Without effect."},
         },
-        "required": ["name", "shape", "datatype", "data"],
-    }
+        ["name", "shape", "datatype", "data"],
+    )
+    output = _object({"name": {"enum": list(OUTPUTS)}, "parameters": {"description": "Without effect."}}, ["name"])
     items = {"type": "array", "items": _object(texts, TEXTS), "maxItems": settings.max_queue}
     return {
         "Object": {"type": "object"},
@@ -131,8 +132,8 @@ def _schemas(settings: Settings) -> dict[str, Any]:
         "Result": result,
         "Asked": {
             "oneOf": [
-                _object({**texts, **common, **parameters}, TEXTS),
-                _object({"items": items, **common, **parameters}, ["items"]),
+                _object({**texts, **common}, TEXTS),
+                _object({"items": items, **common}, ["items"]),
             ]
         },
         "Answered": {
@@ -142,21 +143,12 @@ def _schemas(settings: Settings) -> dict[str, Any]:
             {
                 "id": {"type": "string"},
                 "inputs": {"type": "array", "items": tensor},
-                "outputs": {"type": "array", "items": _object({"name": {"enum": list(OUTPUTS)}}, ["name"])},
-                "parameters": _object(parameters, []),
+                "outputs": {"type": "array", "items": output},
+                "parameters": _object(schemas(open_inference.PARAMETERS), []),
             },
             ["inputs"],
         ),
     }
-
-
-def _parameter(name: str) -> dict[str, Any]:
-    if name in COUNTS:
-        limit = {"maximum": LIMITS[name]} if name in LIMITS else {}
-        return {"type": "integer", "minimum": COUNTS[name], **limit}
-    if name in FLAGS:
-        return {"enum": [False, True, AUTO]} if name == "align_to_words" else {"type": "boolean"}
-    return {"enum": list(CHOICES[name])}
 
 
 def _object(properties: Any, required: Any) -> dict[str, Any]:

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from qabuild.qa.pipeline.inputs import Pair
-from qabuild.qa.pipeline.parameters import Parameters
 from qabuild.serving.refusal import Refusal
+from qabuild.serving.request_parameters import PARAMETERS, require_allowed
 
-BATCHING = frozenset({"batch_size", "batch_tokens", "padding"})
-"""Parameters of a pipeline that do not change what is answered; the server chooses them."""
-PARAMETERS = tuple(sorted({field.name for field in fields(Parameters)} - BATCHING))
 TEXTS = ("question", "context")
 FIELDS = (*TEXTS, "items", "model", *PARAMETERS)
 
@@ -26,7 +23,7 @@ class Request:
     is_list: bool
     """Whether they were asked as `items`, and are answered by a list."""
     parameters: Mapping[str, Any]
-    """Parameters of the pipeline; their values are not checked yet."""
+    """Parameters of the pipeline, with values that some models take."""
     model: str | None = None
 
 
@@ -47,6 +44,7 @@ def read(body: bytes, max_characters: int) -> Request:
     if model is not None and not isinstance(model, str):
         raise Refusal(422, "model: give the name of an artifact")
     parameters = {name: document[name] for name in PARAMETERS if name in document}
+    require_allowed(parameters, PARAMETERS)
     return Request(pairs=pairs, is_list=is_list, parameters=parameters, model=model)
 
 

@@ -43,7 +43,7 @@ def listen(settings: Settings) -> socket.socket:
     return listener
 
 
-def serve(
+async def serve(
     sources: Mapping[str, str],
     load: Callable[[str], Model],
     settings: Settings,
@@ -57,17 +57,6 @@ def serve(
     `load` loads an artifact; `ready` is called when all of them are. Raises what `load` raises. Once it stops, SIGINT
     ends the process at once.
     """
-    asyncio.run(_serve(sources, load, settings, listener, reporter, ready))
-
-
-async def _serve(
-    sources: Mapping[str, str],
-    load: Callable[[str], Model],
-    settings: Settings,
-    listener: socket.socket,
-    reporter: Reporter,
-    ready: Callable[[], None],
-) -> None:
     from qabuild.serving import app
     from qabuild.serving.connections import Server
     from qabuild.serving.metrics import Metrics

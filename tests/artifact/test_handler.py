@@ -62,6 +62,7 @@ INVALID: tuple[tuple[Mapping[str, Any], str], ...] = (
     ({"inputs": QUESTION, "parameters": {"doc_stride": 1e9}}, "doc_stride"),
     ({"inputs": QUESTION, "parameters": {"max_seq_len": 0.5}}, "max_seq_len is 0.5"),
     ({"inputs": QUESTION, "parameters": {"align_to_words": "yes"}}, "align_to_words is 'yes'"),
+    ({"inputs": QUESTION, "parameters": {"normalize": "all"}}, "normalize is 'all'; give one of window, context, none"),
 )
 
 # Runs the two snippets of a card, then the handler of the artifact that the first downloaded.

@@ -16,7 +16,8 @@ from server import Server
 
 import qabuild
 from qabuild.qa import sample
-from qabuild.serving.protocol import FIELDS, PARAMETERS
+from qabuild.serving.protocol import FIELDS
+from qabuild.serving.request_parameters import PARAMETERS
 
 QUESTION = {"question": "Who built the mill?", "context": "Ann Vole built the mill in 1871."}
 OTHER = {"question": "When was the mill built?", "context": "Ann Vole built the mill in 1871. " * 60}
@@ -93,18 +94,18 @@ INVALID: tuple[tuple[Any, int, str], ...] = (
     ({**QUESTION, "context": "x" * 1_000_000}, 413, "context: 1000000 characters; this server takes 100000"),
     ({**QUESTION, "topk": 2}, 422, "topk: unknown field; known are question, context"),
     ({**QUESTION, "batch_size": 2}, 422, "batch_size: unknown field"),
-    ({**QUESTION, "top_k": 0}, 422, "top_k parameter should be >= 1"),
+    ({**QUESTION, "top_k": 0}, 422, "top_k: give a whole number from 1 to 100"),
     ({**QUESTION, "top_k": "3"}, 422, "top_k: give a whole number"),
     ({**QUESTION, "top_k": True}, 422, "top_k: give a whole number"),
-    ({**QUESTION, "top_k": 1.0}, 422, "top_k: give a whole number"),
-    ({**QUESTION, "handle_impossible_answer": 1}, 422, "handle_impossible_answer: give true or false"),
-    ({**QUESTION, "top_k": 101}, 422, "top_k: 101 is more than this server allows (100)"),
-    ({**QUESTION, "max_answer_len": 10**40}, 422, "max_answer_len: "),
+    ({**QUESTION, "top_k": 1.5}, 422, "top_k: give a whole number"),
+    ({**QUESTION, "handle_impossible_answer": 1}, 422, "handle_impossible_answer: give false or true"),
+    ({**QUESTION, "top_k": 101}, 422, "top_k: give a whole number from 1 to 100"),
+    ({**QUESTION, "max_answer_len": 10**40}, 422, "max_answer_len: give a whole number from 1 to 4096"),
     ({**QUESTION, "doc_stride": 2.5}, 422, "doc_stride: give a whole number"),
     ({**QUESTION, "doc_stride": 250}, 422, "doc_stride: 250 is more than half of max_seq_len"),
     ({**QUESTION, "max_seq_len": 4000}, 422, "is more than the model reads"),
-    ({**QUESTION, "align_to_words": "yes"}, 422, "align_to_words"),
-    ({**QUESTION, "normalize": ["window"]}, 422, "normalize must be one of"),
+    ({**QUESTION, "align_to_words": "yes"}, 422, "align_to_words: give false, true or auto"),
+    ({**QUESTION, "normalize": ["window"]}, 422, "normalize: give window, context or none"),
     ({**QUESTION, "model": 3}, 422, "model: give the name of an artifact"),
     ({**QUESTION, "model": "gone"}, 404, "no such model; this server has tiny"),
     ({**QUESTION, "items": []}, 422, "question: give `items`, or"),
@@ -146,7 +147,7 @@ SETTINGS = st.none() | st.booleans() | st.integers(-1, 5000) | st.floats() | st.
 REQUESTS = (
     VALUES
     | st.dictionaries(st.sampled_from(FIELDS), VALUES)
-    | st.builds(lambda chosen: {**QUESTION, **chosen}, st.dictionaries(st.sampled_from(PARAMETERS), SETTINGS))
+    | st.builds(lambda chosen: {**QUESTION, **chosen}, st.dictionaries(st.sampled_from(sorted(PARAMETERS)), SETTINGS))
     | st.builds(lambda items: {"items": items}, st.lists(st.just(QUESTION) | VALUES, max_size=3))
 )
 
@@ -264,11 +265,13 @@ INVALID_TENSORS: tuple[tuple[Any, str], ...] = (
     ({"inputs": [tensor("question", "x", extra=1)]}, "inputs[0].extra: unknown field"),
     ({"inputs": ["x"]}, "inputs[0]: not an object"),
     ({"inputs": TENSORS, "id": 3}, "id: not a string"),
-    ({"inputs": TENSORS, "parameters": {"top_k": 2}}, "parameters.top_k"),
+    ({"inputs": TENSORS, "parameters": {"top_k": 2}}, "parameters.top_k: give 1; tensors hold one answer"),
+    ({"inputs": TENSORS, "parameters": {"normalize": "all"}}, "parameters.normalize: give window, context or none"),
     ({"inputs": TENSORS, "parameters": {"topk": 1}}, "parameters.topk: unknown field"),
     ({"inputs": TENSORS, "parameters": []}, "parameters: not an object"),
     ({"inputs": TENSORS, "outputs": [{"name": "text"}]}, "outputs: 'text' is unknown; known are answer"),
     ({"inputs": TENSORS, "outputs": ["answer"]}, "outputs: give a list of objects"),
+    ({"inputs": TENSORS, "outputs": [{"name": "answer", "shape": [2]}]}, "outputs[0].shape: unknown field"),
 )
 
 

@@ -9,25 +9,11 @@ from dataclasses import dataclass, fields, replace
 from numbers import Real
 from typing import Any, Literal
 
+from qabuild.qa.parameter_values import CHOICES, COUNTS
 from qabuild.qa.pipeline.windows import Cut
 
-COUNTS = {
-    "top_k": 1,
-    "doc_stride": 0,
-    "max_answer_len": 1,
-    "max_seq_len": 1,
-    "max_question_len": 1,
-    "batch_size": 1,
-    "batch_tokens": 1,
-}
-"""Integer parameters and their minimum values."""
-FLAGS = ("handle_impossible_answer", "align_to_words")
-AUTO: Literal["auto"] = "auto"
-"""Of `align_to_words`: aligned, but a token that holds a character of a script without spaces is a word by itself."""
-CHOICES: dict[str, tuple[bool | str, ...]] = {
-    "normalize": ("window", "context", "none"),
-    "padding": (False, True, "do_not_pad", "longest", "max_length"),
-}
+FLAGS = ("align_to_words", "handle_impossible_answer")
+"""Parameters in which numbers count as flags."""
 MAX_SPANS_AT_ONCE = 1 << 18
 """Spans held for questions answered together, counted as if every question had one window."""
 
@@ -55,11 +41,11 @@ class Parameters:
         for name in COUNTS:
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, _count(name, getattr(self, name)))
-        for name in FLAGS:
-            object.__setattr__(self, name, _flag(name, getattr(self, name)))
         for name, choices in CHOICES.items():
             value = getattr(self, name)
-            if not isinstance(value, bool | str) or value not in choices:
+            if name in FLAGS:
+                object.__setattr__(self, name, _flag(name, value))
+            elif not isinstance(value, bool | str) or value not in choices:
                 raise ValueError(f"{name} must be one of {choices} (got {value!r})")
 
     def updated(self, named: Mapping[str, Any], others: Iterable[str] = ()) -> Parameters:
@@ -131,8 +117,8 @@ def _count(name: str, value: Any) -> int:
 
 
 def _flag(name: str, value: Any) -> bool | str:
-    if name == "align_to_words" and isinstance(value, str) and value == AUTO:
-        return AUTO
+    if isinstance(value, str) and value in CHOICES[name]:
+        return value
     number = _number(value)
     if number is None:
         raise TypeError(f"{name} parameter should be True or False (got {value!r})")

@@ -23,6 +23,8 @@ from qabuild.artifact import handler
 from qabuild.errors import BadTarget, UntrustedInput
 from qabuild.publishing.layouts import wheel
 
+pytestmark = pytest.mark.both_lines
+
 QUESTION = {"question": "Who built the mill?", "context": "Ann Vole built the mill in 1871."}
 
 

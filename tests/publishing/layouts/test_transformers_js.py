@@ -28,6 +28,8 @@ from qabuild.publishing.layouts import transformers_js
 from qabuild.qa import sample
 from qabuild.qa.squad_metric import normalise
 
+pytestmark = pytest.mark.both_lines
+
 HERE = Path(__file__).parent
 
 TARGET = """

@@ -22,6 +22,8 @@ import triton_python_backend_utils as triton
 
 from qabuild.serving.triton import TritonPythonModel
 
+pytestmark = pytest.mark.both_lines
+
 TARGET = '[checkpoint]\nmodel = "sample"\n[backend]\nname = "onnxruntime"\n[verify]\ndataset = "sample"\nsamples = 4\n'
 LONG = "The old bridge was repaired by Alma Serin in 1871. " * 40
 QUESTIONS = [
