@@ -95,24 +95,10 @@ def test_a_step_has_its_node_or_its_share_of_it_for_itself(node, gpus, expected)
 
 
 def test_what_a_node_has_else_is_said_in_words():
-    ours = {
-        "compile": "k1",
-        "package torch": "2.13.0",
-        "machine.cores": 8,
-        "code": "a",
-        "verify.dataset": "d",
-        "same": 1,
-    }
-    theirs = {
-        "compile": "k2",
-        "package torch": "2.12.0",
-        "machine.cores": 4,
-        "code": "b",
-        "verify.dataset": "e",
-        "same": 1,
-    }
+    ours = {"compile": "k1", "package torch": "2.13.0", "machine.cores": 8, "code": "a", "verify.dataset": "d"}
+    theirs = {"compile": "k2", "package torch": "2.12.0", "machine.cores": 4, "code": "b", "verify.dataset": "e"}
     expected = ["torch 2.12.0, not 2.13.0", "machine.cores 4, not 8", "other code of qabuild", "another data set"]
-    assert differences(ours, theirs, {"k1"}) == expected
+    assert differences({**ours, "same": 1}, {**theirs, "same": 1}, {"k1"}) == expected
 
 
 def test_a_node_of_like_kind_has_the_same_inputs(tmp_path):
@@ -161,10 +147,14 @@ class Cluster:
     """The caches, by the names of the nodes."""
     folder: Path
 
-    def run(self, *targets: Path, options: tuple[str, ...] = (), **variables: str) -> subprocess.Popen[str]:
-        engine = ("--engine", "ray", "--address", self.address, "--output", str(self.folder / "artifacts"))
+    def run(
+        self, *targets: Path, options: tuple[str, ...] = (), is_plain: bool = False, **variables: str
+    ) -> subprocess.Popen[str]:
+        """The command, started; with `is_plain`, without the cluster."""
+        engine = () if is_plain else ("--engine", "ray", "--address", self.address)
+        output = ("--output", str(self.folder / "artifacts"))
         return subprocess.Popen(
-            [sys.executable, "-m", "qabuild", "build", *map(str, targets), *engine, *options],
+            [sys.executable, "-m", "qabuild", "build", *map(str, targets), *engine, *output, *options],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -256,7 +246,7 @@ def test_targets_share_their_steps_and_are_those_of_plain_builds(cluster, tmp_pa
     assert {step["key"] for step in steps} == {
         step.key for built in builds.values() for step in built.plan.steps if step.inputs
     }
-    documents, err = finish(cluster.run(*paths, options=("--json", "--engine", "local")[:3], RAY_ADDRESS="none:1"))
+    documents, err = finish(cluster.run(*paths, options=("--json",), is_plain=True))
     assert err.count("nothing to do") == len(paths)
     assert [document["verification"]["passed"] for document in documents] == [True] * 3
 
