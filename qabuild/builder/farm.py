@@ -85,13 +85,13 @@ def make_steps(
     `key` is the file of the remote cache's key. Raises BadTarget where `results` has no remote cache that may be
     written, MissingEnvironment without Ray, QABuildError where no cluster answers. What fails a target is returned.
     """
-    packages.require({"ray": ["ray"]}, "cpu")
     shared = _writable(results.remote)
+    packages.require({"ray": ["ray"]}, "cpu")
     environment = {
         **{remote.URL: _absolute(os.environ.get(remote.URL)), remote.KEY: _absolute(key or os.environ.get(remote.KEY))},
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"),  # Ray sets it, and a plain build has other defaults
     }
-    planner = _Planner(output=output, results=results, remote=shared, compile_only=compile_only)
+    planner = _Planner(output=output, results=results, remote=shared, compile_only=compile_only, reporter=reporter)
     planner.begin(targets)
     if any(ready(planner.plans.values(), planner.done, ())):
         with connected(address) as ray:
@@ -143,6 +143,7 @@ class _Planner:
     results: Store
     remote: Remote
     compile_only: bool
+    reporter: Reporter
     plans: dict[str, Plan] = field(default_factory=dict)
     """Of the targets that have steps to be made and did not fail, by name."""
     last: dict[str, Plan] = field(default_factory=dict)
@@ -164,7 +165,7 @@ class _Planner:
             self._receive(step.key, made.content)
         elif step.key and not self.remote.holds(step.key):
             raise QABuildError(
-                f"{node}: made it, but it is not in the remote cache that this machine sees",
+                "its result is not in the remote cache that this machine sees",
                 "QABUILD_REMOTE_CACHE must name the same place on all nodes and here",
             )
         self.done[step.key or ""] = node, made
@@ -193,6 +194,8 @@ class _Planner:
                 self.give_up(name, error)
 
     def give_up(self, name: str, error: QABuildError | OSError | MemoryError) -> None:
+        message = error.message if isinstance(error, QABuildError) else str(error)
+        self.reporter.say(f"{name}: given up: {message.splitlines()[0]}")
         self.errors[name] = error
         self.plans.pop(name, None)
 
@@ -416,7 +419,6 @@ class _Farm:
                 raise
             if isinstance(error, QABuildError):
                 error.message = f"{step.name} on {node.name}: {error.message}"
-            self.reporter.say(f"{step.name}: failed on {node.name}")
             self.planner.fail(step, error)
 
     def _replace(self, node: _Node, step: PlanStep | None, error: Exception) -> None:
@@ -461,7 +463,9 @@ def _writable(shared: Remote | None) -> Remote:
 
 def _absolute(name: str | Path | None) -> str | None:
     """A path as workers, which have another current folder, can use it; a URL as it is."""
-    return str(name) if name is None or storage.is_url(str(name)) else os.path.abspath(storage.plain(str(name)))
+    if not name:
+        return None
+    return str(name) if storage.is_url(str(name)) else os.path.abspath(storage.plain(str(name)))
 
 
 def _last_line(error: BaseException) -> str:
