@@ -192,7 +192,8 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[
     caches = {name: tmp_path_factory.mktemp(name) for name in ("left", "right")}
     cluster = RayCluster()
     for name, cache in caches.items():
-        cluster.add_node(num_cpus=1, node_name=name, include_dashboard=False, env_vars={"QABUILD_CACHE": str(cache)})
+        variables = {"QABUILD_CACHE": str(cache), "RAY_worker_niceness": "0"}  # else all other tests come first
+        cluster.add_node(num_cpus=1, node_name=name, include_dashboard=False, env_vars=variables)
     yield cluster.address, caches
     cluster.shutdown()
 
