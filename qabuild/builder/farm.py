@@ -42,7 +42,7 @@ MAX_DEATHS = 3
 """Workers that may die of one step."""
 PATIENCE = 10.0
 """Seconds without any news after which the cluster is looked at again."""
-GRACE = 10.0
+GRACE = 20.0
 """Seconds that an interruption gives workers to end a step and its lease."""
 
 
