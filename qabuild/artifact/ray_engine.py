@@ -15,12 +15,12 @@ from typing import Any
 from qabuild.artifact.artifact_ref import ArtifactRef
 from qabuild.artifact.load import damage_explained, require_verified
 from qabuild.artifact.manifest import Artifact
-from qabuild.artifact.ray_cluster import connected, resources
 from qabuild.errors import MissingEnvironment, QABuildError
 from qabuild.qa.bulk.part_writer import PartWriter
 from qabuild.qa.bulk.parts import Part
 from qabuild.qa.bulk.tally import Tally
 from qabuild.system import packages
+from qabuild.system.ray_cluster import connected, get, resources
 from qabuild.system.reporter import Advance, Reporter
 from qabuild.system.version import VERSION
 
@@ -125,7 +125,7 @@ class _Pool:
                 result = self._next()
                 worker, part = self.running.pop(result)
                 try:
-                    tally = self._get(result)
+                    tally = get(self.ray, result)
                 except RayError as error:
                     self._replace(worker, part, error)
                     continue
@@ -159,17 +159,6 @@ class _Pool:
                 return ready[0]
             if not any(part for _, part in self.running.values()):
                 self.reporter.say("no worker is ready: the cluster starts one when it has the CPUs and GPUs for it")
-
-    def _get(self, result: Any) -> Any:
-        """The result; raises what the worker raised, if a user can mend it, else Ray's error with its traceback."""
-        from ray.exceptions import RayTaskError
-
-        try:
-            return self.ray.get(result)
-        except RayTaskError as error:
-            if isinstance(error.cause, (QABuildError, OSError, MemoryError)):
-                raise error.cause from error
-            raise RuntimeError("a worker of Ray failed") from error
 
     def _replace(self, worker: Any, part: Part | None, error: Exception) -> None:
         """Start a worker in place of one that died; its part is the next to be made.

@@ -72,13 +72,13 @@ def build(
     target = target if isinstance(target, Target) else lock.load(target, locked=locked)
     store = results or open_store(offline=offline, reporter=reporter)
     goal = Path(output) / target.name
-    _require_machine(target, compile_only)
+    require_machine(target, compile_only)
     staging.require_ours(goal)
     name = plans.history_name(target, goal.parent)
     with store.lock(name, wait=False, what=str(goal)), staging.disk_explained(goal.parent):
         staging.clean_up(goal)
         plan = plans.current(target, store, name, offline=offline)
-        if built := _already_built(goal, plan, store, compile_only):
+        if built := already_built(goal, plan, store, compile_only):
             reporter.say(f"{goal}: nothing to do")
             return built
         # Only now: a build with nothing to do is over before they are imported.
@@ -90,7 +90,7 @@ def build(
             leakage.refuse_leakage(target, offline=offline)
         plan = execution.make_checkpoint(plan)
         with staging.staged(goal) as stage:
-            artifact = execution.assemble(plan, stage, {**_target_facts(plan), "qabuild": VERSION})
+            artifact = execution.assemble(plan, stage, sealed_facts(plan))
             verification = None if compile_only else execution.verify(artifact, plan)
             store.remember(name, {step.name: step.key for step in plan.steps if step.key and step.inputs})
             directory = staging.promote(stage, goal, passed=verification is None or verification.passed)
@@ -115,21 +115,27 @@ def train(
     store = results or open_store(offline=offline, reporter=reporter)
     if not isinstance(target.origin, Derived):
         raise BadTarget(f"{target.name}: trains nothing", "give it a table [train], or build it")
-    _require_machine(target, compile_only=True)
+    require_machine(target, compile_only=True)
     name = plans.history_name(target, store.root)
     execution = Execution(store=store, name=name, offline=offline, reporter=reporter)
     plan = execution.make_checkpoint(plans.current(target, store, name, offline=offline))
     return require_checkpoint(plan.checkpoint)
 
 
-def _require_machine(target: Target, compile_only: bool) -> None:
+def sealed_facts(plan: Plan) -> Mapping[str, Any]:
+    """What the manifest says of the target and of who builds it."""
+    return {**_target_facts(plan), "qabuild": VERSION}
+
+
+def require_machine(target: Target, compile_only: bool) -> None:
+    """Raise MissingEnvironment where this machine lacks what building `target` takes."""
     if compile_only:
         packages.require(requirements(target), "cpu")
     else:
         packages.refuse(missing(target))
 
 
-def _already_built(goal: Path, plan: Plan, store: Store, compile_only: bool) -> Built | None:
+def already_built(goal: Path, plan: Plan, store: Store, compile_only: bool) -> Built | None:
     """The artifact under its final name, if it is whole, is what the plan would make, and has passed.
 
     Evidence that does not hold, or whose measurement is neither of this machine nor in the store, is no result.

@@ -47,21 +47,20 @@ class Execution:
         meanwhile, so that what was made is not what the plan asks for now.
         """
         for number in range(len(plan.facts.derivations)):
-            derivation = plan.facts.derivations[number]
-            label = f"{derivation.label}{derivation.derived.stage}"
-            last = plan.step(label)
-            if last.cached and self.store.find_intact(last.key or ""):
-                self.reporter.say(f"{last.name}: cached ({last.reason})")
-                continue
-            if not (last.key and self.store.fetch(last.name, last.key)):  # else what leads to it is not needed
-                self._carry_out_stage(derivation, plan)
-            plan = plans.current(plan.target, self.store, self.name, offline=self.offline)
-            if not plan.step(label).cached:
-                raise QABuildError(
-                    f"{label}: qabuild, a package or the data changed while it was made",
-                    "run it again, and update nothing meanwhile; its result is kept for the earlier versions",
-                )
+            plan = self._make_stage(plan, number)
         return plan
+
+    def make_step(self, plan: Plan, name: str, key: str) -> Entry:
+        """The result of one step that leads to the artifact, and of those that it follows.
+
+        Raises QABuildError where the step has another key than `key`.
+        """
+        stages = iter(range(len(plan.facts.derivations)))
+        while plan.step(name).key != key and (number := next(stages, None)) is not None:
+            plan = self._make_stage(plan, number)
+        if plan.step(name).key != key:
+            raise changed(name)
+        return self._result(plan, name)
 
     def assemble(self, plan: Plan, stage: Path, facts: Mapping[str, Any]) -> Artifact:
         """What was compiled and what the checkpoint answers, in the sealed folder `stage`.
@@ -92,14 +91,40 @@ class Execution:
 
     def verify(self, artifact: Artifact, plan: Plan) -> Verification:
         """Measure what was staged, or take a measurement of the very same files from the store, and judge it."""
+        entry = self.measure(artifact, plan)
+        verification = judge(artifact, measured.read(entry), plan.target.verify.gates, entry.key)
+        write_evidence(verification, artifact.directory)
+        return verification
+
+    def measure(self, artifact: Artifact, plan: Plan) -> Entry:
+        """The measurement of what was staged, made now or, of the very same files, from the store."""
         (step,) = of_stage(VERIFICATION)
         planned = plan.step(step.name)
         if planned.key and (entry := self.store.find(planned.key)) and not measured.is_of(entry, artifact):
             self.store.drop(planned.key)
-        entry = self._carry_out(step, planned, plan.target, plan.facts, {}, artifact)
-        verification = judge(artifact, measured.read(entry), plan.target.verify.gates, planned.key)
-        write_evidence(verification, artifact.directory)
-        return verification
+        return self._carry_out(step, planned, plan.target, plan.facts, {}, artifact)
+
+    def _make_stage(self, plan: Plan, number: int) -> Plan:
+        """Make the checkpoint of one stage, unless it is cached. Returns the plan in which it is known."""
+        derivation = plan.facts.derivations[number]
+        label = f"{derivation.label}{derivation.derived.stage}"
+        last = plan.step(label)
+        if last.cached and self.store.find_intact(last.key or ""):
+            self.reporter.say(f"{last.name}: cached ({last.reason})")
+            return plan
+        if not (last.key and self.store.fetch(last.name, last.key)):  # else what leads to it is not needed
+            self._carry_out_stage(derivation, plan)
+        plan = plans.current(plan.target, self.store, self.name, offline=self.offline)
+        if not plan.step(label).cached:
+            raise changed(label)
+        return plan
+
+    def _result(self, plan: Plan, name: str) -> Entry:
+        """The result of one step, once those that it follows are made."""
+        planned = plan.step(name)
+        step, target, facts = _work(plan, name)
+        results = {_work(plan, each.name)[0].name: self._result(plan, each.name) for each in plan.before(planned)}
+        return self._carry_out(step, planned, target, facts, results)
 
     def _carry_out_stage(self, derivation: Derivation, plan: Plan) -> None:
         results: dict[str, Entry] = {}
@@ -181,6 +206,23 @@ class Execution:
     def _record_of(self, derivation: Derivation) -> Mapping[str, Any]:
         entry = self.store.find(derivation.key or "")
         return entry.record if entry else {}
+
+
+def _work(plan: Plan, name: str) -> tuple[Step, Target, Facts]:
+    """The step of that name in the plan, its target, and the facts as it sees them."""
+    for derivation in plan.facts.derivations:
+        for step in of_stage(derivation.derived.stage):
+            if f"{derivation.label}{step.name}" == name:
+                return step, derivation.derived.target, derivation.facts
+    return next(step for step in of_stage(ARTIFACT) if step.name == name), plan.target, plan.facts
+
+
+def changed(name: str) -> QABuildError:
+    """The error for a step whose key is no longer what the plan says."""
+    return QABuildError(
+        f"{name}: qabuild, a package or the data changed while it was made",
+        "run it again, and update nothing meanwhile; its result is kept for the earlier versions",
+    )
 
 
 def _described(checkpoint: Checkpoint) -> dict[str, Any]:

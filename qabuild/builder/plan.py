@@ -77,6 +77,12 @@ class Plan:
     def step(self, name: str) -> PlanStep:
         return next(step for step in self.steps if step.name == name)
 
+    def before(self, step: PlanStep) -> list[PlanStep]:
+        """The steps that it follows: its inputs hold their keys. What is verified is made of the results of all."""
+        keys = list(step.inputs.values())
+        others = (each for each in self.steps if each.inputs and each.name != step.name)
+        return [each for each in others if step.name == "verify" or each.key in keys]
+
     def to_dict(self) -> dict[str, Any]:
         return {
             "target": self.target.name,
@@ -179,11 +185,11 @@ def describe_changes(old: Inputs, new: Inputs, steps: set[str], maker: str | Non
         elif name.startswith("package "):
             changes.append(f"{name.removeprefix('package ')} {was or '(none)'} became {now or '(none)'}")
         else:
-            changes.append(f"{name}: {_word(was)} became {_word(now)}")
+            changes.append(f"{name}: {word(was)} became {word(now)}")
     return changes
 
 
-def _word(value: Any) -> str:
+def word(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return ", ".join(map(str, value)) or "none"
     return "unset" if value is None else str(value)

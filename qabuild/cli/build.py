@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ from qabuild.errors import BadTarget, QABuildError
 
 if TYPE_CHECKING:
     from qabuild.builder.build import Built
+    from qabuild.builder.farm import Farmed
     from qabuild.builder.plan import PlanStep
     from qabuild.target.model import Target
 
@@ -44,6 +46,14 @@ if TYPE_CHECKING:
 )
 @click.option("--publish", "then_publish", is_flag=True, help="Publish what passes to its target's publish.repo.")
 @click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="Make the steps here, or on the nodes of a Ray cluster.",
+)
+@click.option("--address", help="Ray cluster, as HOST:PORT; by default RAY_ADDRESS, or Ray starts here.")
+@click.option(
     "--remote-cache-key",
     metavar="FILE",
     type=click.Path(path_type=Path),
@@ -58,13 +68,16 @@ def build(
     offline: bool,
     compile_only: bool,
     then_publish: bool,
+    engine: str,
+    address: str | None,
     remote_cache_key: Path | None,
     console: Console,
 ) -> None:
     """Build and verify each TARGET.
 
     An artifact that passes its verification goes to OUTPUT/NAME. One that fails goes to OUTPUT/NAME.failed, and an
-    earlier OUTPUT/NAME stays as it was.
+    earlier OUTPUT/NAME stays as it was. With --engine ray, the nodes of a cluster make the steps of all targets, and
+    share their results through the remote cache.
 
     The environment variable QABUILD_REMOTE_CACHE names a remote cache of step results, and QABUILD_REMOTE_CACHE_KEY the
     key of its signatures.
@@ -72,7 +85,13 @@ def build(
     from qabuild.models.training import distributed
     from qabuild.target.lock import load_all
 
+    if address and engine != "ray":
+        raise click.UsageError("--address needs --engine ray")
+    if engine == "ray" and offline:
+        raise click.UsageError("--engine ray cannot be combined with --offline: nodes share results over the network")
     ranks = distributed.current()
+    if engine == "ray" and ranks.count > 1:
+        raise click.UsageError("--engine ray cannot be combined with torchrun or accelerate launch")
     if ranks.rank > 0:
         ranks.follow()
         return
@@ -87,20 +106,37 @@ def build(
 
     results = open_store(key=remote_cache_key, offline=offline, reporter=console)
 
+    farmed: Farmed | None = None
+    if engine == "ray":
+        from qabuild.builder.farm import make_steps
+
+        farmed = make_steps(
+            loaded,
+            output,
+            results,
+            address=address,
+            key=remote_cache_key,
+            compile_only=compile_only,
+            reporter=console,
+        )
+
+    def build_one(target: Target) -> Built:
+        if farmed and target.name in farmed.errors:
+            raise farmed.errors[target.name]
+        return build_target(
+            target, output, compile_only=compile_only, offline=offline, results=results, reporter=console
+        )
+
     def attempt(target: Target) -> Outcome:
         if len(loaded) > 1:
             console.say(f"== {target.name}")
-        built = attempt_to(
-            lambda: build_target(
-                target, output, compile_only=compile_only, offline=offline, results=results, reporter=console
-            ),
-            console,
-        )
+        built = attempt_to(lambda: build_one(target), console)
+        steps = {"steps": [asdict(s) for s in farmed.steps if s.target == target.name]} if farmed else {}
         if isinstance(built, QABuildError):
-            return Outcome(label=target.name, document={"target": target.name}, error=built)
+            return Outcome(label=target.name, document={"target": target.name, **steps}, error=built)
         outcome = Outcome(
             label=str(built.directory),
-            document=_build_document(built),
+            document=_build_document(built) | steps,
             error=failure(built.verification, built.directory),
             verification=built.verification,
         )
@@ -110,6 +146,11 @@ def build(
         outcomes = [attempt(target) for target in loaded]
     finally:
         ranks.announce(None)
+    if farmed and farmed.steps and not console.json:
+        table(
+            ["target", "step", "node", "seconds", ""],
+            [[s.target, s.step, s.node or "-", _seconds(s.seconds), s.state] for s in farmed.steps],
+        )
     conclude(outcomes, console)
 
 
@@ -245,6 +286,10 @@ def _build_document(built: Built) -> dict[str, Any]:
         "plan": built.plan.to_dict()["steps"],
         "verification": built.verification.to_dict() if built.verification else None,
     }
+
+
+def _seconds(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{seconds:.1f}"
 
 
 def _state(step: PlanStep) -> str:

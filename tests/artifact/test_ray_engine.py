@@ -20,13 +20,13 @@ from pyarrow import parquet
 
 from qabuild.artifact.artifact_ref import ArtifactRef
 from qabuild.artifact.load import find
-from qabuild.artifact.ray_cluster import connected, resources
 from qabuild.artifact.ray_engine import engine_for
 from qabuild.errors import BadTarget, MissingEnvironment, QABuildError
 from qabuild.qa import data
 from qabuild.qa.bulk import answer_dataset
 from qabuild.qa.bulk.part_writer import PartWriter
 from qabuild.system import packages
+from qabuild.system.ray_cluster import connected, resources
 
 ROWS, PART_ROWS = 4000, 200
 SECONDS = 300.0

@@ -5,6 +5,8 @@ unchanged for a whole period by the own monotonic clock, takes over; clocks of t
 lease is taken over by creating its successor, whose name follows from it: of several that wait, one succeeds, as with
 the first lease. Only who created a lease writes to it.
 
+Processes of one owner, as those of a farm, are told by it when another of them died: they take over its lease at once.
+
 Where a store cannot create an object only if it is absent, or a holder was suspended, two may hold a lease. Then a
 step runs twice, and nothing else happens, since results are named by what decides them.
 """
@@ -48,13 +50,18 @@ class Lease:
         period: float,
         attempt: Attempt,
         say: Callable[[str], None],
+        owner: str = "",
     ) -> None:
-        """`locate` gives the place of a lease by its name; `period` is in seconds; `say` hears who is waited for."""
+        """`locate` gives the place of a lease by its name; `period` is in seconds; `say` hears who is waited for.
+
+        An `owner` is 32 hex digits. It has one process at a time make a result: what another one left has expired.
+        """
         self._locate, self._key = locate, key
         self._period, self._attempt, self._say = period, attempt, say
         self._name = key
         self._expired: list[str] = []
-        self._holder = f"{socket.gethostname()} {secrets.token_hex(16)}"
+        self._owner = owner.encode()
+        self._holder = f"{socket.gethostname()} {owner}{secrets.token_hex(16)}"
         self._beats = 0
         self._waiting = False
         self._released = threading.Event()
@@ -84,15 +91,17 @@ class Lease:
             return
         seen, since = b"", time.monotonic()
         while (content := self._attempt(lambda: self._locate(self._name).read())) is not None:
-            if not self._waiting:
-                self._say(content.partition(b" ")[0][:64].decode(errors="replace"))
-            self._waiting = True
+            host, _, holder = content.partition(b" ")
             if content != seen:
                 seen, since = content, time.monotonic()
-            elif time.monotonic() - since > self._period:
+            abandoned = self._owner != b"" and holder.startswith(self._owner)
+            if abandoned or time.monotonic() - since > self._period:
                 self._expired.append(self._name)
                 self._name = f"{self._key}.{_successor(content)}"
                 return
+            if not self._waiting:
+                self._say(host[:64].decode(errors="replace"))
+            self._waiting = True
             time.sleep(self._period / POLLS)
         self._name, self._expired = self._key, []  # its holder released all; if it failed, all begin with the first
 

@@ -76,7 +76,7 @@ class Store:
 
     def __init__(self, root: Path | None = None, remote: Remote | None = None) -> None:
         self.root = root or user_folders.cache()
-        self._remote = remote
+        self.remote = remote
         self._base = self.root / LAYOUT
 
     def keys(self) -> frozenset[str]:
@@ -127,23 +127,39 @@ class Store:
             if entry := self.find(key):
                 return entry
             self._drop(key)  # an entry that cannot be read
-            if self._remote is None or not self._remote.shares(step):
+            if self.remote is None or not self.remote.shares(step):
                 return self._produce(step, inputs, produce)
-            with self._remote.lease(step, key) as lease:
-                while (entry := self._fetch(self._remote, step, key, accepts)) is None and not lease.held:
+            with self.remote.lease(step, key) as lease:
+                while (entry := self._fetch(self.remote, step, key, accepts)) is None and not lease.held:
                     lease.acquire()
                 if entry is None:
                     entry = self._produce(step, inputs, produce)
                     with self._staging(f"{key}{REMOTE}") as scratch:
-                        self._remote.put(key, self.folder(key), scratch)
+                        self.remote.put(key, self.folder(key), scratch)
             return entry
 
     def fetch(self, step: str, key: str) -> Entry | None:
         """The result with that key where the remote cache has it, now in the store; None where it does not."""
-        if self._remote is None or not self._remote.shares(step):
+        if self.remote is None or not self.remote.shares(step):
             return None
         with self.lock(key), self._explained():
-            return self.find(key) or self._fetch(self._remote, step, key, _any)
+            return self.find(key) or self._fetch(self.remote, step, key, _any)
+
+    def share(self, step: str, key: str) -> None:
+        """Put the result with that key into the remote cache, if it is here and may be there."""
+        if self.remote is not None and self.remote.shares(step):
+            with self.lock(key), self._explained(), self._staging(f"{key}{REMOTE}") as scratch:
+                if self.find(key):
+                    self.remote.put(key, self.folder(key), scratch)
+
+    def receive(self, key: str, unpack: Callable[[Path], None]) -> None:
+        """Take a result that was made elsewhere, which `unpack` writes into an empty folder, unless it is here."""
+        with self.lock(key), self._explained():
+            if not self.find(key):
+                self._drop(key)
+                with self._staging(key) as stage:
+                    unpack(stage)
+                    self._promote(stage, key)
 
     def _fetch(self, remote: Remote, step: str, key: str, accepts: Accepts) -> Entry | None:
         self._drop(key)

@@ -49,11 +49,13 @@ PERIOD = 120.0
 _MODE = re.compile(r"\?mode=([^?&]*)$")
 
 
-def open_store(*, key: str | Path | None = None, offline: bool = False, reporter: Reporter = SILENT) -> Store:
+def open_store(
+    *, key: str | Path | None = None, offline: bool = False, reporter: Reporter = SILENT, owner: str = ""
+) -> Store:
     """The store of this machine, with the remote cache that QABUILD_REMOTE_CACHE names, if it does.
 
-    `key` is the file of a private or public key, by default what QABUILD_REMOTE_CACHE_KEY names. Raises BadTarget where
-    it holds none or there is no remote cache, and for an unknown mode.
+    `key` is the file of a private or public key, by default what QABUILD_REMOTE_CACHE_KEY names; `owner` is that of the
+    leases. Raises BadTarget where it holds none or there is no remote cache, and for an unknown mode.
     """
     url = os.environ.get(URL)
     if key and not url:
@@ -64,7 +66,8 @@ def open_store(*, key: str | Path | None = None, offline: bool = False, reporter
     if offline:
         reporter.say(f"remote cache {url}: not used offline")
         return Store()
-    return Store(remote=Remote(url, signing=EllipticSigning(Path(key)) if key else None, reporter=reporter))
+    signing = EllipticSigning(Path(key)) if key else None
+    return Store(remote=Remote(url, signing=signing, reporter=reporter, owner=owner))
 
 
 class Remote:
@@ -78,23 +81,34 @@ class Remote:
         reporter: Reporter = SILENT,
         patience: float = PATIENCE,
         period: float = PERIOD,
+        owner: str = "",
     ) -> None:
-        """`patience` and `period` are seconds, as `PATIENCE` and `PERIOD`. Raises BadTarget for an unknown mode."""
+        """`patience` and `period` are seconds, as `PATIENCE` and `PERIOD`; `owner` is that of the leases. Raises
+        BadTarget for an unknown mode."""
         mode = _MODE.search(url)
         if mode and mode[1] != "ro":
             raise BadTarget(f"{URL}: mode={mode[1]}: there is no such mode", "write ?mode=ro, or nothing")
         self._url = _MODE.sub("", url)
         self._writes = not mode and (signing is None or signing.can_sign)
         self._signing, self._reporter = signing, reporter
-        self._patience, self._period = patience, period
+        self._patience, self._period, self._owner = patience, period, owner
         self._is_local = not storage.is_url(self._url)
         self._down = False
         self._refused: set[str] = set()
         self._newer = False
 
+    @property
+    def writes(self) -> bool:
+        """Whether results are put."""
+        return self._writes and not self._down
+
     def shares(self, step: str) -> bool:
         """Whether results of the step are fetched and put."""
         return not self._down and (self._signing is not None or step != EVIDENCE)
+
+    def holds(self, key: str) -> bool:
+        """Whether it has a result with that key, of which nothing is read. One request."""
+        return bool(self._attempt_within(lambda: self._result(key).state()))
 
     def fetch(self, step: str, key: str, stage: Path, scratch: Path) -> bool:
         """Write the result into the empty folder `stage`, every byte checked. Returns whether there was a good one.
@@ -166,6 +180,7 @@ class Remote:
             period=self._period,
             attempt=self._attempt_within,
             say=lambda host: self._reporter.say(f"{step}: {host} is making it; waiting for that"),
+            owner=self._owner,
         )
         lease.held = not self._writes
         return lease

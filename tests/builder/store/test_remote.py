@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import io
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import socket
 import tarfile
@@ -611,6 +613,57 @@ def test_who_waits_says_for_whom(machine, tmp_path):
     assert first.said == ["compile: gpu-7 is making it; waiting for that"]
     assert first.made == [1]
     assert list(lease.parent.iterdir()) == []
+
+
+def test_what_a_process_of_the_same_owner_left_is_taken_over_at_once(machine, tmp_path):
+    """Its driver has seen it die; a lease of others, whose period is two minutes, would have to expire."""
+    owner = "0123456789abcdef" * 2
+    leases = tmp_path / "remote" / "v1" / "leases"
+    leases.mkdir(parents=True)
+    (leases / key()).write_text(f"gpu-7 {owner}0123 5")
+    successor = f"{key()}.{hashlib.sha256(f'gpu-7 {owner}0123'.encode()).hexdigest()[:16]}"
+    (leases / successor).write_text(f"gpu-8 {owner}4567 2")
+    first = machine("first", options={"owner": owner})
+    started = time.monotonic()
+    first.make()
+    assert time.monotonic() - started < PERIOD
+    assert first.said == []
+    assert list(leases.iterdir()) == []
+
+
+def test_a_result_that_is_here_only_can_be_shared(machine, tmp_path):
+    first, second = machine("first"), machine("second")
+    store = Store(first.folder)
+    store.make(
+        "compile", {"number": 1}, lambda folder: {"number": (folder / "model.bin").write_bytes(content(1)) and 1}
+    )
+    assert first.store.remote
+    assert not first.store.remote.holds(key())
+    first.store.share("compile", key())
+    first.store.share("compile", key(2))  # it is not here
+    assert first.store.remote.holds(key())
+    second.make()
+    assert second.made == []
+
+
+def test_a_result_that_arrives_by_another_way_is_taken_once_and_whole(tmp_path):
+    store = Store(tmp_path / "store")
+    entry = Store(tmp_path / "other").make("verify", {"number": 1}, lambda folder: {"number": 1})
+
+    def unpack(stage: Path) -> None:
+        shutil.copytree(entry.directory.parent, stage, dirs_exist_ok=True)
+
+    def fail(stage: Path) -> None:
+        raise RuntimeError("boom")
+
+    with pytest.raises(RuntimeError, match="boom"):
+        store.receive(key(), fail)
+    assert store.keys() == frozenset()
+    store.receive(key(), unpack)
+    store.receive(key(), fail)  # it is here
+    found = store.find_intact(key())
+    assert found
+    assert found.record == {"number": 1}
 
 
 # --- S3 -------------------------------------------------------------------------------------------------------------

@@ -38,6 +38,21 @@ def connected(address: str | None) -> Iterator[Any]:
             ray.shutdown()
 
 
+def get(ray: Any, result: Any) -> Any:
+    """What a worker returned; raises what it raised, if a user can mend that, else Ray's error with its traceback.
+
+    Raises RayError where the worker died.
+    """
+    from ray.exceptions import RayTaskError
+
+    try:
+        return ray.get(result)
+    except RayTaskError as error:
+        if isinstance(error.cause, (QABuildError, OSError, MemoryError)):
+            raise error.cause from error
+        raise RuntimeError("a worker of Ray failed") from error
+
+
 def _connect(ray: Any, address: str) -> None:
     is_local = address == LOCAL
     own = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES} if is_local else {}

@@ -1,0 +1,476 @@
+"""A farm of builds: the nodes of a Ray cluster make the steps of several targets, each step once.
+
+Ray starts the workers and tells when one died; which node makes which step, and when, is decided here. A step begins
+when those that it follows are made. Results travel through the remote cache, but for measurements, which it does not
+share unsigned: these come back from the worker, which this process started, and so trusts.
+
+A node makes a step only if the step has the key there that the plan states, so that node and driver are alike in
+whatever decides the result. It has the node for itself, or an equal share of it for each GPU: a step uses all threads,
+and some measure times.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import secrets
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from io import BufferedReader, BytesIO
+from pathlib import Path
+from typing import Any, cast
+
+from qabuild.artifact import staging
+from qabuild.builder import plan as plans
+from qabuild.builder.build import already_built, require_machine
+from qabuild.builder.farm_worker import Made, StepWork, View, Views, inputs_from_scratch, make, view
+from qabuild.builder.keys import Inputs, step_key
+from qabuild.builder.plan import BYTES, NOT_NEEDED, Plan, PlanStep, history_name
+from qabuild.builder.store import archive, remote
+from qabuild.builder.store.local import Store
+from qabuild.builder.store.remote import EVIDENCE, Remote
+from qabuild.errors import BadTarget, MissingEnvironment, QABuildError
+from qabuild.system import machine, packages, storage
+from qabuild.system.ray_cluster import connected, get
+from qabuild.system.reporter import SILENT, Reporter
+from qabuild.system.version import VERSION
+from qabuild.target.model import Target
+
+MAX_DEATHS = 3
+"""Workers that may die of one step."""
+PATIENCE = 10.0
+"""Seconds without any news after which the cluster is looked at again."""
+GRACE = 20.0
+"""Seconds that an interruption gives workers to end a step and its lease."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FarmStep:
+    """What became of one step of a target."""
+
+    target: str
+    step: str
+    key: str | None
+    state: str
+    """`made`; `cached` if it was there, or another target of the same command had it made; else `not made`."""
+    node: str | None
+    """The node that made it."""
+    seconds: float | None
+    """How long it took."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Farmed:
+    """What a farm did. The results are in the caches: what is left to each target is its assembly."""
+
+    steps: tuple[FarmStep, ...]
+    errors: Mapping[str, QABuildError | OSError | MemoryError]
+    """Of targets, by their names."""
+
+
+def make_steps(
+    targets: Sequence[Target],
+    output: Path,
+    results: Store,
+    *,
+    address: str | None = None,
+    key: Path | None = None,
+    compile_only: bool = False,
+    reporter: Reporter = SILENT,
+) -> Farmed:
+    """Have the steps of builds into `output` made on the Ray cluster at `address`; without one, Ray is started here.
+
+    `key` is the file of the remote cache's key. Raises BadTarget where `results` has no remote cache that may be
+    written, MissingEnvironment without Ray, QABuildError where no cluster answers. What fails a target is returned.
+    """
+    shared = _writable(results.remote)
+    packages.require({"ray": ["ray"]}, "cpu")
+    environment = {
+        **{remote.URL: _absolute(os.environ.get(remote.URL)), remote.KEY: _absolute(key or os.environ.get(remote.KEY))},
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"),  # Ray sets it, and a plain build has other defaults
+    }
+    planner = _Planner(output=output, results=results, remote=shared, compile_only=compile_only, reporter=reporter)
+    planner.begin(targets)
+    if any(ready(planner.plans.values(), planner.done, ())):
+        with connected(address) as ray:
+            farm = _Farm(ray=ray, planner=planner, environment=environment, reporter=reporter)
+            farm.run()
+    return Farmed(steps=tuple(planner.report(targets)), errors=planner.errors)
+
+
+def ready(plans: Iterable[Plan], done: Collection[str], begun: Collection[str]) -> Iterator[tuple[Plan, PlanStep]]:
+    """The steps that can begin now, each key once: all that they follow are cached or done. Pure."""
+    passed = {*done, *begun}
+    for plan in plans:
+        for step in plan.steps:
+            if step.cached or step.key is None or step.key in passed:
+                continue
+            if all(each.cached or each.key in done for each in plan.before(step)):
+                passed.add(step.key)
+                yield plan, step
+
+
+def shares(node: Mapping[str, Any], gpus: int) -> tuple[int, int]:
+    """How many steps with so many GPUs run on a node of these resources at a time, and the CPUs of each. Pure."""
+    cpus = int(node.get("CPU", 0))
+    steps = min(cpus, int(node.get("GPU", 0)) // gpus if gpus else 1)
+    return steps, cpus // steps if steps else 0
+
+
+def differences(ours: Inputs, theirs: Inputs, keys: Collection[str]) -> list[str]:
+    """How inputs on a node differ from the driver's, in words; `keys` are those of steps that they follow. Pure."""
+    words = []
+    for name in dict.fromkeys([*ours, *theirs]):
+        mine, other = ours.get(name), theirs.get(name)
+        if mine == other or (isinstance(mine, str) and mine in keys):
+            continue
+        if name in BYTES:
+            words.append(f"another {BYTES[name]}")
+        elif name == "code":
+            words.append("other code of qabuild")
+        else:
+            words.append(f"{name.removeprefix('package ')} {plans.word(other)}, not {plans.word(mine)}")
+    return words
+
+
+@dataclass(kw_only=True)
+class _Planner:
+    """The plans of the targets, which stages change when they are made, and what became of the steps."""
+
+    output: Path
+    results: Store
+    remote: Remote
+    compile_only: bool
+    reporter: Reporter
+    plans: dict[str, Plan] = field(default_factory=dict)
+    """Of the targets that have steps to be made and did not fail, by name."""
+    last: dict[str, Plan] = field(default_factory=dict)
+    """The last plan of each target."""
+    wanted: dict[str, dict[str, Inputs]] = field(default_factory=dict)
+    """The inputs of the steps of each target here, see `inputs_from_scratch`."""
+    errors: dict[str, QABuildError | OSError | MemoryError] = field(default_factory=dict)
+    done: dict[str, tuple[str | None, Made | None]] = field(default_factory=dict)
+    """The node and what it returned, by key; None for what was in the remote cache."""
+    shared: set[str] = field(default_factory=set)
+
+    def begin(self, targets: Sequence[Target]) -> None:
+        for target in targets:
+            self._attempt(target.name, partial(self._begin, target))
+
+    def finish(self, step: PlanStep, node: str, made: Made) -> None:
+        """Note that a node made the step. What its checkpoint decides has another key now."""
+        if step.key and made.content is not None:
+            self._receive(step.key, made.content)
+        elif step.key and not self.remote.holds(step.key):
+            raise QABuildError(
+                "its result is not in the remote cache that this machine sees",
+                "QABUILD_REMOTE_CACHE must name the same place on all nodes and here",
+            )
+        self.done[step.key or ""] = node, made
+        for name, plan in list(self.plans.items()):
+            if any(derivation.key == step.key for derivation in plan.facts.derivations):
+                self._attempt(name, partial(self._plan, plan.target))
+
+    def is_there(self, step: PlanStep) -> bool:
+        """Whether the remote cache has the result of the step, which is noted."""
+        if step.key and self.remote.shares(step.name) and self.remote.holds(step.key):
+            self.done[step.key] = None, None
+            return True
+        return False
+
+    def share(self, plan: Plan, step: PlanStep) -> None:
+        """Put what the step follows, and is only here, into the remote cache."""
+        for each in plan.before(step):
+            if each.cached and each.key and each.reason != NOT_NEEDED and each.key not in self.shared:
+                self.results.share(each.name, each.key)
+                self.shared.add(each.key)
+
+    def fail(self, step: PlanStep, error: QABuildError | OSError | MemoryError) -> None:
+        """Give up the targets that need the step."""
+        for name, plan in list(self.plans.items()):
+            if any(each.key == step.key and not each.cached for each in plan.steps):
+                self.give_up(name, error)
+
+    def give_up(self, name: str, error: QABuildError | OSError | MemoryError) -> None:
+        message = error.message if isinstance(error, QABuildError) else str(error)
+        self.reporter.say(f"{name}: given up: {message.splitlines()[0]}")
+        self.errors[name] = error
+        self.plans.pop(name, None)
+
+    def report(self, targets: Sequence[Target]) -> Iterator[FarmStep]:
+        reported: set[str] = set()
+        for target in targets:
+            for step in self.last[target.name].steps if target.name in self.last else ():
+                if not step.inputs or step.reason == NOT_NEEDED:
+                    continue
+                node, made = self.done.get(step.key or "", (None, None))
+                entry = self.results.find(step.key) if step.key and not made else None
+                is_new = made is not None and not made.cached and step.key not in reported
+                is_there = step.cached or step.key in self.done
+                reported.add(step.key or "")
+                yield FarmStep(
+                    target=target.name,
+                    step=step.name,
+                    key=step.key,
+                    state="made" if is_new else "cached" if is_there else "not made",
+                    node=node,
+                    seconds=made.seconds if made else entry.seconds if entry else None,
+                )
+
+    def _begin(self, target: Target) -> None:
+        require_machine(target, self.compile_only)
+        goal = self.output / target.name
+        staging.require_ours(goal)
+        plan = self._plan(target)
+        if already_built(goal, plan, self.results, self.compile_only):
+            del self.plans[target.name], self.last[target.name]
+            return
+        if plan.reads_data:
+            from qabuild.builder import leakage
+
+            leakage.refuse_leakage(target, offline=False)
+        self.wanted[target.name] = inputs_from_scratch(target)
+
+    def _plan(self, target: Target) -> Plan:
+        """Plan what is left of the target. Checkpoints that the remote cache has are fetched."""
+        plan = plans.current(target, self.results, history_name(target, self.output), offline=False)
+        for derivation in plan.facts.derivations:
+            step = plan.step(f"{derivation.label}{derivation.derived.stage}")
+            if step.cached:
+                if step.key and step.key not in self.shared:
+                    self.results.share(step.name, step.key)
+                    self.shared.add(step.key)
+            elif step.key and self.results.fetch(step.name, step.key):
+                return self._plan(target)
+            elif step.key in self.done:
+                raise QABuildError(
+                    f"{step.name}: its result cannot be fetched from the remote cache",
+                    "QABUILD_REMOTE_CACHE must name the same place on all nodes and here",
+                )
+        steps = tuple(step for step in plan.steps if not (self.compile_only and step.name == EVIDENCE))
+        self.plans[target.name] = self.last[target.name] = replace(plan, steps=steps)
+        return plan
+
+    def _receive(self, key: str, content: bytes) -> None:
+        def unpack(stage: Path) -> None:
+            with BufferedReader(cast(Any, BytesIO(content))) as file:
+                archive.read(file, key, stage, None)
+
+        self.results.receive(key, unpack)
+
+    def _attempt(self, name: str, work: Callable[[], object]) -> None:
+        try:
+            work()
+        except (QABuildError, OSError, MemoryError) as error:
+            self.give_up(name, error)
+
+
+@dataclass(kw_only=True)
+class _Node:
+    """A node of the cluster."""
+
+    id: str
+    name: str
+    cpus: int
+    """Of each step."""
+    free: int
+    """Steps that can begin."""
+    views: Views | str | None = None
+    """How it sees the targets, or why it cannot make any step; None while it is asked."""
+    deaths: int = 0
+
+    def fits(self, target: str, step: str, wanted: Mapping[str, Inputs]) -> bool:
+        """Whether the step has the same inputs there as here."""
+        seen = self.views.get(target) if isinstance(self.views, Mapping) else None
+        return isinstance(seen, Mapping) and seen.get(step) == wanted.get(step)
+
+    def lack(self, target: str, wanted: Mapping[str, Inputs]) -> str:
+        """Why it cannot make steps of the target, in words."""
+        seen = self.views.get(target, "") if isinstance(self.views, Mapping) else self.views
+        if isinstance(seen, Mapping):
+            keys = {step_key(inputs) for inputs in wanted.values()}
+            words = (differences(wanted[step], seen[step], keys) for step in wanted if step in seen)
+            return f"{self.name} has {', '.join(dict.fromkeys(word for step in words for word in step))}"
+        return f"{self.name}: {seen}"
+
+
+@dataclass(kw_only=True)
+class _Farm:
+    """Steps at work on the nodes of a cluster."""
+
+    ray: Any
+    planner: _Planner
+    environment: Mapping[str, str | None]
+    reporter: Reporter
+    gpus: int = field(default_factory=lambda: len(machine.gpus()))
+    """Of each step: as many as there are here, which keys name."""
+    owner: str = field(default_factory=lambda: secrets.token_hex(16))
+    nodes: dict[str, _Node] = field(default_factory=dict)
+    running: dict[Any, tuple[_Node, PlanStep | None]] = field(default_factory=dict)
+    """The node and the step, by the reference to what the worker will return; no step while the node is asked."""
+    deaths: Counter[str] = field(default_factory=Counter)
+
+    def run(self) -> None:
+        try:
+            while True:
+                self._look()
+                self._refuse_unmakable()
+                while self._begin_ready():
+                    pass  # what was there already lets others begin
+                if not self.running:
+                    return
+                finished, _ = self.ray.wait(list(self.running), timeout=PATIENCE)
+                for result in finished:
+                    self._finish(result)
+        finally:
+            self._cancel()
+
+    def _look(self) -> None:
+        """Forget nodes that are gone, and ask new ones how they see the targets."""
+        alive = {node["NodeID"]: node for node in self.ray.nodes() if node["Alive"]}
+        self.nodes = {id: node for id, node in self.nodes.items() if id in alive}
+        targets = tuple(plan.target for plan in self.planner.plans.values())
+        work = pickle.dumps(View(targets=targets, compile_only=self.planner.compile_only))
+        for id in alive.keys() - self.nodes.keys():
+            resources = alive[id]["Resources"]
+            steps, cpus = shares(resources, self.gpus)
+            self.nodes[id] = node = _Node(id=id, name=_name(alive[id]), cpus=cpus, free=steps)
+            if steps:
+                self._begin(node, None, view, work)
+            else:
+                needs = f"a CPU and {self.gpus} GPU" if self.gpus else "a CPU"
+                node.views = f"has not {needs} for a step"
+
+    def _refuse_unmakable(self) -> None:
+        """Give up targets with a step that no node can make, once all nodes are asked."""
+        if any(node.views is None for node in self.nodes.values()):
+            return
+        for name, plan in list(self.planner.plans.items()):
+            wanted = self.planner.wanted[name]
+            for step in plan.steps:
+                if step.cached or step.key in self.planner.done:
+                    continue
+                if not any(node.fits(name, step.name, wanted) for node in self.nodes.values()):
+                    lacks = "; ".join(node.lack(name, wanted) for node in self.nodes.values())
+                    self.planner.give_up(
+                        name,
+                        MissingEnvironment(
+                            f"{name}: no node can make the step {step.name}: {lacks or 'all are gone'}",
+                            "a node must have what this machine has: packages, processor, GPU and files at their paths",
+                        ),
+                    )
+                    break
+
+    def _begin_ready(self) -> bool:
+        """Begin steps on nodes that are free and fit; those where fewer workers died come first.
+
+        Returns whether the remote cache had a step.
+        """
+        done = len(self.planner.done)
+        begun = {step.key for _, step in self.running.values() if step and step.key}
+        for plan, step in list(ready(self.planner.plans.values(), self.planner.done, begun)):
+            wanted, name = self.planner.wanted[plan.target.name], plan.target.name
+            fitting = [node for node in self.nodes.values() if node.free and node.fits(name, step.name, wanted)]
+            if not fitting or self.planner.is_there(step):
+                continue
+            self.planner.share(plan, step)
+            node = min(fitting, key=lambda node: node.deaths)
+            assert step.key
+            work = StepWork(
+                target=plan.target, name=step.name, key=step.key, owner=self.owner, environment=self.environment
+            )
+            self.reporter.say(f"{step.name}: {step.reason}; {node.name} makes it for {name}")
+            self._begin(node, step, make, pickle.dumps(work))
+        return len(self.planner.done) > done
+
+    def _begin(self, node: _Node, step: PlanStep | None, work: Callable[[str, bytes], object], content: bytes) -> None:
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        function = self.ray.remote(max_calls=1, max_retries=0)(work).options(
+            num_cpus=node.cpus if step else 0,
+            num_gpus=self.gpus,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False),
+        )
+        node.free -= step is not None
+        self.running[function.remote(VERSION, content)] = node, step
+
+    def _finish(self, result: Any) -> None:
+        from ray.exceptions import RayError
+
+        node, step = self.running.pop(result)
+        node.free += step is not None
+        try:
+            returned = get(self.ray, result)
+            if step is None:
+                node.views = returned
+                return
+            for remark in returned.remarks:
+                self.reporter.say(f"{node.name}: {remark}")
+            self.planner.finish(step, node.name, returned)
+        except RayError as error:
+            self._replace(node, step, error)
+        except Exception as error:
+            if step is None:
+                node.views = error.message if isinstance(error, QABuildError) else _last_line(error.__cause__ or error)
+                return
+            if not isinstance(error, (QABuildError, OSError, MemoryError)):
+                raise
+            if isinstance(error, QABuildError):
+                error.message = f"{step.name} on {node.name}: {error.message}"
+            self.planner.fail(step, error)
+
+    def _replace(self, node: _Node, step: PlanStep | None, error: Exception) -> None:
+        """Let another worker make the step of one that died, which happens in the next round."""
+        node.deaths += 1
+        if step is None or type(error).__name__ == "TaskUnschedulableError":
+            node.views = f"cannot run a worker: {_last_line(error)}"
+            return
+        self.deaths[step.key or ""] += 1
+        if self.deaths[step.key or ""] == MAX_DEATHS:
+            self.planner.fail(
+                step,
+                QABuildError(
+                    f"{step.name}: {MAX_DEATHS} workers died of it: {' '.join(str(error).split())}",
+                    "most likely out of memory: use nodes with more",
+                ),
+            )
+        else:
+            self.reporter.say(f"{step.name}: its worker on {node.name} died, and another one makes it")
+
+    def _cancel(self) -> None:
+        """Interrupt what runs, so that it releases its leases."""
+        for result in self.running:
+            self.ray.cancel(result)
+        if self.running:
+            self.ray.wait(list(self.running), num_returns=len(self.running), timeout=GRACE)
+
+
+def _writable(shared: Remote | None) -> Remote:
+    if shared is None:
+        raise BadTarget(
+            "nodes of a Ray cluster share their results through a remote cache, and there is none",
+            f"let {remote.URL} name one that all nodes see, such as s3://bucket/folder or a shared folder",
+        )
+    if not shared.writes:
+        raise BadTarget(
+            "nodes of a Ray cluster put their results into the remote cache, and it is read-only",
+            f"leave out ?mode=ro in {remote.URL}, and use the private key, if there is one",
+        )
+    return shared
+
+
+def _absolute(name: str | Path | None) -> str | None:
+    """A path as workers, which have another current folder, can use it; a URL as it is."""
+    if not name:
+        return None
+    return str(name) if storage.is_url(str(name)) else os.path.abspath(storage.plain(str(name)))
+
+
+def _last_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[-1]
+
+
+def _name(node: Mapping[str, Any]) -> str:
+    return str(node.get("NodeName") or node["NodeManagerHostname"])

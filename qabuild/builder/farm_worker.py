@@ -1,0 +1,172 @@
+"""What a farm runs on a node of its cluster: the node's own view of the targets, and single steps.
+
+Each call has a process of its own. What it is to do arrives pickled, and is read only once the node is known to have
+the driver's version of qabuild.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from qabuild.builder import plan as plans
+from qabuild.builder.build import require_machine, sealed_facts
+from qabuild.builder.execute import Execution, changed
+from qabuild.builder.keys import Inputs
+from qabuild.builder.plan import Plan
+from qabuild.builder.store import archive
+from qabuild.builder.store.local import Entry, Store
+from qabuild.builder.store.remote import EVIDENCE, Remote, open_store
+from qabuild.errors import QABuildError
+from qabuild.system.reporter import Advance
+from qabuild.system.version import VERSION
+from qabuild.target.model import Target
+
+Views = Mapping[str, Mapping[str, Inputs] | str]
+"""By the name of a target: the inputs of its steps, or why it cannot be built here."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """A look at targets."""
+
+    targets: tuple[Target, ...]
+    compile_only: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepWork:
+    """A step to be made."""
+
+    target: Target
+    name: str
+    key: str
+    owner: str
+    """Of the leases."""
+    environment: Mapping[str, str | None]
+    """Variables to set, or to unset."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """A step that is made, and whose result is in the remote cache."""
+
+    seconds: float
+    cached: bool
+    content: bytes | None
+    """The archived result, if the remote cache does not share those of this step."""
+    remarks: tuple[str, ...]
+
+
+def view(version: str, work: bytes) -> Views:
+    """How this node sees the targets of a pickled `View`. Raises QABuildError with another version of qabuild."""
+    asked: View = _opened(version, work)
+    return {target.name: _view(target, asked.compile_only) for target in asked.targets}
+
+
+def make(version: str, work: bytes) -> Made:
+    """Make the step of a pickled `StepWork`. Raises what the step raises, and QABuildError without the remote cache."""
+    asked: StepWork = _opened(version, work)
+    for name, value in asked.environment.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+    remarks = _Remarks()
+    store = open_store(reporter=remarks, owner=asked.owner)
+    remote = store.remote
+    assert remote is not None
+    cached = store.find(asked.key) is not None or (remote.shares(asked.name) and remote.holds(asked.key))
+    _require_use(remote, remarks)
+    entry = _result(asked, store, remarks)
+    store.share(asked.name, asked.key)  # it may have been in this node's store all along
+    _require_use(remote, remarks)
+    content = None if remote.shares(asked.name) else _archived(store, asked.key)
+    return Made(seconds=entry.seconds, cached=cached, content=content, remarks=tuple(remarks.messages))
+
+
+def inputs_from_scratch(target: Target) -> dict[str, Inputs]:
+    """The inputs of the steps of a target, by name, as if nothing were cached: on like machines they are the same."""
+    with tempfile.TemporaryDirectory(prefix="qabuild-") as empty:
+        plan = plans.current(target, Store(Path(empty)), "", offline=False)
+    return {step.name: step.inputs for step in plan.steps if step.inputs}
+
+
+def _opened(version: str, work: bytes) -> Any:
+    if version != VERSION:
+        raise QABuildError(f"has qabuild {VERSION}, not {version}", f"pip install qabuild=={version} there")
+    return pickle.loads(work)
+
+
+def _view(target: Target, compile_only: bool) -> dict[str, Inputs] | str:
+    try:
+        require_machine(target, compile_only)
+        return inputs_from_scratch(target)
+    except QABuildError as error:
+        return error.message
+    except OSError as error:
+        return str(error)
+
+
+def _result(asked: StepWork, store: Store, remarks: _Remarks) -> Entry:
+    name = plans.history_name(asked.target, store.root)
+    execution = Execution(store=store, name=name, offline=False, reporter=remarks)
+    plan = plans.current(asked.target, store, name, offline=False)
+    remarks.routine = tuple(f"{step.name}: {what}" for step in plan.steps for what in ("cached (", step.reason))
+    if asked.name == EVIDENCE:
+        return _measured(asked.key, plan, execution)
+    return execution.make_step(plan, asked.name, asked.key)
+
+
+def _measured(key: str, plan: Plan, execution: Execution) -> Entry:
+    """The measurement of the artifact, which is assembled here for that time."""
+    plan = execution.make_checkpoint(plan)
+    if plan.step(EVIDENCE).key != key:
+        raise changed(EVIDENCE)
+    stage = execution.store.work(key) / "artifact"
+    with execution.store.lock(f"{key}.artifact"):
+        try:
+            shutil.rmtree(stage, ignore_errors=True)  # what a killed one left
+            stage.mkdir(parents=True)
+            return execution.measure(execution.assemble(plan, stage, sealed_facts(plan)), plan)
+        finally:
+            shutil.rmtree(stage, ignore_errors=True)
+
+
+def _require_use(remote: Remote, remarks: _Remarks) -> None:
+    if not remote.writes:
+        raise QABuildError(
+            remarks.messages[-1] if remarks.messages else "the remote cache is read-only here",
+            "every node must reach QABUILD_REMOTE_CACHE and may write there",
+        )
+
+
+def _archived(store: Store, key: str) -> bytes:
+    content = BytesIO()
+    archive.write(store.folder(key), content, None)
+    return content.getvalue()
+
+
+@dataclass(kw_only=True)
+class _Remarks:
+    """A reporter that keeps what is said, for the driver to repeat, without what it says itself."""
+
+    routine: tuple[str, ...] = ()
+    """How messages begin that are not kept."""
+    messages: list[str] = field(default_factory=list)
+
+    def say(self, message: str) -> None:
+        if not message.startswith(self.routine):
+            self.messages.append(message)
+
+    @contextmanager
+    def progress(self, label: str, total: int) -> Iterator[Advance]:
+        yield lambda count: None
