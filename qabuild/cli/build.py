@@ -28,7 +28,7 @@ from qabuild.errors import BadTarget, QABuildError
 
 if TYPE_CHECKING:
     from qabuild.builder.build import Built
-    from qabuild.builder.farm import Farmed
+    from qabuild.builder.farm.farm import Farmed
     from qabuild.builder.plan import PlanStep
     from qabuild.target.model import Target
 
@@ -108,7 +108,7 @@ def build(
 
     farmed: Farmed | None = None
     if engine == "ray":
-        from qabuild.builder.farm import make_steps
+        from qabuild.builder.farm.farm import make_steps
 
         farmed = make_steps(
             loaded,

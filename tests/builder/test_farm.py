@@ -18,8 +18,8 @@ import pytest
 from click.testing import CliRunner
 
 from qabuild.builder.build import build
-from qabuild.builder.farm import differences, make_steps, ready, shares
-from qabuild.builder.farm_worker import View, inputs_from_scratch, view
+from qabuild.builder.farm.farm import differences, make_steps, ready, shares
+from qabuild.builder.farm.worker import View, inputs_from_scratch, view
 from qabuild.builder.preview import preview
 from qabuild.builder.store.local import Store
 from qabuild.builder.store.remote import Remote

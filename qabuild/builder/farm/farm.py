@@ -16,21 +16,18 @@ import pickle
 import secrets
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
-from io import BufferedReader, BytesIO
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from qabuild.artifact import staging
 from qabuild.builder import plan as plans
-from qabuild.builder.build import already_built, require_machine
-from qabuild.builder.farm_worker import Made, StepWork, View, Views, inputs_from_scratch, make, view
+from qabuild.builder.farm.planner import FarmStep, Planner
+from qabuild.builder.farm.worker import StepWork, View, Views, make, view
 from qabuild.builder.keys import Inputs, step_key
-from qabuild.builder.plan import BYTES, NOT_NEEDED, Plan, PlanStep, history_name
-from qabuild.builder.store import archive, remote
+from qabuild.builder.plan import BYTES, Plan, PlanStep
+from qabuild.builder.store import remote
 from qabuild.builder.store.local import Store
-from qabuild.builder.store.remote import EVIDENCE, Remote
+from qabuild.builder.store.remote import Remote
 from qabuild.errors import BadTarget, MissingEnvironment, QABuildError
 from qabuild.system import machine, packages, storage
 from qabuild.system.ray_cluster import connected, get
@@ -44,21 +41,6 @@ PATIENCE = 10.0
 """Seconds without any news after which the cluster is looked at again."""
 GRACE = 20.0
 """Seconds that an interruption gives workers to end a step and its lease."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FarmStep:
-    """What became of one step of a target."""
-
-    target: str
-    step: str
-    key: str | None
-    state: str
-    """`made`; `cached` if it was there, or another target of the same command had it made; else `not made`."""
-    node: str | None
-    """The node that made it."""
-    seconds: float | None
-    """How long it took."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +73,7 @@ def make_steps(
         **{remote.URL: _absolute(os.environ.get(remote.URL)), remote.KEY: _absolute(key or os.environ.get(remote.KEY))},
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"),  # Ray sets it, and a plain build has other defaults
     }
-    planner = _Planner(output=output, results=results, remote=shared, compile_only=compile_only, reporter=reporter)
+    planner = Planner(output=output, results=results, remote=shared, compile_only=compile_only, reporter=reporter)
     planner.begin(targets)
     if any(ready(planner.plans.values(), planner.done, ())):
         with connected(address) as ray:
@@ -136,138 +118,6 @@ def differences(ours: Inputs, theirs: Inputs, keys: Collection[str]) -> list[str
 
 
 @dataclass(kw_only=True)
-class _Planner:
-    """The plans of the targets, which stages change when they are made, and what became of the steps."""
-
-    output: Path
-    results: Store
-    remote: Remote
-    compile_only: bool
-    reporter: Reporter
-    plans: dict[str, Plan] = field(default_factory=dict)
-    """Of the targets that have steps to be made and did not fail, by name."""
-    last: dict[str, Plan] = field(default_factory=dict)
-    """The last plan of each target."""
-    wanted: dict[str, dict[str, Inputs]] = field(default_factory=dict)
-    """The inputs of the steps of each target here, see `inputs_from_scratch`."""
-    errors: dict[str, QABuildError | OSError | MemoryError] = field(default_factory=dict)
-    done: dict[str, tuple[str | None, Made | None]] = field(default_factory=dict)
-    """The node and what it returned, by key; None for what was in the remote cache."""
-    shared: set[str] = field(default_factory=set)
-
-    def begin(self, targets: Sequence[Target]) -> None:
-        for target in targets:
-            self._attempt(target.name, partial(self._begin, target))
-
-    def finish(self, step: PlanStep, node: str, made: Made) -> None:
-        """Note that a node made the step. What its checkpoint decides has another key now."""
-        if step.key and made.content is not None:
-            self._receive(step.key, made.content)
-        elif step.key and not self.remote.holds(step.key):
-            raise QABuildError(
-                "its result is not in the remote cache that this machine sees",
-                "QABUILD_REMOTE_CACHE must name the same place on all nodes and here",
-            )
-        self.done[step.key or ""] = node, made
-        for name, plan in list(self.plans.items()):
-            if any(derivation.key == step.key for derivation in plan.facts.derivations):
-                self._attempt(name, partial(self._plan, plan.target))
-
-    def is_there(self, step: PlanStep) -> bool:
-        """Whether the remote cache has the result of the step, which is noted."""
-        if step.key and self.remote.shares(step.name) and self.remote.holds(step.key):
-            self.done[step.key] = None, None
-            return True
-        return False
-
-    def share(self, plan: Plan, step: PlanStep) -> None:
-        """Put what the step follows, and is only here, into the remote cache."""
-        for each in plan.before(step):
-            if each.cached and each.key and each.reason != NOT_NEEDED and each.key not in self.shared:
-                self.results.share(each.name, each.key)
-                self.shared.add(each.key)
-
-    def fail(self, step: PlanStep, error: QABuildError | OSError | MemoryError) -> None:
-        """Give up the targets that need the step."""
-        for name, plan in list(self.plans.items()):
-            if any(each.key == step.key and not each.cached for each in plan.steps):
-                self.give_up(name, error)
-
-    def give_up(self, name: str, error: QABuildError | OSError | MemoryError) -> None:
-        message = error.message if isinstance(error, QABuildError) else str(error)
-        self.reporter.say(f"{name}: given up: {message.splitlines()[0]}")
-        self.errors[name] = error
-        self.plans.pop(name, None)
-
-    def report(self, targets: Sequence[Target]) -> Iterator[FarmStep]:
-        reported: set[str] = set()
-        for target in targets:
-            for step in self.last[target.name].steps if target.name in self.last else ():
-                if not step.inputs or step.reason == NOT_NEEDED:
-                    continue
-                node, made = self.done.get(step.key or "", (None, None))
-                entry = self.results.find(step.key) if step.key and not made else None
-                is_new = made is not None and not made.cached and step.key not in reported
-                is_there = step.cached or step.key in self.done
-                reported.add(step.key or "")
-                yield FarmStep(
-                    target=target.name,
-                    step=step.name,
-                    key=step.key,
-                    state="made" if is_new else "cached" if is_there else "not made",
-                    node=node,
-                    seconds=made.seconds if made else entry.seconds if entry else None,
-                )
-
-    def _begin(self, target: Target) -> None:
-        require_machine(target, self.compile_only)
-        goal = self.output / target.name
-        staging.require_ours(goal)
-        plan = self._plan(target)
-        if already_built(goal, plan, self.results, self.compile_only):
-            del self.plans[target.name], self.last[target.name]
-            return
-        if plan.reads_data:
-            from qabuild.builder import leakage
-
-            leakage.refuse_leakage(target, offline=False)
-        self.wanted[target.name] = inputs_from_scratch(target)
-
-    def _plan(self, target: Target) -> Plan:
-        """Plan what is left of the target. Checkpoints that the remote cache has are fetched."""
-        plan = plans.current(target, self.results, history_name(target, self.output), offline=False)
-        for derivation in plan.facts.derivations:
-            step = plan.step(f"{derivation.label}{derivation.derived.stage}")
-            if step.cached:
-                if step.key and step.key not in self.shared:
-                    self.results.share(step.name, step.key)
-                    self.shared.add(step.key)
-            elif step.key and self.results.fetch(step.name, step.key):
-                return self._plan(target)
-            elif step.key in self.done:
-                raise QABuildError(
-                    f"{step.name}: its result cannot be fetched from the remote cache",
-                    "QABUILD_REMOTE_CACHE must name the same place on all nodes and here",
-                )
-        steps = tuple(step for step in plan.steps if not (self.compile_only and step.name == EVIDENCE))
-        self.plans[target.name] = self.last[target.name] = replace(plan, steps=steps)
-        return plan
-
-    def _receive(self, key: str, content: bytes) -> None:
-        def unpack(stage: Path) -> None:
-            with BufferedReader(cast(Any, BytesIO(content))) as file:
-                archive.read(file, key, stage, None)
-
-        self.results.receive(key, unpack)
-
-    def _attempt(self, name: str, work: Callable[[], object]) -> None:
-        try:
-            work()
-        except (QABuildError, OSError, MemoryError) as error:
-            self.give_up(name, error)
-
-
-@dataclass(kw_only=True)
 class _Node:
     """A node of the cluster."""
 
@@ -301,7 +151,7 @@ class _Farm:
     """Steps at work on the nodes of a cluster."""
 
     ray: Any
-    planner: _Planner
+    planner: Planner
     environment: Mapping[str, str | None]
     reporter: Reporter
     gpus: int = field(default_factory=lambda: len(machine.gpus()))
