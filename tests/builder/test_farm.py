@@ -268,15 +268,16 @@ def test_a_failed_target_leaves_the_others_alone(cluster, tmp_path):
     text = TARGET.format("eager", 5)
     good = target(tmp_path, "good", text)
     slow = target(tmp_path, "slow", text + "[verify.gates]\nmin_speedup = 1000\n")
-    wrong = target(tmp_path, "wrong", text + "[answer]\nmax_seq_len = 64\ndoc_stride = 64\n")
+    (tmp_path / "wrong.json").write_text("{")
+    wrong = target(tmp_path, "wrong", TARGET.format("eager", 5).replace('dataset = "sample"', 'dataset = "wrong.json"'))
     running = cluster.run(good, slow, wrong)
     out, err = running.communicate(timeout=SECONDS)
     assert running.returncode == 1, err
     folder = tmp_path / "artifacts"
     assert {path.name for path in folder.iterdir()} == {"good", "slow.failed"}
-    assert "doc_stride" in err
-    assert [line.split()[0] for line in out.splitlines() if " verify " in line] == ["good", "slow", "wrong"]
-    assert [line.split()[-1] for line in out.splitlines() if " verify " in line] == ["made", "cached", "made"]
+    assert "wrong.json" in err
+    assert [line.split()[0] for line in out.splitlines() if " verify " in line] == ["good", "slow"]
+    assert [line.split()[-1] for line in out.splitlines() if " verify " in line] == ["made", "cached"]
 
 
 @pytest.mark.scale
@@ -285,7 +286,7 @@ def test_without_a_node_of_like_kind_nothing_is_made(cluster, tmp_path):
     folder.mkdir(parents=True)
     (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: tokenizers\nVersion: 9.9\n")
     path = os.pathsep.join([str(folder.parent), *filter(None, sys.path)])
-    running = cluster.run(target(tmp_path, "one", TARGET.format("eager", 4)), PYTHONPATH=path)
+    running = cluster.run(target(tmp_path, "one", TARGET.format("eager", 4)), options=("--json",), PYTHONPATH=path)
     _, err = finish(running, MissingEnvironment.exit_status)
     assert "one: no node can make the step compile: left has tokenizers " in err
     assert ", not 9.9; right has tokenizers " in err
