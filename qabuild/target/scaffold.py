@@ -14,7 +14,7 @@ from qabuild.models.checkpoint.resolve import resolve
 from qabuild.models.forms import Form
 from qabuild.models.recommendation import recommended
 from qabuild.models.runtime import Device
-from qabuild.qa.data.dataset_ref import DatasetTable
+from qabuild.qa.data.dataset_ref import DatasetTable, require_source
 from qabuild.system import files, hub, machine
 from qabuild.target.gates import Gates
 from qabuild.target.model import is_name
@@ -38,7 +38,7 @@ def write(
     if output:
         _require_free(output)
     data = data or (hub.SAMPLE if source == hub.SAMPLE else DEFAULT_DATA)
-    _require_data(data)
+    require_source(data)
     checkpoint = resolve(source, offline=offline)
     path = output or Path(f"{name_of(checkpoint.name)}.toml")
     _require_free(path)
@@ -57,13 +57,6 @@ def _require_free(path: Path) -> None:
         )
     if os.path.lexists(path):
         raise BadTarget(f"{path} exists and is not overwritten", "name another file with --output, or remove this one")
-
-
-def _require_data(data: str) -> None:
-    if hub.is_id(data):
-        hub.check_id(data, None, "dataset")
-    elif hub.is_path(data) and not Path(os.path.expanduser(data)).is_file():
-        raise BadTarget(f"{data}: no such file of questions", "name a file in SQuAD's layout, or a data set on the Hub")
 
 
 def name_of(checkpoint: str) -> str:

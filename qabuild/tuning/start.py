@@ -13,7 +13,7 @@ from qabuild.models.backends import BASELINE
 from qabuild.models.calibration import Calibrated
 from qabuild.models.runtime import Device
 from qabuild.qa import data
-from qabuild.qa.data.dataset_ref import DatasetRef, DatasetTable
+from qabuild.qa.data.dataset_ref import DatasetRef, DatasetTable, require_source
 from qabuild.system import machine
 from qabuild.system.hub import SAMPLE, is_path
 from qabuild.target import lock
@@ -77,6 +77,10 @@ def read(
     if device == "cuda" and not machine.gpus():
         raise MissingEnvironment("device cuda: there is no CUDA device here", "tune for the CPU, or on another machine")
     target = _target(source, dataset)
+    calibration, train = _calibration(target, train_dataset), _train(target, train_dataset)
+    for name in (target.verify.dataset, calibration.get(CALIBRATION), train.get("dataset")):
+        if name is not None:  # before a target's trainings are carried out
+            require_source(name)
     checkpoint = _checkpoint(target, offline, reporter)
     questions = data.load(target.verify.data, offline=offline)
     if not any(question.answers for question in questions.questions):
@@ -90,8 +94,8 @@ def read(
         max_f1_drop = MAX_F1_DROP if own is None else own
     return Start(
         tables=_tables(target, checkpoint, gate, max_f1_drop),
-        calibration=_calibration(target, train_dataset),
-        train=_train(target, train_dataset),
+        calibration=calibration,
+        train=train,
         device=device or (target.runtime.device if _is_target(source) else "cuda" if machine.gpus() else "cpu"),
         checkpoint=checkpoint,
         questions=len(questions),

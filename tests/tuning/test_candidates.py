@@ -149,6 +149,24 @@ def test_a_gpu_that_is_not_here_is_refused_before_any_work(monkeypatch):
         start(device="cuda")
 
 
+@pytest.mark.parametrize("option", ["dataset", "train_dataset"])
+@pytest.mark.parametrize("name", ["./gone.json", "gone.json", "~/gone.csv"])
+def test_a_file_of_questions_that_is_missing_is_refused_before_any_work(option, name, monkeypatch):
+    monkeypatch.setattr(starts, "_checkpoint", None)
+    with pytest.raises(BadTarget, match=r"gone\.(json|csv): there is no such file"):
+        start(**{option: name})
+
+
+def test_a_missing_file_that_a_target_names_is_refused_before_its_trainings(tmp_path, monkeypatch):
+    (tmp_path / "mine.toml").write_text(
+        '[checkpoint]\nmodel = "sample"\n[train]\ndataset = "sample"\n[backend]\nname = "openvino"\n'
+        'calibration = "./gone.json"\n[runtime]\ndtype = "int8"\n[verify]\ndataset = "sample"\n'
+    )
+    monkeypatch.setattr(starts, "_checkpoint", None)
+    with pytest.raises(BadTarget, match=r"gone\.json: there is no such file"):
+        start(str(tmp_path / "mine.toml"))
+
+
 def test_questions_without_answers_are_refused(tmp_path):
     row = {"id": "1", "question": "Who?", "context": "Ann did.", "answers": {"text": [], "answer_start": []}}
     questions = tmp_path / "questions.json"
