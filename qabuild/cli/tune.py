@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qabuild.cli.console import Console, emit, table
-from qabuild.cli.failures import print_error
+from qabuild.cli.failures import goes_on, print_error
 from qabuild.cli.options import DURATIONS, Quantity, common, data_option, offline_option
 from qabuild.errors import VerificationFailed
 
@@ -86,6 +86,7 @@ def tune(
     """
     from qabuild.tuning.tune import tune as tune_checkpoint
 
+    goes_on.append(True)
     tuned = tune_checkpoint(checkpoint, dataset=dataset, allow=allow, output=output, reporter=console, **options)
     console.result(tuned.to_dict(), lambda: _show(tuned))
     if tuned.winner is None:
