@@ -18,6 +18,7 @@ from qabuild.qa.data.dataset_ref import DatasetTable, require_source
 from qabuild.system import files, hub, machine
 from qabuild.target.gates import Gates
 from qabuild.target.model import is_name
+from qabuild.target.write import relative_to
 
 DEFAULT_DATA: str = DatasetTable.model_fields["dataset"].default
 
@@ -55,6 +56,7 @@ def _require_free(path: Path) -> None:
             f"{path}: {path.stem!r} cannot be the name of a target",
             "one begins with a letter or a digit, as in --output mine.toml",
         )
+    files.require_writable(path.parent, "the folder", "make it writable, or name another file with --output")
     if os.path.lexists(path):
         raise BadTarget(f"{path} exists and is not overwritten", "name another file with --output, or remove this one")
 
@@ -66,15 +68,12 @@ def name_of(checkpoint: str) -> str:
 
 
 def _written(source: str, folder: Path) -> str:
-    """`source` as a target in `folder` names it: a path is relative if it is beneath or beside the folder."""
+    """`source` as a target in `folder` names it: a relative path is relative to the folder."""
     if not hub.is_path(source):
         return source
-    path, folder = Path(os.path.expanduser(source)).resolve(), folder.resolve()
-    files.require_native(path)
-    if path.is_relative_to(folder):
-        return f"./{path.relative_to(folder)}"
-    is_beside = path.is_relative_to(folder.parent) and folder.parent != Path(folder.anchor)
-    return f"../{path.relative_to(folder.parent)}" if is_beside else str(path)
+    path = Path(os.path.expanduser(source))
+    files.require_native(path.absolute())
+    return str(path) if path.is_absolute() else relative_to(folder, path.resolve())
 
 
 def text(name: str, checkpoint: str, model: str, data: str, ranking: Sequence[Form]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import json
 import re
@@ -232,12 +233,17 @@ def test_a_local_checkpoint_is_found_from_the_target(tmp_path_factory, name, pla
     root = tmp_path_factory.mktemp("root")
     source = root / "project" / "models" / name
     shutil.copytree(sample.CHECKPOINT, source)
-    path = scaffold.write(str(source), root / place / "mine.toml", data="sample", device="cpu")
-    target = load(path)
-    assert Path(target.checkpoint.model).resolve() == source.resolve()
-    stated = tomllib.loads(path.read_text())["checkpoint"]["model"]
     prefix = {"project": "./models/", "project/models": "./", "project/targets": "../models/"}
-    assert stated == (f"{prefix[place]}{name}" if place in prefix else str(source.resolve()))
+    with contextlib.chdir(root / "project"):
+        for given, written in (
+            (str(source), str(source)),
+            (f"./models/{name}", f"{prefix.get(place, '../../project/models/')}{name}"),
+        ):
+            path = root / place / "mine.toml"
+            path.unlink(missing_ok=True)
+            scaffold.write(given, path, data="sample", device="cpu")
+            assert Path(load(path).checkpoint.model).resolve() == source.resolve()
+            assert tomllib.loads(path.read_text())["checkpoint"]["model"] == written
 
 
 @given(st.text(), st.booleans())
