@@ -44,7 +44,7 @@ def test_the_name_of_a_file_is_no_id(name: str, tmp_path: Path, monkeypatch: pyt
     assert f"'./{name}'" in (refused.value.hint or "")
     Path(name).parent.mkdir(parents=True, exist_ok=True)
     Path(name).write_text("[]")
-    with pytest.raises(BadTarget, match="a local file|no data set on the Hub has the id"):
+    with pytest.raises(BadTarget, match=r"a local file|no data set on the Hub has the id"):
         hub.check_id(name, None, "dataset")
 
 
