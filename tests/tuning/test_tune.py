@@ -218,10 +218,12 @@ def test_where_no_candidate_passes_the_best_are_shown_and_the_status_is_1(tmp_pa
 
 def test_a_budget_that_is_too_short_says_what_one_build_takes(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    lines = Lines()
     with pytest.raises(
         BadTarget, match=r"budget of 15 s is too short to verify one candidate on all 135 questions"
     ) as refused:
-        qabuild.tune("sample", budget=15, backends=["eager"])
+        qabuild.tune("sample", train_dataset="sample", budget=15, backends="eager", reporter=lines)
+    assert "sample is not used: no candidate is calibrated, and none is pruned" in lines.said
     assert refused.value.hint == "give more (--budget)", "fewer questions than these would not take less time"
 
 
