@@ -79,7 +79,7 @@ def candidates(start: Start, folder: Path, backends: Collection[str] = ()) -> tu
         else:
             tried.append(candidate)
     if not tried:
-        reasons = sorted(set(left_out.values()))
+        reasons = sorted(set(left_out.values())) or [f"{', '.join(backends)} runs no model on {start.device}"]
         raise BadTarget(
             f"no backend takes {start.checkpoint.name}: " + "; ".join(reasons), "`qabuild doctor` shows what is missing"
         )

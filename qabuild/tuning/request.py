@@ -8,6 +8,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qabuild.artifact import staging
 from qabuild.builder.store.local import Store
 from qabuild.models.runtime import Device
 from qabuild.system.reporter import SILENT, Reporter
@@ -67,7 +68,7 @@ def tune(
     training = None if train_dataset is None else named("train_dataset", train_dataset)
     folder = Path(output)
     lock = f"tune-{hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]}"
-    with Store().lock(lock, wait=False, what=f"another tuning into {folder}"):
+    with Store().lock(lock, wait=False, what=f"another tuning into {folder}"), staging.disk_explained(folder):
         outputs.require_ours(folder)
         from qabuild.tuning import start as starts
         from qabuild.tuning.job import Job

@@ -276,6 +276,7 @@ def folder_names() -> set[str]:
     [
         (["-o", "mine.toml"], 2, "mine.toml exists and is not overwritten name another file with --output"),
         (["-o", "dangling.toml"], 2, "dangling.toml exists"),
+        (["-o", "mine.toml/x.toml"], 5, "the folder mine.toml: Not a directory"),
         (["-o", "x.failed.toml"], 2, "'x.failed' cannot be the name of a target"),
         (["-o", ".toml"], 2, "'.toml' cannot be the name of a target"),
         (["--data", "./gone.json"], 2, "./gone.json: there is no such file"),

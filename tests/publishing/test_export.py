@@ -119,6 +119,14 @@ def test_nothing_is_replaced(tiny, tmp_path, run):
     assert left(tmp_path / "image") == {"mine"}
 
 
+def test_an_output_folder_that_cannot_be_made_is_named_at_once(tiny, tmp_path, run):
+    (tmp_path / "file").write_text("mine")
+    status, _, err = run("export", tiny, "--layout", "docker", "-o", tmp_path / "file" / "image")
+    assert status == QABuildError.exit_status
+    assert f"the output folder {tmp_path / 'file'}: Not a directory" in err
+    assert "name another with --output" in err
+
+
 def test_nothing_is_added_to_an_artifact(tiny):
     with pytest.raises(BadTarget, match="is sealed"):
         qabuild.export(tiny, "docker", tiny / "image")

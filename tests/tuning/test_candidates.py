@@ -137,6 +137,8 @@ def test_a_checkpoint_that_no_backend_takes_is_refused_with_the_reason(tmp_path,
     other = SimpleNamespace(**{**begun.__dict__, "checkpoint": SimpleNamespace(name="gpt2", config=config)})
     with pytest.raises(BadTarget, match=r"no backend takes gpt2: .*model_type 'gpt2' is not one of the encoders"):
         candidates(other, tmp_path / "others", TWO)
+    with pytest.raises(BadTarget, match=r"no backend takes sample: openvino runs no model on cuda"):
+        candidates(replace(start(), device="cuda"), tmp_path / "others", ["openvino"])
 
 
 def test_gates_of_a_target_stay_unless_the_user_says_otherwise(tmp_path):
