@@ -17,7 +17,7 @@ from hub import Hub
 import qabuild
 from qabuild.artifact.manifest import open_artifact
 from qabuild.cli import main
-from qabuild.errors import BadTarget, UntrustedInput, VerificationFailed
+from qabuild.errors import BadTarget, QABuildError, UntrustedInput, VerificationFailed
 from qabuild.publishing.layouts import LAYOUTS, layout
 
 pytestmark = pytest.mark.both_lines
