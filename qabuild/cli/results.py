@@ -69,7 +69,7 @@ def conclude(outcomes: Sequence[Outcome], console: Console) -> None:
         if not error_only:
             gates = {gate.name for each in outcomes if each.verification for gate in each.verification.gates}
             extra = [name for name in OF_GATES if name in gates]
-            columns = [*COLUMNS, *map(OF_GATES.get, extra), "result"]
+            columns = [*COLUMNS, *(OF_GATES[name] for name in extra), "result"]
             table(columns, [_row(outcome, extra) for outcome in outcomes])
         for outcome in outcomes:
             if outcome.published:
