@@ -29,7 +29,7 @@ from qabuild.tuning import child
 from qabuild.tuning import start as starts
 from qabuild.tuning.candidates import candidates
 from qabuild.tuning.ranking import Timings, ranked, times_better
-from qabuild.tuning.tune import tune
+from qabuild.tuning.request import tune
 
 
 def main() -> None:

@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from qabuild.qa.pipeline import QuestionAnsweringPipeline
     from qabuild.target.lock import Lock
     from qabuild.target.model import Target
+    from qabuild.tuning.request import tune
     from qabuild.tuning.result import Tuned
-    from qabuild.tuning.tune import tune
 
 _HOMES = {
     "BadTarget": "errors",
@@ -75,7 +75,7 @@ _HOMES = {
     "sbom": "publishing.sbom",
     "sign": "artifact.signature",
     "train": "builder.build",
-    "tune": "tuning.tune",
+    "tune": "tuning.request",
     "verify": "evaluation.verify",
 }
 

@@ -19,6 +19,8 @@ from qabuild.system import files
 from qabuild.system.files import errors_explained
 from qabuild.system.sealed import MANIFEST
 
+REMEDY = "make room or make it writable, or name another with --output"
+
 
 def require_ours(goal: Path) -> None:
     """Raise BadTarget where the artifact would replace, and so delete, anything but an artifact."""
@@ -51,9 +53,14 @@ def clean_up(goal: Path) -> None:
         os.rename(_old(goal), goal)
 
 
+def require_writable(output: Path) -> None:
+    """Raise QABuildError where the output folder cannot be made, or nothing can be written into it."""
+    files.require_writable(output, "the output folder", REMEDY)
+
+
 def disk_explained(output: Path) -> AbstractContextManager[None]:
     """Inside the block, a full or read-only disk raises QABuildError that names the output folder."""
-    return errors_explained(output, "the output folder", "make room or make it writable, or name another with --output")
+    return errors_explained(output, "the output folder", REMEDY)
 
 
 def promote(stage: Path, goal: Path, *, passed: bool) -> Path:

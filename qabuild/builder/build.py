@@ -75,12 +75,13 @@ def build(
     require_machine(target, compile_only)
     staging.require_ours(goal)
     name = plans.history_name(target, goal.parent)
-    with store.lock(name, wait=False, what=str(goal)), staging.disk_explained(goal.parent):
+    with store.lock(name, wait=False, what=f"another build of {goal}"), staging.disk_explained(goal.parent):
         staging.clean_up(goal)
         plan = plans.current(target, store, name, offline=offline)
         if built := already_built(goal, plan, store, compile_only):
             reporter.say(f"{goal}: nothing to do")
             return built
+        staging.require_writable(goal.parent)
         # Only now: a build with nothing to do is over before they are imported.
         from qabuild.builder import leakage
         from qabuild.builder.execute import Execution

@@ -26,6 +26,7 @@ from qabuild.cli.console import print_message
 from qabuild.cli.failures import (
     handle_signals,
     print_error,
+    print_interrupted,
     print_json_error,
     received,
     require_uninterrupted,
@@ -139,7 +140,7 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
         print_json_error(BadTarget(error.format_message(), "see `qabuild --help`"), as_json)
         sys.exit(BadTarget.exit_status)
     except (KeyboardInterrupt, click.Abort):
-        print_message("interrupted")
+        print_interrupted()
         sys.exit(128 + received[-1] if received else INTERRUPTED)
     except (QABuildError, OSError, MemoryError) as error:
         reported = to_qabuild_error(error)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qabuild.cli.console import Console, emit, table
+from qabuild.cli.failures import goes_on
 from qabuild.cli.options import (
     artifact_folders,
     common,
@@ -104,6 +105,7 @@ def build(
     from qabuild.builder.build import build as build_target
     from qabuild.builder.store.remote import open_store
 
+    goes_on.append(True)
     results = open_store(key=remote_cache_key, offline=offline, reporter=console)
 
     farmed: Farmed | None = None

@@ -14,6 +14,10 @@ received: list[int] = []
 """The SIGINT and SIGTERM that this process received."""
 
 
+goes_on: list[bool] = []
+"""Whether the command that runs goes on from where it was interrupted when it is given again."""
+
+
 def handle_signals() -> None:
     """Make SIGTERM interrupt as SIGINT does, so that cleanup runs."""
 
@@ -22,6 +26,7 @@ def handle_signals() -> None:
         raise KeyboardInterrupt
 
     received.clear()
+    goes_on.clear()
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) != signal.SIG_IGN:  # a command started in the background ignores SIGINT
             signal.signal(number, stop)
@@ -41,6 +46,10 @@ def to_qabuild_error(error: QABuildError | OSError | MemoryError) -> QABuildErro
         return QABuildError("out of memory", "close other programs, or use a machine with more memory")
     at = f"{error.filename2 or error.filename}: " if error.filename else ""
     return QABuildError(f"{at}{error.strerror or error}", "-v shows where it came from")
+
+
+def print_interrupted() -> None:
+    print_message(f"interrupted{'; the same command goes on from there' * bool(goes_on)}")
 
 
 def print_error(error: QABuildError, *, verbose: bool = False) -> None:

@@ -24,9 +24,6 @@ FLAGS = {"-q", "--quiet", "-v", "--verbose", "--json"}
 AGES = {"h": 3600, "d": 86400, "w": 7 * 86400}
 
 
-DURATIONS = {"s": 1, "m": 60, "h": 3600}
-
-
 SIZES = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
@@ -42,7 +39,8 @@ class Quantity(click.ParamType[float]):
         units = {unit.lower(): factor for unit, factor in self.units.items()}
         match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([a-z]+)", str(value).lower())
         if not match or match[2] not in units:
-            self.fail(f"{value!r} is not a number with one of the units {', '.join(self.units)}", param, ctx)
+            known = ", ".join(self.units)
+            self.fail(f"{value!r} is not a number with one of the units {known}, as in 5{[*self.units][1]}", param, ctx)
         return float(match[1]) * units[match[2]]
 
 

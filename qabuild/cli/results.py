@@ -20,7 +20,13 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-COLUMNS = ["artifact", "EM", "F1", "F1 retention", "agreement", "samples/s", "speedup", "result"]
+COLUMNS = ["artifact", "EM", "F1", "F1 retention", "agreement", "samples/s", "speedup"]
+OF_GATES = {
+    "max_f1_drop": "F1 lost",
+    "max_f1_drop_from_original": "F1 lost from original",
+    "min_teacher_f1_retention": "of teacher's F1",
+}
+"""The columns of gates that no dtype sets, each before the result where a target sets it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +67,10 @@ def conclude(outcomes: Sequence[Outcome], console: Console) -> None:
     def show() -> None:
         error_only = len(outcomes) == 1 and outcomes[0].error and not outcomes[0].verification
         if not error_only:
-            table(COLUMNS, [_row(outcome) for outcome in outcomes])
+            gates = {gate.name for each in outcomes if each.verification for gate in each.verification.gates}
+            extra = [name for name in OF_GATES if name in gates]
+            columns = [*COLUMNS, *(OF_GATES[name] for name in extra), "result"]
+            table(columns, [_row(outcome, extra) for outcome in outcomes])
         for outcome in outcomes:
             if outcome.published:
                 emit(describe_published(outcome.published))
@@ -75,11 +84,12 @@ def conclude(outcomes: Sequence[Outcome], console: Console) -> None:
         sys.exit(error.exit_status)
 
 
-def _row(outcome: Outcome) -> list[str]:
+def _row(outcome: Outcome, extra: Sequence[str]) -> list[str]:
+    """Its cells in `COLUMNS`, those of the gates named `extra`, and its result."""
     verification = outcome.verification
     if verification is None:
         result = f"error: {outcome.error.message.splitlines()[0]}" if outcome.error else "compiled, unverified"
-        return [outcome.label, *["-"] * 6, result]
+        return [outcome.label, *["-"] * (len(COLUMNS) - 1 + len(extra)), result]
     from qabuild.artifact.evidence import at_batch
 
     m, speed = verification.measurement, verification.measurement.speed
@@ -88,9 +98,10 @@ def _row(outcome: Outcome) -> list[str]:
         f"{m.exact_match:.2f}",
         f"{m.f1:.2f}",
         f"{100 * m.f1_retention:.2f} %{_limit(verification, 'min_f1_retention')}{at_batch(m.batch_size)}",
-        f"{100 * m.agreement:.2f} %",
+        f"{100 * m.agreement:.2f} %{_limit(verification, 'min_agreement')}",
         f"{speed.artifact if speed else m.samples_per_second:.1f}",
-        f"{speed.speedup:.2f}x" if speed else "-",
+        f"{speed.speedup:.2f}x{_limit(verification, 'min_speedup')}" if speed else "-",
+        *(_gate(verification, name) for name in extra),
         _result(verification),
     ]
 
@@ -105,9 +116,26 @@ def _result(verification: Verification) -> str:
 
 
 def _limit(verification: Verification, name: str) -> str:
-    """The gate's limit as the table shows it beside the figure; empty if the target sets no such gate."""
-    limits = [gate.limit for gate in verification.gates if gate.name == name]
-    return f" (>= {100 * limits[0]:g})" if limits else ""
+    """The least value as the table shows it beside the figure; empty if the target sets none, or one of 0."""
+    from qabuild.target.gates import GATES_BY_DTYPE
+
+    limit = next((gate.limit for gate in verification.gates if gate.name == name), None)
+    if not limit or (name == "min_agreement" and limit in (agreement for agreement, _ in GATES_BY_DTYPE.values())):
+        return ""
+    return f" (>= {limit:g})" if name == "min_speedup" else f" (>= {100 * limit:g})"
+
+
+def _gate(verification: Verification, name: str) -> str:
+    """The figure that a gate of `OF_GATES` judges, and its limit; "-" where the target sets no such gate."""
+    gate = next((gate for gate in verification.gates if gate.name == name), None)
+    if gate is None or gate.value is None:
+        return "-"
+    if name == "min_teacher_f1_retention":
+        return f"{100 * gate.value:.2f} % (>= {100 * gate.limit:g})"
+    m = verification.measurement
+    difference = m if name == "max_f1_drop" or m.original is None else m.original
+    worst = "" if gate.confidence is None else f", at worst {gate.value:.2f}"
+    return f"{0.0 - difference.f1_difference:.2f}{worst} (<= {gate.limit:g})"  # not -0.0
 
 
 def _with_status(outcome: Outcome) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qabuild.cli.console import Console, emit, table
-from qabuild.cli.failures import print_error
-from qabuild.cli.options import DURATIONS, Quantity, common, data_option, offline_option
+from qabuild.cli.failures import goes_on, print_error
+from qabuild.cli.options import common, data_option, offline_option
 from qabuild.errors import VerificationFailed
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--max-f1-drop",
-    type=click.FloatRange(0, 100),
+    type=float,
     metavar="POINTS",
     help="Most points of F1 that may be lost from the original checkpoint.  [0.5, or the target's]",
 )
@@ -50,16 +50,14 @@ if TYPE_CHECKING:
     multiple=True,
     help="Try this backend only; may be repeated.  [all]",
 )
-@click.option(
-    "--budget", type=Quantity(DURATIONS), default="30m", show_default=True, metavar="TIME", help="Time: 90s, 30m, 2h."
-)
+@click.option("--budget", default="30m", show_default=True, metavar="TIME", help="Time: 90s, 30m, 1h30m.")
 @click.option(
     "--samples",
-    type=click.IntRange(256),
+    type=int,
     default=1024,
     show_default=True,
     metavar="N",
-    help="Questions of the final comparison.",
+    help="Questions of the final comparison, at least 256.",
 )
 @click.option("--allow", type=click.Choice(["prune"]), multiple=True, help="Try narrower models, too.")
 @click.option(
@@ -84,8 +82,9 @@ def tune(
     Writes OUTPUT/tuned.toml, a target like any other, with its lock, OUTPUT/artifacts/tuned and OUTPUT/report.html.
     If it is interrupted, the next run goes on from there. If no candidate passes, the exit status is 1.
     """
-    from qabuild.tuning.tune import tune as tune_checkpoint
+    from qabuild.tuning.request import tune as tune_checkpoint
 
+    goes_on.append(True)
     tuned = tune_checkpoint(checkpoint, dataset=dataset, allow=allow, output=output, reporter=console, **options)
     console.result(tuned.to_dict(), lambda: _show(tuned))
     if tuned.winner is None:

@@ -104,6 +104,7 @@ def _require_free(goal: Path) -> None:
     if goal.name in ("", ".."):
         raise BadTarget(f"{goal}: is no name of a folder", "name a new folder with -o")
     if not os.path.lexists(goal):
+        staging.require_writable(goal.parent)
         return
     if goal.is_symlink() or not goal.is_dir() or any(goal.iterdir()):
         raise BadTarget(f"{goal}: is there already", "move it away, or name another folder with -o")

@@ -12,6 +12,7 @@ import secrets
 import shutil
 import stat
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Collection, Iterator
@@ -227,6 +228,21 @@ def errors_explained(folder: Path, what: str, hint: str) -> Iterator[None]:
             raise
         place = f" ({paths[-1]})" if paths else ""
         raise QABuildError(f"{what} {folder}: {os_error.strerror or os_error}{place}", hint) from error
+
+
+def require_writable(folder: Path, what: str, hint: str) -> None:
+    """Raise QABuildError, which calls it `what`, where the folder cannot be made, or nothing can be written into it.
+
+    Leaves nothing there.
+    """
+    place = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
+    try:
+        if not place.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        tempfile.TemporaryFile(dir=place).close()
+    except OSError as error:
+        at = f" ({place})" if place != folder.absolute() else ""
+        raise QABuildError(f"{what} {folder}: {error.strerror}{at}", hint) from error
 
 
 def disk_error(error: Exception, folder: Path) -> OSError | None:

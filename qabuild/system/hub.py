@@ -23,6 +23,8 @@ RepoType = Literal["model", "dataset", "artifact"]
 
 _FULL_SHA = re.compile(r"[0-9a-f]{40}")
 _REVISION = re.compile(r"(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9._/+-]*")
+_FILE = re.compile(r".+\.(json|jsonl|csv|tsv|parquet)(\.gz)?", re.IGNORECASE)
+"""The names of files, which no repository bears."""
 _KIND = {"model": "checkpoint", "dataset": "data set", "artifact": "artifact"}
 
 
@@ -146,8 +148,14 @@ def unreachable(repo_id: str, repo_type: RepoType, error: Exception) -> QABuildE
 
     return QABuildError(
         f"no answer from {constants.ENDPOINT} about the {_KIND[repo_type]} '{repo_id}' ({type(error).__name__})",
-        "check the network and try again; with HF_HUB_OFFLINE=1 only what is in the cache is used",
+        f"check the network and try again; with HF_HUB_OFFLINE=1 only what is in the cache is used; "
+        f"{_local_hint(repo_id)}",
     )
+
+
+def _local_hint(repo_id: str) -> str:
+    """For who meant a file or a folder: nothing of that name is here, see `check_id`."""
+    return f"a file or folder of yours is written './{repo_id}', and none of that name is here"
 
 
 _RETRY_HINT = "try again later; if it persists, check https://status.huggingface.co"
@@ -187,6 +195,12 @@ def check_id(repo_id: str, revision: str | None, repo_type: RepoType) -> None:
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
     kind = _KIND[repo_type]
+    if _FILE.fullmatch(repo_id) and not os.path.exists(repo_id):
+        raise BadTarget(
+            f"{repo_id}: there is no such file",
+            f"check the path, which begins with './', '../', '/' or '~', as in './{repo_id}'; a {kind} on the Hub has "
+            "an id like 'owner/name'",
+        )
     if repo_type != "artifact" and difflib.get_close_matches(repo_id.lower(), [SAMPLE], cutoff=0.8):
         raise BadTarget(f"there is no {kind} '{repo_id}'; perhaps you meant 'sample'", "'sample' is the embedded one")
     try:
@@ -246,6 +260,6 @@ def _cached_commit(repo_id: str, revision: str | None, repo_type: RepoType) -> s
     if not _FULL_SHA.fullmatch(sha):
         raise QABuildError(
             f"the {_KIND[repo_type]} '{repo_id}' ({revision or 'main'}) is not in the cache, and this run is offline",
-            "run once with a network (without HF_HUB_OFFLINE and offline options), or name a local path",
+            f"run once with a network (without HF_HUB_OFFLINE and offline options); {_local_hint(repo_id)}",
         )
     return sha

@@ -243,9 +243,31 @@ def absolute_source(source: str, folder: Path) -> str:
     """`source` made absolute: ~ is expanded, ./ and ../ are relative to `folder`; anything else stays as it is."""
     if source.startswith("~"):
         return str(Path(os.path.expanduser(source)))
-    if source in (".", "..") or source.startswith(("./", "../")):
-        return str(Path(folder, source).absolute())
-    return source
+    return str(Path(folder, source).absolute()) if is_relative(source) else source
+
+
+def is_relative(source: str) -> bool:
+    """Whether `source` is a relative path."""
+    return source in (".", "..") or source.startswith(("./", "../"))
+
+
+def relative_sources(path: Path) -> frozenset[str]:
+    """The files and folders that the target at `path`, and those it extends and builds on, state as relative paths.
+
+    They are absolute and normalised. Raises BadTarget as `load` does.
+    """
+    sources = set()
+    for file in files_of(path):
+        content = tomllib.loads(read_file(file).decode("utf-8-sig"))
+        for *tables, key in SOURCES:
+            table: Any = content
+            for name in tables:
+                table = table.get(name) if isinstance(table, dict) else None
+            source = table.get(key) if isinstance(table, dict) else None
+            if isinstance(source, str) and (is_relative(source) or (key == "target" and not is_path(source))):
+                absolute = _target_path if key == "target" else absolute_source
+                sources.add(os.path.normpath(absolute(source, file.parent)))
+    return frozenset(sources)
 
 
 def _merge(base: Toml, over: Toml) -> Toml:

@@ -14,10 +14,11 @@ from qabuild.models.checkpoint.resolve import resolve
 from qabuild.models.forms import Form
 from qabuild.models.recommendation import recommended
 from qabuild.models.runtime import Device
-from qabuild.qa.data.dataset_ref import DatasetTable
+from qabuild.qa.data.dataset_ref import DatasetTable, require_source
 from qabuild.system import files, hub, machine
 from qabuild.target.gates import Gates
 from qabuild.target.model import is_name
+from qabuild.target.write import relative_to
 
 DEFAULT_DATA: str = DatasetTable.model_fields["dataset"].default
 
@@ -38,7 +39,7 @@ def write(
     if output:
         _require_free(output)
     data = data or (hub.SAMPLE if source == hub.SAMPLE else DEFAULT_DATA)
-    _require_data(data)
+    require_source(data)
     checkpoint = resolve(source, offline=offline)
     path = output or Path(f"{name_of(checkpoint.name)}.toml")
     _require_free(path)
@@ -55,15 +56,9 @@ def _require_free(path: Path) -> None:
             f"{path}: {path.stem!r} cannot be the name of a target",
             "one begins with a letter or a digit, as in --output mine.toml",
         )
+    files.require_writable(path.parent, "the folder", "make it writable, or name another file with --output")
     if os.path.lexists(path):
         raise BadTarget(f"{path} exists and is not overwritten", "name another file with --output, or remove this one")
-
-
-def _require_data(data: str) -> None:
-    if hub.is_id(data):
-        hub.check_id(data, None, "dataset")
-    elif hub.is_path(data) and not Path(os.path.expanduser(data)).is_file():
-        raise BadTarget(f"{data}: no such file of questions", "name a file in SQuAD's layout, or a data set on the Hub")
 
 
 def name_of(checkpoint: str) -> str:
@@ -73,15 +68,12 @@ def name_of(checkpoint: str) -> str:
 
 
 def _written(source: str, folder: Path) -> str:
-    """`source` as a target in `folder` names it: a path is relative if it is beneath or beside the folder."""
+    """`source` as a target in `folder` names it: a relative path is relative to the folder."""
     if not hub.is_path(source):
         return source
-    path, folder = Path(os.path.expanduser(source)).resolve(), folder.resolve()
-    files.require_native(path)
-    if path.is_relative_to(folder):
-        return f"./{path.relative_to(folder)}"
-    is_beside = path.is_relative_to(folder.parent) and folder.parent != Path(folder.anchor)
-    return f"../{path.relative_to(folder.parent)}" if is_beside else str(path)
+    path = Path(os.path.expanduser(source))
+    files.require_native(path.absolute())
+    return str(path) if path.is_absolute() else relative_to(folder, path.resolve())
 
 
 def text(name: str, checkpoint: str, model: str, data: str, ranking: Sequence[Form]) -> str:

@@ -1,6 +1,10 @@
 """Find the fastest artifact of a checkpoint that keeps its answers on this machine.
 
 tune         the whole, from a checkpoint to a verified artifact: read it first
+request      what the user asks for, checked, and its folder locked
+arguments    checks numbers and names
+objective    what is best
+outputs      what it writes, and that it replaces nothing else
 start        what is tuned: a checkpoint or a target, and its questions
 candidates   the targets that are tried
 job          what every part is given

@@ -19,6 +19,7 @@ from qabuild.models.support import check
 from qabuild.target.model import Target
 from qabuild.target.read import load
 from qabuild.target.write import write as write_target
+from qabuild.tuning.outputs import HEADER
 from qabuild.tuning.start import FROM_ORIGINAL, Start
 
 DTYPES: tuple[Dtype, ...] = ("fp32", "fp16", "bf16", "int8")
@@ -44,6 +45,10 @@ class Candidate:
     @property
     def name(self) -> str:
         return self.file.stem
+
+    @property
+    def calibrates(self) -> bool:
+        return isinstance(self.form.options, Calibrated) and self.form.options.calibrates(self.form.runtime)
 
     @property
     def simplicity(self) -> tuple[Any, ...]:
@@ -74,7 +79,7 @@ def candidates(start: Start, folder: Path, backends: Collection[str] = ()) -> tu
         else:
             tried.append(candidate)
     if not tried:
-        reasons = sorted(set(left_out.values()))
+        reasons = sorted(set(left_out.values())) or [f"{', '.join(backends)} runs no model on {start.device}"]
         raise BadTarget(
             f"no backend takes {start.checkpoint.name}: " + "; ".join(reasons), "`qabuild doctor` shows what is missing"
         )
@@ -99,21 +104,18 @@ def pruned(candidate: Candidate, start: Start) -> list[Candidate]:
     return siblings
 
 
-def write(
-    candidate: Candidate, start: Start, path: Path | None = None, description: str | None = None, header: str = ""
-) -> None:
+def write(candidate: Candidate, start: Start, path: Path | None = None, description: str | None = None) -> None:
     """Write the candidate's target to its file, or to another `path`."""
     tables: dict[str, Any] = {**({"description": description} if description else {}), **start.tables}
     form = candidate.form
-    calibrates = isinstance(form.options, Calibrated) and form.options.calibrates(form.runtime)
-    tables["backend"] = {"name": form.backend, **form.variant, **(start.calibration if calibrates else {})}
+    tables["backend"] = {"name": form.backend, **form.variant, **(start.calibration if candidate.calibrates else {})}
     tables["runtime"] = {"device": form.runtime.device, "dtype": form.runtime.dtype}
     if candidate.pruned:
         verify = tables["verify"]
         tables["prune"] = {**start.train, **candidate.pruned}
         gates = {FROM_ORIGINAL if key == start.drop_gate else key: limit for key, limit in verify["gates"].items()}
         tables["verify"] = {**verify, "gates": gates}
-    write_target(tables, path or candidate.file, header)
+    write_target(tables, path or candidate.file, HEADER, start.relative)
 
 
 def require(target: Target, start: Start) -> None:

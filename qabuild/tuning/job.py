@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qabuild.system.reporter import Reporter
-from qabuild.tuning.ranking import Objective
+from qabuild.tuning.objective import Objective
 from qabuild.tuning.start import Start
 
 

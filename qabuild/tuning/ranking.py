@@ -9,19 +9,17 @@ from dataclasses import asdict, dataclass
 from math import inf
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 from qabuild.artifact.manifest import open_artifact
 from qabuild.evaluation.bootstrap import median_ratio_interval, ratio_interval
 from qabuild.evaluation.compare import Comparison, compare
 from qabuild.evaluation.compare.result import Interval, Measured
 from qabuild.system import documents, files, machine, packages
+from qabuild.tuning.objective import Objective
 
 if TYPE_CHECKING:
     from qabuild.tuning.job import Job
-
-Objective = Literal["throughput", "latency", "size"]
-OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qabuild.evaluation.compare.result import Comparison, Interval
-from qabuild.tuning.ranking import Objective
+from qabuild.tuning.objective import Objective
 
 
 def columns(objective: Objective) -> list[str]:

@@ -225,10 +225,11 @@ class Rounds:
             raise self._too_short(f"the checkpoint's own answers are there after {shown(needed)}")
 
     def _too_short(self, takes: str) -> BadTarget:
+        questions = self._job.start.questions
+        fewer = ", or tune a target that verifies on fewer questions (verify.samples)" if questions > QUESTIONS else ""
         return BadTarget(
-            f"a budget of {self._budget} is too short to verify one candidate on all {self._job.start.questions} "
-            f"questions: {takes}",
-            "give more (--budget), or tune a target that verifies on fewer questions (verify.samples)",
+            f"a budget of {self._budget} is too short to verify one candidate on all {questions} questions: {takes}",
+            f"give more (--budget){fewer}",
         )
 
 

@@ -10,7 +10,8 @@ from qabuild.evaluation.compare import Comparison
 from qabuild.tuning.budget import Budget
 from qabuild.tuning.candidates import Candidate
 from qabuild.tuning.job import Job
-from qabuild.tuning.ranking import Objective, Timings, equals, ranked, times_better
+from qabuild.tuning.objective import Objective
+from qabuild.tuning.ranking import Timings, equals, ranked, times_better
 from qabuild.tuning.result import Entry
 from qabuild.tuning.table import Table
 

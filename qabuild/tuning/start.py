@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,13 +13,13 @@ from qabuild.models.backends import BASELINE
 from qabuild.models.calibration import Calibrated
 from qabuild.models.runtime import Device
 from qabuild.qa import data
-from qabuild.qa.data.dataset_ref import DatasetRef, DatasetTable
+from qabuild.qa.data.dataset_ref import DatasetRef, DatasetTable, require_source
 from qabuild.system import machine
 from qabuild.system.hub import SAMPLE, is_path
 from qabuild.target import lock
 from qabuild.target.lineage import Derived
 from qabuild.target.model import Target
-from qabuild.target.read import absolute_source
+from qabuild.target.read import absolute_source, is_relative, relative_sources
 
 if TYPE_CHECKING:
     from qabuild.models.checkpoint.resolve import Checkpoint
@@ -45,6 +45,10 @@ class Start:
     """Options of backends that calibrate."""
     train: Mapping[str, Any]
     """The keys that name the questions to prune on."""
+    relative: Collection[str]
+    """The files and folders that were named by relative paths: absolute, and normalised."""
+    train_dataset: str | None
+    """The questions to calibrate and to prune on that the user named."""
     device: Device
     checkpoint: Checkpoint
     questions: int
@@ -77,6 +81,10 @@ def read(
     if device == "cuda" and not machine.gpus():
         raise MissingEnvironment("device cuda: there is no CUDA device here", "tune for the CPU, or on another machine")
     target = _target(source, dataset)
+    calibration, train = _calibration(target, train_dataset), _train(target, train_dataset)
+    for name in (target.verify.dataset, calibration.get(CALIBRATION), train.get("dataset")):
+        if name is not None:  # before a target's trainings are carried out
+            require_source(name)
     checkpoint = _checkpoint(target, offline, reporter)
     questions = data.load(target.verify.data, offline=offline)
     if not any(question.answers for question in questions.questions):
@@ -90,8 +98,10 @@ def read(
         max_f1_drop = MAX_F1_DROP if own is None else own
     return Start(
         tables=_tables(target, checkpoint, gate, max_f1_drop),
-        calibration=_calibration(target, train_dataset),
-        train=_train(target, train_dataset),
+        calibration=calibration,
+        train=train,
+        relative=_relative(source, dataset, train_dataset),
+        train_dataset=train_dataset,
         device=device or (target.runtime.device if _is_target(source) else "cuda" if machine.gpus() else "cpu"),
         checkpoint=checkpoint,
         questions=len(questions),
@@ -106,9 +116,17 @@ def _is_target(source: str | os.PathLike[str]) -> bool:
     return str(source).endswith(".toml")
 
 
+def _relative(source: str | os.PathLike[str], *datasets: str | None) -> frozenset[str]:
+    names = [name for name in datasets if name is not None and is_relative(name)]
+    stated: frozenset[str] = frozenset()
+    if _is_target(source):
+        stated = relative_sources(Path(source))
+    elif is_relative(name := os.fspath(source)) or not isinstance(source, str):
+        names += [] if os.path.isabs(name) else [name]
+    return stated | {os.path.normpath(Path.cwd() / name) for name in names}
+
+
 def _target(source: str | os.PathLike[str], dataset: str | None) -> Target:
-    if not str(source) or dataset == "":
-        raise BadTarget("the name of the checkpoint or of the questions is empty", "see `qabuild tune --help`")
     overrides: dict[str, Any] = {} if dataset is None else {"dataset": absolute_source(dataset, Path.cwd())}
     if _is_target(source):
         target = lock.load(Path(source))

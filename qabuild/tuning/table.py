@@ -12,7 +12,7 @@ from qabuild.evaluation.compare.score import size
 from qabuild.system.reporter import Reporter
 from qabuild.tuning.budget import Budget, shown
 from qabuild.tuning.candidates import Candidate
-from qabuild.tuning.ranking import Objective
+from qabuild.tuning.objective import Objective
 from qabuild.tuning.result import Entry, columns
 
 WIDTHS = {"candidate": 26, "speed": 20, "latency": 9, "F1 lost": 22, "questions": 9, "size": 9}

@@ -6,101 +6,37 @@ goes on where it stopped, and the winner's artifact is the one that was verified
 
 from __future__ import annotations
 
-import hashlib
-import os
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from qabuild.builder import locking
-from qabuild.builder.store.local import Store
-from qabuild.errors import BadTarget, VerificationFailed
+from qabuild.errors import VerificationFailed
 from qabuild.evaluation import report
 from qabuild.evaluation.compare import Comparison
 from qabuild.models import measured_speed
-from qabuild.models.backends import BACKENDS
 from qabuild.models.measured_speed import MeasuredSpeed
-from qabuild.models.runtime import Device
 from qabuild.system import packages
 from qabuild.system.hub import SAMPLE
-from qabuild.system.reporter import SILENT, Reporter
 from qabuild.tuning import child, ranking, selection
-from qabuild.tuning import start as starts
+from qabuild.tuning.arguments import PRUNE, Arguments
 from qabuild.tuning.budget import Budget
 from qabuild.tuning.candidates import Candidate, candidates, pruned, write
 from qabuild.tuning.job import Job
-from qabuild.tuning.ranking import OBJECTIVES, Objective
+from qabuild.tuning.outputs import ARTIFACTS, FOLDER, PAGE, TARGET
 from qabuild.tuning.result import Entry, Tuned
 from qabuild.tuning.rounds import Rounds
 from qabuild.tuning.table import Table
 
-FOLDER = "tuned"
-PAGE = "report.html"
-BUDGET = 1800.0
-"""Seconds."""
-HEADER = "# Written by `qabuild tune`.\n"
-ALLOWED = (PRUNE,) = ("prune",)
-"""What changes the checkpoint, and must be allowed."""
-FINAL = 1024
-"""Questions of the final comparison."""
 
-
-def tune(
-    checkpoint: str | os.PathLike[str],
-    *,
-    dataset: str | None = None,
-    train_dataset: str | None = None,
-    max_f1_drop: float | None = None,
-    objective: Objective = "throughput",
-    device: Device | None = None,
-    budget: float = BUDGET,
-    samples: int = FINAL,
-    backends: Collection[str] = (),
-    allow: Collection[str] = (),
-    output: str | Path = FOLDER,
-    offline: bool = False,
-    reporter: Reporter = SILENT,
-) -> Tuned:
-    """Find the best artifact of `checkpoint` that loses at most `max_f1_drop` points of F1 on this machine.
-
-    The default is 0.5 points, or what a target allows.
-
-    `checkpoint` is a folder, a Hub id, "sample" or a target (.toml). `dataset` names the questions that verify
-    (SQuAD's development set by default), `train_dataset` those that int8 is calibrated and pruning is done on.
-    `objective` is what is best: "throughput" (questions/s at the target's batch size), "latency" (median of single
-    questions) or "size" (bytes). `device` is a GPU by default where there is one. `budget` is in seconds, a target's
-    trainings not counted. `samples` questions decide between the finalists. `backends` are those that are tried, all by
-    default. `allow` = {"prune"} also tries narrower models.
-
-    Writes into `output`: `tuned.toml` and its lock, the artifact, `report.html`, and what it built on the way. Where
-    no candidate passes, `winner` of the result is None.
-
-    Raises BadTarget for what cannot be tuned, and for a `budget` that is too short to verify a single candidate;
-    QABuildError where another tuning writes into `output`.
-    """
-    _require("objective", [objective], OBJECTIVES)
-    _require("backends", backends, BACKENDS)
-    _require("allow", allow, ALLOWED)
-    output = Path(output)
-    name = f"tune-{hashlib.sha256(os.fsencode(output.resolve())).hexdigest()[:16]}"
-    with Store().lock(name, wait=False, what=str(output)):
-        _require_ours(output)
-        start = starts.read(
-            checkpoint,
-            dataset=dataset,
-            train_dataset=train_dataset,
-            device=device,
-            max_f1_drop=max_f1_drop,
-            offline=offline,
-            reporter=reporter,
-        )
-        job = Job(start=start, folder=output, objective=objective, offline=offline, reporter=reporter)
-        return _tune(job, Budget(budget), samples, backends, PRUNE in allow and not start.is_pruned)
-
-
-def _tune(job: Job, budget: Budget, samples: int, backends: Collection[str], prune: bool) -> Tuned:
-    tried, left_out = candidates(job.start, job.folder / "candidates", backends)
+def carry_out(job: Job, arguments: Arguments) -> Tuned:
+    """Tune, see `request.tune`."""
+    budget, samples = Budget(arguments.budget), arguments.samples
+    prune = PRUNE in arguments.allow and not job.start.is_pruned
+    tried, left_out = candidates(job.start, job.folder / "candidates", arguments.backends)
+    if (unused := job.start.train_dataset) and not prune and not any(each.calibrates for each in tried):
+        job.reporter.say(f"{unused} is not used: no candidate is calibrated, and none is pruned")
     table = Table(budget, job.objective, job.reporter)
     rounds = Rounds(job, budget, table)
     screened = rounds.screen(tried)
@@ -130,22 +66,10 @@ def _tune(job: Job, budget: Budget, samples: int, backends: Collection[str], pru
     return _with_files(tuned, winner, comparison, job)
 
 
-def _require_ours(output: Path) -> None:
-    """Raise BadTarget where a target would be overwritten that no tuning wrote."""
-    target = output / f"{FOLDER}.toml"
-    if target.exists() and not target.read_text(encoding="utf-8", errors="replace").startswith(HEADER):
-        raise BadTarget(f"{target} exists, and no tuning wrote it", "move it away, or name another folder (--output)")
-
-
 def _earlier(output: Path) -> list[str]:
     """What must be said of files that an earlier tuning left, where this one writes none."""
-    target = output / f"{FOLDER}.toml"
+    target = output / TARGET
     return [f"{target} and its artifact are from an earlier tuning"] if target.exists() else []
-
-
-def _require(name: str, given: Collection[str], known: Collection[str]) -> None:
-    if unknown := [word for word in given if word not in known]:
-        raise BadTarget(f"{name}: {unknown[0]!r} is not known", f"choose from {', '.join(known)}")
 
 
 # --- what is learnt of this machine -----------------------------------------------------------------------------------
@@ -180,16 +104,16 @@ def _learn(tried: Sequence[Candidate], table: Table, job: Job) -> None:
 
 def _with_files(tuned: Tuned, winner: Candidate, comparison: Comparison, job: Job) -> Tuned:
     """Write the winner's target, lock and artifact, and the page."""
-    target, page = job.folder / f"{FOLDER}.toml", job.folder / PAGE
-    write(winner, job.start, target, description=tuned.why, header=HEADER)
+    target, page = job.folder / TARGET, job.folder / PAGE
+    write(winner, job.start, target, description=tuned.why)
     locking.lock(target, offline=job.offline)
-    made = child.build(target, [], job.folder / "artifacts", offline=job.offline, seconds=None, reporter=job.reporter)
+    made = child.build(target, [], job.folder / ARTIFACTS, offline=job.offline, seconds=None, reporter=job.reporter)
     if made.directory.name != FOLDER:
         raise VerificationFailed(
             f"{target}: {winner.name} passed, and failed when it was built again: {made.directory}",
             "run it again on a quiet machine; what was built is cached",
         )
-    artifact = job.folder / "artifacts" / made.directory.name
+    artifact = job.folder / ARTIFACTS / made.directory.name
     if lacking := packages.missing(dict.fromkeys(report.PACKAGES, ("report",)), "cpu"):
         job.reporter.say(f"no page is written: {'; '.join(lacking)}")
         return replace(tuned, target=target, artifact=artifact)

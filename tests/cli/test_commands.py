@@ -526,6 +526,8 @@ def test_a_command_with_closed_stdout_succeeds(empty):
 
 # --- 130 and 143: interrupted -----------------------------------------------------------------------------------------
 
+GOES_ON = "interrupted; the same command goes on from there"
+
 
 def family(mark: Path) -> dict[int, str]:
     """Ids and command lines of the processes whose environment names `mark`."""
@@ -588,7 +590,7 @@ def test_an_interrupted_compilation_ends_with_all_its_processes_and_leaves_nothi
     assert_one_error(refused, 5, "another build of artifacts/tiny is running", "wait for it")
     build.send_signal(signal.SIGINT)
     result = ended(build)
-    assert (result.status, result.out, result.err.strip()) == (INTERRUPTED, "", "interrupted")
+    assert (result.status, result.out, result.err.strip()) == (INTERRUPTED, "", GOES_ON)
     assert_nothing_left(empty, isolated_cache)
 
 
@@ -610,7 +612,7 @@ def test_an_interruption_after_compiling_keeps_the_compiled_result(empty, finish
     result = ended(build)
     # Python dies of the signal if it hit an extension's import; a shell reports 130 for both.
     assert result.status in (INTERRUPTED, -signal.SIGINT)
-    assert result.err.strip() == "interrupted"
+    assert result.err.strip() == GOES_ON
     assert_nothing_left(empty, isolated_cache)
     assert results(isolated_cache) == {"compile"}
 

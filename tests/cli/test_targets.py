@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import json
 import re
@@ -232,12 +233,17 @@ def test_a_local_checkpoint_is_found_from_the_target(tmp_path_factory, name, pla
     root = tmp_path_factory.mktemp("root")
     source = root / "project" / "models" / name
     shutil.copytree(sample.CHECKPOINT, source)
-    path = scaffold.write(str(source), root / place / "mine.toml", data="sample", device="cpu")
-    target = load(path)
-    assert Path(target.checkpoint.model).resolve() == source.resolve()
-    stated = tomllib.loads(path.read_text())["checkpoint"]["model"]
     prefix = {"project": "./models/", "project/models": "./", "project/targets": "../models/"}
-    assert stated == (f"{prefix[place]}{name}" if place in prefix else str(source.resolve()))
+    with contextlib.chdir(root / "project"):
+        for given, written in (
+            (str(source), str(source)),
+            (f"./models/{name}", f"{prefix.get(place, '../../project/models/')}{name}"),
+        ):
+            path = root / place / "mine.toml"
+            path.unlink(missing_ok=True)
+            scaffold.write(given, path, data="sample", device="cpu")
+            assert Path(load(path).checkpoint.model).resolve() == source.resolve()
+            assert tomllib.loads(path.read_text())["checkpoint"]["model"] == written
 
 
 @given(st.text(), st.booleans())
@@ -270,9 +276,11 @@ def folder_names() -> set[str]:
     [
         (["-o", "mine.toml"], 2, "mine.toml exists and is not overwritten name another file with --output"),
         (["-o", "dangling.toml"], 2, "dangling.toml exists"),
+        (["-o", "mine.toml/x.toml"], 5, "the folder mine.toml: Not a directory"),
         (["-o", "x.failed.toml"], 2, "'x.failed' cannot be the name of a target"),
         (["-o", ".toml"], 2, "'.toml' cannot be the name of a target"),
-        (["--data", "./gone.json"], 2, "./gone.json: no such file of questions"),
+        (["--data", "./gone.json"], 2, "./gone.json: there is no such file"),
+        (["--data", "gone.json"], 2, "gone.json: there is no such file check the path, which begins with './'"),
         (["--data", "mine.toml"], 2, "write './mine.toml' for the local one"),
         (["--data", "no/such/id"], 2, "an id looks like 'owner/name'"),
         (["./gone"], 2, "./gone: there is no such folder"),

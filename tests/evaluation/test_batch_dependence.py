@@ -157,5 +157,5 @@ def test_card_and_table_name_the_batch_size(tmp_path):
     user = readme.UserContent()
     text = card.make(artifact, verification, user, repo="me/tiny", revision="main", base_license=None)
     assert "F1 is 51.25 at batch size 8, 50.00 at batch size 1. The table shows the worst, at 1." in text
-    row = results._row(results.Outcome(label="tiny", document={}, error=None, verification=verification))
+    row = results._row(results.Outcome(label="tiny", document={}, error=None, verification=verification), [])
     assert row[3] == "50.00 % (>= 40) at batch 1"

@@ -17,7 +17,7 @@ from hub import Hub
 import qabuild
 from qabuild.artifact.manifest import open_artifact
 from qabuild.cli import main
-from qabuild.errors import BadTarget, UntrustedInput, VerificationFailed
+from qabuild.errors import BadTarget, QABuildError, UntrustedInput, VerificationFailed
 from qabuild.publishing.layouts import LAYOUTS, layout
 
 pytestmark = pytest.mark.both_lines
@@ -117,6 +117,14 @@ def test_nothing_is_replaced(tiny, tmp_path, run):
         qabuild.export(tiny, "docker", tmp_path / "link")
     assert left(tmp_path) == {"tiny", "image", "link"}
     assert left(tmp_path / "image") == {"mine"}
+
+
+def test_an_output_folder_that_cannot_be_made_is_named_at_once(tiny, tmp_path, run):
+    (tmp_path / "file").write_text("mine")
+    status, _, err = run("export", tiny, "--layout", "docker", "-o", tmp_path / "file" / "image")
+    assert status == QABuildError.exit_status
+    assert f"the output folder {tmp_path / 'file'}: Not a directory" in err
+    assert "name another with --output" in err
 
 
 def test_nothing_is_added_to_an_artifact(tiny):

@@ -12,7 +12,7 @@ from urllib.request import Request, urlopen
 import pytest
 from hub import Hub
 
-from qabuild.errors import QABuildError
+from qabuild.errors import BadTarget, QABuildError
 from qabuild.system import hub
 
 pytestmark = pytest.mark.both_lines
@@ -34,6 +34,26 @@ pytestmark = pytest.mark.both_lines
 )
 def test_paths_and_ids_are_distinguished(source: str | Path, is_path: bool) -> None:
     assert hub.is_path(source) is is_path
+
+
+@pytest.mark.parametrize("name", ["gone.json", "folder/gone.jsonl", "a/b/gone.csv", "gone.PARQUET", "gone.json.gz"])
+def test_the_name_of_a_file_is_no_id(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BadTarget, match=f"{name}: there is no such file") as refused:
+        hub.check_id(name, None, "dataset")
+    assert f"'./{name}'" in (refused.value.hint or "")
+    Path(name).parent.mkdir(parents=True, exist_ok=True)
+    Path(name).write_text("[]")
+    with pytest.raises(BadTarget, match=r"a local file|no data set on the Hub has the id"):
+        hub.check_id(name, None, "dataset")
+
+
+def test_who_meant_a_folder_learns_that_it_is_not_here() -> None:
+    hint = hub.unreachable("nothere", "model", ConnectionError()).hint
+    assert hint
+    assert "'./nothere', and none of that name is here" in hint
+    with pytest.raises(QABuildError, match=r"'nothere'.* is not in the cache.*\n.*'\./nothere'"):
+        hub.commit("nothere", None, "model", offline=True)
 
 
 def test_network_errors_are_explained() -> None:

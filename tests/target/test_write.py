@@ -31,13 +31,17 @@ def test_every_target_of_the_repository_survives_being_written(path, tmp_path):
     assert normal(load(tmp_path / path.name).model_dump()) == normal(target.model_dump())
 
 
-def test_paths_are_written_relative_to_the_file(tmp_path):
+def test_relative_paths_are_written_relative_to_the_file_and_others_stay_absolute(tmp_path):
     tables = {
         "checkpoint": {"model": str(tmp_path / "models" / "mine")},
         "backend": {"name": "eager"},
         "verify": {"dataset": str(tmp_path / "targets" / "dev.json")},
     }
-    write(tables, tmp_path / "targets" / "mine.toml")
+    write(tables, tmp_path / "targets" / "absolute.toml")
+    assert load(tmp_path / "targets" / "absolute.toml").checkpoint.model == tables["checkpoint"]["model"]
+    assert tables["verify"]["dataset"] in (tmp_path / "targets" / "absolute.toml").read_text()
+    relative = {tables["checkpoint"]["model"], tables["verify"]["dataset"]}
+    write(tables, tmp_path / "targets" / "mine.toml", relative=relative)
     text = (tmp_path / "targets" / "mine.toml").read_text()
     assert 'model = "../models/mine"' in text
     assert 'dataset = "./dev.json"' in text

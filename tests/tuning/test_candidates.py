@@ -107,16 +107,25 @@ def test_a_target_keeps_its_tables_and_gates(tmp_path):
     assert (target.backend.name, target.runtime.dtype) == ("eager", "fp32"), "but its backend is one of many"
 
 
-def test_paths_of_a_candidate_are_relative_to_its_file(tmp_path, tiny_checkpoint):
+def test_paths_of_a_candidate_stay_what_they_are(tmp_path, tiny_checkpoint, monkeypatch):
     checkpoint = tiny_checkpoint("bert")
+    monkeypatch.chdir(tmp_path)
     questions = tmp_path / "questions.json"
     row = {"id": "1", "question": "Who?", "context": "Ann did.", "answers": {"text": ["Ann"], "answer_start": [0]}}
     questions.write_text(json.dumps([row]))
-    tried, _ = candidates(start(checkpoint, dataset=str(questions)), tmp_path / "made", TWO)
+    tried, _ = candidates(start(str(checkpoint), dataset="./questions.json"), Path("made"), TWO)
+    assert 'dataset = "../questions.json"' in tried[0].file.read_text()
+    assert load(tried[0].file).checkpoint.model == str(checkpoint)
+    assert str(checkpoint) in tried[0].file.read_text(), "a moved target finds what was named by an absolute path"
+
+    (tmp_path / "linked").symlink_to(checkpoint)
+    Path("base").mkdir()
+    (tmp_path / "base" / "base.toml").write_text('[checkpoint]\nmodel = "../linked"\n[backend]\nname = "eager"\n')
+    (tmp_path / "mine.toml").write_text(f'extends = "base/base.toml"\n[verify]\ndataset = "{questions}"\n')
+    tried, _ = candidates(start("mine.toml"), Path("made"), TWO)
     text = tried[0].file.read_text()
-    assert 'dataset = "../questions.json"' in text
-    assert str(tmp_path) not in text
-    assert Path(load(tried[0].file).checkpoint.model).resolve() == checkpoint.resolve()
+    assert 'model = "../linked"' in text, "relative, as the file that mine.toml extends states it"
+    assert f'dataset = "{questions}"' in text
 
 
 def test_a_checkpoint_that_no_backend_takes_is_refused_with_the_reason(tmp_path, tiny_checkpoint):
@@ -128,6 +137,8 @@ def test_a_checkpoint_that_no_backend_takes_is_refused_with_the_reason(tmp_path,
     other = SimpleNamespace(**{**begun.__dict__, "checkpoint": SimpleNamespace(name="gpt2", config=config)})
     with pytest.raises(BadTarget, match=r"no backend takes gpt2: .*model_type 'gpt2' is not one of the encoders"):
         candidates(other, tmp_path / "others", TWO)
+    with pytest.raises(BadTarget, match=r"no backend takes sample: openvino runs no model on cuda"):
+        candidates(replace(start(), device="cuda"), tmp_path / "others", ["openvino"])
 
 
 def test_gates_of_a_target_stay_unless_the_user_says_otherwise(tmp_path):
@@ -147,6 +158,24 @@ def test_a_gpu_that_is_not_here_is_refused_before_any_work(monkeypatch):
     monkeypatch.setattr("qabuild.system.machine.gpus", lambda: ())
     with pytest.raises(MissingEnvironment, match="no CUDA device here"):
         start(device="cuda")
+
+
+@pytest.mark.parametrize("option", ["dataset", "train_dataset"])
+@pytest.mark.parametrize("name", ["./gone.json", "gone.json", "~/gone.csv"])
+def test_a_file_of_questions_that_is_missing_is_refused_before_any_work(option, name, monkeypatch):
+    monkeypatch.setattr(starts, "_checkpoint", None)
+    with pytest.raises(BadTarget, match=r"gone\.(json|csv): there is no such file"):
+        start(**{option: name})
+
+
+def test_a_missing_file_that_a_target_names_is_refused_before_its_trainings(tmp_path, monkeypatch):
+    (tmp_path / "mine.toml").write_text(
+        '[checkpoint]\nmodel = "sample"\n[train]\ndataset = "sample"\n[backend]\nname = "openvino"\n'
+        'calibration = "./gone.json"\n[runtime]\ndtype = "int8"\n[verify]\ndataset = "sample"\n'
+    )
+    monkeypatch.setattr(starts, "_checkpoint", None)
+    with pytest.raises(BadTarget, match=r"gone\.json: there is no such file"):
+        start(str(tmp_path / "mine.toml"))
 
 
 def test_questions_without_answers_are_refused(tmp_path):

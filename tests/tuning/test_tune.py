@@ -26,8 +26,10 @@ from qabuild.models.forms import Form
 from qabuild.models.runtime import Runtime
 from qabuild.qa.sample import HELDOUT
 from qabuild.tuning import candidates
+from qabuild.tuning.arguments import Arguments, named, seconds
 from qabuild.tuning.budget import Budget
 from qabuild.tuning.candidates import Candidate
+from qabuild.tuning.outputs import require_ours
 from qabuild.tuning.table import Table
 from qabuild.tuning.tune import _learn
 
@@ -111,8 +113,9 @@ def test_a_tuning_that_is_killed_goes_on_where_it_stopped(tmp_path, isolated_cac
             if line.startswith("eager-fp32"):
                 break
         os.killpg(process.pid, signal.SIGINT)
-        process.communicate(timeout=60)
+        _, last = process.communicate(timeout=60)
     assert process.returncode == 130
+    assert last.endswith("interrupted; the same command goes on from there\n")
     assert time.monotonic() - began < 120
     assert all(Store().folder(key).stat().st_mtime_ns == changed for key, changed in made.items())
 
@@ -215,19 +218,75 @@ def test_where_no_candidate_passes_the_best_are_shown_and_the_status_is_1(tmp_pa
 
 def test_a_budget_that_is_too_short_says_what_one_build_takes(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    lines = Lines()
     with pytest.raises(
         BadTarget, match=r"budget of 15 s is too short to verify one candidate on all 135 questions"
     ) as refused:
-        qabuild.tune("sample", budget=15, backends=["eager"])
-    assert "--budget" in (refused.value.hint or "")
+        qabuild.tune("sample", train_dataset="sample", budget=15, backends="eager", reporter=lines)
+    assert "sample is not used: no candidate is calibrated, and none is pruned" in lines.said
+    assert refused.value.hint == "give more (--budget)", "fewer questions than these would not take less time"
 
 
-@pytest.mark.parametrize(("name", "value"), [("objective", "speed"), ("allow", ["distil"]), ("backends", ["onnx"])])
-def test_an_unknown_word_is_refused_before_any_work(tmp_path, monkeypatch, name, value):
+@pytest.mark.parametrize(
+    ("name", "value", "problem"),
+    [
+        ("objective", "speed", "'speed' is not known"),
+        ("allow", ["distil"], "'distil' is not known"),
+        ("backends", ["onnx"], "'onnx' is not known"),
+        ("backends", "onnx", "'onnx' is not known"),
+        ("backends", 3, "3 is no list of names"),
+        ("device", "gpu", "'gpu' is not known"),
+        ("budget", float("nan"), "nan is no number"),
+        ("budget", -1, "-1 is no time that can pass"),
+        ("budget", "5", "'5' is not a number with a unit of time"),
+        ("budget", "soon", "'soon' is not a number with a unit of time"),
+        ("budget", "0s", "'0s' is no time that can pass"),
+        ("budget", None, "None is no number"),
+        ("samples", 3, "3 is too few"),
+        ("samples", 300.5, "300.5 is no whole number"),
+        ("samples", "1024", "'1024' is no number"),
+        ("max_f1_drop", float("nan"), "nan is no number"),
+        ("max_f1_drop", -1, "-1 is not from 0 to 100"),
+        ("dataset", 3, "3 is neither text nor a path"),
+        ("train_dataset", "", "is empty"),
+    ],
+)
+def test_a_wrong_argument_is_refused_before_any_work(tmp_path, monkeypatch, name, value, problem):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(BadTarget, match=f"{name}: '(speed|distil|onnx)' is not known"):
+    with pytest.raises(BadTarget, match=f"{name}: {problem}") as refused:
         qabuild.tune("sample", **{name: value})
+    assert refused.value.hint, "an example"
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "problem"),
+    [
+        ("--budget", "5", "budget: '5' is not a number with a unit of time (h, m, s)"),
+        ("--max-f1-drop", "nan", "max_f1_drop: nan is no number"),
+        ("--samples", "3", "samples: 3 is too few"),
+        ("--backend", "onnx", "backends: 'onnx' is not known"),
+    ],
+)
+def test_the_command_line_refuses_the_same(option, value, problem):
+    refused = CliRunner().invoke(cli, ["tune", "sample", option, value]).exception
+    assert isinstance(refused, BadTarget)
+    assert refused.message == problem
+    assert ("5m" in (refused.hint or "")) == (option == "--budget")
+
+
+@pytest.mark.parametrize(
+    ("budget", "expected"), [("90s", 90), ("30m", 1800), ("1h30m", 5400), ("1.5 H", 5400), ("1h 30s", 3630), (7, 7)]
+)
+def test_a_budget_is_seconds_or_text(budget, expected):
+    assert seconds(budget) == expected
+
+
+def test_a_single_name_will_do_and_a_path_object_is_a_path():
+    given = {"objective": "size", "device": "cpu", "budget": 60, "samples": 256, "max_f1_drop": None}
+    arguments = Arguments.checked(**given, backends="eager", allow="prune")
+    assert (arguments.backends, arguments.allow) == (("eager",), ("prune",))
+    assert named("dataset", Path("questions.json")) == "./questions.json"
 
 
 def test_a_folder_is_tuned_into_by_one_at_a_time_and_only_what_tune_wrote_is_overwritten(tmp_path):
@@ -235,8 +294,74 @@ def test_a_folder_is_tuned_into_by_one_at_a_time_and_only_what_tune_wrote_is_ove
     with pytest.raises(BadTarget, match=r"tuned\.toml exists, and no tuning wrote it"):
         qabuild.tune("sample", output=tmp_path)
     name = f"tune-{hashlib.sha256(os.fsencode(tmp_path.resolve())).hexdigest()[:16]}"
-    with Store().lock(name, wait=False, what="it"), pytest.raises(QABuildError, match=r"is running|at work"):
+    with Store().lock(name, wait=False), pytest.raises(QABuildError, match=r"another tuning into .* is running"):
         qabuild.tune("sample", output=tmp_path)
+
+
+def test_a_folder_in_use_is_refused_before_anything_slow_is_imported(tmp_path):
+    script = (
+        "import sys\nfrom pathlib import Path\nimport qabuild\nfrom qabuild.tuning import outputs\n"
+        "def stop(folder): raise SystemExit(0)\noutputs.require_ours = stop\n"
+        "try: qabuild.tune('sample', output='x')\n"
+        "finally: print(sorted(name for name in sys.modules if name in "
+        "('torch', 'transformers', 'qabuild.evaluation.compare', 'qabuild.builder.steps', 'qabuild.tuning.tune')))\n"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert result.stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("tuned.toml", r"tuned\.toml exists, and no tuning wrote it"),
+        ("tuned.lock", r"tuned\.lock exists"),
+        ("report.html", r"report\.html exists"),
+        ("tuned.toml/x", r"tuned\.toml exists"),
+        ("artifacts", r"artifacts exists"),
+        ("comparisons", r"comparisons exists"),
+        ("candidates/eager-fp32.toml", r"candidates/eager-fp32\.toml exists"),
+        ("artifacts/tuned/mine.txt", r"artifacts/tuned: is not an artifact"),
+        ("artifacts/tuned.failed/mine.txt", r"artifacts/tuned\.failed: is not an artifact"),
+        ("screened/eager-fp32/mine.txt", r"screened/eager-fp32: is not an artifact"),
+        ("verified/mine.txt", r"verified/mine\.txt: is not an artifact"),
+        ("manifest.json", r"lies in the artifact"),
+    ],
+)
+def test_what_no_tuning_wrote_is_refused_at_the_start_and_stays(tmp_path, name, problem, monkeypatch):
+    monkeypatch.setattr("qabuild.tuning.start.read", None)
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(BadTarget, match=problem) as refused:
+        qabuild.tune("sample", output=tmp_path)
+    assert refused.value.hint
+    assert [path.read_text() for path in tmp_path.rglob("*") if path.is_file()] == ["mine"]
+
+
+def test_what_a_tuning_wrote_is_no_hindrance(tmp_path):
+    for name, text in {
+        "tuned.toml": "# Written by `qabuild tune`.\nx = 1\n",
+        "tuned.lock": "# Written by `qabuild lock`; keep it\n",
+        "report.html": "<!doctype html>\n<!-- qabuild tune -->\n<html>",
+        "candidates/eager-fp32.toml": "# Written by `qabuild tune`.\n",
+        "screened/eager-fp32/manifest.json": "{}",
+        "screened/.eager-bf16.partial/x": "",
+        "artifacts/tuned/manifest.json": "{}",
+        "notes.txt": "mine",
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    require_ours(tmp_path)
+
+
+def test_an_output_that_cannot_be_written_is_refused_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("qabuild.tuning.start.read", None)
+    (tmp_path / "file").write_text("")
+    for output in (tmp_path / "file" / "x", Path("/proc/nothing/x")):
+        result = CliRunner().invoke(cli, ["tune", "sample", "-o", str(output)])
+        refused = result.exception
+        assert isinstance(refused, QABuildError)
+        assert f"the output folder {output}: " in refused.message
+        assert "name another with --output" in (refused.hint or "")
 
 
 def test_speeds_are_remembered_and_a_cache_that_cannot_be_written_is_no_failure(monkeypatch):

@@ -209,10 +209,10 @@ class Store:
                 os.rename(folder, stage / key)  # away first, so that no one sees half of it
 
     @contextmanager
-    def lock(self, name: str, *, wait: bool = True, what: str = "this artifact") -> Iterator[None]:
+    def lock(self, name: str, *, wait: bool = True, what: str = "another build of this artifact") -> Iterator[None]:
         """Hold the lock of that name. With `wait` false, QABuildError where another process holds it.
 
-        `what` is what the message says that another build is at work on.
+        `what` is what the message says is running.
         """
         from filelock import FileLock, Timeout
 
@@ -223,9 +223,7 @@ class Store:
             try:
                 lock.acquire()
             except Timeout:
-                raise QABuildError(
-                    f"another build of {what} is running", "wait for it, or build to another --output"
-                ) from None
+                raise QABuildError(f"{what} is running", "wait for it, or name another --output") from None
         try:
             yield
         finally:

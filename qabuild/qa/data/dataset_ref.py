@@ -12,11 +12,20 @@ from pydantic import Field, ValidationError
 
 from qabuild.errors import BadTarget
 from qabuild.system.frozen import Frozen
-from qabuild.system.hub import is_path
+from qabuild.system.hub import check_id, is_id, is_path
 
 Share = Annotated[float, Field(ge=0, le=1)]
 FINGERPRINT = "^[0-9a-f]{64}$"
 SOURCE = "a Hub id, a file (.json, .jsonl, .csv, .tsv or .parquet) that begins with ./, ../, / or ~, or 'sample'"
+
+
+def require_source(source: str | os.PathLike[str]) -> None:
+    """Raise BadTarget where `source` names a file that is not here, or cannot be a Hub id; asks no Hub."""
+    if is_id(source):
+        check_id(str(source), None, "dataset")
+    elif is_path(source) and not Path(os.path.expanduser(source)).is_file():
+        problem = "is a folder" if Path(os.path.expanduser(source)).is_dir() else "there is no such file"
+        raise BadTarget(f"{source}: {problem}", "name a file of questions, or a data set on the Hub")
 
 
 class Columns(Frozen):

@@ -124,6 +124,8 @@ def _json(text: io.TextIOWrapper, where: str) -> Iterator[Record]:
     """The questions of a document with a list `data`, of a list, or of objects that follow each other."""
     reader = JsonReader(text)
     try:
+        if reader.at_end():
+            raise UntrustedInput(f"{where}: is empty", "give a file with questions")
         if reader.takes("["):
             yield from _articles(reader.items(), "")
             reader.require_end()

@@ -284,6 +284,8 @@ def test_a_long_context_of_csv_is_read(tmp_path: Path) -> None:
         ("q.csv", b"id,question,context\n1,Who?,c,d\n", "line 2 has more cells"),
         ("q.csv", b"id,question,context\n1,Who?\n", r"line 2\.context is blank"),
         ("q.csv", b"", "there are no questions"),
+        ("q.json", b"", r"q\.json: is empty"),
+        ("q.json", b" \n", r"q\.json: is empty"),
         ("q.parquet", b"PAR1 and no more", "not Parquet"),
         ("q.parquet", b"", "not Parquet"),
     ],
