@@ -21,6 +21,8 @@ from qabuild.tuning.ranking import Timings, ranked, times_better
 from qabuild.tuning.start import FROM_ORIGINAL
 from qabuild.tuning.table import Table
 
+SCREENED, VERIFIED = "screened", "verified"
+"""Folders of the artifacts of both rounds of builds."""
 QUESTIONS = 256
 """Of the screening and the first comparison: eight rounds, and enough to see a gross loss."""
 LEAST_KEPT = 3
@@ -61,7 +63,7 @@ class Rounds:
             if spare < 0:
                 self._table.too_late(candidate, "tried")
                 continue
-            verification = self._build(candidate, "screened", self._screening(candidate), spare)
+            verification = self._build(candidate, SCREENED, self._screening(candidate), spare)
             if verification is None:
                 continue
             if len(self._seen) == 1:
@@ -95,20 +97,23 @@ class Rounds:
         if self._job.objective == "size" or len(order) < 2:
             return list(order)
         half = len(order) if self._job.objective == "latency" else max(LEAST_KEPT, -(-len(order) // 2))
-        chosen = list(order[: min(half, max(2, self._fitting(order)))])
-        artifacts = [self._job.folder / "screened" / each.name for each in chosen]
+        better = [self._job.folder / SCREENED / each.name for each in order[:half]]
+        fitting = better[: max(2, self._fitting(order))]
         try:
-            self._timings = ranking.preliminary(artifacts, self._job)
+            comparison = ranking.compared(fitting, None, self._job, among=better)
         except QABuildError as error:
             self._job.reporter.say(f"artifacts could not take turns: {error.message}")
             return list(order)
+        self._timings = {measured.name: Timings.of(measured) for measured in comparison.measured}
+        failed = {failure.name for failure in comparison.failures}
+        chosen = [each for each in order if each.name in self._timings or each.name in failed]
         for candidate in chosen:
             if timing := self._timings.get(candidate.name):
                 self._table.settle(candidate, "screened", latency=timing.latency)
             else:
                 self._table.tell(candidate, "left out: it failed when artifacts took turns")
         best = [self._table.candidates[name] for name in ranked(self._timings, self._job.objective)]
-        return [*best, *order[len(chosen) :]]
+        return [*best, *(each for each in order if each not in chosen)]
 
     def verify(self, order: Sequence[Candidate]) -> list[Candidate]:
         """Verify in full, best first, until those that pass include all that may be the best.
@@ -131,7 +136,7 @@ class Rounds:
                 self._table.too_late(candidate, "verified on all questions")
                 late.append(candidate)
                 continue
-            verification = self._build(candidate, "verified", [], self._budget.left)
+            verification = self._build(candidate, VERIFIED, [], self._budget.left)
             if verification is None:
                 continue
             self._verified += 1

@@ -32,7 +32,7 @@ from qabuild.tuning.candidates import Candidate, candidates, pruned, write
 from qabuild.tuning.job import Job
 from qabuild.tuning.ranking import OBJECTIVES, Objective
 from qabuild.tuning.result import Entry, Tuned
-from qabuild.tuning.rounds import Rounds
+from qabuild.tuning.rounds import VERIFIED, Rounds
 from qabuild.tuning.table import Table
 
 FOLDER = "tuned"
@@ -100,6 +100,7 @@ def tune(
 
 
 def _tune(job: Job, budget: Budget, samples: int, backends: Collection[str], prune: bool) -> Tuned:
+    began = _now()
     tried, left_out = candidates(job.start, job.folder / "candidates", backends)
     table = Table(budget, job.objective, job.reporter)
     rounds = Rounds(job, budget, table)
@@ -109,8 +110,14 @@ def _tune(job: Job, budget: Budget, samples: int, backends: Collection[str], pru
         screened = rounds.in_order([*screened, *rounds.screen(narrower)])
     finalists = rounds.verify(rounds.compare(screened))
     _learn(tried, table, job)
-    comparison = ranking.run([job.folder / "verified" / each.name for each in finalists], samples, job)
+    comparison = _compared(finalists, samples, job)
     winner, remarks = selection.choose(comparison, job.objective, table) if comparison else (None, [])
+    if comparison and comparison.compared_at < began:
+        remarks = [
+            f"nothing changed since the finalists were compared, {comparison.compared_at}, so that is not done again: "
+            f"delete {job.folder / ranking.FOLDER} to measure anew",
+            *remarks,
+        ]
     absent = [Entry(name=name, result=f"left out: {why}") for name, why in left_out.items()]
     tuned = Tuned(
         winner=winner.name if winner else None,
@@ -128,6 +135,18 @@ def _tune(job: Job, budget: Budget, samples: int, backends: Collection[str], pru
     if winner is None or comparison is None:
         return replace(tuned, remarks=[*tuned.remarks, *_earlier(job.folder)])
     return _with_files(tuned, winner, comparison, job)
+
+
+def _compared(finalists: Sequence[Candidate], samples: int, job: Job) -> Comparison | None:
+    """The final comparison; None where there are no finalists."""
+    if not finalists:
+        return None
+    asked = samples if samples < job.start.questions else None
+    return ranking.compared([job.folder / VERIFIED / each.name for each in finalists], asked, job)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _require_ours(output: Path) -> None:
@@ -155,7 +174,7 @@ def _learn(tried: Sequence[Candidate], table: Table, job: Job) -> None:
     """Remember the speeds for this machine; the embedded sample is too small to tell any."""
     if job.start.checkpoint.name == SAMPLE:
         return
-    now = datetime.now(UTC).isoformat(timespec="seconds")
+    now = _now()
     speeds = [
         MeasuredSpeed(
             backend=candidate.form.backend,
