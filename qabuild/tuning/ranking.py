@@ -27,6 +27,9 @@ FOLDER = "comparisons"
 OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
 
 
+ADJECTIVE: dict[Objective, str] = {"throughput": "fast", "latency": "fast", "size": "small"}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Timings:
     """What was measured of an artifact that took turns with others."""
@@ -60,6 +63,13 @@ def times_better(one: Timings, other: Timings, objective: Objective) -> tuple[fl
     if len(one.seconds) < 2:  # one round says nothing about the variance
         return sum(other.seconds) / sum(one.seconds), (0.0, inf)
     return sum(other.seconds) / sum(one.seconds), ratio_interval(other.seconds, one.seconds)
+
+
+def times(one: Timings, other: Timings, objective: Objective) -> str:
+    """The same in words: "1.72 [1.60, 1.85] times as fast"."""
+    ratio, (low, high) = times_better(one, other, objective)
+    interval = "" if objective == "size" else f" [{low:.2f}, {high:.2f}]"
+    return f"{ratio:.2f}{interval} times as {ADJECTIVE[objective]}"
 
 
 def ranked(timings: Mapping[str, Timings], objective: Objective) -> list[str]:

@@ -19,7 +19,7 @@ from qabuild.tuning import child, ranking
 from qabuild.tuning.budget import Budget, shown
 from qabuild.tuning.candidates import Candidate
 from qabuild.tuning.job import Job
-from qabuild.tuning.ranking import Timings, ranked, times_better
+from qabuild.tuning.ranking import Timings, ranked, times, times_better
 from qabuild.tuning.start import FROM_ORIGINAL
 from qabuild.tuning.table import Table
 
@@ -157,14 +157,12 @@ class Rounds:
         passed: list[Candidate] = []
         late = []
         for candidate in order:
-            if passed and self._is_behind(candidate, passed[0]):
-                better = "smaller" if self._job.objective == "size" else "faster"
-                self._table.settle(candidate, f"{passed[0].name} is {better}")
+            if passed and (reason := self._behind(candidate, passed[0])):
+                self._table.settle(candidate, reason)
                 continue
             if len(passed) == FINALISTS:
-                self._table.settle(
-                    candidate, f"{FINALISTS} that were as good on {QUESTIONS} questions passed before it"
-                )
+                asked = min(QUESTIONS, self._job.start.questions)
+                self._table.settle(candidate, f"{FINALISTS} that were as good on {asked} questions passed before it")
                 continue
             if self._table.entries[candidate.name].verified:
                 passed.append(candidate)
@@ -224,17 +222,18 @@ class Rounds:
         gates = {gate: 100, "min_f1_retention": 0, "min_agreement": 0}
         return [f"verify.samples={QUESTIONS}", *(f"verify.gates.{name}={limit}" for name, limit in gates.items())]
 
-    def _is_behind(self, candidate: Candidate, best: Candidate) -> bool:
-        """Whether the first comparison, or the size, says that it is not the best."""
+    def _behind(self, candidate: Candidate, best: Candidate) -> str | None:
+        """Why it is not the best, by the first comparison or by the sizes; None where it may be."""
         if self._job.objective == "size":
-            sizes = [self._table.entries[each.name].size or 0 for each in (candidate, best)]
-            return sizes[0] > sizes[1]
+            size, least = (self._table.entries[each.name].size or 0 for each in (candidate, best))
+            return f"{best.name} is {size / least:.2f} times as small" if size > least else None
         if not self.timings:
-            return False
+            return None
         if candidate.name not in self.timings:
-            return True
-        _, interval = times_better(self.timings[best.name], self.timings[candidate.name], self._job.objective)
-        return interval[0] > 1
+            return "slower than those that took turns"
+        one, other = self.timings[best.name], self.timings[candidate.name]
+        _, interval = times_better(one, other, self._job.objective)
+        return f"{best.name} is {times(one, other, self._job.objective)}" if interval[0] > 1 else None
 
     # --- time -------------------------------------------------------------------------------------------------------
 

@@ -112,6 +112,8 @@ def _tune(job: Job, budget: Budget, samples: int, backends: Collection[str], pru
     _learn(tried, table, job)
     comparison = _compared(finalists, samples, job)
     winner, remarks = selection.choose(comparison, job.objective, table) if comparison else (None, [])
+    if winner and comparison:
+        selection.level(winner, comparison, rounds.timings, table)
     if comparison and comparison.compared_at < began:
         remarks = [
             f"nothing changed since the finalists were compared, {comparison.compared_at}, so that is not done again: "
