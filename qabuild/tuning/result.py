@@ -79,7 +79,7 @@ class Tuned:
     """Whether the budget sufficed."""
     seconds: float
     comparison: Comparison | None
-    """Of the candidates that were verified in full and passed."""
+    """Of the candidates that were verified in full and passed; its baseline is the winner."""
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Heads and rows of the table of candidates."""

@@ -13,11 +13,14 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from qabuild.artifact.evidence import evidence_of
+from qabuild.artifact.manifest import open_artifact
 from qabuild.builder import locking
 from qabuild.builder.store.local import Store
 from qabuild.errors import BadTarget, VerificationFailed
 from qabuild.evaluation import report
 from qabuild.evaluation.compare import Comparison
+from qabuild.evaluation.compare.rebase import rebased
 from qabuild.models import measured_speed
 from qabuild.models.backends import BACKENDS
 from qabuild.models.measured_speed import MeasuredSpeed
@@ -136,7 +139,8 @@ def _tune(job: Job, budget: Budget, samples: int, backends: Collection[str], pru
     )
     if winner is None or comparison is None:
         return replace(tuned, remarks=[*tuned.remarks, *_earlier(job.folder)])
-    return _with_files(tuned, winner, comparison, job)
+    comparison = rebased(comparison, winner.name)
+    return _with_files(replace(tuned, comparison=comparison), winner, comparison, job)
 
 
 def _compared(finalists: Sequence[Candidate], samples: int, job: Job) -> Comparison | None:
@@ -215,5 +219,8 @@ def _with_files(tuned: Tuned, winner: Candidate, comparison: Comparison, job: Jo
         job.reporter.say(f"no page is written: {'; '.join(lacking)}")
         return replace(tuned, target=target, artifact=artifact)
     title, sentences = f"Tuned for {tuned.objective}: {tuned.winner}", (tuned.why, *tuned.remarks)
-    report.write_page(comparison, page, report.Candidates(title, sentences, *tuned.table()))
+    evidence = evidence_of(open_artifact(artifact))
+    assert evidence is not None
+    tried = report.Candidates(title, sentences, *tuned.table(), evidence.measurement)
+    report.write_page(comparison, page, tried)
     return replace(tuned, target=target, artifact=artifact, page=page)
