@@ -335,7 +335,7 @@ class _Named:
             if not first:  # the first answers take longer
                 began, first = time.monotonic(), done
             else:
-                self.heard(done, total, (done - first) / (time.monotonic() - began))
+                self.heard(done, total, (done - first) / max(time.monotonic() - began, 1e-9))
 
         return heard
 
