@@ -123,7 +123,7 @@ def compared(
     comparison = run(artifacts, samples, job)
     if not comparison.failures:
         kept.parent.mkdir(parents=True, exist_ok=True)
-        files.write(kept, json.dumps(asdict(comparison)).encode())
+        files.write(kept, json.dumps(asdict(comparison), default=dict).encode())
     return comparison
 
 
