@@ -60,6 +60,8 @@ class Rounds:
         """Whether there are more questions than a screening asks; else it would be a verification, and is one."""
         self._checkpoint: float | None = None
         """Questions/s of the checkpoint in eager fp32, once it answers."""
+        self._refusal: BadTarget | None = None
+        """Of the budget."""
         self.timings: Mapping[str, Timings] = {}
         """Of the first comparison."""
 
@@ -189,7 +191,10 @@ class Rounds:
     # --- builds -----------------------------------------------------------------------------------------------------
 
     def _build(self, candidate: Candidate, stage: str, overrides: Sequence[str], seconds: float) -> Verification | None:
-        """The evidence of the candidate's artifact; None where it cannot be built, and the table says why."""
+        """The evidence of the candidate's artifact; None where it cannot be built, and the table says why.
+
+        Raises BadTarget where the first answers of the checkpoint say that the budget is too short.
+        """
         try:
             made = child.build(
                 candidate.file,
@@ -206,6 +211,8 @@ class Rounds:
             self._table.too_late(candidate, "screened" if screens else "verified on all questions")
             return None
         except QABuildError as error:
+            if error is self._refusal:
+                raise
             self._table.tell(candidate, f"left out: {error.message.splitlines()[0]}")
             return None
         assert verification is not None
@@ -289,11 +296,12 @@ class Rounds:
             if seconds is None
             else f"that takes about {shown(seconds if seconds < 300 else 60 * ceil(seconds / 60))}"
         )
-        return BadTarget(
+        self._refusal = BadTarget(
             f"a budget of {self._budget} is too short to verify one candidate on all {self._job.start.questions} "
             f"questions: {takes}",
             "give more (--budget), or tune a target that verifies on fewer questions (verify.samples)",
         )
+        return self._refusal
 
     # --- words ------------------------------------------------------------------------------------------------------
 

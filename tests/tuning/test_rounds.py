@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -51,6 +52,7 @@ def answers_first(file, overrides, output, *, seconds, reporter, **options):
         advance(1)
     with reporter.progress("checkpoint answers", 256) as advance:
         advance(32)
+        time.sleep(0.01)
         advance(32)
     raise TimeoutError
 
@@ -69,6 +71,14 @@ def test_a_short_budget_is_refused_as_soon_as_the_checkpoint_answers():
     few._answered(64, 135, rate=0.4)
     with pytest.raises(BadTarget, match=r"on all 135 questions: that takes about 23 min"):
         few._answered(32, 135, rate=0.18)
+
+
+def test_the_refusal_ends_the_build(monkeypatch):
+    monkeypatch.setattr(child, "build", answers_first)
+    screening, table, _ = rounds(questions=1_000_000_000)
+    with pytest.raises(BadTarget, match=r"a budget of 20 min is too short .*: that takes about \d+ min"):
+        screening.screen([FAST])
+    assert table.entries["onnxruntime"].result == ""
 
 
 def test_a_budget_that_ends_in_the_first_build_is_refused_with_the_time_if_the_checkpoint_answered(monkeypatch):
