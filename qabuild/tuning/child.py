@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qabuild.artifact import staging
 from qabuild.system.process import Child, Tell, serve
 from qabuild.system.reporter import Advance, Reporter
 
@@ -41,9 +42,24 @@ def build(
         "offline": offline,
     }
     remedy = "tune it on a machine with more"
-    with Child(__name__, f"the build of {target.stem}", remedy=remedy) as child, _heard(reporter) as hear:
+    with (
+        _cleaned_up(output / target.stem),
+        Child(__name__, f"the build of {target.stem}", remedy=remedy) as child,
+        _heard(reporter) as hear,
+    ):
         record = child.ask(request, hear, seconds=seconds)
     return Made(directory=Path(record["directory"]), peak_memory=record["peak_memory"])
+
+
+@contextmanager
+def _cleaned_up(goal: Path) -> Iterator[None]:
+    """Removes what the build of the artifact left where it did not come to its end: no next build may follow."""
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            staging.clean_up(goal)
+        raise
 
 
 @contextmanager

@@ -16,17 +16,20 @@ from qabuild.evaluation.bootstrap import median_ratio_interval, ratio_interval
 from qabuild.evaluation.compare import Comparison, compare
 from qabuild.evaluation.compare.result import Interval, Measured
 from qabuild.system import documents, files, machine, packages
+from qabuild.system.version import VERSION
 from qabuild.tuning.objective import Objective
 
 if TYPE_CHECKING:
     from qabuild.tuning.job import Job
 
+FOLDER = "comparisons"
+"""Of what was measured when artifacts took turns; in the folder of the tuning."""
+ADJECTIVE: dict[Objective, str] = {"throughput": "fast", "latency": "fast", "size": "small"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Timings:
     """What was measured of an artifact that took turns with others."""
-
-    __pydantic_config__ = documents.CLOSED
 
     seconds: Sequence[float]
     """Of each round, in batches."""
@@ -59,6 +62,13 @@ def times_better(one: Timings, other: Timings, objective: Objective) -> tuple[fl
     return sum(other.seconds) / sum(one.seconds), ratio_interval(other.seconds, one.seconds)
 
 
+def times(one: Timings, other: Timings, objective: Objective) -> str:
+    """The same in words: "1.72 [1.60, 1.85] times as fast"."""
+    ratio, (low, high) = times_better(one, other, objective)
+    interval = "" if objective == "size" else f" [{low:.2f}, {high:.2f}]"
+    return f"{ratio:.2f}{interval} times as {ADJECTIVE[objective]}"
+
+
 def ranked(timings: Mapping[str, Timings], objective: Objective) -> list[str]:
     """The names, best first."""
 
@@ -80,10 +90,8 @@ def equals(best: str, timings: Mapping[str, Timings], objective: Objective) -> l
     ]
 
 
-def run(artifacts: Sequence[Path], samples: int | None, job: Job) -> Comparison | None:
-    """Compare artifacts that were verified here; None if there are none."""
-    if not artifacts:
-        return None
+def run(artifacts: Sequence[Path], samples: int | None, job: Job) -> Comparison:
+    """Compare artifacts that were verified here, on `samples` questions or on all."""
     return compare(
         artifacts,
         samples=samples,
@@ -95,34 +103,38 @@ def run(artifacts: Sequence[Path], samples: int | None, job: Job) -> Comparison 
     )
 
 
-def preliminary(artifacts: Sequence[Path], job: Job) -> dict[str, Timings]:
-    """The timings of screened artifacts by their names; those of an earlier run are read again.
+def compared(
+    artifacts: Sequence[Path], samples: int | None, job: Job, among: Sequence[Path] | None = None
+) -> Comparison:
+    """The same, or what an earlier run measured of the same artifacts: a comparison is a result like others.
 
-    An artifact that cannot be compared is missing, and is tried again by the next run.
+    `artifacts` may be those that fit the memory, `among` all that were to be compared: an earlier run may have had more
+    or less memory, and its result counts as well. What could not be compared to the end is not kept.
     """
-    kept = job.folder / "comparisons" / f"{_key(artifacts, job.objective)}.json"
-    if (timings := _read(kept)) is not None:
-        return timings
-    comparison = run(artifacts, None, job)
-    assert comparison is not None
-    timings = {measured.name: Timings.of(measured) for measured in comparison.measured}
+    kept = job.folder / FOLDER / f"{_key(among or artifacts, samples, job.objective)}.json"
+    wanted = {path.name for path in artifacts}
+    if earlier := _read(kept):
+        names = {measured.name for measured in earlier.measured}
+        if names == wanted or (among and names <= {path.name for path in among}):
+            return earlier
+    comparison = run(artifacts, samples, job)
     if not comparison.failures:
         kept.parent.mkdir(parents=True, exist_ok=True)
-        files.write(kept, json.dumps({name: asdict(each) for name, each in timings.items()}).encode())
-    return timings
+        files.write(kept, json.dumps(asdict(comparison), default=dict).encode())
+    return comparison
 
 
-def _key(artifacts: Sequence[Path], objective: Objective) -> str:
-    """What decides the timings: the artifacts, the machine and the versions of what runs them."""
+def _key(artifacts: Sequence[Path], samples: int | None, objective: Objective) -> str:
+    """What decides a comparison: the artifacts, the questions, the machine and the versions of what runs them."""
     opened = [open_artifact(path) for path in artifacts]
     versions = packages.versions({name for artifact in opened for name in artifact.manifest.versions})
-    decided: Any = [[artifact.digest for artifact in opened], objective, machine.describe(), versions]
+    digests = sorted(artifact.digest for artifact in opened)
+    decided: Any = [VERSION, digests, samples, objective, machine.describe(), versions]
     return hashlib.sha256(json.dumps(decided).encode()).hexdigest()
 
 
-def _read(path: Path) -> dict[str, Timings] | None:
+def _read(path: Path) -> Comparison | None:
     try:
-        document = documents.read_json(files.read(path))
-        return {name: documents.typed(Timings, each) for name, each in document.items()}
-    except (OSError, ValueError, AttributeError):
+        return documents.typed(Comparison, documents.read_json(files.read(path)))
+    except (OSError, ValueError):
         return None

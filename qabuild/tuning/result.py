@@ -25,7 +25,9 @@ class Entry:
     expected: float | None = None
     """Speed that was expected of this processor, relative to eager fp32; None where nothing was, or it was measured."""
     speedup: float | None = None
-    """Questions/s over those of the checkpoint in eager fp32, in the same rounds."""
+    """Questions/s over those of the checkpoint in eager fp32, as verified.
+
+    Of what took turns with the winner: the winner's, times the ratio of the two in those turns, as is the interval."""
     speedup_interval: Interval | None = None
     f1_drop: float | None = None
     """Points of F1 lost from the original checkpoint; negative for a gain."""
@@ -77,7 +79,7 @@ class Tuned:
     """Whether the budget sufficed."""
     seconds: float
     comparison: Comparison | None
-    """Of the candidates that were verified in full and passed."""
+    """Of the candidates that were verified in full and passed; its baseline is the winner."""
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Heads and rows of the table of candidates."""

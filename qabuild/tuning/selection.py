@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from math import inf
+from collections.abc import Mapping, Sequence
+from math import inf, isfinite
 
 from qabuild.artifact.evidence import describe
 from qabuild.evaluation.compare import Comparison
@@ -11,13 +11,17 @@ from qabuild.tuning.budget import Budget
 from qabuild.tuning.candidates import Candidate
 from qabuild.tuning.job import Job
 from qabuild.tuning.objective import Objective
-from qabuild.tuning.ranking import Timings, equals, ranked, times_better
+from qabuild.tuning.ranking import ADJECTIVE, Timings, equals, ranked, times, times_better
 from qabuild.tuning.result import Entry
 from qabuild.tuning.table import Table
 
 TOO_WIDE = 0.1
 """Width of the interval of a ratio of speeds from which on the machine is called noisy."""
-ADJECTIVE: dict[Objective, str] = {"throughput": "fast", "latency": "fast", "size": "small"}
+EQUAL: dict[Objective, str] = {
+    "throughput": "equally fast",
+    "latency": "equally fast for single questions",
+    "size": "equally small",
+}
 SUPERLATIVE: dict[Objective, str] = {
     "throughput": "the fastest",
     "latency": "the fastest for single questions",
@@ -34,16 +38,15 @@ def choose(comparison: Comparison, objective: Objective, table: Table) -> tuple[
         if measured.failed_gates:
             reason = "; ".join(map(describe, measured.failed_gates))
             table.settle(table.candidates[measured.name], f"left out: {reason}", verified=False)
-    timings = {each.name: Timings.of(each) for each in comparison.measured if not each.failed_gates}
+    timings = _timings(comparison)
     if not timings:
         return None, []
-    best = ranked(timings, objective)[0]
-    alike = equals(best, timings, objective)
+    alike = _best(timings, objective)
     winner = min((table.candidates[name] for name in alike), key=lambda candidate: candidate.simplicity)
     remarks = []
     for name, timing in timings.items():
-        ratio, (low, high) = times_better(timings[winner.name], timing, objective)
-        compared = f"the winner is {ratio:.2f} [{low:.2f}, {high:.2f}] times as {ADJECTIVE[objective]}"
+        _, (low, high) = times_better(timings[winner.name], timing, objective)
+        compared = f"the winner is {times(timings[winner.name], timing, objective)}"
         if name == winner.name:
             result = "winner"
         elif name in alike:
@@ -75,14 +78,69 @@ def why(winner: Candidate | None, comparison: Comparison | None, job: Job, table
     entry = table.entries[winner.name]
     assert entry.f1_drop is not None
     assert entry.f1_drop_interval is not None
-    assert entry.speedup is not None
     lowest, highest = entry.f1_drop_interval
-    interval = "" if entry.speedup_interval is None else " [{:.2f}, {:.2f}]".format(*entry.speedup_interval)
+    timings = _timings(comparison)
+    alike = _best(timings, job.objective)
+    first = SUPERLATIVE[job.objective] + " that loses"
+    if len(alike) > 1:
+        first = f"the simplest of {len(alike)} that are {EQUAL[job.objective]} and lose"
+    facts = [
+        *_figures(entry, job.objective),
+        *(
+            f"{times(timings[winner.name], timings[name], job.objective)} as {name}"
+            for name in [each for each in ranked(timings, job.objective) if each != winner.name][:1]
+        ),
+        f"{entry.f1_drop:.2f} [{lowest:.2f}, {highest:.2f}] points of F1 lost on {entry.questions} questions",
+    ]
     return (
-        f"{SUPERLATIVE[job.objective]} of {len(table.entries)} candidates that loses at most {max_f1_drop:g} points "
-        f"of F1 on {comparison.machine['cpu']}: {entry.speedup:.2f}{interval} times as fast as the checkpoint in eager "
-        f"fp32, {entry.f1_drop:.2f} [{lowest:.2f}, {highest:.2f}] points of F1 lost on {entry.questions} questions"
+        f"of {len(table.entries)} candidates {first} at most {max_f1_drop:g} points of F1 on "
+        f"{comparison.machine['cpu']}: {', '.join(facts)}"
     )
+
+
+def _figures(entry: Entry, objective: Objective) -> list[str]:
+    """What was measured of it: what counts for the objective first."""
+    figures = []
+    if objective == "size" and entry.size is not None:
+        figures.append(f"{entry.size / 1e6:.1f} MB")
+    if objective == "latency" and entry.latency is not None:
+        figures.append(f"{entry.latency:.1f} ms, the median of single questions")
+    if entry.speedup is not None:
+        interval = "" if entry.speedup_interval is None else " [{:.2f}, {:.2f}]".format(*entry.speedup_interval)
+        batches = "" if objective == "throughput" else " in batches"
+        figures.append(f"{entry.speedup:.2f}{interval} times as fast{batches} as the checkpoint in eager fp32")
+    return figures
+
+
+def _timings(comparison: Comparison) -> dict[str, Timings]:
+    """Of what answered as it was verified."""
+    return {each.name: Timings.of(each) for each in comparison.measured if not each.failed_gates}
+
+
+def _best(timings: Mapping[str, Timings], objective: Objective) -> list[str]:
+    """The best, and those that cannot be told from it."""
+    return equals(ranked(timings, objective)[0], timings, objective)
+
+
+def level(winner: Candidate, comparison: Comparison, first: Mapping[str, Timings], table: Table) -> None:
+    """Enter the speeds as artifacts took turns, in the `first` comparison and in the last one.
+
+    Each verification compares with the checkpoint at another time, so that two of them tell less of two artifacts than
+    their turns do. The winner keeps the speed of its verification, and the others get theirs by their ratio to it.
+    """
+    for timings in (first, _timings(comparison)):
+        order = [winner.name, *ranked(timings, "throughput")]
+        # A pruned one was verified against a checkpoint of its own.
+        known = [name for name in order if name in timings and not table.candidates[name].pruned]
+        if not known or not (speed := table.entries[known[0]].speedup):
+            continue
+        for name in timings.keys() - {known[0]}:
+            ratio, (low, high) = times_better(timings[name], timings[known[0]], "throughput")
+            table.settle(
+                table.candidates[name],
+                speedup=speed * ratio,
+                speedup_interval=(speed * low, speed * high) if isfinite(high) else None,
+            )
 
 
 def place(entry: Entry, winner: Candidate | None, objective: Objective) -> tuple[bool, bool, bool, float]:

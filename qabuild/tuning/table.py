@@ -56,9 +56,9 @@ class Table:
         entry = self.settle(candidate, result, **changes)
         self._reporter.say(f"{self._line(entry.row(self._objective))}  ({shown(max(self._budget.left, 0))} left)")
 
-    def settle(self, candidate: Candidate, result: str, **changes: Any) -> Entry:
-        """The same, unreported."""
-        return self._change(candidate, result=result, **changes)
+    def settle(self, candidate: Candidate, result: str | None = None, **changes: Any) -> Entry:
+        """The same, unreported; without a `result`, it stays."""
+        return self._change(candidate, **changes, **({} if result is None else {"result": result}))
 
     def too_late(self, candidate: Candidate, verb: str) -> None:
         """Enter that the budget did not suffice for it."""

@@ -11,10 +11,13 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from qabuild.artifact.evidence import evidence_of
+from qabuild.artifact.manifest import open_artifact
 from qabuild.builder import locking
 from qabuild.errors import VerificationFailed
 from qabuild.evaluation import report
 from qabuild.evaluation.compare import Comparison
+from qabuild.evaluation.compare.rebase import rebased
 from qabuild.models import measured_speed
 from qabuild.models.measured_speed import MeasuredSpeed
 from qabuild.system import packages
@@ -26,12 +29,13 @@ from qabuild.tuning.candidates import Candidate, candidates, pruned, write
 from qabuild.tuning.job import Job
 from qabuild.tuning.outputs import ARTIFACTS, FOLDER, PAGE, TARGET
 from qabuild.tuning.result import Entry, Tuned
-from qabuild.tuning.rounds import Rounds
+from qabuild.tuning.rounds import VERIFIED, Rounds
 from qabuild.tuning.table import Table
 
 
 def carry_out(job: Job, arguments: Arguments) -> Tuned:
     """Tune, see `request.tune`."""
+    began = _now()
     budget, samples = Budget(arguments.budget), arguments.samples
     prune = PRUNE in arguments.allow and not job.start.is_pruned
     tried, left_out = candidates(job.start, job.folder / "candidates", arguments.backends)
@@ -45,8 +49,16 @@ def carry_out(job: Job, arguments: Arguments) -> Tuned:
         screened = rounds.in_order([*screened, *rounds.screen(narrower)])
     finalists = rounds.verify(rounds.compare(screened))
     _learn(tried, table, job)
-    comparison = ranking.run([job.folder / "verified" / each.name for each in finalists], samples, job)
+    comparison = _compared(finalists, samples, job)
     winner, remarks = selection.choose(comparison, job.objective, table) if comparison else (None, [])
+    if winner and comparison:
+        selection.level(winner, comparison, rounds.timings, table)
+    if comparison and comparison.compared_at < began:
+        remarks = [
+            f"nothing changed since the finalists were compared, {comparison.compared_at}, so that is not done again: "
+            f"delete {job.folder / ranking.FOLDER} to measure anew",
+            *remarks,
+        ]
     absent = [Entry(name=name, result=f"left out: {why}") for name, why in left_out.items()]
     tuned = Tuned(
         winner=winner.name if winner else None,
@@ -63,7 +75,20 @@ def carry_out(job: Job, arguments: Arguments) -> Tuned:
     )
     if winner is None or comparison is None:
         return replace(tuned, remarks=[*tuned.remarks, *_earlier(job.folder)])
-    return _with_files(tuned, winner, comparison, job)
+    comparison = rebased(comparison, winner.name)
+    return _with_files(replace(tuned, comparison=comparison), winner, comparison, job)
+
+
+def _compared(finalists: Sequence[Candidate], samples: int, job: Job) -> Comparison | None:
+    """The final comparison; None where there are no finalists."""
+    if not finalists:
+        return None
+    asked = samples if samples < job.start.questions else None
+    return ranking.compared([job.folder / VERIFIED / each.name for each in finalists], asked, job)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _earlier(output: Path) -> list[str]:
@@ -79,7 +104,7 @@ def _learn(tried: Sequence[Candidate], table: Table, job: Job) -> None:
     """Remember the speeds for this machine; the embedded sample is too small to tell any."""
     if job.start.checkpoint.name == SAMPLE:
         return
-    now = datetime.now(UTC).isoformat(timespec="seconds")
+    now = _now()
     speeds = [
         MeasuredSpeed(
             backend=candidate.form.backend,
@@ -118,5 +143,8 @@ def _with_files(tuned: Tuned, winner: Candidate, comparison: Comparison, job: Jo
         job.reporter.say(f"no page is written: {'; '.join(lacking)}")
         return replace(tuned, target=target, artifact=artifact)
     title, sentences = f"Tuned for {tuned.objective}: {tuned.winner}", (tuned.why, *tuned.remarks)
-    report.write_page(comparison, page, report.Candidates(title, sentences, *tuned.table()))
+    evidence = evidence_of(open_artifact(artifact))
+    assert evidence is not None
+    tried = report.Candidates(title, sentences, *tuned.table(), evidence.measurement)
+    report.write_page(comparison, page, tried)
     return replace(tuned, target=target, artifact=artifact, page=page)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import contests
 import pytest
@@ -57,6 +59,66 @@ def test_the_fastest_wins_and_the_others_are_told_how_far_they_are_behind():
     assert book.entries["onnxruntime-int8"].result == "winner"
     assert book.entries["openvino-bf16"].result.startswith(("the winner is 2.0", "the winner is 1.9"))
     assert remarks == []
+
+
+def test_headline_and_rows_give_the_ratio_that_decided():
+    paces = {"openvino-bf16": 0.01, "onnxruntime-int8": 0.005}
+    book = table(paces)
+    # each verification was at another time: by them, the slower one is faster
+    for name, speedup in {"openvino-bf16": 6.0, "onnxruntime-int8": 5.0}.items():
+        book.settle(
+            book.candidates[name],
+            "passed",
+            speedup=speedup,
+            speedup_interval=(4.9, 6.1),
+            f1_drop=0.1,
+            f1_drop_interval=(0.0, 0.2),
+            questions=320,
+            size=17_200_000,
+        )
+    compared = comparison(paces)
+    job = SimpleNamespace(start=SimpleNamespace(max_f1_drop=0.5), objective="throughput")
+    winner, _ = selection.choose(compared, "throughput", book)
+    assert winner is not None
+    selection.level(winner, compared, {}, book)
+    fast, slow = book.entries["onnxruntime-int8"], book.entries["openvino-bf16"]
+    assert (fast.speedup, slow.speedup) == (5.0, pytest.approx(2.5, rel=0.05))
+    assert slow.speedup_interval is not None
+    assert 2.3 < slow.speedup_interval[0] < slow.speedup < slow.speedup_interval[1] < 2.7
+    why = selection.why(winner, compared, job, book)
+    assert why.startswith("of 2 candidates the fastest that loses at most 0.5 points of F1 on ")
+    assert ": 5.00 [4.90, 6.10] times as fast as the checkpoint in eager fp32, " in why
+    assert re.search(r", (1\.9|2\.0)\d \[.*\] times as fast as openvino-bf16, 0\.10 \[", why)
+
+    job.objective = "size"
+    assert "the simplest of 2 that are equally small and lose" in selection.why(winner, compared, job, book)
+    assert ": 17.2 MB, 5.00 [4.90, 6.10] times as fast in batches as the checkpoint" in selection.why(
+        winner, compared, job, book
+    )
+
+
+def test_of_equals_the_headline_says_that_the_simplest_won():
+    paces = {"openvino-bf16": 0.0101, "onnxruntime-int8": 0.01}
+    book = table(paces)
+    compared = comparison(paces, noise=0.1)
+    winner, _ = selection.choose(compared, "throughput", book)
+    assert winner is not None
+    book.settle(winner, f1_drop=0.1, f1_drop_interval=(0.0, 0.2), speedup=5.0)
+    job = SimpleNamespace(start=SimpleNamespace(max_f1_drop=0.5), objective="throughput")
+    why = selection.why(winner, compared, job, book)
+    assert why.startswith("of 2 candidates the simplest of 2 that are equally fast and lose at most 0.5 points of F1")
+    assert "times as fast as onnxruntime-int8" in why
+
+
+def test_the_speed_of_a_pruned_one_counts_from_the_whole_checkpoint():
+    paces = {"openvino-bf16": 0.01, "onnxruntime-int8": 0.005}
+    book = table(paces)
+    winner = book.candidates["onnxruntime-int8"] = replace(book.candidates["onnxruntime-int8"], pruned={"ffn": 0.5})
+    book.settle(book.candidates["openvino-bf16"], speedup=3.0)
+    book.settle(winner, speedup=4.0)
+    selection.level(winner, comparison(paces), {}, book)
+    assert book.entries["openvino-bf16"].speedup == 3.0
+    assert book.entries["onnxruntime-int8"].speedup == pytest.approx(6.0, rel=0.05)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 `contestants` opens the artifacts, `worker_pool` starts one process for each (`worker` runs in it), `rounds` runs the
 questions on them, `score` turns the answers and times into a `Comparison` (`accuracy`, `speed`, `audit`), whose values
-are in `result`, and `tables` formats it.
+are in `result`, and `tables` formats it. `rebase` gives it another baseline.
 """
 
 from __future__ import annotations

@@ -8,13 +8,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from qabuild.artifact.evidence import describe
+from qabuild.artifact.evidence import Flip, Measurement, at_batch, describe
 from qabuild.evaluation.compare import tables
 from qabuild.evaluation.compare.result import Comparison, Measured
 from qabuild.evaluation.report import plots
 from qabuild.system import files
 
 HERE = Path(__file__).parent
+MOST_CHANGES = 100
+"""Changed answers of the chosen candidate that a page lists."""
 WIDTH, SCALE = 720, 2
 """Width of the picture in points, and pixels per point."""
 
@@ -28,6 +30,34 @@ class Candidates:
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     """A row for each candidate, the chosen one first."""
+    chosen: Measurement
+    """How the chosen one was verified against its checkpoint."""
+
+    @property
+    def changes(self) -> Sequence[Flip]:
+        """The answers that the chosen one changes, largest loss first; none where the artifact does not show them."""
+        return [flip for flip in self.chosen.flips if flip.question][:MOST_CHANGES]
+
+    @property
+    def changed(self) -> str:
+        """What the chosen one changes against its checkpoint."""
+        chosen = self.chosen
+        worse = sum(flip.f1_difference < 0 for flip in chosen.flips)
+        better = sum(flip.f1_difference > 0 for flip in chosen.flips)
+        low, high = chosen.f1_difference_interval
+        original = ""
+        if chosen.original:
+            least, most = chosen.original.f1_difference_interval
+            original = (
+                f" From the original checkpoint's {chosen.original.f1:.2f}, F1 differs by "
+                f"{chosen.original.f1_difference:+.2f} [{least:.2f}, {most:.2f}] points."
+            )
+        return (
+            f"As verified on {chosen.questions} questions: F1 {chosen.checkpoint_f1:.2f} became {chosen.f1:.2f}, a "
+            f"difference of {chosen.f1_difference:+.2f} [{low:.2f}, {high:.2f}] points{at_batch(chosen.batch_size)}; "
+            f"F1 retention {100 * chosen.f1_retention:.2f} %; answers that changed: {len(chosen.flips)}, {worse} of "
+            f"them for the worse and {better} for the better.{original}"
+        )
 
 
 def write_page(comparison: Comparison, path: Path, candidates: Candidates | None = None) -> None:

@@ -381,11 +381,20 @@ def test_without_a_baseline_the_picture_shows_samples_per_second():
 
 def test_the_page_of_a_tuning_begins_with_what_was_tried(tmp_path):
     columns, rows = ["candidate", "result"], [["<b>winner</b>", "won"], ["other", "left out: too large"]]
-    candidates = report.Candidates("Tuned for size: <b>winner</b>", ("why it won", "a note"), columns, rows)
+    asked = contests.questions()
+    verified = contests.contestant("winner", asked, contests.answers(asked, wrong=[5])).verification.measurement
+    title = "Tuned for size: <b>winner</b>"
+    candidates = report.Candidates(title, ("why it won", "a note"), columns, rows, verified)
     report.write_page(contests.comparison(), tmp_path / "tuned.html", candidates)
     text = (tmp_path / "tuned.html").read_text()
     head = text[text.index("<main>") : text.index('id="picture-title"')]
     assert "<h1>Tuned for size: &lt;b&gt;winner&lt;/b&gt;</h1>" in head
     assert "<p>Why it won.</p>" in head
     assert "left out: too large" in head
+    assert "<title>Tuned for size: &lt;b&gt;winner&lt;/b&gt;</title>" in text
+    assert "What the winner changes against the checkpoint" in head
+    assert "answers that changed: 1, 1 of them for the worse and 0 for the better" in head
+    assert "Who built the 5th bridge, and when?" in head
+    assert "relative to the baseline, baseline, the winner." in text
+    assert "relative to the baseline, baseline." in page.page(contests.comparison())
     assert "What was tried" not in page.page(contests.comparison())
