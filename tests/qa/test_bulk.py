@@ -109,7 +109,7 @@ def test_squad_documents_are_parsed_with_any_read_size(
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        ("", "not JSON"),
+        ("", "is empty"),
         ("[", "not JSON"),
         ("[] 1", "not JSON"),
         ('{"data": [{"paragraphs": []}', "not JSON"),

@@ -180,7 +180,7 @@ def test_a_revision_of_a_local_data_set_is_refused(write: Callable[..., Path]) -
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (b"", "not JSON"),
+        (b"", "is empty"),
         (b"{", "not JSON"),
         (b"[" * 200_000, "not JSON"),
         (b'{"data": "\xff"}', r"not UTF-8 text, it looks like Windows-1252: byte 0xFF after"),
