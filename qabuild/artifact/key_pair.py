@@ -91,13 +91,32 @@ def errors_explained(path: Path, half: str) -> Iterator[None]:
             f"{path}: {error.strerror}", f"name the file of a {half} key; `qabuild keygen` makes a pair"
         ) from None
     except Exception as error:
-        if "password" in str(error).lower():
+        about = str(error) if "password" in str(error).lower() else None
+        if half != "public":
+            about = about or _locked(path)
+        if about:
             raise BadTarget(
-                f"{path}: {error}", f"give the passphrase in {PASSPHRASE}, or none for a key without one"
+                f"{path}: {about}", f"give the passphrase in {PASSPHRASE}, or none for a key without one"
             ) from None
         raise BadTarget(
             f"{path}: not a {half} key on the curve P-256, P-384 or P-521, in PEM", "`qabuild keygen` makes a pair"
         ) from error
+
+
+def _locked(path: Path) -> str | None:
+    """What is wrong with an encrypted key that cannot be decrypted; None for any other.
+
+    Of 224 wrong passphrases, one decrypts to something that looks padded as it should be, and is no key.
+    """
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    try:
+        content = read(path)
+        if b"ENCRYPTED" in content:
+            load_pem_private_key(content, passphrase())
+    except (OSError, ValueError, TypeError):
+        return "Incorrect password, or the key is damaged"
+    return None
 
 
 def _public_pem(key: Any) -> bytes:

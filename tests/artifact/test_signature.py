@@ -144,6 +144,22 @@ def test_a_passphrase_encrypts_the_private_key(artifact, tmp_path, monkeypatch):
         assert "QABUILD_KEY_PASSPHRASE" in str(refusal.value.hint)
 
 
+def test_a_wrong_passphrase_that_decrypts_to_no_key_is_called_wrong(artifact, tmp_path, monkeypatch):
+    """Few do: the decrypted bytes are padded right by chance."""
+    monkeypatch.setenv("QABUILD_KEY_PASSPHRASE", "correct horse")
+    qabuild.keygen(tmp_path / "locked.key")
+    content = (tmp_path / "locked.key").read_bytes()
+
+    def is_padded(passphrase: str) -> bool:
+        with pytest.raises(ValueError, match=r"password|deserialize") as refusal:
+            serialization.load_pem_private_key(content, passphrase.encode())
+        return "password" not in str(refusal.value)
+
+    monkeypatch.setenv("QABUILD_KEY_PASSPHRASE", next(filter(is_padded, map(str, range(100_000)))))
+    with pytest.raises(BadTarget, match=r"Incorrect password, or the key is damaged"):
+        qabuild.sign(artifact, tmp_path / "locked.key")
+
+
 WRONG_KEYS = {
     "rsa": rsa.generate_private_key(65537, 2048),
     "ed25519": ed25519.Ed25519PrivateKey.generate(),
