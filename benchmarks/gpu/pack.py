@@ -125,7 +125,6 @@ class Pip:
         self._folder = folder
         self._options = ["--only-binary", ":all:", "--implementation", "cp", "--python-version", python_version]
         self._options += [option for platform in PLATFORMS for option in ("--platform", f"{platform}_x86_64")]
-        self._options += ["--find-links", str(folder)]
 
     def build(self, package: str) -> None:
         """Build a wheel of a package that has none, from its sources."""
@@ -155,7 +154,9 @@ class Pip:
         raise ValueError(f"pip downloaded no wheel of {name} {version}")
 
     def _run(self, command: str, *arguments: str) -> None:
-        subprocess.run([sys.executable, "-m", "pip", command, "-q", *arguments], check=True)
+        # What was built there, pip finds there.
+        environment = {**os.environ, "PIP_FIND_LINKS": str(self._folder)}
+        subprocess.run([sys.executable, "-m", "pip", command, "-q", *arguments], check=True, env=environment)
 
 
 def cut_wheel(wheel: Path, architecture: int) -> bytes:

@@ -72,7 +72,7 @@ def create(path: Path, content: bytes) -> bool:
         os.link(partial, path)
         return True
     except FileExistsError:
-        return partial.stat().st_nlink > 1  # NFS may have lost the first answer, and have been asked again
+        return partial.stat().st_nlink > 1  # over NFS, a repeated request fails though the first one succeeded
     except OSError:
         with locked(path.parent):
             if path.exists():

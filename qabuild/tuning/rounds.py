@@ -317,7 +317,7 @@ class Rounds:
 
 @dataclass(frozen=True)
 class _Named:
-    """A reporter whose progress names the candidate. `heard` is told of the checkpoint's answers.
+    """A reporter whose progress names the candidate. `heard` is called with the checkpoint's progress.
 
     Of a call, it gets the number of answers, that of all questions, and the answers per second.
     """

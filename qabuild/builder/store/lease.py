@@ -5,7 +5,8 @@ unchanged for a whole period by the own monotonic clock, takes over; clocks of t
 lease is taken over by creating its successor, whose name follows from it: of several that wait, one succeeds, as with
 the first lease. Only who created a lease writes to it.
 
-Processes of one owner, as those of a farm, are told by it when another of them died: they take over its lease at once.
+A farm gives all of its workers one owner and runs each step once: a lease of the own owner is that of a dead worker,
+and is taken over at once.
 
 Where a store cannot create an object only if it is absent, or a holder was suspended, two may hold a lease. Then a
 step runs twice, and nothing else happens, since results are named by what decides them.

@@ -37,7 +37,7 @@ WORKDIR /srv
 
 # First and by itself: the layer is large, and changes least.
 ARG TORCH_INDEX=$torch_index
-RUN pip install --no-cache-dir --index-url "$${TORCH_INDEX}" $torch
+RUN PIP_INDEX_URL="$${TORCH_INDEX}" pip install --no-cache-dir $torch
 
 COPY $wheel requirements.txt ./
 RUN pip install --no-cache-dir -r requirements.txt

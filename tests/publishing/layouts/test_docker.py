@@ -116,7 +116,7 @@ def test_torch_comes_from_the_index_that_has_its_build(tmp_path, device, torch, 
     image = qabuild.export(other, "docker", tmp_path / "image", allow_unverified=True).directory
     text = (image / "Dockerfile").read_text()
     assert f"ARG TORCH_INDEX={index}\n" in text
-    assert ' "${TORCH_INDEX}" torch==2.13.0\n' in text
+    assert 'RUN PIP_INDEX_URL="${TORCH_INDEX}" pip install --no-cache-dir torch==2.13.0\n' in text
     assert ("--gpus all" in (image / "README.md").read_text()) is (device == "cuda")
 
 
