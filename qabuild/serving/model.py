@@ -49,7 +49,6 @@ class Model:
     def __init__(self, artifact: Artifact, pipeline: QuestionAnsweringPipeline, stats: Mapping[Path, Stat]) -> None:
         self.digest = artifact.digest
         self.backend: str = artifact.manifest.backend["name"]
-        self.batch_size: int = artifact.manifest.verify["batch_size"]
         self._pipeline = pipeline
         self._defaults = Parameters().updated(artifact.manifest.parameters)
         self._stats = stats
@@ -118,7 +117,8 @@ def load_model(source: str, permissions: Permissions, reporter: Reporter) -> Mod
             error.hint = error.hint and error.hint.replace(str(copy), str(artifact.directory))
             raise
         model = Model(artifact, pipeline, stats)
-        model.answer(WARM_UP, model.parameters({}))
+        for pairs in (WARM_UP, WARM_UP[:1]):  # a runtime may have one graph for many batches and another for one
+            model.answer(pairs, model.parameters({}))
     return model
 
 

@@ -169,6 +169,20 @@ def test_a_compiled_model_that_padding_changes_answers_like_its_checkpoint(
         assert one["score"] == pytest.approx(other["score"], rel=1e-3)
 
 
+@pytest.mark.parametrize("way", BACKENDS)
+def test_a_loaded_model_needs_its_files_no_more(way: str, checkpoint: Any, compiled: Compiled) -> None:
+    """A server loads a copy that it removes; some runtimes compile the model for one question only when it comes."""
+    source = checkpoint("bert")
+    directory, _ = compiled(way, source)
+    pipeline = QuestionAnsweringPipeline(load(way, directory), load_tokenizer(source.directory))
+    shutil.rmtree(directory)
+    examples = [{"question": tiny.QUESTION, "context": text} for text in tiny.CORPUS]
+    alone = [pipeline(**example) for example in examples]
+    for one, other in zip(pipeline(examples), alone, strict=True):
+        assert one["answer"] == other["answer"]
+        assert one["score"] == pytest.approx(other["score"], rel=1e-3)
+
+
 @pytest.mark.parametrize("model_type", ["bert", "roberta", "mpnet", "deberta-v2", "distilbert", "mobilebert"])
 def test_fp16_graphs_match_the_eager_model(model_type: str, checkpoint: Any, compiled: Compiled) -> None:
     runtime = Runtime(device="cpu", dtype="fp16")

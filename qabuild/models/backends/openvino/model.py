@@ -43,9 +43,9 @@ def load(path: Path, config: Any, options: Options, runtime: Runtime) -> Any:
         "INFERENCE_NUM_THREADS": machine.cores(),
         **_cache_setting(path),
     }
-    graph = core().read_model(path)
+    graph = core().read_model(path)  # which is compiled later, when its file may be gone
     names = [port.any_name for port in graph.inputs]
-    compile_for = lambda streams: core().compile_model(path, "CPU", {**settings, "NUM_STREAMS": streams})  # noqa: E731
+    compile_for = lambda streams: core().compile_model(graph, "CPU", {**settings, "NUM_STREAMS": streams})  # noqa: E731
     return named(OpenVinoModel(compile_for, names, config), config)
 
 
