@@ -9,13 +9,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow
 import pytest
 from bulk_files import FirstWord, rows, write_jsonl
+from processes import SECONDS, assert_ended, wait_for
 from pyarrow import parquet
 
 from qabuild.artifact.artifact_ref import ArtifactRef
@@ -29,7 +30,6 @@ from qabuild.system import packages
 from qabuild.system.ray_cluster import connected, resources
 
 ROWS, PART_ROWS = 4000, 200
-SECONDS = 300.0
 
 
 def node(cpus: float, gpus: float = 0, alive: bool = True) -> dict[str, Any]:
@@ -158,16 +158,6 @@ def command(artifact: Path, questions: Path, out: Path, *options: str) -> subpro
     )
 
 
-def wait_for(what: Callable[[], Any], process: subprocess.Popen[str]) -> Any:
-    """What `what` returns, once that is true; fails if the process ends before."""
-    ends = time.monotonic() + SECONDS
-    while not (value := what()):
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < ends
-        time.sleep(0.01)
-    return value
-
-
 def complete(out: Path) -> int:
     return len(list(out.glob("_parts/*.json")))
 
@@ -248,10 +238,7 @@ def test_an_interruption_ends_the_workers(
     assert running.returncode == 128 + number, err
     assert "Traceback" not in err
     assert f"of {ROWS // PART_ROWS} parts are complete; the same command makes the others" in err
-    ends = time.monotonic() + 30
-    while any(Path(f"/proc/{worker}/fd").exists() for worker in workers):
-        assert time.monotonic() < ends
-        time.sleep(0.1)
+    assert_ended(workers)
     resumed = complete(out)
     assert resumed < ROWS // PART_ROWS
     again = command(artifact, questions, out)

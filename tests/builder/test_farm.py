@@ -8,14 +8,14 @@ import pickle
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from processes import SECONDS, assert_ended, wait_for
 
 from qabuild.builder.build import build
 from qabuild.builder.farm.farm import differences, make_steps, ready, shares
@@ -30,7 +30,6 @@ from qabuild.target.read import load
 
 TARGET = '[checkpoint]\nmodel = "sample"\n[backend]\nname = "{}"\n[verify]\ndataset = "sample"\nsamples = {}\n'
 PRUNE = '[prune]\ndataset = "sample"\nffn = 0.65\nround_to = 8\nsamples = 32\n'
-SECONDS = 600.0
 
 
 def target(folder: Path, name: str, text: str) -> Path:
@@ -209,16 +208,6 @@ def finish(running: subprocess.Popen[str], status: int = 0) -> tuple[Any, str]:
     return json.loads(out) if out else None, err
 
 
-def wait_for(what: Callable[[], Any], process: subprocess.Popen[str]) -> Any:
-    """What `what` returns, once that is true; fails if the process ends before."""
-    ends = time.monotonic() + SECONDS
-    while not (value := what()):
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < ends
-        time.sleep(0.01)
-    return value
-
-
 def plain(folder: Path, *targets: Path) -> dict[str, Any]:
     """The same builds without a cluster and from nothing."""
     store = Store(folder / "plain-cache")
@@ -303,8 +292,5 @@ def test_an_interruption_ends_the_workers_and_keeps_what_is_done(cluster, tmp_pa
     err = running.communicate(timeout=SECONDS)[1]
     assert running.returncode == 128 + number, err
     assert "Traceback" not in err
-    ends = time.monotonic() + 30
-    while any(Path(f"/proc/{process}/fd").exists() for _, process in workers):
-        assert time.monotonic() < ends
-        time.sleep(0.1)
+    assert_ended(process for _, process in workers)
     assert not list((tmp_path / "remote" / "v1" / "leases").iterdir())

@@ -18,6 +18,7 @@ from typing import Any
 import fsspec
 import pyarrow
 import pytest
+import s3
 from bulk_files import FirstWord, RecordingReporter, kill_at, read_jsonl, read_table, rows, write_jsonl, write_table
 from fsspec.registry import _registry
 from hypothesis import given
@@ -526,17 +527,8 @@ def started(source: str, target: str, shard: tuple[int, int] = (0, 1), kill: int
 
 
 @pytest.mark.scale
-def test_shards_in_s3_are_killed_and_go_on(tmp_path: Path, questions: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("s3fs")
-    server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    try:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", "http://{}:{}".format(*server.get_host_and_port()))
-        for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY"):
-            monkeypatch.setenv(f"AWS_{name}", "test")
-        monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        bucket = fsspec.filesystem("s3", skip_instance_cache=True)
-        bucket.mkdir("bucket")
+def test_shards_in_s3_are_killed_and_go_on(tmp_path: Path, questions: Path) -> None:
+    with s3.bucket("bucket") as bucket:
         bucket.put(f"{questions}/", "bucket/in", recursive=True)
         whole = tmp_path / "whole"
         answer_dataset(FirstWord(), questions, whole, part_rows=4)
@@ -557,5 +549,3 @@ def test_shards_in_s3_are_killed_and_go_on(tmp_path: Path, questions: Path, monk
         bucket.pipe_file("bucket/in/day=0/q.parquet", b"")
         with pytest.raises(BadTarget, match=r"day=0/q\.parquet has changed"):
             answer_dataset(FirstWord(), "s3://bucket/in/", "s3://bucket/out/", part_rows=4)
-    finally:
-        server.stop()

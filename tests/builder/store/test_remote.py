@@ -24,6 +24,7 @@ from typing import Any
 
 import fsspec
 import pytest
+import s3
 from fsspec.implementations.memory import MemoryFileSystem
 
 from qabuild.artifact.key_pair import keygen
@@ -670,23 +671,10 @@ def test_a_result_that_arrives_by_another_way_is_taken_once_and_whole(tmp_path):
 
 
 @pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """The driver of an S3 server on loopback, which has the bucket "team"."""
-    pytest.importorskip("s3fs")
-    server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    try:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", "http://{}:{}".format(*server.get_host_and_port()))
-        for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY"):
-            monkeypatch.setenv(f"AWS_{name}", "test")
-        monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        filesystem = fsspec.filesystem("s3", skip_instance_cache=True)
-        filesystem.mkdir("team")
+def bucket() -> Iterator[Any]:
+    """The file system of an S3 server that has the bucket "team"."""
+    with s3.bucket("team") as filesystem:
         yield filesystem
-        filesystem.rm("team", recursive=True)  # or the next server has it
-        fsspec.get_filesystem_class("s3").clear_instance_cache()  # its instances know this server
-    finally:
-        server.stop()
 
 
 @pytest.mark.scale
