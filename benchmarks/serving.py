@@ -52,6 +52,7 @@ from serving_servers import Server
 import qabuild
 from qabuild.artifact.manifest import open_artifact
 from qabuild.qa import sample
+from qabuild.serving.settings import Settings
 from qabuild.system import machine, packages
 
 Example = dict[str, str]
@@ -180,7 +181,7 @@ def _batch(arguments: argparse.Namespace) -> int:
     options = arguments.serve
     if "--max-batch" in options:
         return int(options[options.index("--max-batch") + 1])
-    return int(open_artifact(Path(arguments.artifact)).manifest.verify["batch_size"])
+    return Settings().max_batch
 
 
 def _from(examples: Sequence[Example], first: int) -> Iterator[Example]:

@@ -19,7 +19,13 @@ from qabuild.errors import BadTarget
 @click.argument("artifacts", nargs=-1, required=True, metavar="[NAME=]ARTIFACT...")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one.")
-@click.option("--max-batch", type=click.IntRange(1), help="Questions of a batch; by default the artifact's batch size.")
+@click.option(
+    "--max-batch",
+    type=click.IntRange(1),
+    default=64,
+    show_default=True,
+    help="Questions that are answered together, at most.",
+)
 @click.option(
     "--max-wait-ms",
     type=click.FloatRange(0),
@@ -47,7 +53,7 @@ def serve(
     artifacts: Sequence[str],
     host: str,
     port: int,
-    max_batch: int | None,
+    max_batch: int,
     max_wait_ms: float,
     max_queue: int,
     max_body: float,

@@ -97,7 +97,7 @@ class Service:
         batcher = Batcher(
             model.answer,
             thread,
-            max_batch=self._settings.max_batch or model.batch_size,
+            max_batch=self._settings.max_batch,
             max_wait=self._settings.max_wait,
             max_queue=self._settings.max_queue,
             observe=lambda questions: self._metrics.add_batch(name, questions),

@@ -12,8 +12,8 @@ class Settings:
     host: str = "127.0.0.1"
     port: int = 8000
     """0 takes a free port."""
-    max_batch: int | None = None
-    """Questions of a batch; None: each artifact's batch size."""
+    max_batch: int = 64
+    """Questions that are answered together: the more, the more a second, but the first of them waits for the last."""
     max_wait: float = 0.005
     """Seconds that a question waits for others of its batch."""
     max_queue: int = 1024

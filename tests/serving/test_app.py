@@ -25,7 +25,7 @@ BODY = json.dumps(QUESTION)
 class Stub:
     """A model that answers with the question, once it may."""
 
-    digest, backend, batch_size, is_changed = "d" * 64, "stub", 4, False
+    digest, backend, is_changed = "d" * 64, "stub", False
 
     def __init__(self) -> None:
         self.batches: list[list[str]] = []

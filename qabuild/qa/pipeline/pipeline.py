@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -61,7 +62,8 @@ class QuestionAnsweringPipeline:
     has no effect; a warning says so.
 
     A model may have a method `submit` as well, which takes the same, returns before it is computed, and can be called
-    again meanwhile; what it returns has a method `result`, which waits for the output.
+    again meanwhile; what it returns has a method `result`, which waits for the output. Its `at_once` is the number of
+    batches that it computes concurrently: windows are divided among so many.
 
     A pipeline can be pickled and copied where its model can.
 
@@ -79,7 +81,7 @@ class QuestionAnsweringPipeline:
     - `align_to_words` (True): let answers begin and end with a word, as the tokenizer splits text. In scripts without
       spaces between words, such as Chinese, Japanese and Thai, its words are whole sentences: with "auto", a token that
       holds a character of such a script is a word by itself.
-    - `batch_size`: windows of a batch; without it, as many as make up `batch_tokens` tokens. With 1, no window is
+    - `batch_size`: windows of a batch; without it, up to as many as make up `batch_tokens` tokens. With 1, no window is
       padded and a stream is not read ahead. A model whose logits padding changes gets no padding with any: its batches
       hold windows of one length. Model types not known to ignore padding (`qabuild.qa.padding`) count as such.
     - `normalize` ("window"): "window" makes the scores of each window sum up to 1, as the stock pipeline does, so
@@ -128,6 +130,7 @@ class QuestionAnsweringPipeline:
         self._extra = {"use_cache": False} if "use_cache" in signature(model) else {}
         self._is_paddable = is_paddable(model)
         self._submit = getattr(model, "submit", None)
+        self._concurrent: int = getattr(model, "at_once", 1) if self._submit else 1
 
     def __call__(self, *args: Any, **named: Any) -> Result | list[Result] | list[Any] | Iterator[Any]:
         """Answer questions; the class describes the forms of a call.
@@ -207,7 +210,7 @@ class QuestionAnsweringPipeline:
 
         outputs = _Outputs(Decoder(windows, parameters.n_best, parameters.max_answer_len))
         with torch.inference_mode():
-            groups = _groups(windows, parameters, cut, device, self._is_paddable)
+            groups = _groups(windows, parameters, cut, device, self._is_paddable, self._concurrent)
             alone = len(groups) == 1 and len(windows) <= groups[0][2]
             for rows, length, count in groups:
                 tensors = self._tensors(windows.arrays(rows, length, self._names), device)
@@ -317,12 +320,13 @@ def _one_behind(items: Iterable[Item]) -> Iterator[Item]:
 
 
 def _groups(
-    windows: Windows, parameters: Parameters, cut: Cut, device: Any, is_paddable: bool
+    windows: Windows, parameters: Parameters, cut: Cut, device: Any, is_paddable: bool, concurrent: int
 ) -> list[tuple[Integers, int, int]]:
     """Groups of windows whose arrays are built together, the length to pad them to, and the batch size.
 
     Long windows come first, and shorter ones fill up their last batch, so that all batches of a length except the
-    very last have the same shape. Of a model that is not paddable, all windows of a batch have its length.
+    very last have the same shape. Of a model that is not paddable, all windows of a batch have its length. Of one that
+    computes so many batches `concurrent`ly, the batches are about equal.
     """
     import numpy as np
 
@@ -330,6 +334,8 @@ def _groups(
     lengths = _lengths(windows, parameters, cut, is_paddable)
     order = np.argsort(-lengths, kind="stable")
     lengths = lengths[order]
+    if is_paddable and not parameters.batch_size and len(order) >= concurrent > 1:
+        tokens = even_tokens(lengths.tolist(), tokens, concurrent)
     groups = []
     start = 0
     while start < len(order):
@@ -341,6 +347,23 @@ def _groups(
         groups.append((order[start:stop], length, count))
         start = stop
     return groups
+
+
+def even_tokens(lengths: Sequence[int], tokens: int, concurrent: int) -> int:
+    """The fewest tokens of a batch that make as many batches as `tokens` do, rounded up to a multiple of `concurrent`.
+
+    So no core waits long for the last batch. `lengths` are those of the windows, long ones first.
+    """
+
+    def batches(tokens: int) -> int:
+        start = count = 0
+        while start < len(lengths):
+            start += max(1, tokens // lengths[start])
+            count += 1
+        return count
+
+    most = -(-batches(tokens) // concurrent) * concurrent
+    return bisect.bisect_left(range(tokens), True, key=lambda fewer: batches(fewer) <= most)
 
 
 def _lengths(windows: Windows, parameters: Parameters, cut: Cut, is_paddable: bool) -> Integers:

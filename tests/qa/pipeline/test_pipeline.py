@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -43,6 +43,7 @@ from qabuild.qa import plain_decoder
 from qabuild.qa.pipeline import QuestionAnsweringPipeline
 from qabuild.qa.pipeline.decode import MASKED, best_spans, best_spans_on_device
 from qabuild.qa.pipeline.parameters import COUNTS
+from qabuild.qa.pipeline.pipeline import even_tokens
 from qabuild.qa.pipeline.windows import Cut, WindowMaker
 
 
@@ -642,6 +643,45 @@ def test_a_model_with_concurrent_batches_answers_like_a_sequential_one() -> None
         sent = model.sent
         QuestionAnsweringPipeline(model, tokenizer)(examples[:1])
         assert model.sent == sent  # a single batch is not submitted
+
+
+@pytest.mark.parametrize(("count", "expected"), [(1, []), (2, []), (3, [1, 1, 1]), (7, [3, 3, 1]), (8, [3, 3, 2])])
+def test_few_windows_are_divided_among_the_concurrent_batches(count: int, expected: list[int]) -> None:
+    class Submitting(Hashing):
+        at_once = 3
+        sent: ClassVar[list[int]] = []
+
+        def submit(self, **tensors: torch.Tensor) -> Any:
+            self.sent.append(len(tensors["input_ids"]))
+            future: Any = Future()
+            future.set_result(self(**tensors))
+            return future
+
+    examples = [{"question": QUESTION, "context": long_text(60, number)[:200]} for number in range(count)]
+    pipeline = QuestionAnsweringPipeline(Submitting(), TOKENIZERS["bert"](), padding="max_length", max_seq_len=128)
+    assert pipeline(examples) == QuestionAnsweringPipeline(Hashing(), TOKENIZERS["bert"]())(examples)
+    assert Submitting.sent == expected
+
+
+@given(
+    lengths=st.lists(st.integers(1, 384), min_size=1, max_size=60),
+    tokens=st.integers(1, 1536),
+    concurrent=st.integers(2, 5),
+)
+def test_even_batches_are_no_larger_and_hardly_more(lengths: list[int], tokens: int, concurrent: int) -> None:
+    def batches(tokens: int) -> list[int]:
+        rest, sizes = sorted(lengths, reverse=True), []
+        while rest:
+            size = max(1, tokens // rest[0])
+            sizes.append(rest[0] * len(rest[:size]))
+            rest = rest[size:]
+        return sizes
+
+    fewer = even_tokens(sorted(lengths, reverse=True), tokens, concurrent)
+    before, after = batches(tokens), batches(fewer)
+    assert fewer <= tokens
+    assert max(after) <= max(before)
+    assert len(before) <= len(after) <= -(-len(before) // concurrent) * concurrent
 
 
 def test_an_error_of_a_submitted_batch_is_raised() -> None:
