@@ -29,9 +29,9 @@ from qabuild.errors import BadTarget
 @click.option(
     "--max-wait-ms",
     type=click.FloatRange(0),
-    default=5,
+    default=0,
     show_default=True,
-    help="How long a question waits for others of its batch.",
+    help="How long a question waits for others although the model is idle.",
 )
 @click.option(
     "--max-queue", type=click.IntRange(1), default=1024, show_default=True, help="Questions that wait, by artifact."

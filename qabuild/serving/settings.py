@@ -14,8 +14,8 @@ class Settings:
     """0 takes a free port."""
     max_batch: int = 64
     """Questions that are answered together: the more, the more a second, but the first of them waits for the last."""
-    max_wait: float = 0.005
-    """Seconds that a question waits for others of its batch."""
+    max_wait: float = 0.0
+    """Seconds that a question waits for others although the model is idle."""
     max_queue: int = 1024
     """Questions that wait, by artifact."""
     max_body: int = 4_000_000

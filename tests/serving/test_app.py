@@ -63,7 +63,7 @@ def asked(question: str, **fields: Any) -> dict[str, Any]:
 
 
 def test_questions_that_come_while_a_batch_is_computed_are_the_next_batch(stub):
-    with serving(stub, max_wait=0) as server, ThreadPoolExecutor(10) as clients:
+    with serving(stub, max_batch=4) as server, ThreadPoolExecutor(10) as clients:
         stub.may_answer.clear()
         first = clients.submit(server.ask, asked("first"))
         while not stub.batches:
