@@ -61,7 +61,7 @@ class Console:
             def advance(count: int) -> None:
                 bar.update(task, advance=count)
                 speed = bar.tasks[task].speed
-                bar.update(task, rate=f"{speed:.1f}/s" if speed else "")
+                bar.update(task, rate=_pace(speed) if speed else "")
 
             yield advance
 
@@ -97,7 +97,12 @@ class _ProgressLines:
             return ""
         rate = (self._done - done_then) / (now - started)
         left = f", about {(self._total - self._done) / rate:.0f} s left" if self._done < self._total else ""
-        return f", {rate:.1f}/s{left}"
+        return f", {_pace(rate)}{left}"
+
+
+def _pace(rate: float) -> str:
+    """So many items a second, in words."""
+    return f"{rate:.1f}/s" if rate >= 1 else f"{1 / rate:.0f} s each"
 
 
 def _plain(value: Any) -> Any:

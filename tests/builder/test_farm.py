@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -259,12 +260,14 @@ def test_a_failed_target_leaves_the_others_alone(cluster, tmp_path):
     slow = target(tmp_path, "slow", text + "[verify.gates]\nmin_speedup = 1000\n")
     (tmp_path / "wrong.json").write_text("{")
     wrong = target(tmp_path, "wrong", TARGET.format("eager", 5).replace('dataset = "sample"', 'dataset = "wrong.json"'))
-    running = cluster.run(good, slow, wrong)
+    narrow = target(tmp_path, "narrow", text + PRUNE.replace("ffn = 0.65", "speedup = 1000"))
+    running = cluster.run(good, slow, wrong, narrow)
     out, err = running.communicate(timeout=SECONDS)
     assert running.returncode == 1, err
     folder = tmp_path / "artifacts"
     assert {path.name for path in folder.iterdir()} == {"good", "slow.failed"}
     assert "wrong.json" in err
+    assert re.search(r"error: prune on (left|right): prune\.speedup: 1000 is asked, and .* is the best", err)
     assert [line.split()[0] for line in out.splitlines() if " verify " in line] == ["good", "slow"]
     assert [line.split()[-1] for line in out.splitlines() if " verify " in line] == ["made", "cached"]
 

@@ -1008,6 +1008,13 @@ def test_a_line_of_progress_tells_how_far_and_how_fast(monkeypatch):
     report_progress(monkeypatch, 0, [(11.0, 5), (22.0, 11)])
     assert messages == ["  batch 8: 5", "  batch 8: 16, 1.0/s"]
     messages.clear()
+    report_progress(monkeypatch, 3, [(11.0, 1), (53.0, 1), (95.0, 1)])
+    assert messages == [
+        "  batch 8: 1 of 3",
+        "  batch 8: 2 of 3, 42 s each, about 42 s left",
+        "  batch 8: 3 of 3, 42 s each",
+    ]
+    messages.clear()
     report_progress(monkeypatch, 160, steps, quiet=True)
     assert messages == []
 
