@@ -6,4 +6,5 @@ FOLDER = "artifacts"
 
 def failed_folder(goal: Path) -> Path:
     """Where the artifact lies instead of at `goal` if its verification fails."""
-    return goal.with_name(f"{goal.name}.failed")
+    named = goal if goal.name else goal.absolute()  # "." has no name
+    return named.parent / f"{named.name}.failed"

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from qabuild.cli.console import Console
-from qabuild.cli.options import column_option, common, native_option, signer_options, unverified_option
+from qabuild.cli.options import Finite, column_option, common, native_option, signer_options, unverified_option
 from qabuild.errors import UntrustedInput
 
 
@@ -43,7 +43,7 @@ class _Shard(click.ParamType[tuple[int, int]]):
 @click.option("--engine", type=click.Choice(["ray"]), help="Make the parts with workers of this engine.")
 @click.option("--address", help="Ray cluster, as HOST:PORT; by default RAY_ADDRESS, or Ray starts here.")
 @click.option("--workers", type=click.IntRange(1), help="Number of workers; by default one a node, or one a GPU.")
-@click.option("--gpus-per-worker", type=click.FloatRange(0), help="By default 1 if the artifact needs it.")
+@click.option("--gpus-per-worker", type=Finite(0), help="By default 1 if the artifact needs it.")
 @column_option
 @click.option("--revision", help="Branch, tag or commit of an artifact on the Hub.")
 @click.option("--digest", metavar="SHA256", help="Required SHA-256 of the manifest.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -42,6 +43,16 @@ class Quantity(click.ParamType[float]):
             known = ", ".join(self.units)
             self.fail(f"{value!r} is not a number with one of the units {known}, as in 5{[*self.units][1]}", param, ctx)
         return float(match[1]) * units[match[2]]
+
+
+class Finite(click.FloatRange):
+    """A number within a range, which is neither infinite nor NaN."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number", param, ctx)
+        return number
 
 
 class BatchSizes(click.ParamType[tuple[int, ...]]):

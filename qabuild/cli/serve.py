@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from functools import partial
@@ -11,8 +12,10 @@ from typing import Any
 import click
 
 from qabuild.cli.console import Console
-from qabuild.cli.options import SIZES, Quantity, common, native_option, signer_options, unverified_option
+from qabuild.cli.options import SIZES, Finite, Quantity, common, native_option, signer_options, unverified_option
 from qabuild.errors import BadTarget
+
+TOKEN = "QABUILD_SERVE_TOKEN"
 
 
 @click.command()
@@ -28,7 +31,7 @@ from qabuild.errors import BadTarget
 )
 @click.option(
     "--max-wait-ms",
-    type=click.FloatRange(0),
+    type=Finite(0),
     default=0,
     show_default=True,
     help="How long a question waits for others although the model is idle.",
@@ -44,7 +47,7 @@ from qabuild.errors import BadTarget
     show_default=True,
     help="Characters of a question or a context.",
 )
-@click.option("--token", envvar="QABUILD_SERVE_TOKEN", help="Bearer token that clients must send.")
+@click.option("--token", envvar=TOKEN, help="Bearer token that clients must send.")
 @signer_options
 @native_option
 @unverified_option
@@ -80,8 +83,6 @@ def serve(
     run.require_library()
     from qabuild.serving.model import Permissions, load_model
 
-    if token == "":
-        raise click.UsageError("--token is empty")
     sources = _sources(artifacts)
     settings = Settings(
         host=host,
@@ -91,7 +92,7 @@ def serve(
         max_queue=max_queue,
         max_body=int(max_body),
         max_characters=max_characters,
-        token=token,
+        token=_token(token),
     )
     permissions = Permissions(
         key=signer, allow_native=allow_native or signer is not None, allow_unverified=allow_unverified
@@ -108,6 +109,17 @@ def serve(
     asyncio.run(run.serve(sources, load, settings, listener, reporter=console, ready=ready))
 
 
+def _token(given: str | None) -> str | None:
+    """The token that clients must send, without what surrounds it in a file. Raises UsageError."""
+    token = os.environ.get(TOKEN) if given is None else given  # click takes an empty variable for none
+    if token is None:
+        return None
+    token = token.strip()
+    if not token or not token.isprintable() or " " in token:
+        raise click.UsageError(f"--token, or {TOKEN}: is empty, or holds a space or a character that does not show")
+    return token
+
+
 def _sources(artifacts: Sequence[str]) -> dict[str, str]:
     """Where the artifact of each name lies. Raises BadTarget."""
     sources: dict[str, str] = {}
@@ -115,6 +127,8 @@ def _sources(artifacts: Sequence[str]) -> dict[str, str]:
         name, equals, source = artifact.partition("=")
         if not equals or Path(artifact).exists():
             name, source = Path(artifact).resolve().name, artifact
+        if not source:
+            raise BadTarget(f"{artifact!r} names no artifact", "give a folder or a repository, as NAME=ARTIFACT")
         if not re.fullmatch(r"[A-Za-z0-9._-]+", name):
             raise BadTarget(f"{artifact}: {name!r} cannot stand in an address", f"name it: NAME={source}")
         if name in sources:

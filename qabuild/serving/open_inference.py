@@ -13,7 +13,7 @@ from typing import Any
 from qabuild.qa.pipeline.inputs import Pair
 from qabuild.qa.pipeline.results import Result
 from qabuild.serving import request_parameters
-from qabuild.serving.protocol import TEXTS, read_object, require_known, require_text
+from qabuild.serving.protocol import TEXTS, read_object, require_encodable, require_known, require_string, require_text
 from qabuild.serving.refusal import Refusal
 from qabuild.serving.request_parameters import Count, require_allowed
 
@@ -53,8 +53,8 @@ def read(body: bytes, max_characters: int) -> Inference:
         raise Refusal(422, "parameters: not an object")
     require_known(parameters, PARAMETERS, "parameters")
     require_allowed(parameters, PARAMETERS, "parameters.")
-    if not isinstance(document.get("id", ""), str):
-        raise Refusal(422, "id: not a string")
+    if (id := document.get("id")) is not None:
+        require_encodable(require_string(id, "id"), "id")
     inputs = document.get("inputs")
     if not isinstance(inputs, list):
         raise Refusal(422, f"inputs: give a list of the tensors {' and '.join(TEXTS)}")
@@ -67,7 +67,7 @@ def read(body: bytes, max_characters: int) -> Inference:
     return Inference(
         pairs=list(zip(questions, contexts, strict=True)),
         parameters=parameters,
-        id=document.get("id"),
+        id=id,
         outputs=_outputs(document.get("outputs", [])),
     )
 

@@ -82,17 +82,28 @@ def pair(document: Mapping[str, Any], at: str, max_characters: int) -> Pair:
 
 def require_text(value: Any, at: str, max_characters: int) -> str:
     """The text of a question or context that the pipeline answers. Raises Refusal."""
+    text = require_string(value, at)
+    if not text:
+        raise Refusal(422, f"{at}: empty")
+    if len(text) > max_characters:
+        raise Refusal(413, f"{at}: {len(text)} characters; this server takes {max_characters}")
+    require_encodable(text, at)
+    return text
+
+
+def require_string(value: Any, at: str) -> str:
+    """The value, if it is a string. Raises Refusal."""
     if not isinstance(value, str):
         raise Refusal(422, f"{at}: not a string")
-    if not value:
-        raise Refusal(422, f"{at}: empty")
-    if len(value) > max_characters:
-        raise Refusal(413, f"{at}: {len(value)} characters; this server takes {max_characters}")
+    return value
+
+
+def require_encodable(text: str, at: str) -> None:
+    """Raise Refusal for a string that JSON can hold and UTF-8 cannot, so that no response could repeat it."""
     try:
-        value.isascii() or value.encode()
+        text.isascii() or text.encode()
     except UnicodeEncodeError:
         raise Refusal(422, f"{at}: not valid text (lone surrogates)") from None
-    return value
 
 
 def _item(item: Any, at: str, max_characters: int) -> Pair:

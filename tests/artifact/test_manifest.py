@@ -170,6 +170,13 @@ def test_a_path_without_an_artifact_is_reported(tmp_path):
         artifacts.open_artifact(tmp_path / "file")
 
 
+@pytest.mark.parametrize("path", ["", "."])
+def test_a_current_folder_without_an_artifact_is_reported(tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BadTarget, match=r"^\.: .*manifest\.json"):
+        artifacts.open_artifact(Path(path))
+
+
 def test_a_kill_while_an_unsealed_file_is_written_leaves_an_artifact_that_opens(sealed):
     """The partial file does not count as one that is missing from the manifest."""
     if os.fork() == 0:

@@ -265,6 +265,7 @@ INVALID_TENSORS: tuple[tuple[Any, str], ...] = (
     ({"inputs": [tensor("question", "x", extra=1)]}, "inputs[0].extra: unknown field"),
     ({"inputs": ["x"]}, "inputs[0]: not an object"),
     ({"inputs": TENSORS, "id": 3}, "id: not a string"),
+    ({"inputs": TENSORS, "id": "\ud800"}, "id: not valid text (lone surrogates)"),
     ({"inputs": TENSORS, "parameters": {"top_k": 2}}, "parameters.top_k: give 1; tensors hold one answer"),
     ({"inputs": TENSORS, "parameters": {"normalize": "all"}}, "parameters.normalize: give window, context or none"),
     ({"inputs": TENSORS, "parameters": {"topk": 1}}, "parameters.topk: unknown field"),

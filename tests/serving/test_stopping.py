@@ -110,7 +110,11 @@ def test_artifacts_that_cannot_be_loaded_are_refused(artifact, tmp_path):
         (["a", "x/a"], "a is named a, too"),
         (["a b"], "'a b' cannot stand in an address"),
         (["a/b=x"], "'a/b' cannot stand in an address"),
-        (["a", "--token", ""], "--token is empty"),
+        (["a="], "'a=' names no artifact"),
+        (["a", "--token", ""], "--token, or QABUILD_SERVE_TOKEN: is empty"),
+        (["a", "--token", "one two"], "holds a space"),
+        (["a", "--max-wait-ms", "nan"], "'nan' is not a finite number"),
+        (["a", "--max-wait-ms", "inf"], "'inf' is not a finite number"),
         (["a", "--port", "70000"], "70000"),
         (["a", "--max-body", "4"], "'4' is not a number with one of the units"),
     ],
@@ -120,6 +124,22 @@ def test_what_cannot_be_served_is_refused_before_anything_is_loaded(arguments, m
     assert status == 2
     assert message in said
     assert "loading" not in said
+
+
+@pytest.mark.parametrize("value", ["", " \n"])
+def test_a_variable_without_a_token_does_not_open_the_server(monkeypatch, value):
+    monkeypatch.setenv("QABUILD_SERVE_TOKEN", value)
+    status, said = failing("a")
+    assert status == 2
+    assert "QABUILD_SERVE_TOKEN: is empty" in said
+
+
+def test_a_token_from_a_file_may_end_with_a_line_end(artifact, monkeypatch):
+    monkeypatch.setenv("QABUILD_SERVE_TOKEN", "s3cret\n")
+    with Server(artifact) as server:
+        assert server.request("POST", "/answer", json.dumps(QUESTION))[0] == 401
+        authorised = {"Authorization": "Bearer s3cret"}
+        assert server.request("POST", "/answer", json.dumps(QUESTION), authorised)[0] == 200
 
 
 def test_missing_packages_are_named(monkeypatch):

@@ -70,7 +70,7 @@ Build arguments: `PYTHON_IMAGE` is the base image, `TORCH_INDEX` the package ind
 
 ## What differs
 
-Texts and places of the answers are those that were verified. A score may differ in its last digits, as with every
+Texts and places of the answers are those of the artifact. A score may differ in its last digits, as with every
 `qabuild serve`: other questions share the batch. Another processor rounds differently, too.
 """
 )

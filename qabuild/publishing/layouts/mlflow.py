@@ -87,8 +87,9 @@ Over HTTP:
 
 ## What differs
 
-Texts, places and scores of the answers are those of `qabuild.load`, with the parameters that were verified; a request
-sets no others. `start` and `end` are characters of the context.
+Texts, places and scores of the answers are those of `qabuild.load`, with the artifact's parameters; a request sets no
+others. An empty question or context, which `qabuild.load` refuses, gets an answer. `start` and `end` are characters of
+the context.
 """
 )
 

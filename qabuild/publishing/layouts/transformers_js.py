@@ -70,10 +70,10 @@ those of `onnxruntime-web/dist` there, and set `env.backends.onnx.wasm.wasmPaths
 
 ## What differs
 
-The graphs are byte for byte those that were verified, but transformers.js decodes answers in a way of its own:
+The graphs are byte for byte those of the artifacts, but transformers.js decodes answers in a way of its own:
 
 - It has no windows. It reads the first $longest tokens of question and context together, and nothing of what follows.
-- It has no longest answer; verified were answers of up to $max_answer_len tokens.
+- It has no longest answer; those of qabuild have up to $max_answer_len tokens.
 - It returns no places, and makes the text from the tokens. Spaces, and with some tokenizers the case of letters, can
   differ from the context. Compare answers after SQuAD's normalisation.
 - An answer can begin or end within a word, and equal answers at several places do not add up.
@@ -130,7 +130,7 @@ def guide(artifacts: Sequence[Artifact], name: str) -> str:
     """A script for Node, and how the answers differ from those of qabuild."""
     dtypes = [GRAPHS[artifact.manifest.runtime.dtype][0] for artifact in artifacts]
     parameters = artifacts[0].manifest.parameters
-    impossible = " qabuild lets that compete, as it was verified." if parameters["handle_impossible_answer"] else ""
+    impossible = " qabuild lets that compete." if parameters["handle_impossible_answer"] else ""
     tokenizer = read_object(artifacts[0].directory, TOKENIZER_CONFIG)
     return GUIDE.substitute(
         name=name,

@@ -82,8 +82,8 @@ windows, and decodes `answer`, `score`, `start`, `end` and `question_truncated`.
 ## What differs
 
 Triton's ONNX Runtime runs the graph: another build, maybe another version. Then logits round differently, on a GPU also
-because its default is TF32; in int8 by more than the last digits. Windows, decoding and parameters are those that were
-verified. This repository was not tried in Triton itself: its configs were parsed, and its model was run, by itself.
+because its default is TF32; in int8 by more than the last digits. Windows, decoding and parameters are those of the
+artifact. This repository was not tried in Triton itself: its configs were parsed, and its model was run, by itself.
 """
 )
 
