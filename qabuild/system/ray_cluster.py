@@ -16,6 +16,9 @@ from qabuild.errors import MissingEnvironment, QABuildError
 LOCAL = "local"
 OBJECT_STORE_BYTES = 100 << 20
 """Shared memory of a Ray that is started here: nothing large passes through it."""
+OF_THE_CLUSTER = (
+    "the versions of Ray and Python here must be those of the cluster; if it has a token, set RAY_AUTH_MODE=token here"
+)
 CONNECT_SECONDS = 10.0
 
 
@@ -62,7 +65,7 @@ def _connect(ray: Any, address: str) -> None:
     except Exception as error:  # Ray has no class of its own for these, and raises Exception for a slow start
         raise QABuildError(
             f"{address}: Ray cannot be {'started' if is_local else 'reached'}: {' '.join(str(error).split())}",
-            "-v shows more" if is_local else "the versions of Ray and Python here must be the cluster's; -v shows more",
+            "-v shows more" if is_local else f"{OF_THE_CLUSTER}; -v shows more",
         ) from error
 
 

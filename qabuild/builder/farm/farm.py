@@ -279,11 +279,12 @@ class _Farm:
             return
         self.deaths[step.key or ""] += 1
         if self.deaths[step.key or ""] == MAX_DEATHS:
+            self.planner.remote.lease(step.name, step.key or "", self.owner).remove_abandoned()
             self.planner.fail(
                 step,
                 QABuildError(
                     f"{step.name}: {MAX_DEATHS} workers died of it: {' '.join(str(error).split())}",
-                    "most likely out of memory: use nodes with more",
+                    "if nobody killed them, the node's memory was too small",
                 ),
             )
         else:

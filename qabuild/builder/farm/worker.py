@@ -24,7 +24,7 @@ from qabuild.builder.keys import Inputs
 from qabuild.builder.plan import Plan
 from qabuild.builder.store import archive
 from qabuild.builder.store.local import Entry, Store
-from qabuild.builder.store.remote import EVIDENCE, Remote, open_store
+from qabuild.builder.store.remote import EVIDENCE, WITHOUT_IT, Remote, open_store
 from qabuild.errors import QABuildError
 from qabuild.system.reporter import Advance
 from qabuild.system.version import VERSION
@@ -144,7 +144,7 @@ def _measured(key: str, plan: Plan, execution: Execution) -> Entry:
 def _require_use(remote: Remote, remarks: _Remarks) -> None:
     if not remote.writes:
         raise QABuildError(
-            remarks.messages[-1] if remarks.messages else "the remote cache is read-only here",
+            remarks.messages[-1].removesuffix(WITHOUT_IT) if remarks.messages else "the remote cache is read-only here",
             "every node must reach QABUILD_REMOTE_CACHE and may write there",
         )
 

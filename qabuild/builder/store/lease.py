@@ -91,12 +91,11 @@ class Lease:
                 self._heart.start()
             return
         seen, since = b"", time.monotonic()
-        while (content := self._attempt(lambda: self._locate(self._name).read())) is not None:
-            host, _, holder = content.partition(b" ")
+        while (content := self._attempt(lambda: self._read(self._name))) is not None:
+            host = content.partition(b" ")[0]
             if content != seen:
                 seen, since = content, time.monotonic()
-            abandoned = self._owner != b"" and holder.startswith(self._owner)
-            if abandoned or time.monotonic() - since > self._period:
+            if self._is_abandoned(content) or time.monotonic() - since > self._period:
                 self._expired.append(self._name)
                 self._name = f"{self._key}.{_successor(content)}"
                 return
@@ -105,6 +104,23 @@ class Lease:
             self._waiting = True
             time.sleep(self._period / POLLS)
         self._name, self._expired = self._key, []  # its holder released all; if it failed, all begin with the first
+
+    def remove_abandoned(self) -> None:
+        """Remove what dead processes of the owner left, which others would wait for, one lease after the other."""
+        names, name = [], self._key
+        while content := self._attempt(partial(self._read, name)):
+            if not self._is_abandoned(content):
+                break
+            names.append(name)
+            name = f"{self._key}.{_successor(content)}"
+        for name in reversed(names):  # the first one last: it is what newcomers look at
+            self._attempt(partial(self._remove, name), writing=True)
+
+    def _is_abandoned(self, content: bytes) -> bool:
+        return self._owner != b"" and content.partition(b" ")[2].startswith(self._owner)
+
+    def _read(self, name: str) -> bytes | None:
+        return self._locate(name).read()
 
     def _remove(self, name: str) -> None:
         self._locate(name).remove()

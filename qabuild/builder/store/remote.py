@@ -46,7 +46,9 @@ LARGEST_PART = 100 << 20  # bytes; s3fs uploads files below that in one request
 PERIOD = 120.0
 """Seconds after which an unchanged lease has expired; the attribute cache of NFS may hide changes for one minute."""
 
-_MODE = re.compile(r"\?mode=([^?&]*)$")
+WITHOUT_IT = "; going on without it"
+"""How a remark ends that says why the remote cache is not used any more."""
+_MODE = re.compile(r"\?([a-z]+=[^?/]*)$")
 
 
 def open_store(
@@ -86,8 +88,8 @@ class Remote:
         """`patience` and `period` are seconds, as `PATIENCE` and `PERIOD`; `owner` is that of the leases. Raises
         BadTarget for an unknown mode."""
         mode = _MODE.search(url)
-        if mode and mode[1] != "ro":
-            raise BadTarget(f"{URL}: mode={mode[1]}: there is no such mode", "write ?mode=ro, or nothing")
+        if mode and mode[1] != "mode=ro":
+            raise BadTarget(f"{URL}: ?{mode[1]}: there is no such option", "write ?mode=ro, or nothing")
         self._url = _MODE.sub("", url)
         self._writes = not mode and (signing is None or signing.can_sign)
         self._signing, self._reporter = signing, reporter
@@ -172,15 +174,15 @@ class Remote:
             files.sync(file)
             os.replace(partial, path)
 
-    def lease(self, step: str, key: str) -> Lease:
-        """The lease of making the result; held at once where nothing is put."""
+    def lease(self, step: str, key: str, owner: str = "") -> Lease:
+        """The lease of making the result; held at once where nothing is put. Without an `owner`, of its own one."""
         lease = Lease(
             lambda name: self._root.child(f"{LAYOUT}/leases/{name}"),
             key,
             period=self._period,
             attempt=self._attempt_within,
             say=lambda host: self._reporter.say(f"{step}: {host} is making it; waiting for that"),
-            owner=self._owner,
+            owner=owner or self._owner,
         )
         lease.held = not self._writes
         return lease
@@ -210,7 +212,7 @@ class Remote:
                 self._say(f"{problem.splitlines()[0]}; nothing is put there")
             else:
                 self._down = True
-                self._say(f"{problem.splitlines()[0]}; going on without it")
+                self._say(f"{problem.splitlines()[0]}{WITHOUT_IT}")
             return None
 
     def _say(self, message: str) -> None:

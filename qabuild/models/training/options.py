@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from qabuild.models.checkpoint.source import CheckpointSource
 from qabuild.qa.data.dataset_ref import SOURCE, DatasetTable, Share
@@ -116,6 +116,13 @@ class Search(Frozen):
         description="where hosts that build this target share the trials: journal:///shared/FILE, or the address of a "
         "database, such as postgresql://host/name",
     )
+
+    @field_validator("storage")
+    @classmethod
+    def _is_the_same_file_on_all_hosts(cls, storage: str | None) -> str | None:
+        if storage and storage.startswith("journal://") and not storage.startswith("journal:///"):
+            raise ValueError("a path after journal:// begins at the root, as in journal:///shared/study.log")
+        return storage
 
     @model_validator(mode="after")
     def _ranges_rise(self) -> Self:

@@ -22,7 +22,7 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
-from qabuild.errors import MissingEnvironment, QABuildError
+from qabuild.errors import MissingEnvironment, QABuildError, UntrustedInput
 from qabuild.models.training.options import Search
 from qabuild.system import files
 
@@ -167,21 +167,37 @@ def opened(work: Path, options: Search) -> Iterator[Study]:
     """The study of a search whose folder is `work`, in that folder or in the storage of the options.
 
     The folder's name, which is the search's key, is also that of the study in a shared storage. Raises QABuildError
-    where the storage cannot be opened, and MissingEnvironment where the driver of its database is missing.
+    where the storage cannot be opened, UntrustedInput for a file that holds no study, and MissingEnvironment where the
+    driver of its database is missing.
     """
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
-        storage = _storage(options.storage) if options.storage else _journal(work / LOCAL)
-        study = optuna.create_study(
-            storage=storage,
-            study_name=work.name if options.storage else "distill",
-            direction="maximize",
-            load_if_exists=True,
-        )
+        with _damage_explained(options.storage or ""):
+            study = optuna.create_study(
+                storage=_storage(options.storage) if options.storage else _journal(work / LOCAL),
+                study_name=work.name if options.storage else "distill",
+                direction="maximize",
+                load_if_exists=True,
+            )
         yield Study(study, _worker(work), options)
     finally:
         optuna.logging.set_verbosity(verbosity)
+
+
+@contextmanager
+def _damage_explained(url: str) -> Iterator[None]:
+    """Turn what Optuna raises in the block for a shared file that it cannot read into UntrustedInput."""
+    try:
+        yield
+    except (ValueError, LookupError, TypeError, AssertionError) as error:
+        if not url.startswith(JOURNAL):
+            raise
+        raise UntrustedInput(
+            f"distill.search.storage: {url.removeprefix(JOURNAL)}: is damaged, or no study of Optuna "
+            f"({type(error).__name__}: {error})",
+            "name another file, or restore this one",
+        ) from error
 
 
 def _worker(work: Path) -> str:

@@ -306,9 +306,10 @@ def test_a_folder_served_over_http_is_read(machine, tmp_path):
     assert second.said == ["compile: from the remote cache"]
 
 
-def test_another_mode_is_refused(machine):
-    with pytest.raises(BadTarget, match=r"QABUILD_REMOTE_CACHE: mode=rw: there is no such mode\n  write \?mode=ro"):
-        machine("first", "memory://team?mode=rw")
+@pytest.mark.parametrize("option", ["mode=rw", "mod=ro", "mode=ro&x=1"])
+def test_another_mode_is_refused(machine, option):
+    with pytest.raises(BadTarget, match=rf"\?{option}: there is no such option\n  write \?mode=ro"):
+        machine("first", f"memory://team?{option}")
 
 
 def test_without_the_right_to_write_results_are_still_fetched(machine, memory, monkeypatch):
@@ -630,6 +631,20 @@ def test_what_a_process_of_the_same_owner_left_is_taken_over_at_once(machine, tm
     assert time.monotonic() - started < PERIOD
     assert first.said == []
     assert list(leases.iterdir()) == []
+
+
+def test_the_leases_of_dead_processes_of_an_owner_can_be_removed(machine, tmp_path):
+    owner = "0123456789abcdef" * 2
+    leases = tmp_path / "remote" / "v1" / "leases"
+    leases.mkdir(parents=True)
+    (leases / key()).write_text(f"gpu-7 {owner}0123 5")
+    successor = f"{key()}.{hashlib.sha256(f'gpu-7 {owner}0123'.encode()).hexdigest()[:16]}"
+    (leases / successor).write_text(f"gpu-8 {owner}4567 2")
+    (leases / key(2)).write_text("gpu-9 another 1")
+    remote = machine("first").store.remote
+    for number in (1, 2):
+        remote.lease("compile", key(number), owner).remove_abandoned()
+    assert [path.name for path in leases.iterdir()] == [key(2)]
 
 
 def test_a_result_that_is_here_only_can_be_shared(machine, tmp_path):

@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("optuna")
 
-from qabuild.errors import MissingEnvironment, QABuildError
+from qabuild.errors import MissingEnvironment, QABuildError, UntrustedInput
 from qabuild.models.training import study
 from qabuild.models.training.options import Search
 
@@ -136,6 +136,22 @@ def test_a_storage_that_cannot_be_opened_is_named_without_its_password(tmp_path,
         pass
     assert "secret" not in str(refused.value)
     assert "distill.search.storage" in str(refused.value)
+
+
+@pytest.mark.parametrize("content", ['{"question": "Who?"}\n', "x\ny\n", '{"op_code": 99, "worker_id": "x"}\n'])
+def test_a_file_that_is_no_study_is_named_and_left_as_it_is(tmp_path, content):
+    (tmp_path / "q.jsonl").write_text(content)
+    with (
+        pytest.raises(UntrustedInput, match=r"q\.jsonl: is damaged, or no study of Optuna"),
+        study.opened(tmp_path, Search(storage=f"journal://{tmp_path}/q.jsonl")),
+    ):
+        pass
+    assert (tmp_path / "q.jsonl").read_text() == content
+
+
+def test_a_journal_is_the_same_file_on_all_hosts():
+    with pytest.raises(ValueError, match="begins at the root, as in journal:///shared"):
+        Search(storage="journal://study.log")
 
 
 def test_what_is_no_address_is_refused_when_the_target_is_read():
