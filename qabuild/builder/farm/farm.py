@@ -179,11 +179,11 @@ class _Farm:
 
     def _look(self) -> None:
         """Forget nodes that are gone, and ask new ones how they see the targets."""
-        alive = {node["NodeID"]: node for node in self.ray.nodes() if node["Alive"]}
+        alive = {node["NodeID"]: node for node in sorted(self.ray.nodes(), key=_name) if node["Alive"]}
         self.nodes = {id: node for id, node in self.nodes.items() if id in alive}
         targets = tuple(plan.target for plan in self.planner.plans.values())
         work = pickle.dumps(View(targets=targets, compile_only=self.planner.compile_only))
-        for id in alive.keys() - self.nodes.keys():
+        for id in [id for id in alive if id not in self.nodes]:
             resources = alive[id]["Resources"]
             steps, cpus = shares(resources, self.gpus)
             self.nodes[id] = node = _Node(id=id, name=_name(alive[id]), cpus=cpus, free=steps)
