@@ -75,6 +75,8 @@ def serve(
     Ctrl-C stop the server once every accepted request is answered. Refuses an artifact that did not pass its
     verification.
     """
+    sources, token = _sources(artifacts), _token(token)  # before anything heavy is imported
+
     import asyncio
 
     from qabuild.serving import run
@@ -83,7 +85,6 @@ def serve(
     run.require_library()
     from qabuild.serving.model import Permissions, load_model
 
-    sources = _sources(artifacts)
     settings = Settings(
         host=host,
         port=port,
@@ -92,7 +93,7 @@ def serve(
         max_queue=max_queue,
         max_body=int(max_body),
         max_characters=max_characters,
-        token=_token(token),
+        token=token,
     )
     permissions = Permissions(
         key=signer, allow_native=allow_native or signer is not None, allow_unverified=allow_unverified

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,7 +24,7 @@ def wait_for(what: Callable[[], T], process: subprocess.Popen[str]) -> T:
     return value
 
 
-def assert_ended(processes: Iterable[int]) -> None:
+def assert_ended(processes: Collection[int]) -> None:
     """Each of these processes has ended or does so soon."""
     ends = time.monotonic() + 30
     while any(Path(f"/proc/{process}/fd").exists() for process in processes):

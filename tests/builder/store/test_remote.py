@@ -617,15 +617,23 @@ def test_who_waits_says_for_whom(machine, tmp_path):
     assert list(lease.parent.iterdir()) == []
 
 
+OWNER = "0123456789abcdef" * 2
+
+
+def abandoned_leases(folder: Path) -> Path:
+    """The folder of leases, with those that two dead processes of the owner left, one after the other."""
+    leases = folder / "remote" / "v1" / "leases"
+    leases.mkdir(parents=True)
+    (leases / key()).write_text(f"gpu-7 {OWNER}0123 5")
+    successor = f"{key()}.{hashlib.sha256(f'gpu-7 {OWNER}0123'.encode()).hexdigest()[:16]}"
+    (leases / successor).write_text(f"gpu-8 {OWNER}4567 2")
+    return leases
+
+
 def test_what_a_process_of_the_same_owner_left_is_taken_over_at_once(machine, tmp_path):
     """Its driver has seen it die; a lease of others, whose period is two minutes, would have to expire."""
-    owner = "0123456789abcdef" * 2
-    leases = tmp_path / "remote" / "v1" / "leases"
-    leases.mkdir(parents=True)
-    (leases / key()).write_text(f"gpu-7 {owner}0123 5")
-    successor = f"{key()}.{hashlib.sha256(f'gpu-7 {owner}0123'.encode()).hexdigest()[:16]}"
-    (leases / successor).write_text(f"gpu-8 {owner}4567 2")
-    first = machine("first", options={"owner": owner})
+    leases = abandoned_leases(tmp_path)
+    first = machine("first", options={"owner": OWNER})
     started = time.monotonic()
     first.make()
     assert time.monotonic() - started < PERIOD
@@ -634,16 +642,11 @@ def test_what_a_process_of_the_same_owner_left_is_taken_over_at_once(machine, tm
 
 
 def test_the_leases_of_dead_processes_of_an_owner_can_be_removed(machine, tmp_path):
-    owner = "0123456789abcdef" * 2
-    leases = tmp_path / "remote" / "v1" / "leases"
-    leases.mkdir(parents=True)
-    (leases / key()).write_text(f"gpu-7 {owner}0123 5")
-    successor = f"{key()}.{hashlib.sha256(f'gpu-7 {owner}0123'.encode()).hexdigest()[:16]}"
-    (leases / successor).write_text(f"gpu-8 {owner}4567 2")
+    leases = abandoned_leases(tmp_path)
     (leases / key(2)).write_text("gpu-9 another 1")
     remote = machine("first").store.remote
     for number in (1, 2):
-        remote.lease("compile", key(number), owner).remove_abandoned()
+        remote.lease("compile", key(number), OWNER).remove_abandoned()
     assert [path.name for path in leases.iterdir()] == [key(2)]
 
 
