@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from qabuild.errors import BadTarget, MissingEnvironment, QABuildError
 from qabuild.system import files
-from qabuild.system.patience import Advanced
+from qabuild.system.patience import Advanced, within
+
+T = TypeVar("T")
+
+PATIENCE = 60.0
+"""Seconds without an answer after which a store is given up; some drivers wait for ever."""
+SLOWEST = 1 << 20
+"""Bytes/s of the slowest upload that is waited for: a driver may report its progress only after a part."""
+LARGEST_PART = 100 << 20  # bytes; s3fs uploads files below that in one request
 
 READ_BYTES = 1 << 20
 """Size of a read; a request to an object store takes as long as the transfer of a few hundred KiB."""
@@ -41,6 +50,8 @@ class Location:
     """As the file system writes it: absolute, without the protocol."""
     shown: str
     """For messages, and to name it again: a path or a URL."""
+    patience: float | None = None
+    """Seconds without an answer after which a request fails; None waits for ever, as for a local disk."""
 
     @property
     def local(self) -> Path | None:
@@ -71,27 +82,35 @@ class Location:
         with explained(self.shown):
             try:
                 self.filesystem.invalidate_cache()
-                return state_of(self.filesystem.info(self.path))
+                return state_of(self._ask(lambda _: self.filesystem.info(self.path)))
             except FileNotFoundError:
                 return None
+
+    def is_folder(self) -> bool:
+        with explained(self.shown):
+            self.filesystem.invalidate_cache()
+            return bool(self._ask(lambda _: self.filesystem.isdir(self.path)))
 
     def read(self) -> bytes | None:
         """The file's content, asked for anew; None if there is no such file."""
         with explained(self.shown):
             try:
                 self.filesystem.invalidate_cache()
-                return bytes(self.filesystem.cat_file(self.path))
+                return bytes(self._ask(lambda _: self.filesystem.cat_file(self.path)))
             except FileNotFoundError:
                 return None
 
     def write(self, content: bytes) -> None:
         """Write the file atomically, and its folder where that is absent."""
         with explained(self.shown):
-            if self.local:
-                self.local.parent.mkdir(parents=True, exist_ok=True)
-                files.write(self.local, content)
-            else:
-                self.filesystem.pipe_file(self.path, content)
+            self._ask(lambda _: self._write(content))
+
+    def _write(self, content: bytes) -> None:
+        if self.local:
+            self.local.parent.mkdir(parents=True, exist_ok=True)
+            files.write(self.local, content)
+        else:
+            self.filesystem.pipe_file(self.path, content)
 
     def create(self, content: bytes) -> bool:
         """Write the file atomically, and its folder where that is absent, unless the file exists.
@@ -99,19 +118,22 @@ class Location:
         Returns whether this call wrote it. Drivers of stores without conditional writes look first, and then write.
         """
         with explained(self.shown):
-            if self.local:
-                self.local.parent.mkdir(parents=True, exist_ok=True)
-                return files.create(self.local, content)
-            try:
-                self.filesystem.pipe_file(self.path, content, mode="create")
-            except FileExistsError:
-                return False
-            return True
+            return self._ask(lambda _: self._create(content))
+
+    def _create(self, content: bytes) -> bool:
+        if self.local:
+            self.local.parent.mkdir(parents=True, exist_ok=True)
+            return files.create(self.local, content)
+        try:
+            self.filesystem.pipe_file(self.path, content, mode="create")
+        except FileExistsError:
+            return False
+        return True
 
     def remove(self) -> None:
         """Remove the file, if there is one."""
         with explained(self.shown), suppress(FileNotFoundError):
-            self.filesystem.rm_file(self.path)
+            self._ask(lambda _: self.filesystem.rm_file(self.path))
 
     @contextmanager
     def writing(self, wait_seconds: float = 0.0) -> Iterator[IO[bytes]]:
@@ -141,29 +163,36 @@ class Location:
             temporary.flush()
             self.put(Path(temporary.name))
 
-    def put(self, file: Path, advanced: Advanced | None = None) -> None:
-        """Upload a file to this place in a store; calls `advanced` after each part."""
+    def put(self, file: Path) -> None:
+        """Upload a file to this place in a store."""
         with explained(self.shown):
-            self.filesystem.put_file(str(file), self.path, **_callback(advanced))
+            seconds = min(file.stat().st_size, LARGEST_PART) / SLOWEST
+            self._ask(
+                lambda advanced: self.filesystem.put_file(str(file), self.path, callback=_callback(advanced)), seconds
+            )
 
-    def get(self, file: Path, advanced: Advanced | None = None) -> bool:
-        """Download to a file of this disk; calls `advanced` after each part. Returns whether there is such a file."""
+    def get(self, file: Path) -> bool:
+        """Download to a file of this disk. Returns whether there is such a file."""
         with explained(self.shown):
             try:
                 self.filesystem.invalidate_cache()
-                self.filesystem.get_file(self.path, str(file), **_callback(advanced))
+                self._ask(lambda advanced: self.filesystem.get_file(self.path, str(file), callback=_callback(advanced)))
             except FileNotFoundError:
                 return False
             return True
 
+    def _ask(self, request: Callable[[Advanced], T], more_seconds: float = 0.0) -> T:
+        """What the request returns. Raises TimeoutError once it has shown no progress for too long."""
+        if self.patience is None:
+            return request(lambda: None)
+        return within(self.patience + more_seconds, request)
 
-def _callback(advanced: Advanced | None) -> dict[str, Any]:
-    """The argument by which a driver reports its progress."""
-    if advanced is None:
-        return {}
+
+def _callback(advanced: Advanced) -> Any:
+    """By which a driver reports its progress."""
     from fsspec.callbacks import Callback
 
-    return {"callback": Callback(hooks={"advanced": lambda *_, **__: advanced()})}
+    return Callback(hooks={"advanced": lambda *_, **__: advanced()})
 
 
 def plain(name: str) -> str:
@@ -190,7 +219,7 @@ def locate(name: str) -> Location:
         raise MissingEnvironment(f"{name}: its driver is not installed", _remedy(name, error)) from error
     except ValueError as error:
         raise BadTarget(f"{name}: {error}", "write a URL as fsspec does, as in s3://bucket/folder/") from error
-    return Location(filesystem, path, name)
+    return Location(filesystem, path, name, PATIENCE)
 
 
 def _remedy(name: str, error: ImportError) -> str:
@@ -214,14 +243,57 @@ def state_of(info: dict[str, Any]) -> FileState:
 @contextmanager
 def opened(name: str) -> Iterator[IO[bytes]]:
     """The file of a URL as a stream of bytes, read in large blocks."""
-    import io
-
     location = locate(name)
     with explained(name):
         # Columns of a table are read in turns, which a cache that reads ahead would fetch again and again.
-        file = location.filesystem.open(location.path, "rb", cache_type="none")
-        with io.BufferedReader(file, READ_BYTES) as stream:
+        file = within(PATIENCE, lambda _: location.filesystem.open(location.path, "rb", cache_type="none"))
+        with io.BufferedReader(_Blocks(file)) as stream:
             yield stream
+
+
+class _Blocks(io.RawIOBase):
+    """A file of a store, read in large blocks, each of which must arrive in time.
+
+    A reader of text asks for a few KiB at a time, past any buffer that is put before it.
+    """
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self._block, self._used = b"", 0
+        """The bytes before the file's position, and how many of them are read."""
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return bool(self._file.seekable())
+
+    def tell(self) -> int:
+        return int(self._file.tell()) - len(self._block) + self._used
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        if whence == os.SEEK_CUR:
+            offset, whence = self.tell() + offset, os.SEEK_SET
+        used = offset - (int(self._file.tell()) - len(self._block))
+        if whence == os.SEEK_SET and 0 <= used <= len(self._block):
+            self._used = used
+            return offset
+        self._block, self._used = b"", 0
+        return int(self._file.seek(offset, whence))
+
+    def readinto(self, buffer: Any) -> int:
+        if self._used == len(self._block):
+            size = max(len(buffer), READ_BYTES)
+            self._block, self._used = within(PATIENCE, lambda _: self._file.read(size)), 0
+        content = self._block[self._used : self._used + len(buffer)]
+        buffer[: len(content)] = content
+        self._used += len(content)
+        return len(content)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+        super().close()
 
 
 @contextmanager
@@ -238,6 +310,8 @@ def explained(name: str) -> Iterator[None]:
         raise BadTarget(f"{name}: there is no such file, folder or bucket", "check the address") from error
     except PermissionError as error:
         raise BadTarget(f"{name}: access is denied", "check the rights of this user or of its credentials") from error
+    except TimeoutError as error:
+        raise QABuildError(f"{name}: {error}", "check the network and the address") from error
     except Exception as error:
         if not is_url(name):
             raise

@@ -15,6 +15,7 @@ import re
 import secrets
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
@@ -26,7 +27,6 @@ from qabuild.builder.store.signing import EllipticSigning
 from qabuild.errors import BadTarget, QABuildError
 from qabuild.system import files, storage
 from qabuild.system.cache import LAYOUT
-from qabuild.system.patience import within
 from qabuild.system.reporter import SILENT, Reporter
 from qabuild.system.storage import Location
 
@@ -40,9 +40,6 @@ write to the remote cache: without a signature, each machine measures for itself
 
 PATIENCE = 30.0
 """Seconds without an answer after which the remote cache is given up."""
-SLOWEST = 1 << 20
-"""Bytes/s of the slowest upload that is waited for: a driver may report its progress only after a part."""
-LARGEST_PART = 100 << 20  # bytes; s3fs uploads files below that in one request
 PERIOD = 120.0
 """Seconds after which an unchanged lease has expired; the attribute cache of NFS may hide changes for one minute."""
 
@@ -110,7 +107,7 @@ class Remote:
 
     def holds(self, key: str) -> bool:
         """Whether it has a result with that key, of which nothing is read. One request."""
-        return bool(self._attempt_within(lambda: self._result(key).state()))
+        return bool(self._attempt(lambda: self._result(key).state()))
 
     def fetch(self, step: str, key: str, stage: Path, scratch: Path) -> bool:
         """Write the result into the empty folder `stage`, every byte checked. Returns whether there was a good one.
@@ -137,7 +134,7 @@ class Remote:
         path = scratch / secrets.token_hex(8)  # a name of its own: a download that was given up may still write there
         if self._is_local:
             path = Path(self._result(key).path)
-        elif not within(self._patience, lambda advanced: self._result(key).get(path, advanced)):
+        elif not self._result(key).get(path):
             return False
         try:
             with files.opened(path) as file:
@@ -154,7 +151,7 @@ class Remote:
         self._attempt(lambda: self._put(key, result, scratch), writing=True)
 
     def _put(self, key: str, result: Path, scratch: Path) -> None:
-        if key not in self._refused and within(self._patience, lambda _: self._result(key).state()):
+        if key not in self._refused and self._result(key).state():
             return
         if self._is_local:
             self._put_local(Path(self._result(key).path), result)
@@ -162,8 +159,7 @@ class Remote:
         path = scratch / secrets.token_hex(8)
         with open(path, "xb") as file:
             archive.write(result, file, self._signing)
-        seconds = self._patience + min(path.stat().st_size, LARGEST_PART) / SLOWEST
-        within(seconds, lambda advanced: self._result(key).put(path, advanced))
+        self._result(key).put(path)
 
     def _put_local(self, path: Path, result: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -180,7 +176,7 @@ class Remote:
             lambda name: self._root.child(f"{LAYOUT}/leases/{name}"),
             key,
             period=self._period,
-            attempt=self._attempt_within,
+            attempt=self._attempt,
             say=lambda host: self._reporter.say(f"{step}: {host} is making it; waiting for that"),
             owner=owner or self._owner,
         )
@@ -189,13 +185,10 @@ class Remote:
 
     @cached_property
     def _root(self) -> Location:
-        return storage.locate(self._url)
+        return replace(storage.locate(self._url), patience=self._patience)
 
     def _result(self, key: str) -> Location:
         return self._root.child(f"{LAYOUT}/results/{key}.tar")
-
-    def _attempt_within(self, request: Callable[[], T], *, writing: bool = False) -> T | None:
-        return self._attempt(lambda: within(self._patience, lambda _: request()), writing=writing)
 
     def _attempt(self, request: Callable[[], T], *, writing: bool = False) -> T | None:
         """What the request returns; None where it fails, or one before it did. Raises Newer and Refused."""

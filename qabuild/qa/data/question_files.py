@@ -42,8 +42,7 @@ def find(source: str) -> QuestionFiles:
         raise BadTarget(f"{source}: is read once, and cannot be cut into parts", "name a file, a folder or a glob")
     location = storage.locate(source)
     with storage.explained(source):
-        location.filesystem.invalidate_cache()
-        is_folder = not _is_glob(location) and location.filesystem.isdir(location.path)
+        is_folder = not _is_glob(location) and location.is_folder()
         root, infos = _listed(location, is_folder)
         if location.local:  # a listing tells about links, not about their files
             infos = {path: location.filesystem.info(path) for path in infos}
@@ -85,6 +84,7 @@ def _listed(location: Location, is_folder: bool) -> tuple[Location, Mapping[str,
     root = location
     while glob.has_magic(root.path):
         root = root.parent()
+    root.is_folder()  # a store that does not answer is given up; a listing may take any time
     return root, filesystem.glob(path, detail=True, **strict)
 
 
