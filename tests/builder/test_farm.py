@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -244,6 +245,27 @@ def test_targets_share_their_steps_and_are_those_of_plain_builds(cluster, tmp_pa
     documents, err = finish(cluster.run(*paths, options=("--json",), is_plain=True))
     assert err.count("nothing to do") == len(paths)
     assert [document["verification"]["passed"] for document in documents] == [True] * 3
+
+
+@pytest.mark.scale
+def test_a_damaged_result_of_the_remote_cache_is_made_anew_by_a_node(cluster, tmp_path):
+    path = target(tmp_path, "one", TARGET.format("eager", 6))
+    first, _ = finish(cluster.run(path, options=("--json",)))
+    (compiled,) = (step["key"] for step in first[0]["steps"] if step["step"] == "compile")
+    stored = tmp_path / "remote" / "v1" / "results" / f"{compiled}.tar"
+    good = stored.read_bytes()
+    middle = len(good) // 2
+    stored.write_bytes(good[:middle] + bytes(1000) + good[middle + 1000 :])
+    for folder in (tmp_path / "cache", tmp_path / "artifacts", *cluster.nodes.values()):
+        shutil.rmtree(folder)
+
+    again, err = finish(cluster.run(path, options=("--json",)))
+    assert f"the result {compiled[:16]} of compile is ignored: " in err
+    states = {step["step"]: step["state"] for step in again[0]["steps"]}
+    assert states == {"compile": "made", "reference": "cached", "verify": "made"}
+    assert again[0]["manifest"] == first[0]["manifest"]
+    names = [step["node"] for step in again[0]["steps"] if step["state"] == "made"]
+    assert set(names) <= set(cluster.nodes)
 
 
 @pytest.mark.scale

@@ -203,15 +203,19 @@ class _Farm:
                 if step.cached or step.key in self.planner.done:
                     continue
                 if not any(node.fits(name, step.name, wanted) for node in self.nodes.values()):
-                    lacks = "; ".join(node.lack(name, wanted) for node in self.nodes.values())
-                    self.planner.give_up(
-                        name,
-                        MissingEnvironment(
-                            f"{name}: no node can make the step {step.name}: {lacks or 'all are gone'}",
-                            "a node must have what this machine has: packages, processor, GPU and files at their paths",
-                        ),
-                    )
+                    self.planner.give_up(name, self._lack(name, step, wanted))
                     break
+
+    def _lack(self, name: str, step: PlanStep, wanted: Mapping[str, Inputs]) -> MissingEnvironment:
+        """The error for a step that no node can make."""
+        problem = f"{name}: no node can make the step {step.name}"
+        if not self.nodes:
+            return MissingEnvironment(f"{problem}: all are gone", "the same command goes on from there")
+        lacks = "; ".join(node.lack(name, wanted) for node in self.nodes.values())
+        return MissingEnvironment(
+            f"{problem}: {lacks}",
+            "a node must have what this machine has: packages, processor, GPU and files at their paths",
+        )
 
     def _begin_ready(self) -> bool:
         """Begin steps on nodes that are free and fit; those where fewer workers died come first.

@@ -77,8 +77,8 @@ class Planner:
                 self._attempt(name, partial(self._plan, plan.target))
 
     def is_there(self, step: PlanStep) -> bool:
-        """Whether the remote cache has the result of the step, which is noted."""
-        if step.key and self.remote.shares(step.name) and self.remote.holds(step.key):
+        """Whether the remote cache has a good result of the step, which is fetched, and noted."""
+        if step.key and self.results.fetch(step.name, step.key):
             self.done[step.key] = None, None
             return True
         return False

@@ -84,7 +84,7 @@ def make(version: str, work: bytes) -> Made:
     store = open_store(reporter=remarks, owner=asked.owner)
     remote = store.remote
     assert remote is not None
-    cached = store.find(asked.key) is not None or (remote.shares(asked.name) and remote.holds(asked.key))
+    cached = store.find(asked.key) is not None or store.fetch(asked.name, asked.key) is not None
     _require_use(remote, remarks)
     entry = _result(asked, store, remarks)
     store.share(asked.name, asked.key)  # it may have been in this node's store all along

@@ -82,6 +82,14 @@ class Logits(_TrainingStep):
             return None
         return {"teacher": facts.original_identity, **_windows(target.training, facts), **self._shared(target, facts)}
 
+    def run(self, context: Context, directory: Path) -> Mapping[str, Any]:
+        search = context.target.distill and context.target.distill.search
+        if search and search.storage:  # refused now, not once the teacher has answered
+            from qabuild.models.training import study
+
+            study.require_usable(search.storage)
+        return super().run(context, directory)
+
 
 class Search(_TrainingStep):
     name: ClassVar[str] = "search"

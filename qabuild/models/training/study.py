@@ -185,6 +185,12 @@ def opened(work: Path, options: Search) -> Iterator[Study]:
         optuna.logging.set_verbosity(verbosity)
 
 
+def require_usable(storage: str) -> None:
+    """Raise what `opened` raises for a shared storage that cannot be used."""
+    with _damage_explained(storage):
+        optuna.get_all_study_names(_storage(storage))
+
+
 @contextmanager
 def _damage_explained(url: str) -> Iterator[None]:
     """Turn what Optuna raises in the block for a shared file that it cannot read into UntrustedInput."""

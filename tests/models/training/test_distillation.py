@@ -17,7 +17,7 @@ from qabuild.builder import plan as planning
 from qabuild.builder import preview as previewing
 from qabuild.builder.build import build, train
 from qabuild.builder.store.local import Store
-from qabuild.errors import BadTarget
+from qabuild.errors import BadTarget, QABuildError
 from qabuild.models.checkpoint.resolve import resolve
 from qabuild.target.lineage import Derived, derivations
 from qabuild.target.read import load
@@ -304,3 +304,12 @@ def test_the_build_uses_the_best_trial(folder):
     assert search is not None
     assert training["distill"] == search.record["best"]
     assert len(training["search"]) == 2
+
+
+def test_a_storage_that_cannot_be_opened_is_refused_before_the_teacher_answers(folder):
+    storage = "distill.search.storage=journal:///nowhere/study.log"
+    target = load(folder / "taught.toml", ["train.held_out=10", "distill.search.trials=1", storage])
+    store = Store(folder / "store")
+    with pytest.raises(QABuildError, match=r"distill\.search\.storage: /nowhere/study\.log: No such file or directory"):
+        train(target, results=store)
+    assert store.keys() == frozenset()

@@ -136,6 +136,8 @@ def test_a_storage_that_cannot_be_opened_is_named_without_its_password(tmp_path,
         pass
     assert "secret" not in str(refused.value)
     assert "distill.search.storage" in str(refused.value)
+    with pytest.raises(error, match=problem):
+        study.require_usable(storage)
 
 
 @pytest.mark.parametrize("content", ['{"question": "Who?"}\n', "x\ny\n", '{"op_code": 99, "worker_id": "x"}\n'])
@@ -146,6 +148,8 @@ def test_a_file_that_is_no_study_is_named_and_left_as_it_is(tmp_path, content):
         study.opened(tmp_path, Search(storage=f"journal://{tmp_path}/q.jsonl")),
     ):
         pass
+    with pytest.raises(UntrustedInput, match="is damaged"):
+        study.require_usable(f"journal://{tmp_path}/q.jsonl")
     assert (tmp_path / "q.jsonl").read_text() == content
 
 
