@@ -24,16 +24,15 @@ from qabuild import __version__
 from qabuild.cli import answer, build, compare, data, export, inspect, publish, serve, show, sign, targets, tune
 from qabuild.cli.console import print_message
 from qabuild.cli.failures import (
+    exit_interrupted,
     handle_signals,
     print_error,
-    print_interrupted,
     print_json_error,
-    received,
     require_uninterrupted,
     to_qabuild_error,
 )
 from qabuild.cli.options import FLAGS
-from qabuild.errors import INTERRUPTED, BadTarget, QABuildError, RenamedKey
+from qabuild.errors import BadTarget, QABuildError, RenamedKey
 from qabuild.system import panic
 from qabuild.system.terminal import visible
 
@@ -140,8 +139,7 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
         print_json_error(BadTarget(error.format_message(), "see `qabuild --help`"), as_json)
         sys.exit(BadTarget.exit_status)
     except (KeyboardInterrupt, click.Abort):
-        print_interrupted()
-        sys.exit(128 + received[-1] if received else INTERRUPTED)
+        exit_interrupted(as_json)
     except (QABuildError, OSError, MemoryError) as error:
         reported = to_qabuild_error(error)
         print_error(reported, verbose=verbose)

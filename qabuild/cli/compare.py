@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qabuild.cli.console import Console, emit, table
-from qabuild.cli.failures import print_error
+from qabuild.cli.failures import exit_interrupted, print_error
 from qabuild.cli.options import BatchSizes, common, data_option, native_option, offline_option, require_writable
 from qabuild.errors import BadTarget, QABuildError, VerificationFailed
 
@@ -177,7 +177,7 @@ def _exit_on_failure(comparison: Comparison) -> None:
                     VerificationFailed(f"{artifact.name} does not answer as it was verified\n  {describe(gate)}")
                 )
     if comparison.interrupted:
-        raise KeyboardInterrupt
+        exit_interrupted()
     statuses = [failure.status for failure in comparison.failures]
     if not comparison.passed:
         sys.exit(statuses[0] if statuses else VerificationFailed.exit_status)

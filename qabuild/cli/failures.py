@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 import traceback
 from typing import Any, NoReturn
 
 from qabuild.cli.console import emit, print_message
-from qabuild.errors import QABuildError
+from qabuild.errors import INTERRUPTED, QABuildError
 
 received: list[int] = []
 """The SIGINT and SIGTERM that this process received."""
@@ -48,10 +49,6 @@ def to_qabuild_error(error: QABuildError | OSError | MemoryError) -> QABuildErro
     return QABuildError(f"{at}{error.strerror or error}", "-v shows where it came from")
 
 
-def print_interrupted() -> None:
-    print_message(f"interrupted{'; the same command goes on from there' * bool(goes_on)}")
-
-
 def print_error(error: QABuildError, *, verbose: bool = False) -> None:
     if verbose:
         print_message(traceback.format_exc().rstrip())
@@ -62,6 +59,16 @@ def print_json_error(error: QABuildError, as_json: bool) -> None:
     """With `--json`, print the error as the only document on stdout."""
     if as_json:
         emit(json.dumps(error_document(error), indent=2))
+
+
+def exit_interrupted(as_json: bool = False) -> NoReturn:
+    """End the process as interrupted, with a document on stdout for `--json`."""
+    status = 128 + received[-1] if received else INTERRUPTED
+    hint = "the same command goes on from there" if goes_on else None
+    print_message(f"interrupted; {hint}" if hint else "interrupted")
+    if as_json:
+        emit(json.dumps({"error": "interrupted", "hint": hint, "status": status}, indent=2))
+    sys.exit(status)
 
 
 def error_document(error: QABuildError) -> dict[str, Any]:

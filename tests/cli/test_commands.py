@@ -595,10 +595,13 @@ def test_an_interrupted_compilation_ends_with_all_its_processes_and_leaves_nothi
 
 
 def test_a_terminated_compilation_ends_with_all_its_processes_and_leaves_nothing(empty, isolated_cache, running):
-    build = running("tiny.toml", until="compile")
+    build = running("tiny.toml", "--json", until="compile")
     build.send_signal(signal.SIGTERM)
     result = ended(build)
-    assert (result.status, result.out) == (128 + signal.SIGTERM, "")
+    status = 128 + signal.SIGTERM
+    assert result.status == status
+    hint = "the same command goes on from there"
+    assert json.loads(result.out) == {"error": "interrupted", "hint": hint, "status": status}
     assert "Traceback" not in result.err
     assert_nothing_left(empty, isolated_cache)
 
@@ -629,6 +632,9 @@ def test_an_interruption_that_a_library_hides_is_still_an_interruption(empty, qa
     result = qabuild("plan", "tiny.toml")
     assert (result.status, result.err.strip()) == (128 + number, "interrupted")
     assert qabuild("--version").status == 0
+    result = qabuild("plan", "tiny.toml", "--json")
+    assert (result.status, result.err.strip()) == (128 + number, "interrupted")
+    assert json.loads(result.out) == {"error": "interrupted", "hint": None, "status": 128 + number}
 
     def refuse(*_: object, **__: object) -> None:
         try:
