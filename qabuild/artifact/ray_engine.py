@@ -16,7 +16,8 @@ from qabuild.artifact.artifact_ref import ArtifactRef
 from qabuild.artifact.load import damage_explained, require_verified
 from qabuild.artifact.manifest import Artifact
 from qabuild.errors import MissingEnvironment, QABuildError
-from qabuild.qa.bulk.part_writer import PartWriter
+from qabuild.qa.bulk.engine import Outcome
+from qabuild.qa.bulk.part_writer import PartWriter, UnusableQuestions
 from qabuild.qa.bulk.parts import Part
 from qabuild.qa.bulk.tally import Tally
 from qabuild.system import packages
@@ -45,7 +46,7 @@ class RayEngine:
 
     def made(
         self, parts: Iterable[Part], writer: PartWriter, advance: Advance, reporter: Reporter
-    ) -> Generator[tuple[Part, Tally], None, None]:
+    ) -> Generator[tuple[Part, Outcome], None, None]:
         """Raises QABuildError where no cluster answers, or workers die again and again, MissingEnvironment where it has
         not what they need, and what making a part raises on a worker."""
         missing = deque(parts)
@@ -56,9 +57,10 @@ class RayEngine:
             worker_class = ray.remote(Worker).options(**options)
             work = ray.put((self.artifact, writer.elsewhere(), socket.gethostname()))
             pool = _Pool(ray=ray, start=lambda: worker_class.remote(work), missing=missing, reporter=reporter)
-            for part, tally in pool.made(count):
-                advance(tally.rows)
-                yield part, tally
+            for part, outcome in pool.made(count):
+                if isinstance(outcome, Tally):
+                    advance(outcome.rows)
+                yield part, outcome
 
 
 def engine_for(
@@ -114,7 +116,7 @@ class _Pool:
     """The worker and its part, by the reference to what it will return; no part while it loads the artifact."""
     deaths: Counter[str] = field(default_factory=Counter)
 
-    def made(self, count: int) -> Generator[tuple[Part, Tally], None, None]:
+    def made(self, count: int) -> Generator[tuple[Part, Outcome], None, None]:
         from ray.exceptions import RayError
 
         left = len(self.missing)
@@ -125,14 +127,16 @@ class _Pool:
                 result = self._next()
                 worker, part = self.running.pop(result)
                 try:
-                    tally = get(self.ray, result)
+                    outcome: Outcome = get(self.ray, result)
+                except UnusableQuestions as error:
+                    outcome = error
                 except RayError as error:
                     self._replace(worker, part, error)
                     continue
                 self._occupy(worker)
                 if part:
                     left -= 1
-                    yield part, tally
+                    yield part, outcome
                 else:
                     self.deaths[LOADING] = 0
         finally:

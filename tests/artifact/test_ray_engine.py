@@ -271,3 +271,23 @@ def test_an_error_on_a_worker_is_the_one_of_the_plain_command(
     assert "doc_stride" in expected
     assert expected in remote.communicate(timeout=SECONDS)[1]
     assert (plain.returncode, remote.returncode) == (2, 2)
+
+
+@pytest.mark.scale
+def test_a_damaged_file_keeps_no_other_from_being_answered(
+    tmp_path: Path, cluster: Any, artifact: Path, questions: Path
+) -> None:
+    asked = parquet.read_table(questions).slice(1, 5).to_pylist()
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number in range(3):
+        write_jsonl(folder / f"{number}.jsonl", asked)
+    (folder / "1.jsonl").write_bytes(b"\xff")
+    out, engine = tmp_path / "answers", ("--engine", "ray", "--address", cluster.address)
+    err = command(artifact, folder, out, *engine).communicate(timeout=SECONDS)[1]
+    assert f"error: {folder}/1.jsonl: not UTF-8 text" in err
+    assert sorted(path.name for path in out.glob("part-*")) == ["part-00000.jsonl", "part-00002.jsonl"]
+    write_jsonl(folder / "1.jsonl", asked)
+    again = command(artifact, folder, out, *engine)
+    last = again.communicate(timeout=SECONDS)[1].splitlines()[-1]
+    assert (again.returncode, last) == (0, "15 answered, 0 without an answer, 10 from an earlier run")

@@ -344,6 +344,75 @@ def test_a_folder_of_another_run_is_refused_with_what_differs(tmp_path: Path, qu
     refused("the input had day=0/q.parquet\n")
 
 
+@pytest.mark.parametrize("ending", [".jsonl.gz", ".csv"])
+def test_a_damaged_file_keeps_no_other_from_being_answered(tmp_path: Path, ending: str) -> None:
+    """Once it is repaired, the same command answers it, and nothing else again."""
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    files = [folder / f"{number}{ending}" for number in range(4)]
+    for number, file in enumerate(files):
+        part = rows(COUNT)[number::4]
+        if ending == ".csv":
+            write_table(file, part)
+        else:
+            file.write_bytes(gzip.compress("".join(f"{json.dumps(row)}\n" for row in part).encode()))
+    whole = files[1].read_bytes()
+    files[1].write_bytes(whole[:-9] if ending == ".jsonl.gz" else whole + b'9,"never closed,9\n')
+
+    reporter = RecordingReporter()
+    with pytest.raises(UntrustedInput, match=rf"1{ending}: (damaged gzip file|line \d+: not CSV)"):
+        answer_dataset(FirstWord(), folder, out, answers_format="jsonl", reporter=reporter)
+    assert reporter.messages == ["3 of 4 parts are complete; the same command makes the others"]
+    assert sorted(path.name for path in out.glob("*part*.jsonl*")) == [f"part-0000{n}.jsonl" for n in (0, 2, 3)]
+
+    files[1].write_bytes(whole)
+    pipeline = FirstWord()
+    assert answer_dataset(pipeline, folder, out, answers_format="jsonl").answered == COUNT
+    assert pipeline.answered == [row["question"] for row in rows(COUNT)[1::4]]
+    assert [row["id"] for n in range(4) for row in read_jsonl(out / f"part-0000{n}.jsonl")] == [
+        row["id"] for n in range(4) for row in rows(COUNT)[n::4]
+    ]
+    write_jsonl(files[1], rows(1))
+    with pytest.raises(BadTarget, match=rf"holds the answers of another run: 1{ending} has changed"):
+        answer_dataset(FirstWord(), folder, out, answers_format="jsonl")
+
+
+def test_damaged_tables_of_parquet_are_named_before_any_answer(tmp_path: Path, questions: Path) -> None:
+    for number in range(6):
+        (questions / f"{number}.parquet").write_bytes(b"PAR1")
+    with pytest.raises(UntrustedInput, match=r"0\.parquet: .*; .*1\.parquet: .*; .*2\.parquet: .*; and 3 more files\n"):
+        answer_dataset(None, questions, tmp_path / "out")  # type: ignore[arg-type]
+    assert not (tmp_path / "out").exists()
+
+
+def test_answers_of_a_file_as_it_was_never_count_as_those_of_the_repaired_one(tmp_path: Path, questions: Path) -> None:
+    """A process that began before the repair may complete a part of it after another one has begun."""
+    out = tmp_path / "out"
+    answer_dataset(FirstWord(), questions, out)
+    record = (out / "_parts" / "part-00000.json").read_bytes()
+    (out / "_parts" / "part-00000.json").unlink()
+    first = questions / "day=0" / "q.parquet"
+    write_parquet(first, [{**row, "context": f"new {row['context']}"} for row in asked()[FILES[0]]])
+
+    def complete(question: str) -> None:
+        (out / "_parts" / "part-00000.json").write_bytes(record)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        answer_dataset(FirstWord(answering=complete), questions, out)
+    assert answer_dataset(FirstWord(), questions, out).answered == COUNT
+    assert [row["answer"] for row in answered(out)] == ["new" if n < FILES[0].stop else f"été{n}" for n in range(COUNT)]
+
+
+def test_a_repaired_table_that_is_cut_into_other_parts_is_refused(tmp_path: Path, questions: Path) -> None:
+    out = tmp_path / "out"
+    answer_dataset(FirstWord(), questions, out)
+    (out / "_parts" / "part-00000.json").unlink()
+    change(questions / "day=0" / "q.parquet")
+    with pytest.raises(BadTarget, match=r"day=0/q\.parquet has changed"):
+        answer_dataset(FirstWord(), questions, out)
+
+
 @pytest.mark.parametrize("at", ["What is 1?", "What is 13?"])
 def test_a_file_that_changes_meanwhile_is_refused(tmp_path: Path, questions: Path, at: str) -> None:
     """Both while it is read and before."""

@@ -17,8 +17,8 @@ from qabuild.errors import BadTarget
 from qabuild.qa.answer_formats import AnswersFormat
 from qabuild.qa.bulk import run_manifest
 from qabuild.qa.bulk.engine import Engine, ThisProcess
-from qabuild.qa.bulk.part_writer import PartWriter
-from qabuild.qa.bulk.parts import Part, cut, measure
+from qabuild.qa.bulk.part_writer import PartWriter, UnusableQuestions
+from qabuild.qa.bulk.parts import Part, cut, explained, measure
 from qabuild.qa.bulk.run_manifest import Run, RunManifest
 from qabuild.qa.bulk.tally import Summary, Tally
 from qabuild.qa.data import question_files
@@ -55,10 +55,12 @@ def answer_dataset(
     whole file of another format. `answers_format` is jsonl, csv, tsv or parquet, by default that of the questions.
     `shard`, (I, N), makes the parts whose number modulo N is I. Instead of a pipeline, an engine can make the parts.
 
-    A second run makes only the parts that are missing or damaged. Memory does not grow with the number of rows.
+    A second run makes only the parts that are missing or damaged. A file that cannot be read, or changes meanwhile,
+    keeps no part of another from being made; once it is repaired, a second run makes its parts. Memory does not grow
+    with the number of rows.
 
-    Raises BadTarget if there are no questions, or the folder holds the answers of another run, UntrustedInput for
-    damaged files, MissingEnvironment without the driver of a store, QABuildError if a store fails or a file changes.
+    Raises BadTarget if there are no questions, or the folder holds the answers of another run, UntrustedInput for files
+    that are damaged or have changed, MissingEnvironment without the driver of a store, QABuildError if a store fails.
     """
     if part_rows < 1:
         raise BadTarget(f"part_rows: {part_rows}", "give at least 1")
@@ -80,28 +82,36 @@ def answer_dataset(
         lengths, integer_ids = measure(found, columns_named)
         return run_manifest.new(run, cut(lengths, part_rows), integer_ids)
 
-    manifest = run_manifest.settled(folder, run, planned)
-    writer = PartWriter(
-        files=found,
-        folder=folder,
-        manifest=manifest,
-        columns=columns_named,
-        parameters=dict(parameters or {}),
-    )
+    def writer_of(manifest: RunManifest) -> PartWriter:
+        return PartWriter(
+            files=found,
+            folder=folder,
+            manifest=manifest,
+            columns=columns_named,
+            parameters=dict(parameters or {}),
+        )
+
+    manifest = run_manifest.settled(folder, run, planned, lambda earlier, file: writer_of(earlier).has_answered(file))
+    writer = writer_of(manifest)
     engine = pipeline if isinstance(pipeline, Engine) else ThisProcess(pipeline)
     return _make_parts(manifest.parts[shard[0] :: shard[1]], writer, engine, reporter)
 
 
 def _make_parts(parts: Sequence[Part], writer: PartWriter, engine: Engine, reporter: Reporter) -> Summary:
     tallies: dict[str, Tally] = {}
+    unusable: dict[str, UnusableQuestions] = {}
+    """By the file of questions."""
     lengths = [part.rows for part in parts]
     total = 0 if None in lengths else sum(filter(None, lengths))
     try:
         with reporter.progress("answering", total) as advance:
             missing = _missing(parts, writer, tallies, advance, reporter)
             with closing(engine.made(missing, writer, advance, reporter)) as made:
-                for part, tally in made:
-                    tallies[part.name] = tally
+                for part, outcome in made:
+                    if isinstance(outcome, Tally):
+                        tallies[part.name] = outcome
+                    else:
+                        unusable[part.file] = outcome
     finally:
         tally = Tally()
         for part in parts:  # in their order, whichever an engine completed first
@@ -110,6 +120,8 @@ def _make_parts(parts: Sequence[Part], writer: PartWriter, engine: Engine, repor
             reporter.say(f"{len(tallies)} of {len(parts)} parts are complete; the same command makes the others")
         if tally.bad:
             reporter.say(tally.complaint())
+    if unusable:
+        raise UnusableQuestions(*explained([unusable[file] for file in sorted(unusable)]))
     return tally.summary()
 
 

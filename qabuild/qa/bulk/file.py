@@ -23,7 +23,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
-from qabuild.errors import BadTarget, QABuildError
+from qabuild.errors import BadTarget, QABuildError, UntrustedInput
 from qabuild.qa import answer_formats
 from qabuild.qa.answer_formats import AnswersFormat, Record, line_of
 from qabuild.qa.bulk.answers import answer_rows
@@ -132,6 +132,9 @@ class _Run:
                     for record in self._records(tally.rows, tally):
                         partial.write(line_of(record))
                         partial.flush()
+            except UntrustedInput:  # what is read once the file is repaired is another file
+                partial_path.unlink()
+                raise
             except KeyboardInterrupt:
                 if digest:
                     self.reporter.say(

@@ -8,7 +8,7 @@ from typing import IO, Any, Self
 
 from pydantic import ValidationError
 
-from qabuild.errors import BadTarget, QABuildError
+from qabuild.errors import BadTarget, QABuildError, UntrustedInput
 from qabuild.qa import answer_formats
 from qabuild.qa.answer_formats import AnswersFormat, Record
 from qabuild.qa.bulk import run_manifest
@@ -28,9 +28,15 @@ from qabuild.system.storage import FileState, Location
 _PARTS = "_parts"
 
 
+class UnusableQuestions(UntrustedInput):
+    """A file of questions is damaged, was changed or is gone: its parts cannot be made, all others can."""
+
+
 class PartRecord(Frozen):
     """What `_parts/part-NNNNN.json` holds of a complete part."""
 
+    questions: FileState
+    """The file that they were read from."""
     answers: FileState
     rows: int
     bad: int
@@ -51,22 +57,25 @@ class PartWriter:
 
     def completed(self, part: Part, reporter: Reporter) -> Tally | None:
         """The counts of a part that an earlier run completed; None if it is missing or damaged."""
-        content = self._record(part).read()
-        if content is None:
-            return None
-        try:
-            record = PartRecord.model_validate_json(content)
-        except ValidationError:
+        record = self._record(part)
+        if record is None:
             return None
         if _content_state(self._answers(part)) != record.answers:
             reporter.say(f"{self._answers(part).shown}: is damaged or missing, and made again")
             return None
-        counts = record.model_dump(exclude={"answers"})
+        counts = record.model_dump(exclude={"questions", "answers"})
         return Tally(**counts, resumed=record.rows)
 
+    def has_answered(self, file: str) -> bool:
+        """Whether a part of that file of questions is complete."""
+        return any(part.file == file and self._record(part) for part in self.manifest.parts)
+
     def write(self, pipeline: Callable[..., Any], part: Part, advance: Advance, *, wait_seconds: float = 0.0) -> Tally:
-        """Answer a part. Raises QABuildError if its questions have changed, or another process writes it for longer
-        than `wait_seconds`."""
+        """Answer a part.
+
+        Raises UnusableQuestions if its questions cannot be read or have changed, QABuildError if another process writes
+        it for longer than `wait_seconds`.
+        """
         tally = Tally()
         place = self._answers(part)
         self._require_unchanged(part)
@@ -81,9 +90,14 @@ class PartWriter:
         if state is None:
             raise QABuildError(f"{place.shown}: was removed", "run the same command again")
         record = PartRecord(
-            answers=state, rows=tally.rows, bad=tally.bad, truncated=tally.truncated, problems=tally.problems
+            questions=self._questions(part),
+            answers=state,
+            rows=tally.rows,
+            bad=tally.bad,
+            truncated=tally.truncated,
+            problems=tally.problems,
         )
-        self._record(part).write(record.model_dump_json().encode())
+        self._record_place(part).write(record.model_dump_json().encode())
         return tally
 
     def elsewhere(self) -> Self:
@@ -103,21 +117,37 @@ class PartWriter:
         return self.files.address(part.file)
 
     def _rows(self, part: Part) -> Iterator[Row]:
-        for record in read_records(self.address(part), self.files.format, first=part.first, count=part.rows):
-            yield row_of(record, self.columns)
+        try:
+            for record in read_records(self.address(part), self.files.format, first=part.first, count=part.rows):
+                yield row_of(record, self.columns)
+        except (BadTarget, UntrustedInput) as error:
+            raise UnusableQuestions(error.message, error.hint) from error
 
     def _require_unchanged(self, part: Part) -> None:
         state = self.files.root.child(part.file).state()
-        if state != self.manifest.run.files[part.file]:
-            raise QABuildError(
+        if state != self._questions(part):
+            raise UnusableQuestions(
                 f"{self.address(part)}: {'has changed' if state else 'is not there any more'} since the run began",
-                "restore it, or answer the new questions into another folder",
+                "run the same command again; if a part of the file is complete, restore it, or name another folder",
             )
+
+    def _questions(self, part: Part) -> FileState:
+        """The state of its file when the run began."""
+        return self.manifest.run.files[part.file]
 
     def _answers(self, part: Part) -> Location:
         return self.folder.child(f"{part.name}.{self.manifest.run.answers_format}")
 
-    def _record(self, part: Part) -> Location:
+    def _record(self, part: Part) -> PartRecord | None:
+        """The record of a complete part of these questions; None if there is none, or a damaged one."""
+        content = self._record_place(part).read()
+        try:
+            record = PartRecord.model_validate_json(content or b"")
+        except ValidationError:
+            return None
+        return record if record.questions == self._questions(part) else None
+
+    def _record_place(self, part: Part) -> Location:
         return self.folder.child(_PARTS).child(f"{part.name}.json")
 
 

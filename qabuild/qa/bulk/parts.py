@@ -6,10 +6,12 @@ files are cut there; other formats would have to be read from their start, so ea
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 
 from pydantic import Field
 
+from qabuild.errors import UntrustedInput
 from qabuild.qa.data import parquet_file, records, rows
 from qabuild.qa.data.dataset_ref import Columns
 from qabuild.qa.data.question_files import QuestionFiles
@@ -46,20 +48,38 @@ def _pieces(lengths: Mapping[str, int | None], part_rows: int) -> Iterator[tuple
 def measure(files: QuestionFiles, columns: Columns) -> tuple[dict[str, int | None], bool]:
     """The rows of each file, None for one that is not cut, and whether all ids are integers of 64 bits.
 
-    Raises BadTarget for a table that lacks the columns, UntrustedInput for a damaged one.
+    Raises BadTarget for a table that lacks the columns, UntrustedInput for damaged files of Parquet, whose rows cannot
+    be counted. Other files are read by their parts.
     """
     lengths: dict[str, int | None] = {}
+    damaged: list[UntrustedInput] = []
     integers = files.format == "parquet"
     for name in files.states:
         address, lengths[name] = files.address(name), None
         if files.format == "parquet":
-            with opened(address) as stream:
-                outline = parquet_file.outline(stream, address)
+            try:
+                with opened(address) as stream:
+                    outline = parquet_file.outline(stream, address)
+            except UntrustedInput as error:
+                damaged.append(error)
+                continue
             lengths[name] = outline.rows
             integers &= (columns.id or "id") in outline.integers
             rows.require_columns(outline.columns, columns, address)
         elif files.format in ("csv", "tsv"):
-            first = next(records.read_records(address, files.format), None)
-            if first and first.values:
-                rows.require_columns(first.values, columns, address)
+            with suppress(UntrustedInput):
+                first = next(records.read_records(address, files.format), None)
+                if first and first.values:
+                    rows.require_columns(first.values, columns, address)
+    if damaged:
+        raise UntrustedInput(*explained(damaged))
     return lengths, integers
+
+
+def explained(errors: Sequence[UntrustedInput]) -> tuple[str, str | None]:
+    """The message and the hint for all of these errors, each of which is about another file."""
+    if len(errors) == 1:
+        return errors[0].message, errors[0].hint
+    shown = "; ".join(error.message for error in errors[: rows.SHOWN_PROBLEMS])
+    more = f"; and {len(errors) - rows.SHOWN_PROBLEMS} more files" * (len(errors) > rows.SHOWN_PROBLEMS)
+    return f"{shown}{more}", "repair or restore these files, and run the same command again"

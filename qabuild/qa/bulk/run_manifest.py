@@ -53,8 +53,13 @@ def new(run: Run, parts: tuple[Part, ...], integer_ids: bool) -> RunManifest:
     )
 
 
-def settled(folder: Location, run: Run, planned: Callable[[], RunManifest]) -> RunManifest:
+def settled(
+    folder: Location, run: Run, planned: Callable[[], RunManifest], is_answered: Callable[[RunManifest, str], bool]
+) -> RunManifest:
     """The folder's manifest, which is `planned()` if there was none.
+
+    A file of questions that has changed since, as one that was damaged and is repaired, gets its new state in the
+    manifest if `is_answered` says that no part of it is complete, and it is cut into the same parts.
 
     Raises BadTarget if it describes another run, UntrustedInput if it is damaged.
     """
@@ -65,9 +70,18 @@ def settled(folder: Location, run: Run, planned: Callable[[], RunManifest]) -> R
     if manifest is None:
         if is_used:
             raise BadTarget(f"{folder.shown}: holds parts without a {NAME}", "name another folder, or empty it")
-        place.create(planned().model_dump_json(indent=1).encode() + b"\n")
+        place.create(_content(planned()))
         manifest = _parsed(place.read() or b"", place.shown)
-    if different := list(_differences(manifest.run, run)):
+    different = list(_differences(manifest.run, run))
+    changed = [name for name, state in manifest.run.files.items() if run.files.get(name, state) != state]
+    answered = [name for name in changed if is_answered(manifest, name)]
+    if changed and not answered and not different:
+        now = planned()
+        if (now.parts, now.integer_ids) == (manifest.parts, manifest.integer_ids):
+            place.write(_content(now))
+            return now
+    different += [f"{name} has changed" for name in answered or changed]
+    if different:
         more = f"; and {len(different) - _SHOWN} more" * (len(different) > _SHOWN)
         raise BadTarget(
             f"{folder.shown}: holds the answers of another run: {'; '.join(different[:_SHOWN])}{more}",
@@ -81,6 +95,10 @@ def read(folder: Location) -> RunManifest | None:
     place = folder.child(NAME)
     content = place.read()
     return None if content is None else _parsed(content, place.shown)
+
+
+def _content(manifest: RunManifest) -> bytes:
+    return manifest.model_dump_json(indent=1).encode() + b"\n"
 
 
 def _parsed(content: bytes, where: str) -> RunManifest:
@@ -98,7 +116,7 @@ def _parsed(content: bytes, where: str) -> RunManifest:
 
 
 def _differences(theirs: Run, mine: Run) -> Iterator[str]:
-    """What differs, in words; the folder's value first."""
+    """What differs but the states of files, in words; the folder's value first."""
     if theirs.artifact != mine.artifact:
         yield f"artifact {theirs.artifact[:12]}, now {mine.artifact[:12]}"
     for name in sorted({*theirs.parameters, *mine.parameters}):
@@ -112,5 +130,3 @@ def _differences(theirs: Run, mine: Run) -> Iterator[str]:
             yield f"the input had {name}"
         elif name not in theirs.files:
             yield f"the input had no {name}"
-        elif theirs.files[name] != mine.files[name]:
-            yield f"{name} has changed"
