@@ -83,7 +83,8 @@ def window_limits(tokenizer: Any, max_seq_len: int | None, doc_stride: int | Non
 
 
 def cut_question(tokenizer: Any, question: str, context: str, limit: int, stride: int, longest: int | None) -> str:
-    """The question's first tokens, as text, without dividing a character: `longest` at most, or as many as fit.
+    """The question's first tokens, as text: `longest` at most, or as many as fit, of whole characters, without spaces
+    at the end.
 
     That is all of them if question and context fit one window, of `limit` tokens; else 7/8 of the tokens beside those
     that two windows share, or with a `longest` all but one, so that each window holds something new of the context.
@@ -97,7 +98,10 @@ def cut_question(tokenizer: Any, question: str, context: str, limit: int, stride
     most = room - stride - 1 if longest else (room - stride) * 7 // 8
     if size > most and size + len(tokenizer(context, add_special_tokens=False)["input_ids"]) > room:
         size = most
-    while 0 < size < len(offsets) and offsets[size][0] < offsets[size - 1][1]:
+    while 0 < size < len(offsets):
+        begin, end = offsets[size - 1]
+        if offsets[size][0] >= end and question[begin:end].strip():
+            break
         size -= 1
     return question if size == len(offsets) else question[: offsets[size - 1][1] if size else 0]
 

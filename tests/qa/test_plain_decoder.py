@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tiny
 import transformers
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from qabuild.models.checkpoint.load import load_model, load_tokenizer
@@ -108,6 +108,22 @@ def test_our_pipeline_answers_as_it_does(loaded, model_type, question, context, 
     parameters = {**parameters, **beyond}
     ours = QuestionAnsweringPipeline(model, tokenizer)(question=question, context=context, **parameters)
     assert_same(plain_decoder.answer(model, tokenizer, question, context, **parameters), ours)
+
+
+spaced = st.lists(st.one_of(words, foreign, st.sampled_from([" ", "  ", "\n"])), min_size=1, max_size=12).map("".join)
+
+
+@given(st.sampled_from(MODEL_TYPES), spaced, st.integers(1, 12))
+@example("deberta-v2", "  1911年 a  ", 7)
+def test_both_cut_a_question_into_the_same_tokens(loaded, model_type, question, longest):
+    """Some tokenizers make a token of a space, which begins the next word or nothing."""
+    _, tokenizer = loaded(model_type)
+    context, cut = "The lamp was lit. " * 20, Cut(max_seq_len=60, doc_stride=8, max_question_len=longest)
+    windows = WindowMaker(tokenizer)([(question, context)], cut)
+    column = 1 if windows.layout.question_first else 3
+    size = windows.bounds[0, column + 1] - windows.bounds[0, column]
+    text = plain_decoder.cut_question(tokenizer, question, context, cut.max_seq_len, cut.doc_stride, longest)
+    assert windows.question_ids[:size].tolist() == tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def test_both_know_the_same_scripts_without_spaces():

@@ -167,9 +167,12 @@ class WindowMaker:
         return [_tokens(text, encoding) for text, encoding in zip(texts, encodings, strict=True)]
 
     def _whole_characters(self, question: str, size: int) -> int:
-        """The first `size` tokens, less those of a character whose last token is not among them."""
+        """The first `size` tokens, less those of a character whose last token is not among them, and of spaces."""
         offsets = self._backend.encode(question, add_special_tokens=False).offsets
-        while 0 < size < len(offsets) and offsets[size][0] < offsets[size - 1][1]:
+        while 0 < size < len(offsets):
+            begin, end = offsets[size - 1]
+            if offsets[size][0] >= end and question[begin:end].strip():
+                break
             size -= 1
         return size
 
