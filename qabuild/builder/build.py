@@ -108,8 +108,10 @@ def train(
 ) -> Checkpoint:
     """The checkpoint that a build of `target` would compile, trained if need be, and nothing further.
 
-    Raises what the trainings raise, MissingEnvironment where this machine lacks what the target needs.
+    Raises what the trainings raise, BadTarget where they would learn from questions of the verification, and
+    MissingEnvironment where this machine lacks what the target needs.
     """
+    from qabuild.builder import leakage
     from qabuild.builder.execute import Execution
 
     target = target if isinstance(target, Target) else lock.load(target, locked=locked)
@@ -119,8 +121,10 @@ def train(
     require_machine(target, compile_only=True)
     name = plans.history_name(target, store.root)
     execution = Execution(store=store, name=name, offline=offline, reporter=reporter)
-    plan = execution.make_checkpoint(plans.current(target, store, name, offline=offline))
-    return require_checkpoint(plan.checkpoint)
+    plan = plans.current(target, store, name, offline=offline)
+    if plan.checkpoint is None:  # what is learnt from would be refused by the build
+        leakage.refuse_leakage(target, offline=offline)
+    return require_checkpoint(execution.make_checkpoint(plan).checkpoint)
 
 
 def sealed_facts(plan: Plan) -> Mapping[str, Any]:

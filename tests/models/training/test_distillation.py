@@ -170,11 +170,14 @@ def test_a_training_that_the_checkpoint_or_machine_cannot_run_is_refused_by_the_
 
 
 def test_training_on_verification_questions_is_refused(folder):
-    with pytest.raises(
-        BadTarget, match=r"^taught: train\.dataset: \d+ of its \d+ questions are asked by the verification"
-    ):
-        build(load(folder / "taught.toml", ["train.split=validation"]), folder / "artifacts", results=Store(folder))
+    target, store = load(folder / "taught.toml", ["train.split=validation"]), Store(folder / "store")
+    refused = r"^taught: train\.dataset: \d+ of its \d+ questions are asked by the verification"
+    with pytest.raises(BadTarget, match=refused):
+        build(target, folder / "artifacts", results=store)
+    with pytest.raises(BadTarget, match=refused):
+        train(target, results=store)
     assert not (folder / "artifacts").exists()
+    assert store.keys() == frozenset()
 
 
 def test_holding_out_every_question_is_refused_by_the_plan(folder):
