@@ -30,7 +30,7 @@ def record(
     `parameters` are those of the pipeline. `sizes` are those of `measure.batch_sizes`; the batch size that changes most
     answers counts.
     """
-    from qabuild.evaluation.measure import compare_logits
+    from qabuild.evaluation.differences import of_logits
     from qabuild.qa.ask import answerer, chunks
 
     asked, expected = questions.questions[:QUESTIONS], disclosure.reveal_answers(sealed, questions)
@@ -39,7 +39,7 @@ def record(
         ask = answerer(model, tokenizer, **parameters, batch_size=size)
         answers = {name: text for chunk in chunks(asked) for name, text in ask(chunk).answers.items()}
         changed.append(sum(text != expected[name] for name, text in answers.items()))
-    logits = compare_logits(directory, model, tokenizer, questions, sealed)
+    logits = of_logits(directory, model, tokenizer, questions, sealed)
     return {
         "logit_difference": logits["logit_difference"],
         "logit_rms": logits["logit_rms"],

@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, cast
 
 from qabuild.artifact import disclosure, measurements, sealed_reference
 from qabuild.artifact.evidence import (
-    BatchAccuracy,
     CrossCheck,
-    Flip,
     Machine,
     Measurement,
-    Original,
     ReferenceCheck,
     Speed,
 )
 from qabuild.artifact.load import damage_explained, load_model
 from qabuild.artifact.manifest import Artifact
-from qabuild.errors import BadTarget, MissingEnvironment, UntrustedInput
-from qabuild.evaluation import cross_check, probes, reference
-from qabuild.evaluation.bootstrap import mean_interval, ratio_interval
+from qabuild.errors import MissingEnvironment
+from qabuild.evaluation import cross_check, differences, sealed_questions
+from qabuild.evaluation.bootstrap import ratio_interval
 from qabuild.models.backends import backend
 from qabuild.models.runtime import Runtime
-from qabuild.qa import data, squad_metric
 from qabuild.qa.ask import Answered, Ask, answerer, chunks, takes_part
-from qabuild.qa.data import DatasetRef, Question, QuestionSet
+from qabuild.qa.data import Question, QuestionSet
 from qabuild.system import machine, packages
 from qabuild.system.reporter import SILENT, Reporter
 
@@ -34,16 +29,14 @@ ARTIFACT, ALONE, CHECKPOINT, SECOND = "artifact", "artifact at batch 1", "checkp
 """The contestants: artifact and checkpoint in qabuild's pipeline, and the artifact in the cross-check's."""
 
 
-SPEED_QUESTIONS = 512  # that the checkpoint answers too, in alternating rounds with the artifact
-
-
-WARM_UP = 8  # questions that each contestant answers before the first round
-
-
-TIE = 1e-4  # score difference within which floating-point summation order may swap two answers
-
-
-REFERENCE_TIE = 1e-3  # the same on another machine or another release of transformers, for fp32
+SPEED_QUESTIONS = 512
+"""Questions that the checkpoint answers too, in alternating rounds with the artifact."""
+WARM_UP = 8
+"""Questions that each contestant answers before the first round."""
+TIE = 1e-4
+"""Difference of scores within which the order of floating-point sums may swap two answers."""
+REFERENCE_TIE = 1e-3
+"""The same on another machine or another release of transformers, for fp32."""
 
 
 def measure(
@@ -64,7 +57,7 @@ def measure(
     those of the sealed reference, or for native code that is not this machine's, unless `allow_native`.
     """
     sealed = artifact.reference
-    require_same_questions(questions, sealed)
+    sealed_questions.require_same(questions, sealed)
     manifest = artifact.manifest
     model, tokenizer = load_model(artifact, allow_native=allow_native, allow_unverified=True)
     parameters = {"handle_impossible_answer": questions.has_unanswerable, **manifest.parameters}
@@ -86,19 +79,20 @@ def measure(
         checked = _cross_check(
             [turns for turns in rounds if SECOND in turns], alike, second, questions, model, tokenizer, parameters
         )
-        compared_logits = compare_logits(
+        compared_logits = differences.of_logits(
             artifact.directory / sealed_reference.FOLDER, model, tokenizer, questions, sealed
         )
     expected = disclosure.reveal_answers(sealed, questions)
-    answers, judged = _judged_answers(questions, expected, {sizes[name]: _answers_by(name, rounds) for name in sizes})
+    by_size = {size: _answers_by(name, rounds) for name, size in sizes.items()}
+    answers, judged = differences.of_worst_batch(questions, expected, by_size)
     reporter.say(_describe(checked))
     measurement = Measurement(
         data=sealed.data,
         questions=len(questions),
         truncated_questions=sum(len(turns[ARTIFACT].truncated) for turns in rounds),
         **judged,
-        **_compare_answers(questions, answers, expected, sealed.data, manifest.gates.confidence),
-        original=_compare_with_original(artifact, questions, answers),
+        **differences.of_answers(questions, answers, expected, sealed.data, manifest.gates.confidence),
+        original=differences.from_original(artifact, questions, answers),
         samples_per_second=len(questions) / sum(turns[ARTIFACT].seconds for turns in rounds),
         speed=_speed([turns for turns in rounds if CHECKPOINT in turns]),
         cross_check=checked,
@@ -126,17 +120,6 @@ def batch_sizes(options: Any, runtime: Runtime, batch_size: int) -> dict[str, in
     if runtime.dtype not in backend(options.name).BATCH_DEPENDENT:
         return {ARTIFACT: None}
     return {ARTIFACT: batch_size, **({ALONE: 1} if batch_size != 1 else {})}
-
-
-def require_same_questions(questions: QuestionSet, sealed: sealed_reference.Reference) -> None:
-    """Raise UntrustedInput unless `questions` have the fingerprint of the sealed reference."""
-    fingerprint = data.fingerprint(questions.questions)
-    if fingerprint != sealed.data["fingerprint"]:
-        raise UntrustedInput(
-            f"{questions.name}: these are not the questions that the artifact was built with "
-            f"(fingerprint {fingerprint[:16]}, sealed {sealed.data['fingerprint'][:16]})",
-            "give the same data set at the same revision with --data, or build the artifact on this one",
-        )
 
 
 Round = Mapping[str, Answered]
@@ -257,153 +240,10 @@ def _check_reference(
     answers = _answers_by(CHECKPOINT, [turns for turns in rounds if CHECKPOINT in turns])
     differing = [q for q in questions.questions if q.id in answers and answers[q.id] != expected[q.id]]
     folder = artifact.directory / sealed_reference.FOLDER
+    logits = differences.of_logits(folder, baseline, tokenizer, questions, artifact.reference)
     return ReferenceCheck(
         questions=len(answers),
         differences=len(differing),
         ties=_ties(differing, answers, expected, parameters, baseline, tokenizer, REFERENCE_TIE),
-        logit_difference=compare_logits(folder, baseline, tokenizer, questions, artifact.reference)["logit_difference"],
+        logit_difference=logits["logit_difference"],
     )
-
-
-def _judged_answers(
-    questions: QuestionSet, expected: Mapping[str, str], answers: Mapping[int | None, Mapping[str, str]]
-) -> tuple[Mapping[str, str], dict[str, Any]]:
-    """Of the answers at each batch size those of the worst F1, and the fields of a Measurement that tell them apart."""
-    if list(answers) == [None]:
-        return answers[None], {}
-    gold = {question.id: question.answers for question in questions.questions}
-    by_batch = []
-    for size, texts in answers.items():
-        assert size is not None
-        scores = squad_metric.score(texts, gold)
-        same = sum(text == expected[name] for name, text in texts.items()) / len(texts)
-        by_batch.append(BatchAccuracy(batch_size=size, exact_match=scores.exact_match, f1=scores.f1, agreement=same))
-    worst = min(by_batch, key=lambda accuracy: accuracy.f1).batch_size
-    return answers[worst], {"batch_size": worst, "by_batch": by_batch}
-
-
-def _compare_answers(
-    questions: QuestionSet,
-    answers: Mapping[str, str],
-    expected: Mapping[str, str],
-    shown: Mapping[str, Any],
-    confidence: float | None,
-) -> dict[str, Any]:
-    """The fields of a Measurement on the answers; `shown` is the reference's `data`, which may hide the flips."""
-    gold = {question.id: question.answers for question in questions.questions}
-    artifact, checkpoint = squad_metric.score(answers, gold), squad_metric.score(expected, gold)
-    differences = _f1_differences(answers, expected, gold)
-    flips = [
-        Flip(
-            id=question.id,
-            question=question.question,
-            checkpoint=expected[question.id],
-            artifact=answers[question.id],
-            gold=question.answers,
-            f1_difference=difference,
-        )
-        for question, difference in zip(questions.questions, differences, strict=True)
-        if answers[question.id] != expected[question.id]
-    ]
-    return {
-        "checkpoint_exact_match": checkpoint.exact_match,
-        "checkpoint_f1": checkpoint.f1,
-        "exact_match": artifact.exact_match,
-        "f1": artifact.f1,
-        "f1_difference": artifact.f1 - checkpoint.f1,
-        "f1_difference_interval": mean_interval(differences),
-        "f1_difference_bounds": mean_interval(differences, confidence) if confidence else None,
-        "f1_difference_interval_999": mean_interval(differences, 0.999),
-        "agreement": 1 - len(flips) / len(questions),
-        "flips": disclosure.hide_flips(sorted(flips, key=lambda flip: flip.f1_difference), shown, questions),
-    }
-
-
-def _compare_with_original(artifact: Artifact, questions: QuestionSet, answers: Mapping[str, str]) -> Original | None:
-    """The scores of the original that the artifact holds answers of, and what the artifact's F1 differs by."""
-    sealed, confidence = artifact.original, artifact.manifest.gates.confidence
-    if sealed is None:
-        return None
-    gold = {question.id: question.answers for question in questions.questions}
-    theirs = disclosure.reveal_answers(sealed, questions)
-    scores, differences = squad_metric.score(theirs, gold), _f1_differences(answers, theirs, gold)
-    return Original(
-        exact_match=scores.exact_match,
-        f1=scores.f1,
-        f1_difference=squad_metric.score(answers, gold).f1 - scores.f1,
-        f1_difference_interval=mean_interval(differences),
-        f1_difference_bounds=mean_interval(differences, confidence) if confidence else None,
-    )
-
-
-def _f1_differences(
-    answers: Mapping[str, str], others: Mapping[str, str], gold: Mapping[str, Sequence[str]]
-) -> list[float]:
-    """F1 of each answer less that of the other one, in points."""
-    scores, other_scores = (squad_metric.score_each(texts, gold) for texts in (answers, others))
-    return [scores[name].f1 - other_scores[name].f1 for name in gold]
-
-
-def compare_logits(
-    directory: Path, model: Any, tokenizer: Any, questions: QuestionSet, sealed: sealed_reference.Reference
-) -> dict[str, Any]:
-    """The fields of a Measurement on the probes of the reference in `directory`. Raises UntrustedInput without any."""
-    import torch
-
-    if not sealed.probes:
-        raise UntrustedInput(f"{directory}: a reference without probes", "build the artifact again")
-    named = disclosure.by_name(sealed.data, questions)
-    measured, differences, finite, same_tokens = [], [], True, True
-    stored = sealed_reference.read_probes(directory)
-    for described, probe in zip(sealed.probes, stored, strict=True):
-        expected = torch.stack([probe.pop("start_logits"), probe.pop("end_logits")])
-        inputs, same = disclosure.reveal_probe(probe, probes.encode(described, tokenizer, named, probe.keys()))
-        same_tokens &= same
-        if inputs["input_ids"].shape != expected.shape[1:]:  # hidden inputs of another tokenizer: without sealed logits
-            inputs = {name: tensor.new_ones(expected.shape[1:]) for name, tensor in inputs.items()}
-        unpadded = inputs["attention_mask"] == 1
-        actual = torch.stack(reference.logits(model, inputs))[:, unpadded]
-        finite &= bool(actual.isfinite().all())
-        difference = (actual.double() - expected[:, unpadded]).abs().nan_to_num(nan=3e38, posinf=3e38).flatten()
-        differences.append(difference)
-        batch, sequence = inputs["input_ids"].shape
-        measured.append({"batch": batch, "sequence": sequence, "logit_difference": float(difference.max())})
-    all_differences = torch.cat(differences)
-    return {
-        "same_tokens": same_tokens,
-        "finite_logits": finite,
-        "logit_difference": float(all_differences.max()),
-        "logit_rms": float(all_differences.square().mean().sqrt()),
-        "probes": measured,
-    }
-
-
-def load_questions(artifact: Artifact, source: str | None = None, *, offline: bool = False) -> QuestionSet:
-    """Load the questions of the sealed reference, from `source` or else from the data set that the artifact names.
-
-    `source` is a file, a Hub id or 'sample'. Raises BadTarget if `source` is needed or does not
-    exist, UntrustedInput if it is damaged or lacks some of the questions.
-    """
-    sealed = artifact.reference
-    dataset = sealed.data["dataset"]
-    hidden = disclosure.shown(sealed.data) == disclosure.NONE
-    if source is None and sealed.data["file"]:
-        named = "which is not part of it" if hidden else f"{dataset}, which is not part of it"
-        raise BadTarget(
-            f"{artifact.directory}: its questions come from a file, {named}",
-            "give the file with --data",
-        )
-    loaded = data.load(
-        DatasetRef(
-            source or dataset,
-            configuration=sealed.data.get("configuration") if source in (None, dataset) else None,
-            revision=sealed.data["revision"] if source in (None, dataset) else None,
-            split=sealed.data["split"] or "validation",
-            max_misplaced=artifact.manifest.verify.get("max_misplaced", 0.0),
-            columns=data.Columns(**(artifact.manifest.verify.get("columns") or {})),
-        ),
-        offline=offline,
-    )
-    if not hidden:
-        return data.select(loaded, list(sealed.answers))
-    return data.subset(loaded, len(sealed.answers), sealed.data["seed"]) if sealed.data["seed"] is not None else loaded

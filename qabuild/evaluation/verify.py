@@ -18,7 +18,8 @@ from qabuild.artifact.judge import judge
 from qabuild.artifact.manifest import Artifact
 from qabuild.artifact.signature import Signer
 from qabuild.errors import BadTarget, UntrustedInput
-from qabuild.evaluation.measure import load_questions, measure
+from qabuild.evaluation import sealed_questions
+from qabuild.evaluation.measure import measure
 from qabuild.system.reporter import SILENT, Reporter
 
 
@@ -50,7 +51,7 @@ def verify(
             f"{path}: its gate min_speedup needs the checkpoint",
             f"give it: qabuild verify {path} --checkpoint {artifact.manifest.checkpoint['name']}",
         )
-    questions = load_questions(artifact, dataset, offline=offline)
+    questions = sealed_questions.load(artifact, dataset, offline=offline)
     baseline = _load_baseline(artifact, checkpoint, offline) if checkpoint else None
     native = allow_native or key is not None
     measurement = measure(artifact, questions, baseline, reporter, whole_reference=True, allow_native=native)

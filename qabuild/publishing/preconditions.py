@@ -12,7 +12,7 @@ from qabuild.artifact.judge import explain_failure
 from qabuild.artifact.manifest import EVIDENCE, Artifact
 from qabuild.artifact.validation import require_passed
 from qabuild.errors import BadTarget, QABuildError, VerificationFailed
-from qabuild.evaluation import measure
+from qabuild.evaluation import measure, sealed_questions
 from qabuild.evaluation.verify import verify
 from qabuild.publishing import repository
 from qabuild.system import card_metadata
@@ -108,6 +108,6 @@ def require_public_data(api: HfApi, artifact: Artifact, reporter: Reporter) -> N
 
 def remeasure(artifact: Artifact, dataset: str | None, reporter: Reporter) -> Verification:
     """Run the questions on the artifact and judge it, without the speed gate, which depends on more than its bytes."""
-    questions = measure.load_questions(artifact, dataset)
+    questions = sealed_questions.load(artifact, dataset)
     gates = artifact.manifest.gates.model_copy(update={"min_speedup": None})
     return judge.judge(artifact, measure.measure(artifact, questions, reporter=reporter), gates)

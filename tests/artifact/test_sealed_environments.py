@@ -17,7 +17,7 @@ import qabuild
 from qabuild.artifact import handler
 from qabuild.artifact.manifest import open_artifact
 from qabuild.builder.requirements import missing
-from qabuild.evaluation.measure import load_questions
+from qabuild.evaluation import sealed_questions
 from qabuild.models.backends import BACKENDS
 from qabuild.target.read import load
 
@@ -50,7 +50,7 @@ def test_an_environment_of_the_sealed_requirements_answers_as_verified(backend: 
     if problems := missing(load(tmp_path / "sealed.toml")):
         pytest.skip("; ".join(problems))
     built = qabuild.build(tmp_path / "sealed.toml", tmp_path / "artifacts")
-    questions = load_questions(open_artifact(built.directory)).questions
+    questions = sealed_questions.load(open_artifact(built.directory)).questions
     pipeline = qabuild.load(built.directory)
     asked = [{"question": question.question, "context": question.context} for question in questions]
     expected = [result["answer"] for result in pipeline(asked)]

@@ -27,7 +27,7 @@ from qabuild.artifact.validation import judged_evidence
 from qabuild.builder.store.local import Store
 from qabuild.cli import main
 from qabuild.errors import UntrustedInput, VerificationFailed
-from qabuild.evaluation import measure
+from qabuild.evaluation import measure, sealed_questions
 from qabuild.system.sealed import MANIFEST
 
 TARGET = """\
@@ -449,7 +449,7 @@ def test_the_checkpoint_exposes_logits_that_are_not_its_own(built, run):
 def test_a_reference_in_a_tie_is_the_checkpoints_own(tiny, run, monkeypatch):
     """As on another machine, where the order of summation may decide for the other answer."""
     monkeypatch.setattr(measure, "REFERENCE_TIE", 2.0)
-    questions = {q.id: q for q in measure.load_questions(open_artifact(tiny)).questions}
+    questions = {q.id: q for q in sealed_questions.load(open_artifact(tiny)).questions}
     path = tiny / "reference" / "answers.json"
     document = json.loads(path.read_text())
     name = next(iter(document["answers"]))

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from qabuild.artifact import sealed_reference
 from qabuild.artifact.sealed_reference import Probe
-from qabuild.evaluation import measure, probes, reference
+from qabuild.evaluation import differences, probes, reference
 from qabuild.models.checkpoint.load import load_model, load_tokenizer
 from qabuild.models.checkpoint.resolve import resolve
 from qabuild.qa import data
@@ -51,7 +51,7 @@ class Sealed:
     def difference(self, model: Any) -> float:
         """The largest logit difference of `model` on the probes; it must be at most 0.001 in fp32."""
         sealed = sealed_reference.read(self.folder)
-        return measure.compare_logits(self.folder, model, self.tokenizer, self.questions, sealed)["logit_difference"]
+        return differences.of_logits(self.folder, model, self.tokenizer, self.questions, sealed)["logit_difference"]
 
     def inputs(self) -> list[dict[str, torch.Tensor]]:
         return sealed_reference.read_probes(self.folder)

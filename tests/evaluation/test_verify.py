@@ -25,7 +25,7 @@ from qabuild.artifact.judge import explain_failure, judge
 from qabuild.artifact.manifest import Artifact, open_artifact, seal
 from qabuild.builder.store.local import Store
 from qabuild.errors import BadTarget, UntrustedInput
-from qabuild.evaluation import cross_check, measure
+from qabuild.evaluation import cross_check, measure, sealed_questions
 from qabuild.evaluation import verify as verify_module
 from qabuild.evaluation.bootstrap import mean_interval
 from qabuild.evaluation.verify import verify
@@ -419,7 +419,7 @@ def test_reference_answers_are_those_of_the_stock_pipeline_on_single_questions(b
     from transformers import pipeline
 
     artifact = open_artifact(build("eager", "sample"))
-    questions = measure.load_questions(artifact)
+    questions = sealed_questions.load(artifact)
     stock = pipeline("question-answering", model=str(artifact.directory), device="cpu")
     expected = {q.id: stock(question=q.question, context=q.context)["answer"] for q in questions.questions}
     assert dict(sealed_reference.read(artifact.directory / sealed_reference.FOLDER).answers) == expected
@@ -469,7 +469,7 @@ def test_the_cross_check_is_a_gate_named_after_its_pipeline(build, second_pipeli
     said: list[str] = []
     artifact = open_artifact(build("eager", "sample"))
     reporter = type("Recorder", (Silent,), {"say": lambda _, message: said.append(message)})()
-    measurement = measure.measure(artifact, measure.load_questions(artifact), reporter=reporter)
+    measurement = measure.measure(artifact, sealed_questions.load(artifact), reporter=reporter)
     checked = measurement.cross_check
     assert (checked.pipeline, checked.differences) == (second_pipeline, 0)
     assert checked.questions >= 1
@@ -493,7 +493,7 @@ def test_a_pipeline_that_differs_fails_the_cross_check(build, second_pipeline, m
         return answer
 
     monkeypatch.setattr(measure, "answerer", shortened)
-    measurement = measure.measure(artifact, measure.load_questions(artifact))
+    measurement = measure.measure(artifact, sealed_questions.load(artifact))
     failed = [gate.name for gate in judge(artifact, measurement, artifact.manifest.gates).failed_gates]
     assert f"same_as_{second_pipeline}" in failed
 

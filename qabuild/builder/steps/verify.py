@@ -46,11 +46,11 @@ class Verify:
         }
 
     def run(self, context: Context, directory: Path) -> Mapping[str, Any]:
-        from qabuild.evaluation import measure
+        from qabuild.evaluation import measure, sealed_questions
         from qabuild.models.checkpoint.load import load_model
 
         assert context.artifact is not None
-        questions = measure.load_questions(context.artifact, context.target.verify.dataset, offline=context.offline)
+        questions = sealed_questions.load(context.artifact, context.target.verify.dataset, offline=context.offline)
         baseline = load_model(context.checkpoint).to(context.target.runtime.device)
         measurement = measure.measure(context.artifact, questions, baseline, context.reporter)
         document = json.dumps(measurement.to_dict(), ensure_ascii=False)

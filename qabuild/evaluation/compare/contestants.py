@@ -14,7 +14,7 @@ from qabuild.artifact.manifest import Artifact, open_artifact
 from qabuild.artifact.sealed_reference import Reference
 from qabuild.artifact.validation import judged_evidence
 from qabuild.errors import BadTarget, MissingEnvironment, QABuildError, UntrustedInput
-from qabuild.evaluation import measure
+from qabuild.evaluation import sealed_questions
 from qabuild.evaluation.compare.result import Failure
 from qabuild.models.backends import BASELINE
 from qabuild.qa.data import QuestionSet
@@ -101,8 +101,8 @@ def load_questions(contestants: Sequence[Contestant], source: str | None, *, off
     """
     first = contestants[0]
     named = source or next((contestant.dataset for contestant in contestants if contestant.dataset), None)
-    questions = measure.load_questions(first.artifact, named, offline=offline)
-    measure.require_same_questions(questions, first.reference)
+    questions = sealed_questions.load(first.artifact, named, offline=offline)
+    sealed_questions.require_same(questions, first.reference)
     return questions
 
 
