@@ -8,15 +8,14 @@ examples with the same code.
 from __future__ import annotations
 
 import itertools
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from threading import Lock
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 from qabuild.errors import QABuildError
-from qabuild.qa.pipeline.scripts import unspaced
+from qabuild.qa.pipeline import tokens
+from qabuild.qa.pipeline.memo import Memo
 from qabuild.qa.pipeline.template import Layout, read_layout
 from qabuild.system import panic
 
@@ -27,10 +26,8 @@ if TYPE_CHECKING:
     Integers = NDArray[np.int64]
     Booleans = NDArray[np.bool_]
 
-Value = TypeVar("Value")
-
 CACHED_TOKENS = 1 << 20
-"""Tokens of recent texts cached for later questions (some 30 MB)."""
+"""Tokens of recent texts cached for later questions (some 40 MB)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,49 +40,6 @@ class Cut:
     """None: 7/8 of the tokens of a window beside the overlap, so that a long context has few times more windows."""
     from_the_end: bool = False
     """Whether the first window holds the context's end, as for tokenizers that truncate on the left."""
-
-
-@dataclass(frozen=True, slots=True)
-class Tokens:
-    """A tokenised text; all arrays are [tokens]. Token i spans the characters from begins[i] up to ends[i]."""
-
-    ids: Integers
-    begins: Integers
-    ends: Integers
-    words: Integers
-    """Index of the token's word (as the pre-tokenizer splits); non-decreasing."""
-    unspaced: Booleans
-    """Whether the token holds a character of a script without spaces between words."""
-
-
-class Memo(Generic[Value]):
-    """A thread-safe LRU cache of values computed from texts, limited by their total cost."""
-
-    def __init__(
-        self, compute: Callable[[list[str]], Sequence[Value]], cost: Callable[[Value], int], limit: int
-    ) -> None:
-        self._compute, self._cost, self._limit = compute, cost, limit
-        self._cache: OrderedDict[str, Value] = OrderedDict()
-        self._total = 0
-        self._lock = Lock()
-
-    def __call__(self, texts: Sequence[str]) -> list[Value]:
-        """The values of distinct `texts`, in their order; missing ones are computed in one call."""
-        with self._lock:
-            return self._values(texts)
-
-    def _values(self, texts: Sequence[str]) -> list[Value]:
-        new = [text for text in texts if text not in self._cache]
-        for text in texts if len(new) < len(texts) else ():
-            if text in self._cache:
-                self._cache.move_to_end(text)
-        for text, value in zip(new, self._compute(new) if new else (), strict=True):
-            self._cache[text] = value
-            self._total += self._cost(value)
-        values = [self._cache[text] for text in texts]
-        while self._total > self._limit:
-            self._total -= self._cost(self._cache.popitem(last=False)[1])
-        return values
 
 
 class WindowMaker:
@@ -106,12 +60,12 @@ class WindowMaker:
         self._tokenizer = tokenizer
         self._source = tokenizer.name_or_path
         with panic.explained(self._source):
-            self._backend = _copy_backend(tokenizer)
+            self._backend = tokens.copy_backend(tokenizer)
         self._layouts: dict[bool, Layout] = {}
         self._empty_memos()
 
     def _empty_memos(self) -> None:
-        self._contexts = Memo(self._tokenise, lambda tokens: len(tokens.ids) + 64, CACHED_TOKENS)
+        self._contexts = Memo(self._tokenise, lambda table: table.shape[1] + 64, CACHED_TOKENS)
         self._questions = Memo(self._ids, lambda ids: len(ids) + 64, CACHED_TOKENS)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -162,9 +116,8 @@ class WindowMaker:
     def _ids(self, texts: list[str]) -> list[list[int]]:
         return [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
 
-    def _tokenise(self, texts: list[str]) -> list[Tokens]:
-        encodings = self._backend.encode_batch(texts, add_special_tokens=False)
-        return [_tokens(text, encoding) for text, encoding in zip(texts, encodings, strict=True)]
+    def _tokenise(self, texts: list[str]) -> list[Integers]:
+        return tokens.tables(texts, self._backend.encode_batch(texts, add_special_tokens=False))
 
     def _whole_characters(self, question: str, size: int) -> int:
         """The first `size` tokens, less those of a character whose last token is not among them, and of spaces."""
@@ -196,7 +149,7 @@ class Windows:
     question_ids: Integers
     """All questions, concatenated."""
     context_ids: Integers
-    """[context tokens]: all contexts, concatenated, as are the four arrays below, see `Tokens`."""
+    """[context tokens]: all contexts, concatenated, as are the four arrays below, see `tokens.tables`."""
     begins: Integers
     ends: Integers
     begins_word: Booleans
@@ -325,34 +278,6 @@ class Windows:
         return types.astype(np.int64)
 
 
-def _copy_backend(tokenizer: Any) -> Any:
-    from tokenizers import Tokenizer
-
-    try:
-        backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    except Exception:  # components written in Python cannot be copied: share the backend
-        backend = tokenizer.backend_tokenizer
-    backend.no_truncation()
-    backend.no_padding()
-    backend.encode_special_tokens = getattr(tokenizer, "split_special_tokens", False)
-    return backend
-
-
-def _tokens(text: str, encoding: Any) -> Tokens:
-    import numpy as np
-
-    word_ids = encoding.word_ids
-    try:
-        words = np.array(word_ids, dtype=np.int64)
-    except TypeError:  # None, in no word: the token counts as a word
-        words = np.array([i if word is None else word for i, word in enumerate(word_ids)], dtype=np.int64)
-    offsets = itertools.chain.from_iterable(encoding.offsets)
-    places = np.fromiter(offsets, dtype=np.int64, count=2 * len(word_ids))
-    begins, ends = places[::2], places[1::2]
-    counts = np.concatenate([[0], np.cumsum(unspaced(text))])
-    return Tokens(np.array(encoding.ids, dtype=np.int64), begins, ends, words, counts[ends] > counts[begins])
-
-
 def _distinct(texts: Iterable[str]) -> tuple[list[str], list[int]]:
     """The distinct texts, and each text's index among them."""
     index: dict[str, int] = {}
@@ -365,24 +290,27 @@ def _cut(
     cut: Cut,
     questions: list[list[int]],
     question_of: list[int],
-    contexts: list[Tokens],
+    contexts: list[Integers],
     context_of: list[int],
     whole: Callable[[int, int], int],
 ) -> Windows:
     """Cut the pairs into windows; `question_of` and `context_of` are the indices of each pair's texts.
+
+    `questions` are ids, `contexts` tables, see `tokens.tables`.
 
     `whole` reduces a number of tokens of the question with that index to those of whole characters.
     """
     import numpy as np
 
     question_at, full_size = (ends[question_of] for ends in _offsets([len(ids) for ids in questions]))
-    context_at, context_size = (ends[context_of] for ends in _offsets([len(tokens.ids) for tokens in contexts]))
+    context_at, context_size = (ends[context_of] for ends in _offsets([table.shape[1] for table in contexts]))
     question_size = _question_sizes(layout, cut, full_size, context_size)
     truncated = question_size < full_size
     for truncated_pair in np.flatnonzero(truncated):
         question_size[truncated_pair] = whole(question_of[truncated_pair], int(question_size[truncated_pair]))
     capacity = cut.max_seq_len - layout.special_count - question_size
     pair, begin, end = _slide(context_size, capacity, cut)
+    context_ids, begins, ends, begins_word, is_unspaced = np.concatenate(contexts, axis=1)
     return Windows(
         layout=layout,
         pair=pair,
@@ -390,11 +318,11 @@ def _cut(
         question_at=question_at[pair],
         context_at=context_at[pair] + begin,
         question_ids=np.fromiter(itertools.chain.from_iterable(questions), dtype=np.int64),
-        context_ids=np.concatenate([tokens.ids for tokens in contexts]),
-        begins=np.concatenate([tokens.begins for tokens in contexts]),
-        ends=np.concatenate([tokens.ends for tokens in contexts]),
-        begins_word=_word_begins(contexts),
-        unspaced=np.concatenate([tokens.unspaced for tokens in contexts]),
+        context_ids=context_ids,
+        begins=begins,
+        ends=ends,
+        begins_word=begins_word != 0,
+        unspaced=is_unspaced != 0,
         truncated=truncated,
     )
 
@@ -441,17 +369,6 @@ def _bounds(layout: Layout, question: Integers, context: Integers) -> Integers:
     before, between, after = (np.full(len(question), len(group)) for group in layout.specials)
     first, second = (question, context) if layout.question_first else (context, question)
     return np.cumsum(np.stack([np.zeros_like(before), before, first, between, second, after], axis=1), axis=1)
-
-
-def _word_begins(contexts: list[Tokens]) -> Booleans:
-    """[context tokens]: whether a word begins with the token."""
-    import numpy as np
-
-    words = np.concatenate([tokens.words for tokens in contexts])
-    begins = np.zeros(len(words) + 1, dtype=bool)
-    begins[1:-1] = words[1:] != words[:-1]
-    begins[_offsets([len(tokens.ids) for tokens in contexts])[0]] = True
-    return begins[:-1]
 
 
 def _between(bounds: Integers, begin: tuple[int, int], end: tuple[int, int], length: int) -> NDArray[np.bool_]:
