@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 import multiprocessing
@@ -339,7 +340,7 @@ def test_a_folder_of_another_run_is_refused_with_what_differs(tmp_path: Path, qu
     refused("the input had no more.parquet\n")
     (questions / "more.parquet").unlink()
     change(questions / "day=0" / "q.parquet")
-    refused("day=0/q.parquet has changed\n")
+    refused("day=0/q.parquet: changed to other rows, or ids of another type\n")
     (questions / "day=0" / "q.parquet").unlink()
     refused("the input had day=0/q.parquet\n")
 
@@ -362,7 +363,7 @@ def test_a_damaged_file_keeps_no_other_from_being_answered(tmp_path: Path, endin
     reporter = RecordingReporter()
     with pytest.raises(UntrustedInput, match=rf"1{ending}: (damaged gzip file|line \d+: not CSV)"):
         answer_dataset(FirstWord(), folder, out, answers_format="jsonl", reporter=reporter)
-    assert reporter.messages == ["3 of 4 parts are complete; the same command makes the others"]
+    assert reporter.messages == ["3 of 4 parts are complete"]
     assert sorted(path.name for path in out.glob("*part*.jsonl*")) == [f"part-0000{n}.jsonl" for n in (0, 2, 3)]
 
     files[1].write_bytes(whole)
@@ -372,45 +373,87 @@ def test_a_damaged_file_keeps_no_other_from_being_answered(tmp_path: Path, endin
     assert [row["id"] for n in range(4) for row in read_jsonl(out / f"part-0000{n}.jsonl")] == [
         row["id"] for n in range(4) for row in rows(COUNT)[n::4]
     ]
-    write_jsonl(files[1], rows(1))
-    with pytest.raises(BadTarget, match=rf"holds the answers of another run: 1{ending} has changed"):
-        answer_dataset(FirstWord(), folder, out, answers_format="jsonl")
 
 
 def test_damaged_tables_of_parquet_are_named_before_any_answer(tmp_path: Path, questions: Path) -> None:
     for number in range(6):
         (questions / f"{number}.parquet").write_bytes(b"PAR1")
-    with pytest.raises(UntrustedInput, match=r"0\.parquet: .*; .*1\.parquet: .*; .*2\.parquet: .*; and 3 more files\n"):
+    with pytest.raises(
+        UntrustedInput, match=r"0\.parquet: .*; .*1\.parquet: .*; .*2\.parquet: .*; and 3 more: .*5\.parquet\n"
+    ):
         answer_dataset(None, questions, tmp_path / "out")  # type: ignore[arg-type]
     assert not (tmp_path / "out").exists()
 
 
-def test_answers_of_a_file_as_it_was_never_count_as_those_of_the_repaired_one(tmp_path: Path, questions: Path) -> None:
-    """A process that began before the repair may complete a part of it after another one has begun."""
-    out = tmp_path / "out"
-    answer_dataset(FirstWord(), questions, out)
-    record = (out / "_parts" / "part-00000.json").read_bytes()
-    (out / "_parts" / "part-00000.json").unlink()
+def test_a_file_that_has_changed_is_answered_again_and_no_other(tmp_path: Path, questions: Path) -> None:
+    out, reporter = tmp_path / "out", RecordingReporter()
+    answer_dataset(FirstWord(), questions, out, part_rows=5)
     first = questions / "day=0" / "q.parquet"
     write_parquet(first, [{**row, "context": f"new {row['context']}"} for row in asked()[FILES[0]]])
-
-    def complete(question: str) -> None:
-        (out / "_parts" / "part-00000.json").write_bytes(record)
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        answer_dataset(FirstWord(answering=complete), questions, out)
-    assert answer_dataset(FirstWord(), questions, out).answered == COUNT
-    assert [row["answer"] for row in answered(out)] == ["new" if n < FILES[0].stop else f"été{n}" for n in range(COUNT)]
+    pipeline = FirstWord()
+    summary = answer_dataset(pipeline, questions, out, part_rows=5, reporter=reporter)
+    assert summary.resumed == COUNT - len(pipeline.answered) == COUNT - FILES[0].stop
+    assert reporter.messages == ["changed since an earlier run: day=0/q.parquet"]
+    expected = ["new" if n < FILES[0].stop else f"été{n}" for n in range(COUNT)]
+    assert [row["answer"] for row in answered(out)] == expected
+    assert answer_dataset(FirstWord(), questions, out, part_rows=5).resumed == COUNT
 
 
-def test_a_repaired_table_that_is_cut_into_other_parts_is_refused(tmp_path: Path, questions: Path) -> None:
+def test_answers_of_a_file_as_it_was_never_count_as_those_of_the_changed_one(tmp_path: Path, questions: Path) -> None:
+    """A process that began before the change may complete a part of it after another one has begun."""
     out = tmp_path / "out"
     answer_dataset(FirstWord(), questions, out)
-    (out / "_parts" / "part-00000.json").unlink()
-    change(questions / "day=0" / "q.parquet")
-    with pytest.raises(BadTarget, match=r"day=0/q\.parquet has changed"):
-        answer_dataset(FirstWord(), questions, out)
+    earlier = {path: path.read_bytes() for path in (out / "_parts" / "part-00000.json", out / "part-00000.parquet")}
+    first = questions / "day=0" / "q.parquet"
+    write_parquet(first, [{**row, "context": f"new {row['context']}"} for row in asked()[FILES[0]]])
+    answer_dataset(FirstWord(), questions, out)
+    for path, content in earlier.items():
+        path.write_bytes(content)
+    assert answer_dataset(FirstWord(), questions, out).resumed == COUNT - FILES[0].stop
+    assert answered(out)[0]["answer"] == "new"
+
+
+def test_an_interruption_tells_of_the_damaged_files_so_far(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.jsonl.gz").touch()
+    write_jsonl(tmp_path / "in" / "b.jsonl", rows(3))
+
+    def interrupt(question: str) -> None:
+        raise KeyboardInterrupt
+
+    reporter = RecordingReporter()
+    with pytest.raises(KeyboardInterrupt):
+        answer_dataset(FirstWord(answering=interrupt), tmp_path / "in", tmp_path / "out", reporter=reporter)
+    damaged = f"{tmp_path}/in/a.jsonl.gz: damaged gzip file (it is empty)"
+    assert reporter.messages == [damaged, "0 of 2 parts are complete"]
+
+
+def test_a_link_to_nothing_keeps_no_other_file_from_being_answered(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    write_jsonl(tmp_path / "in" / "a.jsonl", rows(3))
+    (tmp_path / "in" / "b.jsonl").symlink_to("nowhere.jsonl")
+    with pytest.raises(UntrustedInput, match=r"in/b\.jsonl: there is no such file"):
+        answer_dataset(FirstWord(), tmp_path / "in", tmp_path / "out")
+    assert len(read_jsonl(tmp_path / "out" / "part-00000.jsonl")) == 3
+    write_jsonl(tmp_path / "in" / "nowhere.jsonl", rows(2))
+    (tmp_path / "in" / "nowhere.jsonl").rename(tmp_path / "nowhere.jsonl")
+    (tmp_path / "in" / "b.jsonl").unlink()
+    (tmp_path / "in" / "b.jsonl").symlink_to(tmp_path / "nowhere.jsonl")
+    assert answer_dataset(FirstWord(), tmp_path / "in", tmp_path / "out").answered == 5
+
+
+def test_a_folder_in_the_folder_that_cannot_be_read_is_not_empty(
+    tmp_path: Path, questions: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(path: Any) -> Any:
+        if str(path).endswith("day=1"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", denied)
+    with pytest.raises(BadTarget, match=r"questions/day=1: access is denied"):
+        answer_dataset(FirstWord(), questions, tmp_path / "out")
 
 
 @pytest.mark.parametrize("at", ["What is 1?", "What is 13?"])
@@ -560,7 +603,7 @@ def test_a_store_is_answered_into_a_store(tmp_path: Path, questions: Path, memor
     memory.pipe_file("/out/part-00001.parquet", memory.cat_file("/out/part-00001.parquet")[:-1])
     reporter = RecordingReporter()
     assert answer_dataset(FirstWord(), source, "memory://out/", part_rows=4, reporter=reporter).resumed == COUNT - 4
-    assert reporter.messages == ["memory:///out/part-00001.parquet: is damaged or missing, and made again"]
+    assert reporter.messages == ["memory:///out/part-00001.parquet: is damaged, and made again"]
 
 
 def test_a_file_of_a_store_is_answered_into_a_file(tmp_path: Path, memory: Any) -> None:
@@ -616,5 +659,5 @@ def test_shards_in_s3_are_killed_and_go_on(tmp_path: Path, questions: Path) -> N
         with pytest.raises(BadTarget, match=r"s3://no-bucket/out/.*: there is no such file, folder or bucket"):
             answer_dataset(FirstWord(), "s3://bucket/in/", "s3://no-bucket/out/")
         bucket.pipe_file("bucket/in/day=0/q.parquet", b"")
-        with pytest.raises(BadTarget, match=r"day=0/q\.parquet has changed"):
+        with pytest.raises(UntrustedInput, match=r"day=0/q\.parquet: not Parquet"):
             answer_dataset(FirstWord(), "s3://bucket/in/", "s3://bucket/out/", part_rows=4)

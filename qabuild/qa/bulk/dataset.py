@@ -55,9 +55,9 @@ def answer_dataset(
     whole file of another format. `answers_format` is jsonl, csv, tsv or parquet, by default that of the questions.
     `shard`, (I, N), makes the parts whose number modulo N is I. Instead of a pipeline, an engine can make the parts.
 
-    A second run makes only the parts that are missing or damaged. A file that cannot be read, or changes meanwhile,
-    keeps no part of another from being made; once it is repaired, a second run makes its parts. Memory does not grow
-    with the number of rows.
+    A second run makes only the parts that are missing or damaged, and those of files that have changed. A file that
+    cannot be read, or changes meanwhile, keeps no part of another from being made. Memory does not grow with the number
+    of rows.
 
     Raises BadTarget if there are no questions, or the folder holds the answers of another run, UntrustedInput for files
     that are damaged or have changed, MissingEnvironment without the driver of a store, QABuildError if a store fails.
@@ -82,17 +82,14 @@ def answer_dataset(
         lengths, integer_ids = measure(found, columns_named)
         return run_manifest.new(run, cut(lengths, part_rows), integer_ids)
 
-    def writer_of(manifest: RunManifest) -> PartWriter:
-        return PartWriter(
-            files=found,
-            folder=folder,
-            manifest=manifest,
-            columns=columns_named,
-            parameters=dict(parameters or {}),
-        )
-
-    manifest = run_manifest.settled(folder, run, planned, lambda earlier, file: writer_of(earlier).has_answered(file))
-    writer = writer_of(manifest)
+    manifest = run_manifest.settled(folder, run, planned, reporter)
+    writer = PartWriter(
+        files=found,
+        folder=folder,
+        manifest=manifest,
+        columns=columns_named,
+        parameters=dict(parameters or {}),
+    )
     engine = pipeline if isinstance(pipeline, Engine) else ThisProcess(pipeline)
     return _make_parts(manifest.parts[shard[0] :: shard[1]], writer, engine, reporter)
 
@@ -100,7 +97,7 @@ def answer_dataset(
 def _make_parts(parts: Sequence[Part], writer: PartWriter, engine: Engine, reporter: Reporter) -> Summary:
     tallies: dict[str, Tally] = {}
     unusable: dict[str, UnusableQuestions] = {}
-    """By the file of questions."""
+    """By the address of the file."""
     lengths = [part.rows for part in parts]
     total = 0 if None in lengths else sum(filter(None, lengths))
     try:
@@ -111,17 +108,22 @@ def _make_parts(parts: Sequence[Part], writer: PartWriter, engine: Engine, repor
                     if isinstance(outcome, Tally):
                         tallies[part.name] = outcome
                     else:
-                        unusable[part.file] = outcome
+                        unusable[writer.address(part)] = outcome
+    except BaseException:
+        for error in unusable.values():  # else nobody would hear of them
+            reporter.say(error.message)
+        raise
     finally:
         tally = Tally()
         for part in parts:  # in their order, whichever an engine completed first
             tally.merge(tallies.get(part.name, Tally()))
         if len(tallies) < len(parts):
-            reporter.say(f"{len(tallies)} of {len(parts)} parts are complete; the same command makes the others")
+            others = "" if unusable else "; the same command makes the others"
+            reporter.say(f"{len(tallies)} of {len(parts)} parts are complete{others}")
         if tally.bad:
             reporter.say(tally.complaint())
     if unusable:
-        raise UnusableQuestions(*explained([unusable[file] for file in sorted(unusable)]))
+        raise UnusableQuestions(*explained(dict(sorted(unusable.items()))))
     return tally.summary()
 
 

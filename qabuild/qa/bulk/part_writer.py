@@ -60,15 +60,12 @@ class PartWriter:
         record = self._record(part)
         if record is None:
             return None
-        if _content_state(self._answers(part)) != record.answers:
-            reporter.say(f"{self._answers(part).shown}: is damaged or missing, and made again")
+        state = _content_state(self._answers(part))
+        if state != record.answers:
+            reporter.say(f"{self._answers(part).shown}: is {'damaged' if state else 'missing'}, and made again")
             return None
         counts = record.model_dump(exclude={"questions", "answers"})
         return Tally(**counts, resumed=record.rows)
-
-    def has_answered(self, file: str) -> bool:
-        """Whether a part of that file of questions is complete."""
-        return any(part.file == file and self._record(part) for part in self.manifest.parts)
 
     def write(self, pipeline: Callable[..., Any], part: Part, advance: Advance, *, wait_seconds: float = 0.0) -> Tally:
         """Answer a part.
@@ -125,10 +122,13 @@ class PartWriter:
 
     def _require_unchanged(self, part: Part) -> None:
         state = self.files.root.child(part.file).state()
+        if state is None:
+            raise UnusableQuestions(
+                f"{self.address(part)}: there is no such file any more", "restore it, or name another folder"
+            )
         if state != self._questions(part):
             raise UnusableQuestions(
-                f"{self.address(part)}: {'has changed' if state else 'is not there any more'} since the run began",
-                "run the same command again; if a part of the file is complete, restore it, or name another folder",
+                f"{self.address(part)}: has changed since the run began", "the same command answers it as it is now"
             )
 
     def _questions(self, part: Part) -> FileState:

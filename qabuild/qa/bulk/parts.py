@@ -6,7 +6,7 @@ files are cut there; other formats would have to be read from their start, so ea
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 
 from pydantic import Field
@@ -52,7 +52,7 @@ def measure(files: QuestionFiles, columns: Columns) -> tuple[dict[str, int | Non
     be counted. Other files are read by their parts.
     """
     lengths: dict[str, int | None] = {}
-    damaged: list[UntrustedInput] = []
+    damaged: dict[str, UntrustedInput] = {}
     integers = files.format == "parquet"
     for name in files.states:
         address, lengths[name] = files.address(name), None
@@ -61,7 +61,7 @@ def measure(files: QuestionFiles, columns: Columns) -> tuple[dict[str, int | Non
                 with opened(address) as stream:
                     outline = parquet_file.outline(stream, address)
             except UntrustedInput as error:
-                damaged.append(error)
+                damaged[address] = error
                 continue
             lengths[name] = outline.rows
             integers &= (columns.id or "id") in outline.integers
@@ -76,10 +76,12 @@ def measure(files: QuestionFiles, columns: Columns) -> tuple[dict[str, int | Non
     return lengths, integers
 
 
-def explained(errors: Sequence[UntrustedInput]) -> tuple[str, str | None]:
-    """The message and the hint for all of these errors, each of which is about another file."""
-    if len(errors) == 1:
-        return errors[0].message, errors[0].hint
-    shown = "; ".join(error.message for error in errors[: rows.SHOWN_PROBLEMS])
-    more = f"; and {len(errors) - rows.SHOWN_PROBLEMS} more files" * (len(errors) > rows.SHOWN_PROBLEMS)
+def explained(errors: Mapping[str, UntrustedInput]) -> tuple[str, str | None]:
+    """The message and the hint for all of these errors, by the address of the file that each is about."""
+    first, *others = errors.values()
+    if not others:
+        return first.message, first.hint
+    shown = "; ".join(error.message for error in list(errors.values())[: rows.SHOWN_PROBLEMS])
+    rest = list(errors)[rows.SHOWN_PROBLEMS :]
+    more = f"; and {len(rest)} more: {', '.join(rest)}" * bool(rest)
     return f"{shown}{more}", "repair or restore these files, and run the same command again"

@@ -6,7 +6,7 @@ All processes that write to the folder compare their own run with it, so that it
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -16,12 +16,15 @@ from qabuild.qa.answer_formats import AnswersFormat
 from qabuild.qa.bulk.parts import Part
 from qabuild.qa.data.records import QuestionsFormat
 from qabuild.system.frozen import Frozen
+from qabuild.system.reporter import SILENT, Reporter
 from qabuild.system.storage import FileState, Location
 from qabuild.system.version import VERSION
 
 NAME = "_manifest.json"
 MANIFEST_VERSION = 1
 _SHOWN = 3
+_LISTED = 20
+"""Names of files in a message."""
 
 
 class Run(Frozen):
@@ -53,15 +56,12 @@ def new(run: Run, parts: tuple[Part, ...], integer_ids: bool) -> RunManifest:
     )
 
 
-def settled(
-    folder: Location, run: Run, planned: Callable[[], RunManifest], is_answered: Callable[[RunManifest, str], bool]
-) -> RunManifest:
+def settled(folder: Location, run: Run, planned: Callable[[], RunManifest], reporter: Reporter = SILENT) -> RunManifest:
     """The folder's manifest, which is `planned()` if there was none.
 
-    A file of questions that has changed since, as one that was damaged and is repaired, gets its new state in the
-    manifest if `is_answered` says that no part of it is complete, and it is cut into the same parts.
-
-    Raises BadTarget if it describes another run, UntrustedInput if it is damaged.
+    Files of questions that have changed since are answered again: the manifest gets their new states, so that the
+    records of their parts do not count any more. Raises BadTarget if it describes another run, or a file that changed
+    has other rows, by which parts are numbered; UntrustedInput if it is damaged.
     """
     place = folder.child(NAME)
     # Asked first: a process that starts at the same time writes the manifest before its parts.
@@ -73,14 +73,13 @@ def settled(
         place.create(_content(planned()))
         manifest = _parsed(place.read() or b"", place.shown)
     different = list(_differences(manifest.run, run))
-    changed = [name for name, state in manifest.run.files.items() if run.files.get(name, state) != state]
-    answered = [name for name in changed if is_answered(manifest, name)]
-    if changed and not answered and not different:
+    if not different and (changed := [name for name, state in manifest.run.files.items() if run.files[name] != state]):
         now = planned()
         if (now.parts, now.integer_ids) == (manifest.parts, manifest.integer_ids):
+            reporter.say(f"changed since an earlier run: {_listed(changed)}")
             place.write(_content(now))
             return now
-    different += [f"{name} has changed" for name in answered or changed]
+        different = [f"{_listed(changed)}: changed to other rows, or ids of another type"]
     if different:
         more = f"; and {len(different) - _SHOWN} more" * (len(different) > _SHOWN)
         raise BadTarget(
@@ -88,6 +87,12 @@ def settled(
             "name another folder, or repeat that run",
         )
     return manifest
+
+
+def _listed(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - _LISTED} more" * (len(names) > _LISTED)
+    return f"{', '.join(names[:_LISTED])}{more}"
 
 
 def read(folder: Location) -> RunManifest | None:

@@ -15,6 +15,7 @@ class JsonReader:
 
     def __init__(self, text: io.TextIOWrapper) -> None:
         self._text, self._read, self._at = text, "", 0
+        self._lines = 0  # before what is held
         self._decoder = json.JSONDecoder()
 
     def value(self) -> Any:
@@ -60,6 +61,10 @@ class JsonReader:
         if not self.at_end():
             raise self._error("more follows its end")
 
+    def line(self, error: json.JSONDecodeError) -> int:
+        """The line of the text in which an error of this reader is, from 1."""
+        return self._lines + error.lineno
+
     def _expect(self, sign: str) -> None:
         if not self.takes(sign):
             raise self._error(f"a {sign!r} is missing")
@@ -86,5 +91,6 @@ class JsonReader:
         """Read more text, at least doubling the buffer, so that a long value is parsed in few attempts."""
         more = self._text.read(max(READ_CHARACTERS, len(self._read) - self._at))
         if more:
+            self._lines += self._read.count("\n", 0, self._at)
             self._read, self._at = self._read[self._at :] + more, 0
         return bool(more)

@@ -81,4 +81,4 @@ def _opened(stream: IO[bytes], where: str) -> Iterator[Any]:
     except (pyarrow.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # of the disk or the store
-        raise UntrustedInput(f"{where}: not Parquet ({error})", "write it again") from error
+        raise UntrustedInput(f"{where}: not Parquet ({' '.join(str(error).split())})", "write it again") from error

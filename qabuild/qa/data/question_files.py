@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,7 +45,7 @@ def find(source: str) -> QuestionFiles:
         is_folder = not _is_glob(location) and location.is_folder()
         root, infos = _listed(location, is_folder)
         if location.local:  # a listing tells about links, not about their files
-            infos = {path: location.filesystem.info(path) for path in infos}
+            infos = {path: _info(location.filesystem, path) for path in infos}
     names = {path[len(root.path.rstrip("/")) + 1 :]: info for path, info in infos.items() if info["type"] == "file"}
     if is_folder:
         names = {name: info for name, info in names.items() if _is_visible(name) and _has_format(name)}
@@ -76,16 +76,37 @@ def _is_glob(location: Location) -> bool:
 def _listed(location: Location, is_folder: bool) -> tuple[Location, Mapping[str, dict[str, Any]]]:
     """The root and, by path, what the file system tells about each file."""
     filesystem, path = location.filesystem, location.path
-    strict = {"on_error": "raise"} if location.local else {}  # a folder that cannot be read is not empty
+    if is_folder and location.local:
+        return location, {name: {} for name in _walked(path)}
     if is_folder:
-        return location, filesystem.find(path, detail=True, **strict)
+        return location, filesystem.find(path, detail=True)
     if not _is_glob(location):
         return location.parent(), {path: filesystem.info(path)}
     root = location
     while glob.has_magic(root.path):
         root = root.parent()
     root.is_folder()  # a store that does not answer is given up; a listing may take any time
+    strict = {"on_error": "raise"} if location.local else {}  # a folder that cannot be read is not empty
     return root, filesystem.glob(path, detail=True, **strict)
+
+
+def _walked(folder: str) -> Iterator[str]:
+    """The files of a local folder and of all folders in it. Raises BadTarget for one that cannot be read."""
+
+    def refuse(error: OSError) -> None:
+        with storage.explained(str(error.filename)):
+            raise error
+
+    for path, _, names in os.walk(folder, onerror=refuse):
+        yield from (os.path.join(path, name) for name in names)
+
+
+def _info(filesystem: Any, path: str) -> dict[str, Any]:
+    """What the local file system tells about a file; a link to nothing is a file that cannot be read."""
+    try:
+        return dict(filesystem.info(path))
+    except FileNotFoundError:
+        return {"type": "file", "size": 0}
 
 
 def _is_visible(name: str) -> bool:

@@ -71,6 +71,8 @@ def read_records(
     """
     with opened(source) as stream:
         try:
+            if source.endswith(".gz") and not stream.peek(1):  # type: ignore[attr-defined]
+                raise EOFError("it is empty")
             if form == "parquet":
                 for number, row in parquet_file.read_rows(stream, source, first, count):
                     yield Record(f"row {number}", row, row)
@@ -134,8 +136,11 @@ def _json(text: io.TextIOWrapper, where: str) -> Iterator[Record]:
         while number == 0 or not reader.at_end():
             number += 1
             yield from _object(reader, f"object {number}")
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise UntrustedInput(f"{where}: not JSON ({getattr(error, 'msg', error)})", "check the file") from error
+    except json.JSONDecodeError as error:
+        problem = error.msg.removesuffix(" at").removesuffix(" starting")
+        raise UntrustedInput(f"{where}: line {reader.line(error)}: not JSON ({problem})", "check the file") from error
+    except RecursionError as error:
+        raise UntrustedInput(f"{where}: not JSON ({error})", "check the file") from error
 
 
 def _object(reader: JsonReader, at: str) -> Iterator[Record]:

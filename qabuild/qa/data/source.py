@@ -56,6 +56,8 @@ def opened(source: str, unpack: bool = True) -> Iterator[IO[bytes]]:
         raw: Any = sys.stdin.buffer if source == PIPE else open(source, "rb")  # noqa: SIM115 - closed below
     except FileNotFoundError as error:
         raise BadTarget(f"{source}: there is no such file", "check the path") from error
+    except PermissionError as error:
+        raise BadTarget(f"{source}: access is denied", "give this user the right to read it") from error
     except OSError as error:
         raise BadTarget(f"{source}: cannot be read ({error.strerror})", "give a file of questions") from error
     try:

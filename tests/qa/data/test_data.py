@@ -181,13 +181,18 @@ def test_a_revision_of_a_local_data_set_is_refused(write: Callable[..., Path]) -
     ("content", "problem"),
     [
         (b"", "is empty"),
-        (b"{", "not JSON"),
+        (b"{", r"line 1: not JSON \(unexpected end\)"),
         (b"[" * 200_000, "not JSON"),
         (b'{"data": "\xff"}', r"not UTF-8 text, it looks like Windows-1252: byte 0xFF after"),
         (gzip.compress(json.dumps(SQUAD).encode())[:-20], "damaged gzip"),
         (b"\x1f\x8bnothing of the kind", "damaged gzip"),
-        (b"PK\x03\x04", "not JSON"),
+        (b"PK\x03\x04", "line 1: not JSON"),
+        (
+            b"[" + b"{},\n" * 100_000 + b'{"id": 7,\n "id": "Who?',
+            r"line 100002: not JSON \(Unterminated string\)",
+        ),
     ],
+    ids=lambda value: repr(value[:20]),
 )
 def test_a_file_that_is_not_json_is_refused(write: Callable[..., Path], content: bytes, problem: str) -> None:
     with pytest.raises(UntrustedInput, match=rf"squad\.json: {problem}") as caught:
