@@ -442,6 +442,23 @@ def test_a_link_to_nothing_keeps_no_other_file_from_being_answered(tmp_path: Pat
     assert answer_dataset(FirstWord(), tmp_path / "in", tmp_path / "out").answered == 5
 
 
+@pytest.mark.parametrize("ending", [".parquet", ".csv"])
+def test_a_file_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str) -> None:
+    for name in "ab":
+        write_table(tmp_path / f"{name}{ending}", rows(3))
+
+    def denied(path: Any, *arguments: Any, **named: Any) -> Any:
+        if str(path).endswith(f"a{ending}"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return unlimited(path, *arguments, **named)
+
+    unlimited = open
+    monkeypatch.setattr("builtins.open", denied)
+    with pytest.raises(UntrustedInput, match=rf"a{ending}: access is denied\n.*the right to read it"):
+        answer_dataset(FirstWord(), f"{tmp_path}/*{ending}", tmp_path / "out")
+    assert len(list((tmp_path / "out").glob("part-*"))) == (ending == ".csv")
+
+
 def test_a_folder_in_the_folder_that_cannot_be_read_is_not_empty(
     tmp_path: Path, questions: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

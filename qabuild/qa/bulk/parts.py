@@ -7,11 +7,10 @@ files are cut there; other formats would have to be read from their start, so ea
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 
 from pydantic import Field
 
-from qabuild.errors import UntrustedInput
+from qabuild.errors import BadTarget, QABuildError, UntrustedInput
 from qabuild.qa.data import parquet_file, records, rows
 from qabuild.qa.data.dataset_ref import Columns
 from qabuild.qa.data.question_files import QuestionFiles
@@ -48,11 +47,11 @@ def _pieces(lengths: Mapping[str, int | None], part_rows: int) -> Iterator[tuple
 def measure(files: QuestionFiles, columns: Columns) -> tuple[dict[str, int | None], bool]:
     """The rows of each file, None for one that is not cut, and whether all ids are integers of 64 bits.
 
-    Raises BadTarget for a table that lacks the columns, UntrustedInput for damaged files of Parquet, whose rows cannot
-    be counted. Other files are read by their parts.
+    Raises BadTarget for a table that lacks the columns, UntrustedInput for files of Parquet whose rows cannot be
+    counted. What is wrong with other files, their parts tell.
     """
     lengths: dict[str, int | None] = {}
-    damaged: dict[str, UntrustedInput] = {}
+    unreadable: dict[str, QABuildError] = {}
     integers = files.format == "parquet"
     for name in files.states:
         address, lengths[name] = files.address(name), None
@@ -60,23 +59,25 @@ def measure(files: QuestionFiles, columns: Columns) -> tuple[dict[str, int | Non
             try:
                 with opened(address) as stream:
                     outline = parquet_file.outline(stream, address)
-            except UntrustedInput as error:
-                damaged[address] = error
+            except (BadTarget, UntrustedInput) as error:
+                unreadable[address] = error
                 continue
             lengths[name] = outline.rows
             integers &= (columns.id or "id") in outline.integers
             rows.require_columns(outline.columns, columns, address)
         elif files.format in ("csv", "tsv"):
-            with suppress(UntrustedInput):
+            try:
                 first = next(records.read_records(address, files.format), None)
-                if first and first.values:
-                    rows.require_columns(first.values, columns, address)
-    if damaged:
-        raise UntrustedInput(*explained(damaged))
+            except (BadTarget, UntrustedInput):
+                continue
+            if first and first.values:
+                rows.require_columns(first.values, columns, address)
+    if unreadable:
+        raise UntrustedInput(*explained(unreadable))
     return lengths, integers
 
 
-def explained(errors: Mapping[str, UntrustedInput]) -> tuple[str, str | None]:
+def explained(errors: Mapping[str, QABuildError]) -> tuple[str, str | None]:
     """The message and the hint for all of these errors, by the address of the file that each is about."""
     first, *others = errors.values()
     if not others:
