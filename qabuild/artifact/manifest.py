@@ -47,6 +47,8 @@ CACHE = ".cache"
 EVAL_RESULTS = ".eval_results"
 """Where the Hub keeps the results of evaluations; anyone may propose further ones there."""
 UNSEALED_FOLDERS = frozenset({CACHE, EVAL_RESULTS})
+PLAIN = "an artifact holds plain files: copy it without links, and without folders or pipes in their places"
+"""What to do about anything else."""
 FORMAT = 1
 
 
@@ -181,7 +183,7 @@ def sealed_files(directory: Path, *, linked: bool = False) -> Iterator[str]:
             if unsealed and not os.path.lexists(path):
                 continue
             if (path.is_symlink() and not linked) or not path.is_file():
-                raise UntrustedInput(f"{path}: not a plain file", "an artifact holds no links; copy it without them")
+                raise UntrustedInput(f"{path}: not a plain file", PLAIN)
             if not unsealed and name not in unsealed_names:
                 yield (relative / name).as_posix()
 
@@ -264,9 +266,7 @@ def _read_manifest(directory: Path, linked: bool) -> bytes:
     except NotADirectoryError:
         problem = "not an artifact: a folder is wanted, this is a file"
     except (files.NotRegular, IsADirectoryError):
-        raise UntrustedInput(
-            f"{directory / MANIFEST}: not a plain file", "an artifact holds no links; copy it without them"
-        ) from None
+        raise UntrustedInput(f"{directory / MANIFEST}: not a plain file", PLAIN) from None
     failed = failed_folder(directory)
     if not directory.exists() and (failed / MANIFEST).is_file():
         raise BadTarget(f"{directory}: its build failed: {failed} lies there", f"`qabuild show {failed}` says why")

@@ -19,7 +19,6 @@ from types import SimpleNamespace
 from typing import Any
 
 from qabuild.artifact import attestation, key_pair
-from qabuild.artifact.evidence import evidence_of
 from qabuild.artifact.manifest import (
     EVIDENCE,
     EVIDENCE_SIGNATURE,
@@ -32,6 +31,7 @@ from qabuild.artifact.manifest import (
     open_artifact,
     write_unsealed,
 )
+from qabuild.artifact.validation import judged_evidence
 from qabuild.errors import QABuildError, UntrustedInput
 from qabuild.system.files import sha256
 from qabuild.system.sealed import MANIFEST
@@ -81,6 +81,14 @@ def sign_artifact(artifact: Artifact, key: str | Path | None) -> list[str]:
     for name in written:
         write_unsealed(artifact.directory / name, _bundle(signer, statements[name]))
     return written
+
+
+def would_write(artifact: Artifact, key: str | Path) -> list[str]:
+    """The names of the files that `sign_artifact` would write with the private key. Raises as it does."""
+    key_pair.require_library()
+    _private_key(Path(key))
+    kept = _signed_by(artifact, Path(key))
+    return [name for name in _statements(artifact) if name not in kept]
 
 
 def require(artifact: Artifact, signer: Signer, *, evidence: bool = True) -> None:
@@ -139,7 +147,7 @@ def _statements(artifact: Artifact) -> dict[str, dict[str, Any]]:
         MODEL_SIGNATURE: _model_statement(artifact),
         PROVENANCE: attestation.provenance(artifact, _files(artifact, PROVENANCE)),
     }
-    if evidence := evidence_of(artifact):
+    if evidence := judged_evidence(artifact):
         statements[EVIDENCE_SIGNATURE] = attestation.result(artifact, evidence, _files(artifact, EVIDENCE_SIGNATURE))
     return statements
 

@@ -250,7 +250,10 @@ def _gates(evidence: Verification, judged: Verification) -> Iterator[str]:
         if name not in expected:
             yield f"gate {name} is none of its target"
         elif not _same(gate, expected[name]):
-            yield f"gate {describe(gate)}; but it is {describe(expected[name])}"
+            stated, found = (
+                f"{describe(each)} ({'passed' if each.passed else 'failed'})" for each in (gate, expected[name])
+            )
+            yield f"gate {stated}; but it is {found}"
     if len(recorded) < len(evidence.gates):
         yield "gates: one is listed twice"
     if evidence.passed is not all(gate.passed for gate in evidence.gates):

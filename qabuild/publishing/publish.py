@@ -89,6 +89,8 @@ def publish(
     data = disclosure.describe(artifact.reference.data, len(artifact.reference.answers))
     local = content(artifact, evidence, repo, revision)
     preconditions.require_valid_card(artifact, local)
+    if dry_run and sign is not None:
+        reporter.say(f"signing would add {', '.join(signature.would_write(artifact, sign))}")
     if dry_run and (unchecked := _without_hub()):
         changes = compare(local, Snapshot())
         return Published(
@@ -216,7 +218,7 @@ def _valid_repo(repo: str | None, where: str) -> str:
     if repo is None:
         raise BadTarget(
             f"{where}: its target does not say where to publish it",
-            "name a repository with --repo owner/name, or as publish.repo in the target",
+            "name a repository as publish.repo in the target, or with --repo of `qabuild publish`",
         )
     try:
         validate_repo_id(repo)
@@ -234,7 +236,8 @@ def _require_names(revision: str, tag: str | None) -> None:
     for what, name in (("branch", revision), ("tag", tag)):
         if name is not None and not hub.is_revision(name):
             raise BadTarget(
-                f"'{name}' is not a valid name of a {what}", "use letters, digits, '.', '_', '/', '+' and '-'"
+                f"'{name}' is not a valid name of a {what}",
+                "use letters, digits, '.', '_', '/', '+' and '-', and no '..'",
             )
 
 

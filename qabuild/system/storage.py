@@ -211,6 +211,7 @@ def locate(name: str) -> Location:
     from fsspec.implementations.local import LocalFileSystem
 
     if not is_url(name):
+        _refuse_mistyped_url(name)
         return Location(LocalFileSystem(), os.path.abspath(plain(name)), plain(name))
     try:
         with explained(name):
@@ -220,6 +221,15 @@ def locate(name: str) -> Location:
     except ValueError as error:
         raise BadTarget(f"{name}: {error}", "write a URL as fsspec does, as in s3://bucket/folder/") from error
     return Location(filesystem, path, name, PATIENCE)
+
+
+def _refuse_mistyped_url(name: str) -> None:
+    """Raise BadTarget for a path such as s3:/bucket, unless there is such a folder."""
+    from fsspec.registry import known_implementations
+
+    protocol, colon, rest = name.partition(":/")
+    if colon and protocol in known_implementations.keys() - {"file", "local"} and not os.path.exists(f"{protocol}:"):
+        raise BadTarget(f"{name}: is no URL", f"write {protocol}://{rest.lstrip('/')}; or ./{name} for a path")
 
 
 def _remedy(name: str, error: ImportError) -> str:

@@ -96,7 +96,8 @@ def load(path: str | Path, overrides: Sequence[str] = (), *, locked: bool = Fals
     pins_data = lock is not None and _pinned_fields(lock.verify) == _data_fields(target.verify.data)
     pins = _training_pins(target, lock)
     if locked and not (pins_checkpoint and pins_data and not pins.missing):
-        raise BadTarget(_unlocked(target, path_of(path), lock, pins_checkpoint, pins), f"run `qabuild lock {path}`")
+        hint = f"run `qabuild lock {path}`{', and leave out --set: a lock does not cover it' * bool(overrides)}"
+        raise BadTarget(_unlocked(target, path_of(path), lock, pins_checkpoint, pins), hint)
     if lock and pins_checkpoint:
         pin = {"revision": lock.checkpoint.commit, "digest": lock.checkpoint.digest}
         target = target.model_copy(update={"checkpoint": target.checkpoint.model_copy(update=pin)})
@@ -276,6 +277,10 @@ def _unlocked(target: Target, path: Path, lock: Lock | None, pins_checkpoint: bo
         if pins_checkpoint
         else (_checkpoint_fields(target.checkpoint), _pinned_checkpoint(lock))
     )
-    changes = [f"{key} {locked[key]} became {current[key]}" for key in current if current[key] != locked[key]]
+    changes = [
+        f"{key} {locked[key] or '(none)'} became {current[key] or '(none)'}"
+        for key in current
+        if current[key] != locked[key]
+    ]
     changes += [f"{name} is not pinned" for name in pins.missing]
     return f"{path}: the target changed after it was locked: {', '.join(changes)}"

@@ -107,6 +107,9 @@ def _load(path: Path, overrides: Sequence[str], built_on_by: tuple[Path, ...]) -
     for override in overrides:
         merged = _merge(merged, _parse_override(override))
     places = Places(files, overrides)
+    if "name" in merged:
+        shown = places.of(("name",)).shown
+        raise BadTarget(f"{path}: one mistake\n  {shown}: name: unknown key; the name of a target is that of its file")
     try:
         target = Target.model_validate({**merged, "name": path.stem})
     except ValidationError as error:

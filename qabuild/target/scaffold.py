@@ -54,7 +54,8 @@ def _require_free(path: Path) -> None:
     if not is_name(path.stem):
         raise BadTarget(
             f"{path}: {path.stem!r} cannot be the name of a target",
-            "one begins with a letter or a digit, as in --output mine.toml",
+            "it has letters from a to z, digits, '.', '_' and '-', begins with a letter or a digit, and does not end "
+            "in '.failed', as in --output mine.toml",
         )
     files.require_writable(path.parent, "the folder", "make it writable, or name another file with --output")
     if os.path.lexists(path):

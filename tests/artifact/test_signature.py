@@ -281,6 +281,15 @@ def test_a_link_in_place_of_a_signature_is_refused(artifact, key, tmp_path):
         is_signed(artifact, key)
 
 
+@pytest.mark.parametrize("change", [{"passed": False}, {"gates": []}])
+def test_evidence_that_does_not_hold_is_not_signed(artifact, key, change):
+    evidence = artifact / "verification.json"
+    evidence.write_text(json.dumps({**json.loads(evidence.read_text()), **change}))
+    with pytest.raises(UntrustedInput, match="it does not hold for this artifact"):
+        qabuild.sign(artifact, key)
+    assert not any((artifact / name).exists() for name in SIGNATURES)
+
+
 def test_another_artifact_does_not_inherit_the_signature(artifact, key, tmp_path):
     other = proven.make(tmp_path / "other", weights=b"theirs" * 99)
     qabuild.sign(artifact, key)
@@ -466,11 +475,11 @@ def test_the_test_result_names_the_gates_and_the_machine(artifact, key):
 
 
 def test_the_test_result_of_a_failed_artifact_says_so(artifact, key):
-    proven.verify(open_artifact(artifact), f1=1.0)
+    proven.verify(open_artifact(artifact), finite_logits=False)
     qabuild.sign(artifact, key)
     predicate = statement(artifact / "verification.sig")["predicate"]
     assert predicate["result"] == "FAILED"
-    assert "min_f1_retention" in predicate["failedTests"]
+    assert "finite_logits" in predicate["failedTests"]
 
 
 # --- what is missing ------------------------------------------------------------------------------------------------

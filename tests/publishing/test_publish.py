@@ -136,8 +136,10 @@ def test_signatures_travel_with_the_artifact(workspace):
 def test_a_dry_run_signs_nothing(workspace):
     artifact = workspace.artifact()
     keygen(workspace.folder / "ours.key")
-    workspace.publish(artifact, "--sign", "ours.key", "--dry-run")
+    output = workspace.publish(artifact, "--sign", "ours.key", "--dry-run")
+    assert "signing would add model.sig, provenance.sig, verification.sig" in output
     assert not any((artifact / name).exists() for name in SIGNATURES)
+    assert "nope.key" in workspace.publish(artifact, "--sign", "nope.key", "--dry-run", status=2)
 
 
 def test_publishing_again_does_nothing_and_reports_that(workspace):

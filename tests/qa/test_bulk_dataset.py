@@ -531,6 +531,8 @@ def test_a_damaged_newer_or_missing_manifest_is_refused(
         ("others.csv", "out", r"others\.csv: has no column 'question', only id, frage\n.*--column question=COLUMN"),
         ("questions", "zzz://bucket/out", "Protocol not known: zzz"),
         ("zzz://bucket/in", "out", "Protocol not known: zzz"),
+        ("s3:/bucket/in", "out", r"s3:/bucket/in: is no URL\n  write s3://bucket/in"),
+        ("questions", "s3:/bucket/out", r"s3:/bucket/out: is no URL"),
     ],
 )
 def test_what_cannot_be_answered_is_refused_before_any_answer(

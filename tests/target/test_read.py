@@ -125,6 +125,7 @@ def test_all_mistakes_of_a_file_are_reported_at_once_with_line_key_and_accepted_
         (MINIMAL + "[answer]\nmax_question_len = 0\n", "answer.max_question_len: given 0"),
         (MINIMAL + "[answer]\nmax_seq_len = 64\ndoc_stride = 64\n", "must be less than `max_seq_len`, and is 64 to 64"),
         (MINIMAL + "[verify]\nmax_answer_len = 3\n", "verify.max_answer_len: unknown key; it belongs to [answer]"),
+        ("name = 5\n" + MINIMAL, "name: unknown key; the name of a target is that of its file"),
         ("[checkpoint]\nmodel = 'sample'\n", "backend: is missing; accepted: a table with a name: eager"),
         (MINIMAL + "level = 2\n", "backend.level: unknown key of backend eager; it belongs to onnxruntime"),
         (MINIMAL + MINIMAL, "a table is defined twice"),
