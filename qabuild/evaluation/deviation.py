@@ -27,8 +27,8 @@ def record(
 ) -> dict[str, Any]:
     """What the manifest records of the compiled `model`, compared with the reference in `directory`.
 
-    `parameters` are those of the pipeline. `sizes` are those of `measure.batch_sizes`; the batch size that changes most
-    answers counts.
+    `parameters` are those of the pipeline. `sizes` are those of `differences.batch_sizes`; the batch size that changes
+    most answers counts.
     """
     from qabuild.evaluation.differences import of_logits
     from qabuild.qa.ask import answerer, chunks

@@ -12,8 +12,23 @@ from qabuild.artifact.manifest import Artifact
 from qabuild.errors import UntrustedInput
 from qabuild.evaluation import probes, reference
 from qabuild.evaluation.bootstrap import mean_interval
+from qabuild.models.backends import backend
+from qabuild.models.runtime import Runtime
 from qabuild.qa import squad_metric
 from qabuild.qa.data import QuestionSet
+
+ARTIFACT, ALONE = "artifact", "artifact at batch 1"
+"""The artifact at its target's batch size and, where answers depend on that, at one window at a time."""
+
+
+def batch_sizes(options: Any, runtime: Runtime, batch_size: int) -> dict[str, int | None]:
+    """The batch sizes at which an artifact is measured, by name; `batch_size` is that of its target.
+
+    Where the backend states that answers depend on the batch, they are two: the target's and one window at a time.
+    """
+    if runtime.dtype not in backend(options.name).BATCH_DEPENDENT:
+        return {ARTIFACT: None}
+    return {ARTIFACT: batch_size, **({ALONE: 1} if batch_size != 1 else {})}
 
 
 def of_worst_batch(

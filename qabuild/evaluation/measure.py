@@ -18,15 +18,15 @@ from qabuild.artifact.manifest import Artifact
 from qabuild.errors import MissingEnvironment
 from qabuild.evaluation import cross_check, differences, sealed_questions
 from qabuild.evaluation.bootstrap import ratio_interval
+from qabuild.evaluation.differences import ARTIFACT
 from qabuild.models.backends import backend
-from qabuild.models.runtime import Runtime
 from qabuild.qa.ask import Answered, Ask, answerer, chunks, takes_part
 from qabuild.qa.data import Question, QuestionSet
 from qabuild.system import machine, packages
 from qabuild.system.reporter import SILENT, Reporter
 
-ARTIFACT, ALONE, CHECKPOINT, SECOND = "artifact", "artifact at batch 1", "checkpoint", "second pipeline"
-"""The contestants: artifact and checkpoint in qabuild's pipeline, and the artifact in the cross-check's."""
+CHECKPOINT, SECOND = "checkpoint", "second pipeline"
+"""The contestants beside the artifact: the checkpoint in qabuild's pipeline, and the artifact in the cross-check's."""
 
 
 SPEED_QUESTIONS = 512
@@ -61,7 +61,7 @@ def measure(
     manifest = artifact.manifest
     model, tokenizer = load_model(artifact, allow_native=allow_native, allow_unverified=True)
     parameters = {"handle_impossible_answer": questions.has_unanswerable, **manifest.parameters}
-    sizes = batch_sizes(manifest.options, manifest.runtime, manifest.verify["batch_size"])
+    sizes = differences.batch_sizes(manifest.options, manifest.runtime, manifest.verify["batch_size"])
     contestants: dict[str, Ask] = {
         name: answerer(model, tokenizer, **parameters, batch_size=size) for name, size in sizes.items()
     }
@@ -110,16 +110,6 @@ def _register(artifact: Artifact, measurement: Measurement, reporter: Reporter) 
         measurements.register(artifact, measurement)
     except MissingEnvironment as error:  # the measurement is as good; only `publish` will make it anew
         reporter.say(f"the measurement was not registered: {error.message}; {error.hint}")
-
-
-def batch_sizes(options: Any, runtime: Runtime, batch_size: int) -> dict[str, int | None]:
-    """The batch sizes at which an artifact is measured, by name; `batch_size` is that of its target.
-
-    Where the backend states that answers depend on the batch, they are two: the target's and one window at a time.
-    """
-    if runtime.dtype not in backend(options.name).BATCH_DEPENDENT:
-        return {ARTIFACT: None}
-    return {ARTIFACT: batch_size, **({ALONE: 1} if batch_size != 1 else {})}
 
 
 Round = Mapping[str, Answered]

@@ -211,7 +211,10 @@ EDITS: dict[str, tuple[Callable[[Document], object], str]] = {
         lambda d: gates_of(d)["min_agreement"].update(limit=0.1),
         "must be at least 0.1 (passed); but it is",
     ),
-    "an upper limit": (lambda d: gates_of(d)["min_agreement"].update(bound="at most"), "at most 0.995 (passed); but it"),
+    "an upper limit": (
+        lambda d: gates_of(d)["min_agreement"].update(bound="at most"),
+        "at most 0.995 (passed); but it",
+    ),
     "no such limit": (lambda d: gates_of(d)["min_agreement"].update(bound="about"), ".bound: Input"),
     "another gate's value": (lambda d: gates_of(d)["min_agreement"].update(value=0.9961), "min_agreement: 0.9961"),
     "a gate of its own": (

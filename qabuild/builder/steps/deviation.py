@@ -53,7 +53,7 @@ class Deviation:
     def run(self, context: Context, directory: Path) -> Mapping[str, Any]:
         from qabuild.artifact import sealed_reference
         from qabuild.builder.leakage import questions_of
-        from qabuild.evaluation import deviation, measure
+        from qabuild.evaluation import deviation, differences
         from qabuild.models.checkpoint.load import load_tokenizer
 
         target = context.target
@@ -71,5 +71,5 @@ class Deviation:
             questions,
             target.answer.parameters(unanswerable=questions.has_unanswerable),
             sealed_reference.read(answered),
-            measure.batch_sizes(target.backend, target.runtime, target.verify.batch_size),
+            differences.batch_sizes(target.backend, target.runtime, target.verify.batch_size),
         )

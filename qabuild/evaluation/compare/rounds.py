@@ -12,7 +12,7 @@ from qabuild.errors import QABuildError
 from qabuild.evaluation.compare.contestants import Contestant
 from qabuild.evaluation.compare.result import Failure, Time
 from qabuild.evaluation.compare.worker_pool import Turn, Worker, start_workers
-from qabuild.evaluation.measure import batch_sizes as judged_batch_sizes
+from qabuild.evaluation.differences import batch_sizes as judged_batch_sizes
 from qabuild.qa import ask
 from qabuild.qa.data import QuestionSet
 from qabuild.system.reporter import Reporter
