@@ -295,11 +295,27 @@ def possible(result: Any) -> Results:
     return [answer for answer in answers if answer["score"] > 0]
 
 
+TIE = 1e-6
+"""Relative difference of two scores, of fp32 products, whose order rounding decides."""
+
+
 def assert_same(ours: Any, stock: Any) -> None:
-    """Assert the same answers in the same order, with scores within 1e-6."""
+    """Assert the same answers in the same order, with scores within 1e-6.
+
+    Answers whose scores tie may have changed places, also with one that `top_k` cut off.
+    """
     ours, stock = possible(ours), possible(stock)
-    assert [(a["answer"], a["start"], a["end"]) for a in ours] == [(a["answer"], a["start"], a["end"]) for a in stock]
     assert [a["score"] for a in ours] == pytest.approx([a["score"] for a in stock], abs=1e-6, rel=0)
+    for number, (own, other) in enumerate(zip(ours, stock, strict=True)):
+        if _place(own) != _place(other):
+            tied = [a for a in stock if a["score"] == pytest.approx(own["score"], rel=TIE)]
+            assert tied, (number, own, other)
+            is_last = tied[-1] is stock[-1]
+            assert is_last or _place(own) in map(_place, tied), (number, own, other)
+
+
+def _place(answer: dict[str, Any]) -> tuple[str, int, int]:
+    return answer["answer"], answer["start"], answer["end"]
 
 
 def outcome(call: Callable[[Any], Any], pipeline: Any) -> Any:
