@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,8 +76,7 @@ def sign_artifact(artifact: Artifact, key: str | Path | None) -> list[str]:
     for name, statement in statements.items():
         if _signed_files(statement) != _files(artifact, name):
             raise UntrustedInput(f"{artifact.directory}: changed while it was signed", "sign it again")
-    kept = _signed_by(artifact, Path(key)) if key is not None else set()
-    written = [name for name in statements if name not in kept]
+    written = _unsigned(artifact, key, statements)
     for name in written:
         write_unsealed(artifact.directory / name, _bundle(signer, statements[name]))
     return written
@@ -87,8 +86,13 @@ def would_write(artifact: Artifact, key: str | Path) -> list[str]:
     """The names of the files that `sign_artifact` would write with the private key. Raises as it does."""
     key_pair.require_library()
     _private_key(Path(key))
-    kept = _signed_by(artifact, Path(key))
-    return [name for name in _statements(artifact) if name not in kept]
+    return _unsigned(artifact, key, _statements(artifact))
+
+
+def _unsigned(artifact: Artifact, key: str | Path | None, names: Iterable[str]) -> list[str]:
+    """Those of the signatures that the key has not made already; without a key, all."""
+    kept = _signed_by(artifact, Path(key)) if key is not None else set()
+    return [name for name in names if name not in kept]
 
 
 def require(artifact: Artifact, signer: Signer, *, evidence: bool = True) -> None:
