@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from qabuild.artifact import FOLDER, signature, staging
-from qabuild.artifact.load import download
+from qabuild.artifact.load import from_hub
 from qabuild.artifact.manifest import Artifact, open_artifact
 from qabuild.errors import BadTarget
 from qabuild.system import hub
@@ -31,14 +31,16 @@ def fetch(
 
     Every file is checked against the manifest; `revision`, `digest` and `key` are those of `qabuild.load`. A folder
     that is there already is kept if it holds the same artifact. Raises BadTarget if it holds anything else, and as
-    `qabuild.load` does.
+    `qabuild.load` does; QABuildError where `output` is not writable.
     """
     if hub.is_path(repo_id) or "/" not in repo_id:
         raise BadTarget(f"{repo_id} is no repository on the Hub", "write owner/name")
-    downloaded = open_artifact(download(repo_id, revision), digest, linked=True)
+    goal = Path(output) / repo_id.rpartition("/")[2]
+    if not os.path.lexists(goal):
+        staging.require_writable(Path(output))
+    downloaded = from_hub(repo_id, revision, digest, key)
     if key is not None:
         signature.require(downloaded, key)
-    goal = Path(output) / repo_id.rpartition("/")[2]
     with staging.disk_explained(Path(output)):
         if os.path.lexists(goal):
             return _require_same(goal, downloaded)

@@ -23,7 +23,8 @@ def keygen(path: str | Path) -> Path:
     """Make a pair of keys: the private one at `path`, readable by you alone, the public one beside it, in `.pub`.
 
     The environment variable QABUILD_KEY_PASSPHRASE, where it is set, encrypts the private key. Returns the path of the
-    public key. Raises BadTarget where one of the files exists or cannot be made, or the passphrase is too long.
+    public key. Raises BadTarget where one of the files exists or has no folder, or the passphrase is too long;
+    QABuildError where the folder is not writable.
     """
     require_library()
     from cryptography.hazmat.primitives import serialization
@@ -39,6 +40,7 @@ def keygen(path: str | Path) -> Path:
         require_outside(file)
         if os.path.lexists(file):
             raise BadTarget(f"{file}: exists, and no key is overwritten", "name another file, or move it away")
+        files.require_creatable(file)
     secret = passphrase()
     key = ec.generate_private_key(ec.SECP256R1())
     pem = key.private_bytes(
@@ -128,11 +130,6 @@ def _public_pem(key: Any) -> bytes:
 
 def _create(path: Path, content: bytes, mode: int) -> None:
     """Write a new file, never through a link and never over a file that exists."""
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    except OSError as error:
-        raise BadTarget(
-            f"{path}: cannot be made: {error.strerror}", "name a file in a folder that exists and is yours"
-        ) from error
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     with open(descriptor, "wb") as file:
         file.write(content)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qabuild.artifact import signature
-from qabuild.artifact.manifest import Artifact, open_artifact
+from qabuild.artifact.manifest import Artifact, open_artifact, require_digest
 from qabuild.artifact.validation import require_passed, unverified
 from qabuild.errors import BadTarget, QABuildError, UntrustedInput
 from qabuild.models.backends import backend
@@ -67,16 +67,26 @@ def find(
             )
         opened = open_artifact(Path(source), digest, any_evidence=allow_unverified)
     else:
-        downloaded = download(str(source), revision)
-        opened = open_artifact(downloaded, digest, linked=True, any_evidence=allow_unverified)
+        opened = from_hub(str(source), revision, digest, key, any_evidence=allow_unverified)
     if key is not None:
         signature.require(opened, key)
     return opened
 
 
-def download(repo_id: str, revision: str | None) -> Path:
-    """The folder in the Hub's cache that holds that revision of the repository."""
-    return hub_files.download(repo_id, hub.commit(repo_id, revision, "artifact"), "artifact", ["*"])
+def from_hub(
+    repo_id: str, revision: str | None, digest: str | None, key: Signer | None, *, any_evidence: bool = False
+) -> Artifact:
+    """The artifact at that revision of the repository, opened in the Hub's cache as `open_artifact` does.
+
+    A digest that is none and a key that is not there are refused before anything is downloaded; whether the key signed
+    the artifact is left to the caller.
+    """
+    if digest is not None:
+        require_digest(digest)
+    if key is not None:
+        signature.require_usable(key)
+    folder = hub_files.download(repo_id, hub.commit(repo_id, revision, "artifact"), "artifact", ["*"])
+    return open_artifact(folder, digest, linked=True, any_evidence=any_evidence)
 
 
 def load_pipeline(

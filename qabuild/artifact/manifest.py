@@ -221,6 +221,14 @@ def write_unsealed(path: Path, content: bytes) -> None:
                 stage.rmdir()
 
 
+def require_digest(digest: str) -> None:
+    """Raise BadTarget where `digest` is not a SHA-256 in hex."""
+    if not re.fullmatch("[0-9a-fA-F]{64}", digest):
+        raise BadTarget(
+            f"digest '{digest}': not a SHA-256", "give its 64 hex digits: `sha256sum manifest.json` prints them"
+        )
+
+
 def open_artifact(
     directory: Path, digest: str | None = None, *, linked: bool = False, any_evidence: bool = False
 ) -> Artifact:
@@ -233,10 +241,8 @@ def open_artifact(
     changed, removed or added, a config makes transformers run code, or the handler is none that qabuild writes. Nothing
     of the artifact has been deserialised when this returns.
     """
-    if digest is not None and not re.fullmatch("[0-9a-fA-F]{64}", digest):
-        raise BadTarget(
-            f"digest '{digest}': not a SHA-256", "give its 64 hex digits: `sha256sum manifest.json` prints them"
-        )
+    if digest is not None:
+        require_digest(digest)
     text = _read_manifest(directory, linked)
     actual = hashlib.sha256(text).hexdigest()
     if digest is not None and digest.lower() != actual:
@@ -296,11 +302,8 @@ def _parse_table(model: type[Table], values: Mapping[str, Any], key: str) -> Tab
     try:
         return model.model_validate(dict(values))
     except ValidationError as error:
-        first = error.errors()[0]
-        problem = f"{'.'.join([key, *map(str, first['loc'])])}: {first['msg']}"
-        raise UntrustedInput(
-            f"{MANIFEST}: damaged, or written by another version: {problem}", "build it again"
-        ) from None
+        problem = f"{MANIFEST}: damaged, or written by another version: {key}.{documents.first_mistake(error)}"
+        raise UntrustedInput(problem, "build it again") from None
 
 
 def _read_evidence(directory: Path) -> dict[str, Any] | None:

@@ -113,6 +113,13 @@ def require(artifact: Artifact, signer: Signer, *, evidence: bool = True) -> Non
         _require_valid(artifact, name, signer, verifier)
 
 
+def require_usable(signer: Signer) -> None:
+    """Raise what `require` raises of every artifact: no library, no such key. Never asks Sigstore."""
+    key_pair.require_library()
+    if not isinstance(signer, Identity):
+        _verifier(signer)
+
+
 def _require_valid(artifact: Artifact, name: str, signer: Signer, verifier: Any) -> None:
     path = artifact.directory / name
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import signal
 import sys
@@ -39,6 +40,17 @@ def require_uninterrupted(error: BaseException | None = None) -> None:
         raise KeyboardInterrupt from error
 
 
+_HINTS = {
+    errno.EACCES: "give this user the rights to it",
+    errno.EPERM: "give this user the rights to it",
+    errno.EROFS: "make the disk writable",
+    errno.ENOSPC: "make room on the disk",
+    errno.EDQUOT: "make room: this user's quota is used up",
+    errno.EMFILE: "allow this user more open files: ulimit -n",
+}
+"""What to do about an error of the operating system, by its number."""
+
+
 def to_qabuild_error(error: QABuildError | OSError | MemoryError) -> QABuildError:
     """The error to report. One of the operating system that no caller explained keeps its own message."""
     if isinstance(error, QABuildError):
@@ -46,7 +58,7 @@ def to_qabuild_error(error: QABuildError | OSError | MemoryError) -> QABuildErro
     if isinstance(error, MemoryError):
         return QABuildError("out of memory", "close other programs, or use a machine with more memory")
     at = f"{error.filename2 or error.filename}: " if error.filename else ""
-    return QABuildError(f"{at}{error.strerror or error}", "-v shows where it came from")
+    return QABuildError(f"{at}{error.strerror or error}", _HINTS.get(error.errno or 0, "-v shows where it came from"))
 
 
 def print_error(error: QABuildError, *, verbose: bool = False) -> None:

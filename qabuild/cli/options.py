@@ -173,15 +173,9 @@ offline_option = click.option("--offline", is_flag=True, help="Use only what is 
 
 def require_writable(path: Path) -> None:
     """Refuse a `path` that cannot be written, before minutes are spent on what to write."""
-    import tempfile
+    from qabuild.system.files import require_creatable
 
     if path.exists() and not path.is_file():  # replacing a device, say, would remove it for everyone
         raise BadTarget(f"{path}: is no file, and would be replaced by one", "name another file")
-    resolved = Path(os.path.realpath(path))  # unlike `resolve`, it survives a loop of links
-    require_outside(resolved)
-    if not resolved.parent.exists():
-        raise BadTarget(f"{path}: there is no folder {resolved.parent}", "create it, or name another file")
-    try:
-        tempfile.TemporaryFile(dir=resolved.parent).close()
-    except OSError as error:
-        raise BadTarget(f"{path}: cannot be written: {error.strerror}", "name another file") from error
+    require_outside(Path(os.path.realpath(path)))
+    require_creatable(path)

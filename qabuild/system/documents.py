@@ -53,8 +53,13 @@ def typed(kind: type[T], value: Any) -> T:
     try:
         return cast(T, _adapter(cast(Any, kind)).validate_json(json.dumps(value), strict=True))
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise ValueError(": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))) from None
+        raise ValueError(first_mistake(error)) from None
+
+
+def first_mistake(error: ValidationError) -> str:
+    """What pydantic found first, in one line: the dotted key, where there is one, and the problem."""
+    first = error.errors(include_url=False)[0]
+    return ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
 
 
 def load(kind: type[T], path: Path, hint: str) -> T:

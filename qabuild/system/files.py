@@ -21,7 +21,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import IO
 
-from qabuild.errors import MissingEnvironment, QABuildError
+from qabuild.errors import BadTarget, MissingEnvironment, QABuildError
 from qabuild.system.terminal import visible
 
 
@@ -243,6 +243,24 @@ def require_writable(folder: Path, what: str, hint: str) -> None:
     except OSError as error:
         at = f" ({place})" if place != folder.absolute() else ""
         raise QABuildError(f"{what} {folder}: {error.strerror}{at}", hint) from error
+
+
+def require_creatable(path: Path) -> None:
+    """Raise BadTarget where the file `path` has no folder or an impossible name, QABuildError where it is not writable.
+
+    Links are followed.
+    """
+    resolved = os.path.realpath(path)  # unlike `Path.resolve`, it survives a loop of links
+    folder = Path(resolved).parent
+    if not folder.is_dir():
+        raise BadTarget(f"{path}: there is no folder {folder}", "create it, or name another file")
+    try:
+        os.lstat(resolved)
+    except FileNotFoundError:
+        pass
+    except OSError as error:  # a name that is too long, say
+        raise BadTarget(f"{path}: {error.strerror}", "name another file") from error
+    require_writable(folder, f"{path}: the folder", "make it writable, or name another file")
 
 
 def disk_error(error: Exception, folder: Path) -> OSError | None:

@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from qabuild.errors import BadTarget
 from qabuild.models.checkpoint.source import CheckpointSource
 from qabuild.models.pruning.options import Pair
 from qabuild.qa.data.dataset_ref import DatasetRef
-from qabuild.system import files, hub
+from qabuild.system import documents, files, hub
 from qabuild.system.files import errors_explained
 from qabuild.system.frozen import Frozen
 from qabuild.target.lineage import Derived, derivations, pinned, sources, training_data
@@ -173,7 +173,7 @@ def read(path: Path) -> Lock | None:
     except FileNotFoundError:
         return None
     except (files.NotRegular, ValueError, RecursionError) as error:
-        why = str(error).splitlines()[0]
+        why = documents.first_mistake(error) if isinstance(error, ValidationError) else error
         raise BadTarget(f"{path}: damaged: {why}", f"run `qabuild lock {path.with_suffix('.toml')}`") from None
 
 

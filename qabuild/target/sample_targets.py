@@ -23,7 +23,7 @@ def copy(name: str, folder: Path) -> list[Path]:
     """Copy a sample target into `folder`, with the files that it extends and the targets that it builds on.
 
     Returns all their paths, the target's first. Raises BadTarget, and copies nothing, if there is no such target or if
-    another file has one of the paths.
+    another file has one of the paths; QABuildError where the folder is not writable.
     """
     if name not in names():
         near = difflib.get_close_matches(name, names(), n=1)
@@ -35,6 +35,8 @@ def copy(name: str, folder: Path) -> list[Path]:
             f"not overwritten, since they are other files: {', '.join(others)}",
             "rename or remove them, or name another folder: qabuild targets --copy NAME FOLDER",
         )
+    hint = "make it writable, or name another: qabuild targets --copy NAME FOLDER"
+    files.require_writable(folder, "the folder", hint)
     for path in contents:
         path.parent.mkdir(parents=True, exist_ok=True)
     for path, content in contents.items():

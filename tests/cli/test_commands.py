@@ -412,8 +412,8 @@ def test_a_bug_keeps_its_traceback_and_asks_for_a_report(empty, qabuild, monkeyp
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
-        (PermissionError(13, "Permission denied", "/etc/shadow"), "/etc/shadow: Permission denied"),
-        (ConnectionResetError(104, "Connection reset by peer"), "Connection reset by peer"),
+        (PermissionError(13, "Permission denied", "/etc/shadow"), "/etc/shadow: Permission denied give this user"),
+        (ConnectionResetError(104, "Connection reset by peer"), "Connection reset by peer -v shows where"),
         (MemoryError(), "out of memory"),
     ],
 )
@@ -426,7 +426,31 @@ def test_an_operating_system_error_is_one_message(empty, qabuild, monkeypatch, e
     assert "Traceback" in qabuild("plan", "tiny.toml", "-v").err
 
 
-# --- a full disk ------------------------------------------------------------------------------------------------------
+# --- a place that is not writable, and a full disk --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["answer", "artifacts/tiny", "questions.jsonl", "-o", "/proc/answers.jsonl"],
+        ["build", "tiny.toml", "--output", "/proc/artifacts"],
+        ["data", "check", "questions.jsonl", "--fix", "/proc/mended.json"],
+        ["export", "artifacts/tiny", "--layout", "docker", "-o", "/proc/image"],
+        ["fetch", "me/model", "--output", "/proc/fetched"],
+        ["init", "sample", "-o", "/proc/sample.toml"],
+        ["keygen", "/proc/release.key"],
+        ["report", "artifacts/tiny", "-o", "/proc/report.html"],
+        ["report", "artifacts/tiny", "--png", "/proc/report.png"],
+        ["sbom", "artifacts/tiny", "-o", "/proc/bill.json"],
+        ["targets", "/proc", "--copy", "quickstart"],
+        ["tune", "sample", "-o", "/proc/tuned"],
+    ],
+    ids=" ".join,
+)
+def test_an_output_that_is_not_writable_is_status_5_at_once(built, qabuild, command):
+    row = {"id": "1", "question": "Who came?", "context": "Ann came."}
+    (built / "questions.jsonl").write_text(json.dumps(row) + "\n")
+    assert_one_error(qabuild(*command), 5, "/proc", "make it writable, or name another")
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from qabuild.artifact.key_pair import keygen
 from qabuild.artifact.manifest import open_artifact
 from qabuild.cli import main
 from qabuild.errors import BadTarget, QABuildError, UntrustedInput
+from qabuild.system import hub, hub_files
 
 pytestmark = pytest.mark.both_lines
 
@@ -131,7 +132,8 @@ def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for number, path in enumerate(sorted(path for path in artifact.rglob("*") if path.is_file())):
         path.rename(blobs / str(number))
         path.symlink_to(blobs / str(number))
-    monkeypatch.setattr(fetching, "download", lambda *_: artifact)
+    monkeypatch.setattr(hub, "commit", lambda *_: "0" * 40)
+    monkeypatch.setattr(hub_files, "download", lambda *_: artifact)
     return artifact
 
 
@@ -172,6 +174,22 @@ def test_fetch_leaves_nothing_of_an_artifact_that_it_refuses(
     left, out, err = qabuild("fetch", "me/mine", "--output", tmp_path / "artifacts", *options)
     assert (left, out, expected in err) == (status, "", True)
     assert not (tmp_path / "artifacts").exists()
+
+
+@pytest.mark.parametrize("command", [["fetch", "me/mine"], ["answer", "me/mine", "questions.json"]], ids=" ".join)
+@pytest.mark.parametrize(
+    ("options", "problem"), [(["--digest", "zz"], "not a SHA-256"), (["--key", "no.pub"], "no.pub: No such file")]
+)
+def test_what_no_artifact_can_match_is_refused_before_the_download(
+    tmp_path, qabuild, monkeypatch, command, options, problem
+):
+    if "--key" in options:
+        pytest.importorskip("model_signing", reason="signatures need the extra sign")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(hub, "commit", lambda *_: pytest.fail("asked the Hub"))
+    status, _, err = qabuild(*command, *options)
+    assert (status, problem in err) == (2, True), err
+    assert os.listdir(tmp_path) == []
 
 
 def test_fetch_requires_the_signature_of_a_key(tmp_path, published, qabuild):
@@ -231,12 +249,12 @@ def test_fetch_needs_the_name_of_a_repository(tmp_path, name):
 @pytest.mark.hub
 def test_an_artifact_on_the_hub_is_shown_and_fetched(tmp_path):
     files = content(proven.make(tmp_path / "tiny"))
-    with Hub() as hub:
-        first = hub.commit("model", "me/mine", files)
-        hub.commit("model", "me/mine", {**files, "config.json": b"{}"})
+    with Hub() as server:
+        first = server.commit("model", "me/mine", files)
+        server.commit("model", "me/mine", {**files, "config.json": b"{}"})
 
         def run(*arguments: str) -> tuple[int, Any]:
-            environment = {**os.environ, **hub.environment(tmp_path / "home")}
+            environment = {**os.environ, **server.environment(tmp_path / "home")}
             command = [sys.executable, "-m", "qabuild", *arguments, "--json"]
             process = subprocess.run(
                 command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False

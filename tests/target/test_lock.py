@@ -105,11 +105,18 @@ def test_locked_requires_a_lock(target):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"\xff", b"checkpoint = 3", b"[checkpoint", b"[checkpoint]\nmodel = 'sample'\n"]
+    ("content", "problem"),
+    [
+        (b"", "checkpoint: Field required"),
+        (b"\xff", "'utf-8' codec"),
+        (b"checkpoint = 3", "checkpoint: Input should be"),
+        (b"[checkpoint", "Expected ']'"),
+        (b"[checkpoint]\nmodel = 'sample'\n", "checkpoint.digest: Field required"),
+    ],
 )
-def test_a_damaged_lock_is_refused(target, content):
+def test_a_damaged_lock_is_refused(target, content, problem):
     lock.path_of(target).write_bytes(content)
-    with pytest.raises(BadTarget, match=r"x\.lock: damaged"):
+    with pytest.raises(BadTarget, match=rf"x\.lock: damaged: {problem}"):
         lock.load(target)
 
 

@@ -13,7 +13,7 @@ from qabuild.artifact.evidence import Verification
 from qabuild.artifact.manifest import Artifact, open_artifact
 from qabuild.artifact.sealed_reference import Reference
 from qabuild.artifact.validation import judged_evidence
-from qabuild.errors import BadTarget, MissingEnvironment, QABuildError, UntrustedInput
+from qabuild.errors import BadTarget, MissingEnvironment, QABuildError, UntrustedInput, VerificationFailed
 from qabuild.evaluation import sealed_questions
 from qabuild.evaluation.compare.result import Failure
 from qabuild.models.backends import BASELINE
@@ -78,7 +78,7 @@ def open_contestants(paths: Sequence[str | Path], output: Path) -> tuple[list[Co
             if target and not folder.exists() and not failed_folder(folder).exists():
                 raise BadTarget(f"{path}: {folder} is not built", f"build it first: qabuild {path}")
             contestants.append(_open(name, folder, target.verify.dataset if target else None))
-        except (BadTarget, UntrustedInput, MissingEnvironment) as error:
+        except (BadTarget, UntrustedInput, MissingEnvironment, VerificationFailed) as error:
             errors.append(error)
             failures.append(Failure.of(name, folder, error))
     if not contestants:
@@ -131,7 +131,7 @@ def _open(name: str, folder: Path, dataset: str | None) -> Contestant:
     artifact = open_artifact(folder)
     verification = judged_evidence(artifact)
     if verification is None:
-        raise BadTarget(f"{folder}: not verified", f"verify it first: qabuild verify {folder}")
+        raise VerificationFailed(f"{folder}: not verified", f"verify it first: qabuild verify {folder}")
     sealed = artifact.reference
     return Contestant(name=name, artifact=artifact, verification=verification, reference=sealed, dataset=dataset)
 

@@ -229,7 +229,10 @@ def require_answerable(source: str, target: str, answers_format: AnswersFormat |
 
 
 def require_place(source: str, target: str) -> None:
-    """Raise BadTarget if what comes of the questions in `source` cannot be written to the file `target`."""
+    """Raise BadTarget if what comes of the questions in `source` cannot be written to the file `target`.
+
+    Raises QABuildError where its folder is not writable.
+    """
     if is_pipe(target):
         if os.path.isdir(target):
             raise BadTarget(f"{target}: is a folder", "name a file in it")
@@ -239,11 +242,7 @@ def require_place(source: str, target: str) -> None:
             raise BadTarget(f"{target}: this would replace the questions", "name another file")
         return
     require_outside(Path(target))
-    folder = Path(target).absolute().parent
-    if not folder.is_dir():
-        raise BadTarget(f"{target}: there is no folder {folder}", "create it, or name another file")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise BadTarget(f"{target}: the folder {folder} is not writable", "name a file in another folder")
+    files.require_creatable(Path(target))
     if os.path.exists(target) and source != PIPE and os.path.exists(source) and os.path.samefile(source, target):
         raise BadTarget(f"{target}: this would replace the questions", "name another file")
 

@@ -15,6 +15,7 @@ from qabuild.errors import BadTarget, UntrustedInput
 from qabuild.qa.answer_formats import AnswersFormat
 from qabuild.qa.bulk.parts import Part
 from qabuild.qa.data.records import QuestionsFormat
+from qabuild.system import documents
 from qabuild.system.frozen import Frozen
 from qabuild.system.reporter import SILENT, Reporter
 from qabuild.system.storage import FileState, Location
@@ -116,7 +117,7 @@ def _parsed(content: bytes, where: str) -> RunManifest:
             )
         return RunManifest.model_validate_json(content)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        problem = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+        problem = documents.first_mistake(error) if isinstance(error, ValidationError) else error
         raise UntrustedInput(f"{where}: is damaged ({problem})", "restore it, or name another folder") from error
 
 
