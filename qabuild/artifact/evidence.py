@@ -236,13 +236,13 @@ def describe(gate: Gate) -> str:
 
 
 def requirement(gate: Gate) -> str:
-    """What the gate demands: "at least 0.99", "at most 0.5" or "True"."""
+    """What the gate demands: "at least 0.99", "at most 0.5" or "true"."""
     return f"{gate.bound} {figure(gate.limit)}" if gate.bound else figure(gate.limit)
 
 
 def figure(value: float | bool | None) -> str:
     """A gate's value or limit as messages show it."""
-    return "not measured" if value is None else str(value) if isinstance(value, bool) else f"{value:.6g}"
+    return "not measured" if value is None else str(value).lower() if isinstance(value, bool) else f"{value:.6g}"
 
 
 def at_batch(batch_size: int | None) -> str:

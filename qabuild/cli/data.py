@@ -10,6 +10,7 @@ import click
 from qabuild.cli.console import Console, table
 from qabuild.cli.options import column_option, common
 from qabuild.errors import BadTarget, UntrustedInput
+from qabuild.system.units import count_of
 
 SHOWN_EXAMPLES = 3
 
@@ -50,10 +51,8 @@ def check(file: Path, output: Path | None, columns: dict[str, str], console: Con
         )
     encoding = f", {found.encoding.shown}" if found.encoding else ""
     made = f"; {found.made_ids} have no id and get one from their texts" if found.made_ids else ""
-    console.say(
-        f"{file} ({found.format}{encoding}): {len(found.questions)} questions, {found.unanswerable} of them "
-        f"unanswerable{made}"
-    )
+    read = f"{count_of(len(found.questions), 'question')}, {found.unanswerable} of them unanswerable{made}"
+    console.say(f"{file} ({found.format}{encoding}): {read}")
     rows = [
         [kind.problem, str(len(problems)), _first(problems), kind.remedy] for kind, problems in found.problems.items()
     ]
@@ -79,7 +78,7 @@ def check(file: Path, output: Path | None, columns: dict[str, str], console: Con
 
     console.result(document, show)
     if output is not None:
-        console.say(f"{output}: {len(found.questions)} questions written")
+        console.say(f"{output}: {count_of(len(found.questions), 'question')} written")
     elif not rows:
         console.say("nothing is wrong with it")
     if any(kind.drops or output is None for kind in found.problems):

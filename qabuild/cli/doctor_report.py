@@ -13,6 +13,7 @@ from qabuild.models.backends import BACKENDS, Backend, backend
 from qabuild.models.recommendation import missing_packages
 from qabuild.system import advisories, machine, packages
 from qabuild.system.machine import FAST
+from qabuild.system.units import count_of
 from qabuild.target.model import Target
 
 SHOWN = 5
@@ -32,7 +33,7 @@ class Finding:
 def examine() -> list[Finding]:
     """Inspect processor, devices and packages. Imports every runtime, which takes some seconds."""
     return [
-        Finding(subject="processor", found=f"{machine.cpu()}, {machine.cores()} cores"),
+        Finding(subject="processor", found=f"{machine.cpu()}, {count_of(machine.cores(), 'core')}"),
         *(_kernels(dtype) for dtype in FAST),
         _fastest(),
         *_measured(),

@@ -10,8 +10,8 @@ import click
 
 from qabuild.cli.console import Console, emit, table
 from qabuild.cli.options import common, signer_options, unverified_option
-from qabuild.cli.units import size_of
 from qabuild.publishing import layouts
+from qabuild.system.units import size_of
 
 
 @click.command()

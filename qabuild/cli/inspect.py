@@ -13,8 +13,8 @@ import click
 
 from qabuild.cli.console import Console, emit, print_message, table
 from qabuild.cli.options import AGES, SIZES, Quantity, common
-from qabuild.cli.units import size_of
 from qabuild.errors import UntrustedInput
+from qabuild.system.units import count_of, size_of
 
 if TYPE_CHECKING:
     from qabuild.builder.store.gc import CachedResult
@@ -57,7 +57,7 @@ def cache_prune(older_than: float | None, max_size: float | None, dry_run: bool,
 
     size = None if max_size is None else int(max_size)
     dropped = gc.prune(Store(), older_than=older_than, max_size=size, dry_run=dry_run)
-    console.say("would be dropped:" if dry_run else "dropped:")
+    console.say("nothing to drop" if not dropped else "would be dropped:" if dry_run else "dropped:")
     console.result([_document(result) for result in dropped], lambda: table(COLUMNS, _rows(dropped)))
 
 
@@ -70,7 +70,7 @@ def cache_verify(console: Console) -> None:
 
     intact, damaged = gc.verify(Store())
     document = {"intact": len(intact), "damaged": [_document(result) for result in damaged]}
-    console.result(document, lambda: emit(f"{len(intact)} results are intact, {len(damaged)} were damaged"))
+    console.result(document, lambda: emit(f"{count_of(len(intact), 'result')} intact, {len(damaged)} damaged"))
     if damaged:
         print_message("the next build that needs them rebuilds them; if this happens again, check the disk")
         sys.exit(UntrustedInput.exit_status)
@@ -116,7 +116,7 @@ def _document(result: CachedResult) -> dict[str, Any]:
 def _rows(results: Sequence[CachedResult]) -> list[list[str]]:
     """One row per result, and a last row with the totals."""
     rows = [[r.key[:12], r.step, r.what, size_of(r.size), _duration(r.age)] for r in results]
-    return [*rows, [f"{len(rows)} results", "", "", size_of(sum(r.size for r in results)), ""]]
+    return [*rows, [count_of(len(rows), "result"), "", "", size_of(sum(r.size for r in results)), ""]]
 
 
 def _duration(seconds: float) -> str:

@@ -13,8 +13,8 @@ from qabuild.cli.console import Console, emit, table
 from qabuild.cli.failures import require_uninterrupted, to_qabuild_error
 from qabuild.cli.options import common, data_option
 from qabuild.cli.results import Outcome, describe_published
-from qabuild.cli.units import size_of
 from qabuild.errors import BadTarget, QABuildError
+from qabuild.system.units import size_of
 
 if TYPE_CHECKING:
     from qabuild.builder.build import Built

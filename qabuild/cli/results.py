@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from qabuild.cli.console import Console, emit, table
 from qabuild.cli.failures import error_document, print_error, require_uninterrupted, to_qabuild_error
-from qabuild.cli.units import size_of
 from qabuild.errors import QABuildError, VerificationFailed
+from qabuild.system.units import count_of, size_of
 
 if TYPE_CHECKING:
     from qabuild.artifact.evidence import Verification
@@ -111,7 +111,7 @@ def _result(verification: Verification) -> str:
         return f"FAILED: {failed}"
     truncated = verification.measurement.truncated_questions
     remarks = ["under other versions"] if verification.other_versions else []
-    remarks += [f"{truncated} question{'s' * (truncated != 1)} truncated"] if truncated else []
+    remarks += [f"{count_of(truncated, 'question')} truncated"] if truncated else []
     return ", ".join(["passed", *remarks])
 
 

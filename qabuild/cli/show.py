@@ -11,7 +11,7 @@ import click
 
 from qabuild.cli.console import Console, emit, table
 from qabuild.cli.options import common, output_option, signer_options
-from qabuild.cli.units import size_of
+from qabuild.system.units import size_of
 
 if TYPE_CHECKING:
     from qabuild.artifact.evidence import Gate, Measurement

@@ -1189,7 +1189,7 @@ def test_the_cache_is_listed_pruned_and_verified(built, qabuild, isolated_cache)
     result = qabuild("cache", "list")
     assert (result.status, result.err) == (0, f"{isolated_cache}\n")
     assert "3 results" in result.out
-    assert qabuild("cache", "verify").out == "3 results are intact, 0 were damaged\n"
+    assert qabuild("cache", "verify").out == "3 results intact, 0 damaged\n"
 
     (compiled,) = (entry["key"] for entry in cached if entry["step"] == "compile")
     weights = isolated_cache / "v1" / "results" / compiled / "files" / "model.safetensors"

@@ -263,11 +263,11 @@ def test_an_edit_that_fails_every_gate_is_a_failed_verification_whatever_it_clai
         document["measurement"]["same_tokens"] = gates["same_tokens"]["value"] = False
 
     edit(tiny, fail)
-    assert "gate same_tokens: False, must be True" in run("publish", tiny).err
+    assert "gate same_tokens: false, must be true" in run("publish", tiny).err
     edit(tiny, lambda document: gates_of(document)["same_tokens"].update(passed=False) or document.update(passed=False))
     result = run("publish", tiny)
     assert result.status == VerificationFailed.exit_status
-    assert "same_tokens: False, must be True" in result.err
+    assert "same_tokens: false, must be true" in result.err
 
 
 def forge(document: Document) -> None:

@@ -7,6 +7,7 @@ import io
 
 from qabuild.artifact.evidence import at_batch
 from qabuild.evaluation.compare.result import Comparison, Failure, Interval, Measured
+from qabuild.system.units import count_of
 
 
 def columns(comparison: Comparison) -> list[str]:
@@ -65,11 +66,12 @@ def conditions(comparison: Comparison) -> str:
     """The conditions of the comparison in one line: questions, baseline, machine and durations."""
     main = comparison.measured[0].throughput[0]
     overhead = comparison.time.measuring / comparison.time.answering - 1
-    rounds = "1 round" if main.rounds == 1 else f"{main.rounds} rounds"
-    questions = f"{'interrupted after ' if comparison.interrupted else ''}{main.questions} questions in {rounds}"
+    asked = f"{count_of(main.questions, 'question')} in {count_of(main.rounds, 'round')}"
+    questions = f"interrupted after {asked}" if comparison.interrupted else asked
+    hardware = f"{comparison.machine['cpu']}, {count_of(comparison.machine['cores'], 'core')}"
     return (
         f"{questions}, baseline: {comparison.baseline or 'not measured'}; "
-        f"{comparison.machine['cpu']}, {comparison.machine['cores']} cores; loading {comparison.time.loading:.0f} s, "
+        f"{hardware}; loading {comparison.time.loading:.0f} s, "
         f"answering {comparison.time.answering:.0f} s, overhead {100 * overhead:.1f} %"
     )
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from qabuild.evaluation.compare.result import Comparison, Measured
+from qabuild.system.units import count_of
 
 Spec = dict[str, Any]
 
@@ -78,7 +79,8 @@ def title(comparison: Comparison) -> Spec:
     """What the picture shows: the checkpoints, the questions and the machine."""
     checkpoints = dict.fromkeys(measured.manifest["checkpoint"]["name"] for measured in comparison.measured)
     machine, main = comparison.machine, comparison.measured[0].throughput[0]
-    hardware = ", ".join([machine["cpu"], f"{machine['cores']} cores", *dict.fromkeys(machine.get("gpus") or ())])
+    cores = count_of(machine["cores"], "core")
+    hardware = ", ".join([machine["cpu"], cores, *dict.fromkeys(machine.get("gpus") or ())])
     asked = f"{main.questions} questions of {comparison.data['dataset']}, in batches of {main.batch_size}"
     interrupted = ", interrupted" if comparison.interrupted else ""
     lines = [f"{asked}{interrupted}", hardware]
