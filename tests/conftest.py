@@ -26,6 +26,8 @@ settings.register_profile(
     "qabuild", deadline=None, database=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("qabuild")
+# A failure of CI is one of the change: what chance finds, it finds on the machines of those who write the tests.
+settings.register_profile("ci", derandomize=True)
 
 
 def pytest_configure(config: pytest.Config) -> None:
