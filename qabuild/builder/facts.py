@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qabuild.builder import data_pins
 from qabuild.builder.closure import ImportGraph
 from qabuild.builder.keys import Inputs, is_known, step_key
 from qabuild.builder.requirements import requirements
@@ -16,9 +16,8 @@ from qabuild.builder.steps.step import Facts
 from qabuild.builder.store.local import Entry, Store, is_intact
 from qabuild.errors import BadTarget, QABuildError, UntrustedInput
 from qabuild.models.support import check
-from qabuild.qa.sample import HELDOUT, TRAIN
-from qabuild.system import files, machine, packages
-from qabuild.system.hub import SAMPLE, commit, is_id, is_path
+from qabuild.system import machine, packages
+from qabuild.system.hub import is_id
 from qabuild.target.lineage import Derived, Origin, derivations
 from qabuild.target.paths import require_paths
 
@@ -148,23 +147,19 @@ class FactCollector:
         )
 
     def _data(self, ref: DatasetRef, key: str) -> str | None:
-        """What identifies a data set, without reading it: the digest of a file, the commit of a Hub repository."""
-        source = str(ref.dataset)
-        if source == SAMPLE:
-            return files.sha256(TRAIN if ref.split == "train" else HELDOUT)
-        if is_path(source):
-            try:
-                return files.sha256(Path(source))
-            except OSError as error:
-                raise BadTarget(f"{source}: {error.strerror}", f"let {key} name a file of questions") from None
+        """What identifies a data set, which is the pinned one, where it is known."""
+        offline = self._offline or not self._fetch
         try:
-            return commit(source, ref.revision, "dataset", offline=self._offline or not self._fetch)
+            identity = data_pins.identity(ref, offline=offline)
+            if ref.fingerprint:
+                data_pins.require(ref, identity, self._results, self._code, keep=self._fetch, offline=offline)
         except QABuildError as error:
+            error.message = f"{key}: {error.message}"
             if self._fetch:
-                error.message = f"{key}: {error.message}"
                 raise
             _require_unknown(error)
             return None
+        return identity
 
     def _checkpoint(self, origin: Origin, head: bool = True) -> Checkpoint | None:
         """The checkpoint; None where its Hub id is not resolved, or its stage not carried out.

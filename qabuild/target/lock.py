@@ -92,8 +92,8 @@ def load(path: str | Path, overrides: Sequence[str] = (), *, locked: bool = Fals
     path = Path(path)
     target = load_target(path, overrides)
     lock = read(path_of(path))
-    pins_checkpoint = lock is not None and _pinned_checkpoint(lock) == _checkpoint_fields(target.checkpoint)
-    pins_data = lock is not None and _pinned_fields(lock.verify) == _data_fields(target.verify.data)
+    pins_checkpoint = lock is not None and _pins(lock.checkpoint, _checkpoint_fields(target.checkpoint))
+    pins_data = lock is not None and _pins(lock.verify, _data_fields(target.verify.data))
     pins = _training_pins(target, lock)
     if locked and not (pins_checkpoint and pins_data and not pins.missing):
         hint = f"run `qabuild lock {path}`{', and leave out --set: a lock does not cover it' * bool(overrides)}"
@@ -118,17 +118,22 @@ def load(path: str | Path, overrides: Sequence[str] = (), *, locked: bool = Fals
 
 
 def make(target: Target, *, offline: bool = False) -> Lock:
-    """Resolve what `target`, read without a lock, names now. Downloads what is not cached yet."""
+    """Resolve what `target`, read without a lock, names now. Downloads what is not cached yet.
+
+    Raises UntrustedInput for what differs from the target's own pins.
+    """
     from qabuild.models.checkpoint.resolve import resolve
     from qabuild.qa import data
 
     def checkpoint(source: CheckpointSource, head: bool) -> CheckpointPin:
-        resolved = resolve(source.model, source.revision, head=head, offline=offline)
-        return CheckpointPin(**_checkpoint_fields(source), commit=resolved.revision, digest=resolved.digest)
+        resolved = resolve(source.model, source.revision, digest=source.digest, head=head, offline=offline)
+        fields = {**_checkpoint_fields(source), "commit": resolved.revision, "digest": resolved.digest}
+        return CheckpointPin(**fields)
 
     def questions(ref: DatasetRef) -> DataPin:
-        dataset = data.load(ref.whole(), offline=offline)
-        return DataPin(**_data_fields(ref), commit=dataset.revision, fingerprint=dataset.fingerprint)
+        dataset = data.load(ref.whole().pinned(ref.revision, ref.fingerprint), offline=offline)
+        fields = {**_data_fields(ref), "commit": dataset.revision, "fingerprint": dataset.fingerprint}
+        return DataPin(**fields)
 
     require_paths(target)
     derived = isinstance(target.origin, Derived)
@@ -192,7 +197,7 @@ def _training_pins(target: Target, lock: Lock | None) -> _TrainingPins:
     pins = (lock.checkpoint, *lock.checkpoints) if lock else ()
     for source in dict.fromkeys(sources(target.origin)) if isinstance(target.origin, Derived) else ():
         fields = _checkpoint_fields(source)
-        pin = next((pin for pin in pins if pin.model_dump(include={"model", "revision"}) == fields), None)
+        pin = next((pin for pin in pins if _pins(pin, fields)), None)
         if pin:
             checkpoints[source] = source.model_copy(update={"revision": pin.commit, "digest": pin.digest})
         else:
@@ -240,29 +245,33 @@ def chosen_by(target: Target) -> str:
 
 
 def _pin_of(ref: DatasetRef, lock: Lock | None) -> DataPin | None:
-    return next((pin for pin in lock.datasets if _pinned_fields(pin) == _data_fields(ref)), None) if lock else None
+    return next((pin for pin in lock.datasets if _pins(pin, _data_fields(ref))), None) if lock else None
+
+
+def _pins(pin: CheckpointPin | DataPin, fields: Mapping[str, Any]) -> bool:
+    """Whether the pin is one of what the target names with these fields."""
+    return _as_pinned(pin, fields) == fields
+
+
+def _as_pinned(pin: CheckpointPin | DataPin, fields: Mapping[str, Any]) -> dict[str, Any]:
+    return pin.model_dump(include=set(fields))
 
 
 def _checkpoint_fields(source: CheckpointSource) -> dict[str, Any]:
-    """The fields that the target names, without paths, which differ between machines."""
-    return {"model": _name(source.model), "revision": source.revision}
+    """The fields that the target names, without paths, which differ between machines; a digest where it pins one."""
+    own = {"digest": source.digest} if source.digest else {}
+    return {"model": _name(source.model), "revision": source.revision, **own}
 
 
 def _data_fields(ref: DatasetRef) -> dict[str, Any]:
+    """The fields that the target names, with a fingerprint where it pins one."""
     return {
         "dataset": ref.shown,
         "configuration": ref.configuration,
         "revision": ref.revision,
         "split": ref.split,
+        **({"fingerprint": ref.fingerprint} if ref.fingerprint else {}),
     }
-
-
-def _pinned_checkpoint(lock: Lock) -> dict[str, Any]:
-    return lock.checkpoint.model_dump(include={"model", "revision"})
-
-
-def _pinned_fields(pin: DataPin) -> dict[str, Any]:
-    return pin.model_dump(include={"dataset", "configuration", "revision", "split"})
 
 
 def _name(source: str) -> str:
@@ -272,11 +281,9 @@ def _name(source: str) -> str:
 def _unlocked(target: Target, path: Path, lock: Lock | None, pins_checkpoint: bool, pins: _TrainingPins) -> str:
     if lock is None:
         return f"{path}: no such lock file, and --locked requires one"
-    current, locked = (
-        (_data_fields(target.verify.data), _pinned_fields(lock.verify))
-        if pins_checkpoint
-        else (_checkpoint_fields(target.checkpoint), _pinned_checkpoint(lock))
-    )
+    pin = lock.verify if pins_checkpoint else lock.checkpoint
+    current = _data_fields(target.verify.data) if pins_checkpoint else _checkpoint_fields(target.checkpoint)
+    locked = _as_pinned(pin, current)
     changes = [
         f"{key} {locked[key] or '(none)'} became {current[key] or '(none)'}"
         for key in current

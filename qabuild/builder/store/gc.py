@@ -91,10 +91,10 @@ def _cached_result(store: Store, key: str) -> CachedResult | None:
 
 
 def _what(inputs: object) -> str:
-    """The backend and its runtime, the questions asked, or how it was pruned or trained."""
+    """The data set, the backend and its runtime, the questions asked, or how it was pruned or trained."""
     if not isinstance(inputs, dict):
         return ""
-    made = ("backend.name", "runtime.device", "runtime.dtype", "verify.split", "verify.samples")
+    made = ("questions", "backend.name", "runtime.device", "runtime.dtype", "verify.split", "verify.samples")
     names = (*made, "train.split", "train.samples", "train.device", "train.dtype")
     sizes = ("prune.ffn", "prune.heads", "prune.flops", "prune.speedup")
     pruned = [f"{name.removeprefix('prune.')} {inputs[name]}" for name in sizes if inputs.get(name) is not None]

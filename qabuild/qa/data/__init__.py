@@ -39,6 +39,7 @@ __all__ = [
     "load",
     "read",
     "refuse_leakage",
+    "require_fingerprint",
     "select",
     "subset",
 ]
@@ -61,13 +62,18 @@ def load(ref: DatasetRef, *, offline: bool = False) -> QuestionSet:
         )
     else:
         questions = _sample(ref.split) if source == hub.SAMPLE else _of_file(ref)
-    if ref.fingerprint not in (None, questions.fingerprint):
-        raise UntrustedInput(
-            f"{source}: the questions' fingerprint is {questions.fingerprint}, pinned is {ref.fingerprint}",
-            "use the pinned data set; if the change is intended, lock the target again",
-        )
+    require_fingerprint(ref, questions.fingerprint)
     questions = without_misplaced(questions) if ref.max_misplaced else questions
     return questions if ref.samples is None else subset(questions, ref.samples, ref.seed)
+
+
+def require_fingerprint(ref: DatasetRef, found: str) -> None:
+    """Raise UntrustedInput if `ref` pins another fingerprint than the one of its whole split, `found`."""
+    if ref.fingerprint not in (None, found):
+        raise UntrustedInput(
+            f"{ref.dataset}: the questions' fingerprint is {found}, pinned is {ref.fingerprint}",
+            "use the pinned data set; if the change is intended, lock the target again, or pin it anew",
+        )
 
 
 def _sample(split: str) -> QuestionSet:

@@ -81,7 +81,7 @@ class DatasetRef:
         """All questions of the split, whatever their fingerprint."""
         return replace(self, samples=None, seed=0, fingerprint=None)
 
-    def pinned(self, revision: str | None, fingerprint: str) -> Self:
+    def pinned(self, revision: str | None, fingerprint: str | None) -> Self:
         """The same questions, at that commit and with that fingerprint."""
         return replace(self, revision=revision, fingerprint=fingerprint)
 
