@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from qabuild.artifact.artifact_ref import ArtifactRef
 from qabuild.qa.bulk.batch import answer_batch
 from qabuild.qa.data.dataset_ref import columns_of
+from qabuild.system import arguments
 
 if TYPE_CHECKING:
     from qabuild.artifact.signature import Signer
@@ -49,7 +50,8 @@ class BatchAnswerer:
         parameters: Mapping[str, Any] | None = None,
     ) -> None:
         # Another process can have another working directory.
-        source = os.path.abspath(artifact) if Path(artifact).exists() else os.fspath(artifact)
+        source = arguments.path("artifact", artifact)
+        source = os.path.abspath(source) if Path(source).exists() else source
         self._artifact = ArtifactRef(
             source=source,
             revision=revision,
@@ -58,8 +60,8 @@ class BatchAnswerer:
             allow_native=allow_native,
             allow_unverified=allow_unverified,
         )
-        self._columns = columns_of(columns or {})
-        self._parameters = dict(parameters or {})
+        self._columns = columns_of(columns)
+        self._parameters = arguments.parameters(parameters)
 
     def __call__(self, batch: Batch) -> Batch:
         """The answers of a batch, as one of the same kind."""

@@ -13,7 +13,7 @@ from qabuild.artifact.manifest import Artifact, open_artifact, require_digest
 from qabuild.artifact.validation import require_passed, unverified
 from qabuild.errors import BadTarget, QABuildError, UntrustedInput
 from qabuild.models.backends import backend
-from qabuild.system import hub, hub_files, native_code, packages, panic
+from qabuild.system import arguments, hub, hub_files, native_code, packages, panic
 
 if TYPE_CHECKING:
     from qabuild.artifact.signature import Signer
@@ -59,15 +59,16 @@ def find(
     A local path of that name comes first; a name within an existing local folder, without a revision, is never looked
     up on the Hub. With `allow_unverified`, its evidence may name another manifest. Raises as `load` does.
     """
+    source = arguments.path("artifact", source)
     is_local = Path(source).exists() or (revision is None and Path(source).parent.is_dir())
-    if hub.is_path(source) or "/" not in str(source) or is_local:
+    if hub.is_path(source) or "/" not in source or is_local:
         if revision is not None:
             raise BadTarget(
                 f"revision '{revision}' is given for {source}, which is not on the Hub", "leave out the revision"
             )
         opened = open_artifact(Path(source), digest, any_evidence=allow_unverified)
     else:
-        opened = from_hub(str(source), revision, digest, key, any_evidence=allow_unverified)
+        opened = from_hub(source, revision, digest, key, any_evidence=allow_unverified)
     if key is not None:
         signature.require(opened, key)
     return opened
@@ -139,7 +140,7 @@ def require_parameters(pipeline: QuestionAnsweringPipeline, parameters: Mapping[
     try:
         pipeline.check(**parameters)
     except ValueError as error:
-        raise BadTarget(f"{source}: {error}", "lower --doc-stride, or choose another --max-seq-len") from None
+        raise BadTarget(f"{source}: {error}", "choose another max_seq_len or doc_stride") from None
 
 
 @contextmanager

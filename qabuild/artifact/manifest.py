@@ -223,7 +223,7 @@ def write_unsealed(path: Path, content: bytes) -> None:
 
 def require_digest(digest: str) -> None:
     """Raise BadTarget where `digest` is not a SHA-256 in hex."""
-    if not re.fullmatch("[0-9a-fA-F]{64}", digest):
+    if not isinstance(digest, str) or not re.fullmatch("[0-9a-fA-F]{64}", digest):
         raise BadTarget(
             f"digest '{digest}': not a SHA-256", "give its 64 hex digits: `sha256sum manifest.json` prints them"
         )

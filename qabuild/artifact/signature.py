@@ -33,6 +33,7 @@ from qabuild.artifact.manifest import (
 )
 from qabuild.artifact.validation import judged_evidence
 from qabuild.errors import QABuildError, UntrustedInput
+from qabuild.system import arguments
 from qabuild.system.files import sha256
 from qabuild.system.sealed import MANIFEST
 
@@ -65,7 +66,7 @@ def sign(path: str | Path, key: str | Path | None = None) -> list[str]:
     the names of the files written; one that the key signed already stays as it is.
     Raises BadTarget, UntrustedInput or MissingEnvironment; QABuildError where Sigstore fails.
     """
-    return sign_artifact(open_artifact(Path(path)), key)
+    return sign_artifact(open_artifact(Path(arguments.path("path", path))), key)
 
 
 def sign_artifact(artifact: Artifact, key: str | Path | None) -> list[str]:

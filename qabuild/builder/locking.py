@@ -7,6 +7,7 @@ from pathlib import Path
 from qabuild.builder.facts import gather
 from qabuild.builder.store.local import Store
 from qabuild.errors import BadTarget
+from qabuild.system import arguments
 from qabuild.target.lineage import derivations
 from qabuild.target.lock import Lock, WidthsPin, chosen_by, path_of, write
 from qabuild.target.lock import make as make_lock
@@ -20,7 +21,7 @@ def lock(target: str | Path, *, offline: bool = False) -> Lock:
     Widths of a `prune.speedup` are those of its last build on this machine. Raises what `make` raises, and BadTarget
     where a folder has the lock's name.
     """
-    path = Path(target)
+    path = Path(arguments.path("target", target))
     pins = make(load(path), offline=offline)
     write(pins, path_of(path))
     return pins

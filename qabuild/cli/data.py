@@ -43,12 +43,11 @@ def check(file: Path, output: Path | None, columns: dict[str, str], console: Con
         require_place(str(file), str(output))
     found = repair.examine(file, columns_of(columns))
     if not found.questions:
-        bad = found.problems.get(repair.UNREADABLE, [])
-        raise UntrustedInput(
-            f"{file}: there are no questions with answers in it{': ' if bad else ''}{_first(bad)}",
-            "say which columns hold what, as in --column question=Frage; questions without answers need no check: "
-            "`qabuild answer` asks them as they are",
-        )
+        problem = f"{file}: there are no questions with answers in it"
+        for kind, bad in found.problems.items():
+            if kind.drops:
+                raise UntrustedInput(f"{problem}: {kind.problem}: {_first(bad)}", kind.advice)
+        raise UntrustedInput(problem, "write rows into it, or name another file")
     encoding = f", {found.encoding.shown}" if found.encoding else ""
     made = f"; {found.made_ids} have no id and get one from their texts" if found.made_ids else ""
     read = f"{count_of(len(found.questions), 'question')}, {found.unanswerable} of them unanswerable{made}"

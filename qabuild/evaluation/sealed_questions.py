@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from dataclasses import replace
+
 from qabuild.artifact import disclosure, sealed_reference
 from qabuild.artifact.manifest import Artifact
 from qabuild.errors import BadTarget, UntrustedInput
 from qabuild.qa import data
 from qabuild.qa.data import DatasetRef, QuestionSet
+from qabuild.qa.data.dataset_ref import SAME_NAMES
 
 
 def load(artifact: Artifact, source: str | None = None, *, offline: bool = False) -> QuestionSet:
@@ -24,20 +28,31 @@ def load(artifact: Artifact, source: str | None = None, *, offline: bool = False
             f"{artifact.directory}: its questions come from a file, {named}",
             "give the file with --data",
         )
-    loaded = data.load(
-        DatasetRef(
-            source or dataset,
-            configuration=sealed.data.get("configuration") if source in (None, dataset) else None,
-            revision=sealed.data["revision"] if source in (None, dataset) else None,
-            split=sealed.data["split"] or "validation",
-            max_misplaced=artifact.manifest.verify.get("max_misplaced", 0.0),
-            columns=data.Columns(**(artifact.manifest.verify.get("columns") or {})),
-        ),
-        offline=offline,
+    ref = DatasetRef(
+        source or dataset,
+        configuration=sealed.data.get("configuration") if source in (None, dataset) else None,
+        revision=sealed.data["revision"] if source in (None, dataset) else None,
+        split=sealed.data["split"] or "validation",
+        max_misplaced=artifact.manifest.verify.get("max_misplaced", 0.0),
+        columns=data.Columns(**(artifact.manifest.verify.get("columns") or {})),
     )
+    loaded = _load(ref, offline=offline)
     if not hidden:
         return data.select(loaded, list(sealed.answers))
     return data.subset(loaded, len(sealed.answers), sealed.data["seed"]) if sealed.data["seed"] is not None else loaded
+
+
+def _load(ref: DatasetRef, *, offline: bool) -> QuestionSet:
+    """The questions, by the names of columns that were sealed, or else in the usual layout.
+
+    The same questions may have been written anew, as by `qabuild data check --fix`.
+    """
+    try:
+        return data.load(ref, offline=offline)
+    except UntrustedInput:
+        with suppress(UntrustedInput):
+            return data.load(replace(ref, columns=SAME_NAMES), offline=offline)
+        raise
 
 
 def require_same(questions: QuestionSet, sealed: sealed_reference.Reference) -> None:

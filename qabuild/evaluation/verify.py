@@ -20,6 +20,7 @@ from qabuild.artifact.signature import Signer
 from qabuild.errors import BadTarget, UntrustedInput
 from qabuild.evaluation import sealed_questions
 from qabuild.evaluation.measure import measure
+from qabuild.system import arguments
 from qabuild.system.reporter import SILENT, Reporter
 
 
@@ -42,7 +43,7 @@ def verify(
     those of `qabuild.load`. Raises BadTarget, UntrustedInput or MissingEnvironment.
     An artifact that fails its gates raises nothing: `passed` of the Verification is false.
     """
-    artifact = artifacts.open_artifact(Path(path), digest)
+    artifact = artifacts.open_artifact(Path(arguments.path("path", path)), digest)
     if key is not None:
         signature.require(artifact, key, evidence=False)
     gates = artifact.manifest.gates

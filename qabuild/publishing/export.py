@@ -15,6 +15,7 @@ from qabuild.artifact.validation import judged_evidence, unverified
 from qabuild.errors import BadTarget
 from qabuild.publishing import layouts
 from qabuild.publishing.layouts import Layout
+from qabuild.system import arguments
 from qabuild.system.reporter import SILENT, Reporter
 from qabuild.system.sealed import require_outside
 from qabuild.system.terminal import visible
@@ -65,7 +66,7 @@ def export(
     the layout is missing, and as `qabuild.load` does.
     """
     module = layouts.layout(layout)
-    sources = [artifacts] if isinstance(artifacts, (str, Path)) else list(artifacts)
+    sources = arguments.paths("artifacts", artifacts)
     _require_count(sources, layout, module.SEVERAL, pinned=bool(revision or digest))
     goal = Path(output)
     _require_free(goal)

@@ -17,7 +17,7 @@ from qabuild.publishing import preconditions
 from qabuild.publishing.login import log_in
 from qabuild.publishing.push import Push, content
 from qabuild.publishing.repository import MAIN, Change, Snapshot, compare, is_kept
-from qabuild.system import hub, hub_files
+from qabuild.system import arguments, hub, hub_files
 from qabuild.system.hub_retry import with_retries
 from qabuild.system.reporter import SILENT, Reporter
 from qabuild.system.sealed import MANIFEST
@@ -81,7 +81,7 @@ def publish(
     that holds something else, MissingEnvironment without a token that may write, QABuildError where the Hub fails.
     The message of each of the latter states what is on the Hub now; another run resumes from there.
     """
-    artifact = open_artifact(Path(path))
+    artifact = open_artifact(Path(arguments.path("path", path)))
     evidence = preconditions.require_verified(artifact)
     repo = _repository(artifact, repo)
     _require_names(revision, tag)

@@ -12,6 +12,7 @@ from typing import Any
 from qabuild.artifact.attestation import package_url
 from qabuild.artifact.evidence import Verification, evidence_of
 from qabuild.artifact.manifest import Artifact, open_artifact
+from qabuild.system import arguments
 
 
 def sbom(path: str | Path) -> dict[str, Any]:
@@ -19,7 +20,7 @@ def sbom(path: str | Path) -> dict[str, Any]:
 
     Raises BadTarget or UntrustedInput.
     """
-    artifact = open_artifact(Path(path))
+    artifact = open_artifact(Path(arguments.path("path", path)))
     evidence = evidence_of(artifact)
     base, data = _base(artifact), _data(artifact)
     packages = [

@@ -21,7 +21,7 @@ from qabuild.errors import BadTarget
 from qabuild.models.checkpoint.source import CheckpointSource
 from qabuild.models.pruning.options import Pair
 from qabuild.qa.data.dataset_ref import DatasetRef
-from qabuild.system import documents, files, hub
+from qabuild.system import arguments, documents, files, hub
 from qabuild.system.files import errors_explained
 from qabuild.system.frozen import Frozen
 from qabuild.target.lineage import Derived, derivations, pinned, sources, training_data
@@ -89,7 +89,7 @@ def load(path: str | Path, overrides: Sequence[str] = (), *, locked: bool = Fals
     A pin that no longer matches the target is ignored. With `locked`, a mismatch or a missing lock raises BadTarget.
     Raises BadTarget for what `qabuild.target.read.load` refuses, and for a damaged lock.
     """
-    path = Path(path)
+    path = Path(arguments.path("target", path))
     target = load_target(path, overrides)
     lock = read(path_of(path))
     pins_checkpoint = lock is not None and _pins(lock.checkpoint, _checkpoint_fields(target.checkpoint))

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 from qabuild.errors import BadTarget
 from qabuild.models.backends import BACKENDS
+from qabuild.system import arguments
 from qabuild.system.hub import is_path
 from qabuild.tuning.objective import OBJECTIVES
 
@@ -53,13 +53,15 @@ class Arguments:
     ) -> Arguments:
         """Raises BadTarget that names the first that is wrong."""
         return cls(
-            objective=_word("objective", objective, OBJECTIVES),
-            device=None if device is None else _word("device", device, DEVICES),
+            objective=arguments.word("objective", objective, OBJECTIVES),
+            device=None if device is None else arguments.word("device", device, DEVICES),
             budget=seconds(budget),
-            samples=_samples(samples),
+            samples=arguments.whole(
+                "samples", samples, LEAST_FINAL, f"give a whole number from {LEAST_FINAL}, as in {FINAL}"
+            ),
             max_f1_drop=None if max_f1_drop is None else _points(max_f1_drop),
-            backends=_words("backends", backends, BACKENDS),
-            allow=_words("allow", allow, ALLOWED),
+            backends=arguments.words("backends", backends, BACKENDS),
+            allow=arguments.words("allow", allow, ALLOWED),
         )
 
 
@@ -72,7 +74,7 @@ def seconds(budget: object) -> float:
             raise BadTarget(f"budget: {budget!r} is not a number with a unit of time ({', '.join(UNITS)})", example)
         given = sum(float(part) * factor for part, factor in zip(match.groups(), UNITS.values(), strict=True) if part)
     else:
-        given = _number("budget", budget, example)
+        given = arguments.number("budget", budget, example)
     if not 0 < given < math.inf:
         raise BadTarget(f"budget: {budget!r} is no time that can pass", example)
     return given
@@ -83,56 +85,17 @@ def named(name: str, source: object) -> str:
 
     Raises BadTarget for anything else.
     """
+    path = arguments.path(name, source)
     if isinstance(source, os.PathLike):
-        path = os.fsdecode(source)
         return path if is_path(path) else f"./{path}"
-    if not isinstance(source, str):
-        raise BadTarget(f"{name}: {source!r} is neither text nor a path", "give one, as in './here' or 'owner/name'")
-    if not source.strip():
+    if not path.strip():
         raise BadTarget(f"{name}: is empty", "name a file or folder, a Hub id, or 'sample'")
-    return source
-
-
-def _samples(samples: object) -> int:
-    example = f"give a whole number from {LEAST_FINAL}, as in {FINAL}"
-    number = _number("samples", samples, example)
-    if number < LEAST_FINAL or number != int(number):
-        problem = "too few" if number < LEAST_FINAL else "no whole number"
-        raise BadTarget(f"samples: {samples!r} is {problem}", example)
-    return int(number)
+    return path
 
 
 def _points(max_f1_drop: object) -> float:
     example = "give points of F1 from 0 to 100, as in 0.5"
-    points = _number("max_f1_drop", max_f1_drop, example)
+    points = arguments.number("max_f1_drop", max_f1_drop, example)
     if not 0 <= points <= 100:
         raise BadTarget(f"max_f1_drop: {max_f1_drop!r} is not from 0 to 100", example)
     return points
-
-
-def _number(name: str, value: object, example: str) -> float:
-    """A number, also of numpy; infinity and NaN are none."""
-    try:
-        if isinstance(value, (str, bytes, bool)):
-            raise TypeError
-        number = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise BadTarget(f"{name}: {value!r} is no number", example)
-    return number
-
-
-def _words(name: str, given: object, known: Collection[str]) -> tuple[str, ...]:
-    """Several words, or a single one."""
-    if isinstance(given, str):
-        given = [given]
-    if not isinstance(given, Collection):
-        raise BadTarget(f"{name}: {given!r} is no list of names", f"give some of {', '.join(known)}")
-    return tuple(dict.fromkeys(_word(name, word, known) for word in given))
-
-
-def _word(name: str, given: object, known: Collection[str]) -> str:
-    if not isinstance(given, str) or given not in known:
-        raise BadTarget(f"{name}: {given!r} is not known", f"choose from {', '.join(known)}")
-    return given

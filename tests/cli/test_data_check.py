@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -111,7 +112,13 @@ def test_what_cannot_be_mended_is_left_out_and_the_status_says_so(qabuild: Run) 
         (["none.json"], 2, "there is no such file"),
         (["off.json", "--fix", "off.json"], 2, "would replace the questions"),
         (["off.json", "--fix", "mended.csv"], 2, "questions are written as SQuAD JSON"),
-        (["off.json", "--column", "frage=question"], 2, "give names for id, question, context"),
+        (["off.json", "--column", "frage=question"], 2, "write it the other way round: question=frage"),
+        (["off.json", "--column", "question=frage"], 4, "rows that hold no question: data[0] has no 'frage', only id"),
+        (["nowhere.csv"], 4, "'Bob' is nowhere)\n  correct them"),
+        (["empty.csv"], 4, "there are no questions with answers in it\n  write rows into it"),
+        (["cut.jsonl.gz"], 4, "cut.jsonl.gz: damaged gzip file"),
+        (["flipped.jsonl.gz"], 4, "flipped.jsonl.gz: damaged gzip file"),
+        (["twice.csv"], 4, "twice.csv: has several columns 'question'"),
         (["off.json", "--column", "question"], 2, "not of the form NAME=COLUMN"),
         (["asked.jsonl"], 4, "no questions with answers"),
         (["q.txt"], 2, "its ending names no format"),
@@ -123,6 +130,13 @@ def test_a_check_that_cannot_be_made_is_one_error(
     off_by_one(Path("off.json"))
     Path("q.txt").write_text("")
     Path("asked.jsonl").write_text(json.dumps({"question": "Who?", "context": MILL}))
+    header = "id,question,context,answer_text,answer_start\n"
+    Path("nowhere.csv").write_text(f'{header}7,Who?,"{MILL}",Bob,0\n')
+    Path("empty.csv").write_text(header)
+    Path("twice.csv").write_text("id,question,question,context,answer_text\n")
+    packed = gzip.compress(Path("off.json").read_bytes())
+    Path("cut.jsonl.gz").write_bytes(packed[:-9])
+    Path("flipped.jsonl.gz").write_bytes(packed[:-30] + bytes([packed[-30] ^ 255]) + packed[-29:])
     found, out, err = qabuild("data", "check", *arguments)
     assert (found, out) == (status, "")
     assert problem in err

@@ -154,6 +154,32 @@ def test_a_batch_without_the_columns_is_refused_and_an_empty_one_is_not(kind: st
     assert rows_of(answer_batch(FirstWord(), KINDS[kind](table.slice(0, 0)))) == []
 
 
+@pytest.mark.parametrize(
+    ("batch", "problem"),
+    [
+        ({"question": ["a?", "b?"], "context": ["c"]}, "its columns differ in length: 2 in 'question', 1 in 'context'"),
+        ({"question": ["a?"], "context": ["c"], "id": []}, "its columns differ in length: .*, 0 in 'id'"),
+        ({"question": np.array(["a?", "b?"]), "context": np.array(["c"])}, "its columns differ in length"),
+        ({"question": "Who?", "context": "It was Ann."}, "its column 'question' is str"),
+        ({"question": ["a?", "b?"], "context": "cd"}, "its column 'context' is str"),
+        ({"question": ["a?"], "context": None}, "its column 'context' is NoneType"),
+        ({"frage": ["a?"]}, "has no column 'question'"),
+        (
+            pandas.DataFrame([["a", "b", "c"]], columns=["question", "question", "context"]),
+            "has several columns 'question'",
+        ),
+    ],
+)
+def test_columns_that_make_no_rows_are_refused(batch: Any, problem: str) -> None:
+    with pytest.raises(BadTarget, match=f"the batch: {problem}"):
+        answer_batch(FirstWord(), batch)
+
+
+def test_an_id_column_that_is_named_and_absent_is_refused() -> None:
+    with pytest.raises(BadTarget, match="has no column 'nr'"):
+        answer_batch(FirstWord(), {"question": ["a?"], "context": ["c"], "id": [1]}, Columns(id="nr"))
+
+
 def test_what_is_no_batch_is_a_type_error() -> None:
     with pytest.raises(TypeError, match=r"a batch is a pyarrow\.Table .*, not list"):
         answer_batch(FirstWord(), [{"question": "Who?", "context": "Mira"}])

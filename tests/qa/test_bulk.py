@@ -82,7 +82,7 @@ def test_top_k_writes_several_answers_a_question(tmp_path: Path) -> None:
 def test_an_unusable_answers_path_is_refused_before_answering(tmp_path: Path, place: str, problem: str) -> None:
     questions = write_jsonl(tmp_path / "q.jsonl", rows(1))
     with pytest.raises(BadTarget, match=problem):
-        answer_file(None, questions, tmp_path / place)  # type: ignore[arg-type]
+        answer_file(FirstWord(), questions, tmp_path / place)
 
 
 def test_answers_inside_an_artifact_are_refused(tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_answers_inside_an_artifact_are_refused(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     for place in ("a.jsonl", "folder/a.jsonl"):
         with pytest.raises(BadTarget, match=r"lies in the artifact .*, which is sealed"):
-            answer_file(None, questions, tmp_path / place)  # type: ignore[arg-type]
+            answer_file(FirstWord(), questions, tmp_path / place)
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 1 << 16])
@@ -654,7 +654,7 @@ def test_questions_in_another_encoding_are_refused_before_any_is_answered(tmp_pa
     content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows(20)).replace("東京 😀", "")
     (tmp_path / "q.jsonl").write_bytes(content.encode("cp1252"))
     with pytest.raises(UntrustedInput, match=r"q\.jsonl: not UTF-8 text, it looks like Windows-1252: byte 0xE9 after"):
-        answer_file(None, tmp_path / "q.jsonl", tmp_path / "a.jsonl")  # type: ignore[arg-type]
+        answer_file(FirstWord(), tmp_path / "q.jsonl", tmp_path / "a.jsonl")
 
 
 def test_twenty_bad_rows_are_one_message_with_the_first_ones(tmp_path: Path) -> None:
@@ -670,7 +670,7 @@ def test_columns_are_read_by_name(tmp_path: Path) -> None:
     columns = {"id": "nr", "question": "frage", "context": "text"}
     answer_file(FirstWord(), questions, tmp_path / "a.json", columns=columns)
     assert json.loads((tmp_path / "a.json").read_text()) == {"7": "Ada"}
-    with pytest.raises(BadTarget, match="columns: frage=question"):
+    with pytest.raises(BadTarget, match="write it the other way round: question=frage"):
         answer_file(FirstWord(), questions, tmp_path / "a.json", columns={"frage": "question"})
 
 

@@ -381,7 +381,7 @@ def test_damaged_tables_of_parquet_are_named_before_any_answer(tmp_path: Path, q
     with pytest.raises(
         UntrustedInput, match=r"0\.parquet: .*; .*1\.parquet: .*; .*2\.parquet: .*; and 3 more: .*5\.parquet\n"
     ):
-        answer_dataset(None, questions, tmp_path / "out")  # type: ignore[arg-type]
+        answer_dataset(FirstWord(), questions, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -547,7 +547,7 @@ def test_what_cannot_be_answered_is_refused_before_any_answer(
     write_table(Path("others.parquet"), [{"id": 1, "question": "?"}])
     write_table(Path("others.csv"), [{"id": 1, "frage": "?"}])
     with pytest.raises(BadTarget, match=problem):
-        answer_dataset(None, source, target)  # type: ignore[arg-type]
+        answer_dataset(FirstWord(), source, target)
     assert not Path("out").exists()
 
 
@@ -555,7 +555,7 @@ def test_what_cannot_be_answered_is_refused_before_any_answer(
     ("arguments", "problem"),
     [
         ({"part_rows": 0}, "part_rows: 0"),
-        ({"answers_format": "xml"}, "answers_format: 'xml'\n.*jsonl, csv, tsv or parquet"),
+        ({"answers_format": "xml"}, "answers_format: 'xml' is not known\n.*jsonl, csv, tsv, parquet"),
         ({"shard": (0, 0)}, "shard 0/0: there is none"),
         ({"shard": (2, 2)}, "shard 2/2: there is none\n.*0/2 to 1/2"),
         ({"columns": {"context": "nope"}}, r"a\.csv: has no column 'nope', only"),
@@ -567,14 +567,14 @@ def test_arguments_that_make_no_sense_are_refused(
     Path("in").mkdir()
     write_table(Path("in/a.csv"), rows(2))
     with pytest.raises(BadTarget, match=problem):
-        answer_dataset(None, "in", "out", **arguments)  # type: ignore[arg-type]
+        answer_dataset(FirstWord(), "in", "out", **arguments)
     assert not Path("out").exists()
 
 
 @pytest.mark.parametrize("shard", [(3, 3), (-1, 3), (0, 0)])
 def test_a_shard_that_there_is_not_is_refused(tmp_path: Path, questions: Path, shard: tuple[int, int]) -> None:
     with pytest.raises(BadTarget, match=r"there is none\n.*counting from 0"):
-        answer_dataset(None, questions, tmp_path / "out", shard=shard)  # type: ignore[arg-type]
+        answer_dataset(FirstWord(), questions, tmp_path / "out", shard=shard)
 
 
 def test_without_rights_the_error_says_so(tmp_path: Path, questions: Path, monkeypatch: pytest.MonkeyPatch) -> None:

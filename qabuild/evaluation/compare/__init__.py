@@ -14,6 +14,7 @@ from pathlib import Path
 from qabuild.artifact import failed_folder
 from qabuild.artifact.manifest import FOLDER
 from qabuild.evaluation.compare.result import Comparison
+from qabuild.system import arguments
 from qabuild.system.reporter import SILENT, Reporter
 
 __all__ = ["Comparison", "InterruptedComparison", "compare"]
@@ -58,7 +59,10 @@ def compare(
     from qabuild.evaluation.compare.contestants import load_questions, open_contestants, require_baseline
     from qabuild.evaluation.compare.score import score
 
-    several = [artifacts] if isinstance(artifacts, str | Path) else artifacts
+    several = arguments.paths("artifacts", artifacts)
+    batch_sizes = arguments.wholes("batch_sizes", batch_sizes, 1, "give whole numbers from 1, as in [1, 32]")
+    if samples is not None:
+        samples = arguments.whole("samples", samples, 1, "give a whole number from 1, as in 256")
     contestants, failures = open_contestants(several, Path(output))
     require_baseline(contestants, failures, baseline)
     for contestant in contestants:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+from qabuild.errors import BadTarget
 from qabuild.qa.answer_formats import COLUMNS, arrow_rows, arrow_schema
 from qabuild.qa.bulk.answers import answer_rows
 from qabuild.qa.data.dataset_ref import SAME_NAMES, Columns
@@ -22,14 +23,17 @@ def answer_batch(
 ) -> Any:
     """The answers of a batch, in its order and as the same kind; a bad row gets an `error`, as in a file.
 
-    Raises BadTarget for a batch that lacks the columns, TypeError for anything else, and what `answer_rows` raises.
+    Raises BadTarget for a batch that lacks the columns, has one twice or some of other lengths, TypeError for anything
+    else, and what `answer_rows` raises.
     """
     kind = _kind_of(batch)
     names = kind.names()
-    id_name = next((name for name in (columns.id, "id") if name in names), None)
-    wanted = {"question", "context", columns.question, columns.context, id_name}
+    id_name = columns.id or ("id" if "id" in names else None)
+    wanted = [columns.question or "question", columns.context or "context", *([id_name] if id_name else [])]
+    if twice := [name for name in wanted if names.count(name) > 1]:
+        raise BadTarget(f"the batch: has several columns '{twice[0]}'", "give it one of each name")
     values = {name: kind.values(name) for name in names if name in wanted}
-    length = kind.length()
+    length = kind.length(values)
     if length:
         require_columns(names, columns, "the batch")
     rows = ({name: cells[number] for name, cells in values.items()} for number in range(length))
@@ -48,7 +52,8 @@ def answer_batch(
 class _Kind(Protocol):
     """A kind of batches: reads one, and makes another of its answers."""
 
-    def length(self) -> int: ...
+    def length(self, columns: Mapping[str, list[Any]]) -> int:
+        """Its number of rows; `columns` are the values of those that are read."""
 
     def names(self) -> list[str]: ...
 
@@ -82,7 +87,7 @@ class _ArrowBatch:
     def __init__(self, batch: Any) -> None:
         self._batch = batch
 
-    def length(self) -> int:
+    def length(self, columns: Mapping[str, list[Any]]) -> int:
         return int(self._batch.num_rows)
 
     def names(self) -> list[str]:
@@ -113,7 +118,7 @@ class _FrameBatch:
     def __init__(self, batch: Any) -> None:
         self._batch = batch
 
-    def length(self) -> int:
+    def length(self, columns: Mapping[str, list[Any]]) -> int:
         return len(self._batch)
 
     def names(self) -> list[str]:
@@ -147,14 +152,20 @@ class _DictBatch:
     def __init__(self, batch: Mapping[str, Any]) -> None:
         self._batch = batch
 
-    def length(self) -> int:
-        return min((len(self._batch[name]) for name in self._batch), default=0)
+    def length(self, columns: Mapping[str, list[Any]]) -> int:
+        sizes = {name: len(cells) for name, cells in (columns or self._batch).items()}
+        if len(set(sizes.values())) > 1:
+            shown = ", ".join(f"{size} in '{name}'" for name, size in sizes.items())
+            raise BadTarget(f"the batch: its columns differ in length: {shown}", "give each row a cell in every column")
+        return next(iter(sizes.values()), 0)
 
     def names(self) -> list[str]:
         return list(self._batch)
 
     def values(self, name: str) -> list[Any]:
         column = self._batch[name]
+        if isinstance(column, (str, bytes)) or not hasattr(column, "__len__"):
+            raise BadTarget(f"the batch: its column '{name}' is {type(column).__name__}", "give a list or an array")
         return list(column.tolist() if hasattr(column, "tolist") else column)
 
     def answers(self, id_name: str | None, numbers: list[int], rows: Rows) -> Any:

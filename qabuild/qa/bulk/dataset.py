@@ -25,7 +25,7 @@ from qabuild.qa.data import question_files
 from qabuild.qa.data.dataset_ref import columns_of
 from qabuild.qa.data.question_files import QuestionFiles
 from qabuild.qa.data.records import QuestionsFormat
-from qabuild.system import storage
+from qabuild.system import arguments, storage
 from qabuild.system.reporter import SILENT, Advance, Reporter
 from qabuild.system.sealed import require_outside
 from qabuild.system.storage import Location
@@ -62,15 +62,18 @@ def answer_dataset(
     Raises BadTarget if there are no questions, or the folder holds the answers of another run, UntrustedInput for files
     that are damaged or have changed, MissingEnvironment without the driver of a store, QABuildError if a store fails.
     """
-    if part_rows < 1:
-        raise BadTarget(f"part_rows: {part_rows}", "give at least 1")
-    if answers_format not in (None, *_FORMATS.values(), "parquet", "predictions"):
-        raise BadTarget(f"answers_format: {answers_format!r}", "name jsonl, csv, tsv or parquet")
-    found, folder = require_dataset(str(questions), str(answers), shard, answers_format)
-    columns_named = columns_of(columns or {})
+    engine = pipeline if isinstance(pipeline, Engine) else ThisProcess(arguments.pipeline(pipeline))
+    part_rows = arguments.whole("part_rows", part_rows, 1, f"give at least 1, as in {PART_ROWS}")
+    if answers_format not in (None, "predictions"):
+        arguments.word("answers_format", answers_format, dict.fromkeys((*_FORMATS.values(), "parquet")))
+    found, folder = require_dataset(
+        arguments.path("questions", questions), arguments.path("answers", answers), shard, answers_format
+    )
+    columns_named = columns_of(columns)
+    named = arguments.parameters(parameters)
     run = Run(
         artifact=answered_by,
-        parameters=json.loads(json.dumps(dict(parameters or {}), default=repr)),
+        parameters=json.loads(json.dumps(named, default=repr)),
         columns=dict(columns or {}),
         questions_format=found.format,
         answers_format=answers_format or _FORMATS.get(found.format, "parquet"),
@@ -88,9 +91,8 @@ def answer_dataset(
         folder=folder,
         manifest=manifest,
         columns=columns_named,
-        parameters=dict(parameters or {}),
+        parameters=named,
     )
-    engine = pipeline if isinstance(pipeline, Engine) else ThisProcess(pipeline)
     return _make_parts(manifest.parts[shard[0] :: shard[1]], writer, engine, reporter)
 
 
@@ -144,6 +146,8 @@ def require_dataset(
     source: str, target: str, shard: tuple[int, int], answers_format: AnswersFormat | None
 ) -> tuple[QuestionFiles, Location]:
     """The files of `source` and the folder `target`. Raises BadTarget if the one cannot be answered into the other."""
+    if not isinstance(shard, tuple) or len(shard) != 2 or not all(isinstance(each, int) for each in shard):
+        raise BadTarget(f"shard: {shard!r} is no pair of whole numbers", "give a tuple, as in (0, 4)")
     index, count = shard
     if not 0 <= index < count:
         known = f"from 0/{count} to {count - 1}/{count}" if count > 0 else "as 0/4"

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, get_args
 
 from qabuild.errors import BadTarget, QABuildError, UntrustedInput
 from qabuild.qa import answer_formats
@@ -34,7 +34,7 @@ from qabuild.qa.data.question_files import single
 from qabuild.qa.data.records import QuestionsFormat
 from qabuild.qa.data.rows import SHOWN_PROBLEMS, Row, row_of
 from qabuild.qa.data.source import PIPE, is_pipe, opened
-from qabuild.system import files, storage
+from qabuild.system import arguments, files, storage
 from qabuild.system.reporter import SILENT, Reporter
 from qabuild.system.sealed import require_outside
 from qabuild.system.terminal import visible
@@ -68,13 +68,20 @@ def answer_file(
     Raises BadTarget for a missing file or an unknown format, UntrustedInput if the question file cannot be parsed,
     QABuildError if another run is writing the same answers, and the pipeline's exception if it fails on every row.
     """
-    source, target = single(str(questions)), storage.plain(str(answers))
+    source = single(arguments.path("questions", questions))
+    target = storage.plain(arguments.path("answers", answers))
+    for name, given, known in (
+        ("questions_format", questions_format, get_args(QuestionsFormat)),
+        ("answers_format", answers_format, get_args(AnswersFormat)),
+    ):
+        if given is not None:
+            arguments.word(name, given, known)
     run = _Run(
-        pipeline=pipeline,
+        pipeline=arguments.pipeline(pipeline),
         source=source,
         questions_format=questions_format or records.format_of(source),
-        columns=columns_of(columns or {}),
-        parameters=dict(parameters or {}),
+        columns=columns_of(columns),
+        parameters=arguments.parameters(parameters),
         reporter=reporter,
     )
     require_place(source, target)

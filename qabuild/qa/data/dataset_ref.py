@@ -11,6 +11,7 @@ from typing import Annotated, Self
 from pydantic import Field, ValidationError
 
 from qabuild.errors import BadTarget
+from qabuild.system import arguments, documents
 from qabuild.system.frozen import Frozen
 from qabuild.system.hub import check_id, is_id, is_path
 
@@ -43,15 +44,21 @@ class Columns(Frozen):
 SAME_NAMES = Columns()
 
 
-def columns_of(names: Mapping[str, str]) -> Columns:
-    """The columns that have other `names`. Raises BadTarget for an unknown one."""
+def columns_of(names: Mapping[str, str] | None) -> Columns:
+    """The columns that have other `names`. Raises BadTarget for an unknown one, and for what is no dictionary."""
+    given = arguments.mapping("columns", names, 'as in {"question": "frage"}: a part of a question, and its column')
+    known = ", ".join(Columns.model_fields)
+    for name in given:
+        if name not in Columns.model_fields:
+            turned = given[name] in Columns.model_fields
+            raise BadTarget(
+                f"columns: '{name}' is no part of a question",
+                f"write it the other way round: {given[name]}={name}" if turned else f"name columns of {known}",
+            )
     try:
-        return Columns(**names)
-    except ValidationError:
-        raise BadTarget(
-            f"columns: {', '.join(f'{name}={column}' for name, column in names.items())}",
-            f"give names for {', '.join(Columns.model_fields)}",
-        ) from None
+        return Columns(**given)
+    except ValidationError as error:
+        raise BadTarget(f"columns: {documents.first_mistake(error)}", f"name columns of {known}") from None
 
 
 @dataclass(frozen=True)

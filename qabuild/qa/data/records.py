@@ -7,11 +7,9 @@ raises an error.
 from __future__ import annotations
 
 import csv
-import gzip
 import io
 import json
 import sys
-import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
@@ -19,6 +17,7 @@ from typing import Any, Literal
 
 from qabuild.errors import BadTarget, UntrustedInput
 from qabuild.qa.data import parquet_file
+from qabuild.qa.data.dataset_ref import Columns
 from qabuild.qa.data.json_reader import JsonReader
 from qabuild.qa.data.source import decoded, is_pipe, opened
 
@@ -70,22 +69,19 @@ def read_records(
     Raises BadTarget for a missing file, UntrustedInput if it cannot be parsed.
     """
     with opened(source) as stream:
-        try:
-            if source.endswith(".gz") and not stream.peek(1):  # type: ignore[attr-defined]
-                raise EOFError("it is empty")
-            if form == "parquet":
-                for number, row in parquet_file.read_rows(stream, source, first, count):
-                    yield Record(f"row {number}", row, row)
-                return
-            with decoded(stream, source, "" if form in ("csv", "tsv") else "\n", encoding) as text:
-                if form == "squad":
-                    yield from _json(text, source)
-                elif form == "jsonl":
-                    yield from _jsonl(text)
-                else:
-                    yield from _csv(text, source, "\t" if form == "tsv" else None)
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise UntrustedInput(f"{source}: damaged gzip file ({error})", "fetch or compress it again") from error
+        if source.endswith(".gz") and not stream.peek(1):  # type: ignore[attr-defined]
+            raise UntrustedInput(f"{source}: damaged gzip file (it is empty)", "fetch or compress it again")
+        if form == "parquet":
+            for number, row in parquet_file.read_rows(stream, source, first, count):
+                yield Record(f"row {number}", row, row)
+            return
+        with decoded(stream, source, "" if form in ("csv", "tsv") else "\n", encoding) as text:
+            if form == "squad":
+                yield from _json(text, source)
+            elif form == "jsonl":
+                yield from _jsonl(text)
+            else:
+                yield from _csv(text, source, "\t" if form == "tsv" else None)
 
 
 def _jsonl(lines: Iterable[str]) -> Iterator[Record]:
@@ -109,6 +105,9 @@ def _csv(lines: io.TextIOWrapper, where: str, delimiter: str | None) -> Iterator
     reader = csv.DictReader(chain([header], lines), delimiter=delimiter, strict=True)
     first = 1
     try:
+        names = list(reader.fieldnames or ())
+        if twice := [name for name in Columns.model_fields if names.count(name) > 1]:
+            raise UntrustedInput(f"{where}: has several columns '{twice[0]}'", "give each a name of its own")
         for cells in reader:
             at, first = f"line {first + 1}", reader.line_num
             if None in cells:

@@ -26,15 +26,28 @@ class Kind(NamedTuple):
     remedy: str
     drops: bool = False
     """Whether the remedy is to leave the row or answer out."""
+    advice: str = ""
+    """What is to be done where that leaves nothing."""
 
 
 ENCODING = Kind("text that is not UTF-8", "decodes it")
-UNREADABLE = Kind("rows that hold no question", "leaves them out", drops=True)
+UNREADABLE = Kind(
+    "rows that hold no question",
+    "leaves them out",
+    drops=True,
+    advice="say which columns hold what, as in --column question=Frage; questions without answers need no check: "
+    "`qabuild answer` asks them as they are",
+)
 REPEATED = Kind("rows that repeat a question", "merges their answers")
 SHARED_ID = Kind("other questions with the same id", "gives them new ids")
 MISPLACED = Kind("answers that are not at their answer_start", "corrects answer_start")
 ALIKE = Kind("answers in other case or white space than their context", "takes the context's text")
-NOWHERE = Kind("answers that are not in their context", "leaves them out", drops=True)
+NOWHERE = Kind(
+    "answers that are not in their context",
+    "leaves them out",
+    drops=True,
+    advice="correct them: an answer is a part of its context, word for word",
+)
 
 
 @dataclass(frozen=True, kw_only=True)

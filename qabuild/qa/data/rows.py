@@ -112,9 +112,9 @@ def summary(problems: Iterable[str], count: int, rows: int) -> str:
 
 
 def require_columns(names: Collection[str], columns: Columns, where: str) -> None:
-    """Raise BadTarget for a table without the columns that a question needs."""
-    for name in ("question", "context"):
-        column = getattr(columns, name) or name
+    """Raise BadTarget for a table without the columns that a question needs, or the one that is named for its id."""
+    for name in ("question", "context", *(["id"] if columns.id else [])):
+        column = _column(name, columns)
         if column not in names:
             shown = ", ".join(map(str, islice(names, _SHOWN_KEYS)))
             raise BadTarget(f"{where}: has no column '{column}', only {shown}", f"name it: --column {name}=COLUMN")
@@ -126,23 +126,27 @@ def id_of_texts(question: str, context: str) -> str:
 
 
 def _value(values: Mapping[str, Any], name: str, columns: Columns) -> Any:
-    """The value in the column that `columns` names, or else in the one called `name`; None if it is absent or NaN."""
-    value = values.get(getattr(columns, name) or name, values.get(name))
+    """The value of `name`, in the column that `columns` names for it; None if it is absent or NaN."""
+    value = values.get(_column(name, columns))
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def _has(values: Mapping[str, Any], name: str, columns: Columns) -> bool:
-    return name in values or getattr(columns, name) in values
+def _column(name: str, columns: Columns) -> str:
+    return getattr(columns, name) or name
+
+
+def _require(values: Mapping[str, Any], name: str, at: str, columns: Columns) -> None:
+    """Raise Unreadable for a row without the column."""
+    if _column(name, columns) not in values:
+        keys = ", ".join(map(str, islice(values, _SHOWN_KEYS)))
+        raise Unreadable(f"{at} has no '{_column(name, columns)}', only {keys or 'nothing'}")
 
 
 def _text(values: Any, name: str, at: str, columns: Columns) -> str:
     if not isinstance(values, dict):
         raise Unreadable(f"{at} is not an object")
-    value = _value(values, name, columns)
-    column = getattr(columns, name) or name
-    if not _has(values, name, columns):
-        keys = ", ".join(map(str, islice(values, _SHOWN_KEYS)))
-        raise Unreadable(f"{at} has no '{column}', only {keys or 'nothing'}")
+    _require(values, name, at, columns)
+    value, column = _value(values, name, columns), _column(name, columns)
     if not isinstance(value, str) and value is not None:
         raise Unreadable(f"{at}.{column} is not a string")
     if value is None or not value.strip():
@@ -151,6 +155,8 @@ def _text(values: Any, name: str, at: str, columns: Columns) -> str:
 
 
 def _id(record: Record, columns: Columns) -> str | int | None:
+    if columns.id:  # else a row without an id gets one
+        _require(record.values, "id", record.at, columns)
     value = _value(record.values, "id", columns)
     if isinstance(value, (bool, bytes, dict, list)):
         raise Unreadable(f"{record.at}.id is neither a string nor a number")
@@ -180,18 +186,25 @@ def _flag(value: Any, at: str) -> bool | None:
 def _answers(record: Record, columns: Columns) -> list[tuple[str, int]]:
     """Each answer that is not blank, with its start."""
     values, at = record.values, record.at
+    if not _flag(_value(values, "is_impossible", columns), at):
+        _require_answers(values, at, columns)
     answers = _parsed(_value(values, "answers", columns))
     if answers is None or isinstance(answers, str):
         text = _value(values, "answer_text", columns) if answers is None else answers
         answers = {"text": text, "answer_start": _value(values, "answer_start", columns)}
-        named = _has(values, "answers", columns) or _has(values, "answer_text", columns)
-        if not named and not _flag(_value(values, "is_impossible", columns), at):
-            raise Unreadable(f"{at} has no '{columns.answers or 'answers'}'")
     return [
         (text, _start(start, f"{place}.answer_start"))
         for text, start, place in _pairs(answers, f"{at}.answers")
         if _is_answer(text, f"{place}.text")
     ]
+
+
+def _require_answers(values: Mapping[str, Any], at: str, columns: Columns) -> None:
+    """Raise Unreadable for a row without answers: without the columns that `columns` names for them, or else any."""
+    named = [name for name in ("answers", "answer_text") if getattr(columns, name)]
+    if named or "answer_text" not in values:
+        for name in named or ["answers"]:
+            _require(values, name, at, columns)
 
 
 def _parsed(cell: Any) -> Any:

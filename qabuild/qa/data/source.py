@@ -9,6 +9,7 @@ import os
 import re
 import stat
 import sys
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import IO, Any, NamedTuple
@@ -46,11 +47,11 @@ def _mode(name: str) -> int:
 def opened(source: str, unpack: bool = True) -> Iterator[IO[bytes]]:
     """The file, at a path or a URL, as a binary stream, decompressed if it starts with the gzip magic.
 
-    Raises BadTarget if there is no such file, or it cannot be read.
+    Raises BadTarget if there is no such file, or it cannot be read; UntrustedInput if it is a damaged gzip file.
     """
     if storage.is_url(source):
-        with storage.opened(source) as remote:
-            yield _unpacked(remote) if unpack else remote
+        with storage.opened(source) as remote, _unpacked(remote, source, unpack) as stream:
+            yield stream
         return
     try:
         raw: Any = sys.stdin.buffer if source == PIPE else open(source, "rb")  # noqa: SIM115 - closed below
@@ -62,14 +63,19 @@ def opened(source: str, unpack: bool = True) -> Iterator[IO[bytes]]:
         raise BadTarget(f"{source}: cannot be read ({error.strerror})", "give a file of questions") from error
     try:
         _refuse_device(raw, source)
-        yield _unpacked(raw) if unpack else raw
+        with _unpacked(raw, source, unpack) as stream:
+            yield stream
     finally:
         if source != PIPE:
             raw.close()
 
 
-def _unpacked(raw: Any) -> Any:
-    return gzip.GzipFile(fileobj=raw) if raw.peek(2)[:2] == b"\x1f\x8b" else raw
+@contextmanager
+def _unpacked(raw: Any, source: str, unpack: bool) -> Iterator[Any]:
+    try:
+        yield gzip.GzipFile(fileobj=raw) if unpack and raw.peek(2)[:2] == b"\x1f\x8b" else raw
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UntrustedInput(f"{source}: damaged gzip file ({error})", "fetch or compress it again") from error
 
 
 def _refuse_device(raw: Any, source: str) -> None:

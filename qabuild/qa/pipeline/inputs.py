@@ -78,7 +78,10 @@ def _data(args: Sequence[Any], named: Mapping[str, Any]) -> Any:
             return named[alias]
     if "question" in named and "context" in named:
         return _zip_examples(named["question"], named["context"])
-    raise ValueError(f"Unknown arguments {dict(named)}")
+    for given, other in (("question", "context"), ("context", "question")):
+        if given in named:
+            raise ValueError(f"`{given}` is given without `{other}`")
+    raise ValueError(f"Unknown arguments {dict(named)}: give `question` and `context`")
 
 
 def _zip_examples(question: Any, context: Any) -> list[dict[str, Any]]:
@@ -87,7 +90,9 @@ def _zip_examples(question: Any, context: Any) -> list[dict[str, Any]]:
     if isinstance(question, list) and isinstance(context, str):
         return [{"question": text, "context": context} for text in question]
     if not (isinstance(question, list) and isinstance(context, list)):
-        raise ValueError("Arguments can't be understood")
+        kinds = f"{type(question).__name__} and {type(context).__name__}"
+        accepted = "two texts, two lists of texts, or a list of questions and one text"
+        raise ValueError(f"`question` and `context` are {kinds}: give {accepted}")
     if len(question) != len(context):
         raise ValueError("Questions and contexts don't have the same lengths")
     return [{"question": q, "context": c} for q, c in zip(question, context, strict=True)]
@@ -96,12 +101,9 @@ def _zip_examples(question: Any, context: Any) -> list[dict[str, Any]]:
 def _example(item: Any) -> Pair | list[Pair]:
     """The pair of an example, or the pairs of an example that holds lists."""
     if not isinstance(item, Mapping):
-        if hasattr(item, "question_text") and hasattr(item, "context_text"):  # transformers' SquadExample
-            return item.question_text, item.context_text
-        raise ValueError(f"{item} argument needs to be of type (SquadExample, dict)")
+        return _squad_example(item)
+    _require_keys(item)
     for key in ("question", "context"):
-        if key not in item:
-            raise KeyError("You need to provide a dictionary with keys {question:..., context:...}")
         _check(key, item[key])
     if len(item) > 2:
         others = ", ".join(repr(key) for key in item if key not in FORMS)
@@ -110,6 +112,19 @@ def _example(item: Any) -> Pair | list[Pair]:
     if not isinstance(question, list):
         return _text("question", question), _text("context", context)
     return [_single(_example(pair)) for pair in _zip_examples(question, context)]
+
+
+def _squad_example(item: Any) -> Pair:
+    """The pair of transformers' SquadExample."""
+    if hasattr(item, "question_text") and hasattr(item, "context_text"):
+        return item.question_text, item.context_text
+    raise ValueError(f"an example is a dictionary with `question` and `context`, not {type(item).__name__}")
+
+
+def _require_keys(item: Mapping[str, Any]) -> None:
+    for key in ("question", "context"):
+        if key not in item:
+            raise KeyError(f"an example has no `{key}`: give a dictionary with `question` and `context`")
 
 
 def _single(example: Pair | list[Pair]) -> Pair:
@@ -145,5 +160,6 @@ def _items(dataset: Any) -> Iterator[Any]:
 def _stream_pair(item: Any) -> Pair:
     """The pair of a stream's item; extra keys and empty texts are allowed, so that they do not stop a long run."""
     if isinstance(item, Mapping):
+        _require_keys(item)
         return _text("question", item["question"]), _text("context", item["context"])
-    return item.question_text, item.context_text
+    return _squad_example(item)

@@ -139,6 +139,7 @@ class QuestionAnsweringPipeline:
         """
         call = inputs.read(args, named)
         parameters = self._parameters.updated({key: value for key, value in named.items() if key not in inputs.FORMS})
+        parameters.check(self.tokenizer.model_max_length)
         cut = parameters.cut(self.tokenizer)
         at_once = self._at_once(parameters, call.shape == "stream")
         if isinstance(call.pairs, inputs.DatasetPairs):

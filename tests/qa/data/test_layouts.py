@@ -265,6 +265,14 @@ def test_columns_with_other_names_are_read_by_name(tmp_path: Path, ending: str) 
         data.load(data.DatasetRef(path))
 
 
+@pytest.mark.parametrize("ending", ["json", "jsonl", "csv", "parquet"])
+@pytest.mark.parametrize("name", ["id", "question", "context", "answers", "answer_text"])
+def test_a_column_that_is_named_and_absent_has_no_substitute(tmp_path: Path, ending: str, name: str) -> None:
+    path = write(tmp_path / f"q.{ending}", row(answer_text="Ada Crane", answer_start=58))
+    with pytest.raises(UntrustedInput, match="has no 'nowhere', only id, question, context"):
+        data.load(data.DatasetRef(path, columns=Columns(**{name: "nowhere"})))
+
+
 def test_bad_rows_are_counted_in_one_message(tmp_path: Path) -> None:
     rows = [row(id=number) if number % 2 else {"frage": "?"} for number in range(40)]
     with pytest.raises(UntrustedInput, match=r"20 of 40 rows are bad: line 1 .*; line 3 .*; line 5 [^;]*; \.\.\.\n"):
