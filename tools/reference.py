@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import difflib
 import html
+import importlib
 import inspect
 import json
 import re
@@ -19,7 +20,7 @@ import sys
 import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import click
 
@@ -303,6 +304,19 @@ exception is a bug in qabuild: it prints its traceback and exits with {errors.QA
 # --- Python API -------------------------------------------------------------------------------------------------------
 
 
+TYPES = (
+    "artifact.evidence.Gate",
+    "artifact.evidence.Measurement",
+    "builder.plan.PlanStep",
+    "builder.store.local.Store",
+    "evaluation.compare.result.Failure",
+    "evaluation.compare.result.Measured",
+    "models.checkpoint.resolve.Checkpoint",
+    "system.reporter.Reporter",
+)
+"""Types of what the functions take and return, which have no name in `qabuild` itself."""
+
+
 def page_of_api() -> str:
     public = {name: getattr(qabuild, name) for name in qabuild.__all__}
     functions = [name for name, value in public.items() if inspect.isroutine(value)]
@@ -315,6 +329,7 @@ def page_of_api() -> str:
         f"## {title}\n\n" + "\n\n".join(section_of_name(name, public[name]) for name in names)
         for title, names in groups
     ]
+    sections.append("## Other types\n\n" + "\n\n".join(map(section_of_type, TYPES)))
     return f"""\
 # Python API
 
@@ -322,6 +337,9 @@ The names of `qabuild.__all__`. `import qabuild` imports nothing heavy; each fun
 called.
 
 {table(("kind", "names"), contents)}
+
+Types in signatures that are not among them stand under [other types](#other-types). Every argument that cannot be used
+raises [`BadTarget`](#badtarget), which names it.
 
 {(chr(10) * 2).join(sections)}
 """
@@ -354,6 +372,19 @@ def section_of_name(name: str, value: Any) -> str:
     else:
         parts += [code(signature(name, value)), doc(value), *members(value, ())]
     return "\n\n".join(part for part in parts if part)
+
+
+def section_of_type(path: str) -> str:
+    """Fields of a dataclass, methods of a protocol, or how the object is made."""
+    module, _, name = path.rpartition(".")
+    value = getattr(importlib.import_module(f"qabuild.{module}"), name)
+    if dataclasses.is_dataclass(value):
+        fields = dataclasses.fields(value)
+        rows = [table(("field", "type"), [(code_cell(f.name), code_cell(annotation(f.type))) for f in fields])]
+    else:
+        rows = members(value, ()) if inspect.isabstract(value) or value.__bases__ == (Protocol,) else []
+        rows = rows or [code(signature(name, value))]
+    return "\n\n".join([f"### class {name}", f"`qabuild.{path}`", doc(value), *rows])
 
 
 def members(owner: type, known: Any) -> list[str]:

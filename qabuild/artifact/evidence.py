@@ -272,6 +272,7 @@ class Verification:
 
     @property
     def failed_gates(self) -> list[Gate]:
+        """Those that the artifact did not meet."""
         return [gate for gate in self.gates if not gate.passed]
 
     def to_dict(self) -> dict[str, Any]:

@@ -162,9 +162,9 @@ def explain_failure(verification: Verification, directory: Path) -> tuple[str, s
     hint = f"{changed} answers changed, {len(losses)} for the worse: see `flips` in {directory / artifacts.EVIDENCE}"
     if {gate.name for gate in verification.failed_gates} <= OF_TRAINING:
         hint = (
-            "the artifact reproduces its checkpoint, but that falls short of its teacher or of the checkpoint it was "
+            "the artifact reproduces its checkpoint, but that falls short of its teacher or of what it was made from: "
+            "train on more questions, for more epochs, or a larger student, or prune less"
         )
-        hint += "trained from: train on more questions, for more epochs, or a larger student"
     if questions := questions_to_tell(verification):
         hint = f"{verification.measurement.questions} questions are too few to tell: what was measured is within the "
         hint += f"limit, and the end of its interval is not; about {questions} questions would do (verify.samples), or "

@@ -18,8 +18,9 @@ from qabuild.target.read import load
 def lock(target: str | Path, *, offline: bool = False) -> Lock:
     """Pin what the target at that path names, in a lock file beside it: commits, and digests of files and questions.
 
-    Widths of a `prune.speedup` are those of its last build on this machine. Raises what `make` raises, and BadTarget
-    where a folder has the lock's name.
+    Widths of a `prune.speedup` are those of its last build on this machine. Raises BadTarget for a bad target, a
+    speedup that was not built yet, or a folder with the lock's name; UntrustedInput for damaged inputs, or ones that
+    differ from the target's own pins; QABuildError if the Hub or the disk fails.
     """
     path = Path(arguments.path("target", target))
     pins = make(load(path), offline=offline)

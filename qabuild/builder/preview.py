@@ -19,7 +19,9 @@ def plan(
 ) -> Plan:
     """What building `target`, a path or what was read from one, into `output` would do, and why. A dry run.
 
-    A path is read through its lock, and with `locked` through nothing else. Raises what `preview` raises.
+    A path is read through its lock, and with `locked` through nothing else. Raises BadTarget for a bad target,
+    UntrustedInput for a damaged checkpoint or questions that differ from their pin, MissingEnvironment for a tokenizer
+    that this machine cannot read.
     """
     target = target if isinstance(target, Target) else lock.load(target, locked=locked)
     return preview(target, results or Store(), history_name(target, Path(output)))

@@ -88,11 +88,11 @@ def answer(
 
     QUESTIONS has an id, a question and a context a row: JSON Lines (.jsonl), JSON in SQuAD's layout or flat (.json),
     .csv, .tsv or .parquet, each also with .gz; "-" is JSON Lines from standard input. The ending of OUTPUT is one of
-    these too, where .json means SQuAD's predictions. QUESTIONS can also be a folder or a glob, and OUTPUT a folder,
-    which gets the answers in parts; both can be URLs, as in s3://bucket/questions/. With --engine ray, workers on the
-    nodes of a cluster make the parts. What the options leave open is as in the artifact's verification. Run again after
-    an interruption, it resumes where it stopped. A row that cannot be answered is reported and does not end the run;
-    the exit status is then 4. Refuses an artifact that did not pass its verification.
+    these too, without .gz, and .json means SQuAD's predictions. QUESTIONS can also be a folder or a glob, and OUTPUT a
+    folder, which gets the answers in parts; both can be URLs, as in s3://bucket/questions/. With --engine ray, workers
+    on the nodes of a cluster make the parts. What the options leave open is as in the artifact's verification. Run
+    again after an interruption, it resumes where it stopped. A row that cannot be answered is reported and does not end
+    the run; the exit status is then 4. Refuses an artifact that did not pass its verification.
     """
     from qabuild.artifact.artifact_ref import ArtifactRef
     from qabuild.artifact.load import damage_explained, find, load_pipeline, require_parameters

@@ -33,7 +33,7 @@ class Calibrated(Frozen):
     )
     calibration_revision: str | None = Field(None, description="branch, tag or commit of a Hub data set")
     calibration_fingerprint: str | None = Field(
-        None, pattern="^[0-9a-f]{64}$", description="what the fingerprint of the whole split must be"
+        None, pattern="^[0-9a-f]{64}$", description="what the fingerprint of the whole split must be, in 64 hex digits"
     )
     calibration_samples: int = Field(300, ge=1, description="how many of its questions, drawn by `calibration_seed`")
     calibration_seed: int = Field(0, ge=0, description="seed of that draw, a whole number from 0")

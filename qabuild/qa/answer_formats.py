@@ -38,9 +38,8 @@ def format_of(name: str) -> AnswersFormat:
     """The format that the file name's ending tells. Raises BadTarget for an unknown one."""
     form = _ENDINGS.get(Path(name).suffix.lower())
     if form is None:
-        raise BadTarget(
-            f"{name}: its ending names no format of answers", f"use {', '.join(_ENDINGS)}, or / for a folder"
-        )
+        hint = f"use {', '.join(_ENDINGS)}; a folder of answers ends in / (in Python: `answer_dataset`)"
+        raise BadTarget(f"{name}: its ending names no format of answers", hint)
     return form
 
 

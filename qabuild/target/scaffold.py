@@ -57,6 +57,8 @@ def _require_free(path: Path) -> None:
             "it has letters from a to z, digits, '.', '_' and '-', begins with a letter or a digit, and does not end "
             "in '.failed', as in --output mine.toml",
         )
+    if path.suffix != ".toml":
+        raise BadTarget(f"{path}: no .toml file", "a target is one, as in --output mine.toml")
     files.require_writable(path.parent, "the folder", "make it writable, or name another file with --output")
     if os.path.lexists(path):
         raise BadTarget(f"{path} exists and is not overwritten", "name another file with --output, or remove this one")

@@ -279,6 +279,7 @@ def folder_names() -> set[str]:
         (["-o", "mine.toml/x.toml"], 5, "the folder mine.toml: Not a directory"),
         (["-o", "x.failed.toml"], 2, "'x.failed' cannot be the name of a target"),
         (["-o", ".toml"], 2, "'.toml' cannot be the name of a target"),
+        (["-o", "x.txt"], 2, "x.txt: no .toml file"),
         (["--data", "./gone.json"], 2, "./gone.json: there is no such file"),
         (["--data", "gone.json"], 2, "gone.json: there is no such file check the path, which begins with './'"),
         (["--data", "mine.toml"], 2, "write './mine.toml' for the local one"),

@@ -67,9 +67,10 @@ class QuestionAnsweringTrainer(Trainer):  # type: ignore[misc]
         loss: Tensor = super().training_step(*args, **options)
         if not torch.isfinite(loss):
             rate = self.lr_scheduler.get_last_lr()[0]
+            last = last_state(Path(self.args.output_dir))
             raise QABuildError(
                 f"the loss is {loss.item()} at step {self.state.global_step + 1} of {self.state.max_steps}, at a "
-                f"learning rate of {rate:.3g}; the last good state is {last_state(Path(self.args.output_dir))}",
+                f"learning rate of {rate:.3g}{f'; the last good state is {last}' if last else ''}",
                 f"lower {self._table}.learning_rate, let it rise first ({self._table}.warmup_ratio), or train in fp32",
             )
         return loss

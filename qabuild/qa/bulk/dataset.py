@@ -25,7 +25,7 @@ from qabuild.qa.data import question_files
 from qabuild.qa.data.dataset_ref import columns_of
 from qabuild.qa.data.question_files import QuestionFiles
 from qabuild.qa.data.records import QuestionsFormat
-from qabuild.system import arguments, storage
+from qabuild.system import arguments, files, storage
 from qabuild.system.reporter import SILENT, Advance, Reporter
 from qabuild.system.sealed import require_outside
 from qabuild.system.storage import Location
@@ -160,6 +160,7 @@ def require_dataset(
         require_outside(Path(folder.path) / run_manifest.NAME)
         if folder.local.exists() and not folder.local.is_dir():
             raise BadTarget(f"{target}: is a file", "name a folder for the answers")
+        files.require_writable(folder.local, "the folder", "make it writable, or name another for the answers")
     inside = found.recursive and found.root.contains(folder)
     if inside or any(found.root.child(name).parent().path == folder.path for name in found.states):
         raise BadTarget(f"{target}: lies in the folder of the questions, as which it would be read", "name another one")

@@ -107,7 +107,7 @@ class DatasetTable(Frozen):
     )
     revision: str | None = Field(None, description="branch, tag or commit of a Hub data set")
     fingerprint: str | None = Field(
-        None, pattern=FINGERPRINT, description="what the fingerprint of the whole split must be"
+        None, pattern=FINGERPRINT, description="what the fingerprint of the whole split must be, in 64 hex digits"
     )
     split: str = Field("train", min_length=1, description="split of the data set")
     samples: int | None = Field(None, ge=1, description="how many questions, drawn by `seed`; all where it is absent")

@@ -63,9 +63,8 @@ def single(source: str) -> str:
         return source
     files = find(source)
     if len(files.states) > 1:
-        raise BadTarget(
-            f"{source}: these are {len(files.states)} files", "name a folder for the answers, with / at its end"
-        )
+        hint = "name a folder for the answers, with / at its end (in Python: `answer_dataset`)"
+        raise BadTarget(f"{source}: these are {len(files.states)} files", hint)
     return files.address(*files.states)
 
 
