@@ -147,8 +147,9 @@ class FactCollector:
         )
 
     def _data(self, ref: DatasetRef, key: str) -> str | None:
-        """What identifies a data set, which is the pinned one, where it is known."""
+        """What identifies a data set, which is the pinned one as far as is known here; None where it is not known."""
         offline = self._offline or not self._fetch
+        identity = None
         try:
             identity = data_pins.identity(ref, offline=offline)
             if ref.fingerprint:
@@ -158,7 +159,6 @@ class FactCollector:
             if self._fetch:
                 raise
             _require_unknown(error)
-            return None
         return identity
 
     def _checkpoint(self, origin: Origin, head: bool = True) -> Checkpoint | None:

@@ -11,6 +11,8 @@ import pytest
 import qabuild
 from qabuild.builder import data_pins
 from qabuild.builder.closure import ImportGraph
+from qabuild.builder.facts import gather
+from qabuild.builder.plan import make
 from qabuild.builder.store.local import Store
 from qabuild.errors import BadTarget, QABuildError, UntrustedInput
 from qabuild.qa import data, sample
@@ -113,6 +115,19 @@ def test_a_fingerprint_is_computed_once_for_its_bytes(folder, monkeypatch):
     data_pins.require(ref, identity, store, code, keep=True, offline=True)
     with pytest.raises(UntrustedInput, match=OTHER):
         data_pins.require(ref.pinned(None, OTHER), identity, store, code, keep=True, offline=True)
+
+
+def test_a_plan_where_the_questions_are_not_knows_its_steps(folder, monkeypatch):
+    def refuse(*_: object, **__: object) -> None:
+        raise QABuildError("not in the cache")
+
+    write("one.toml")
+    monkeypatch.setattr(data_pins, "require", refuse)
+    pinned = load("one.toml", [f"verify.fingerprint={OTHER}"])
+    plans = [make(target, gather(target, Store(), "one", fetch=False)) for target in (load("one.toml"), pinned)]
+    assert plans[0].step("reference").key == plans[1].step("reference").key is not None
+    with pytest.raises(QABuildError, match=r"^verify\.dataset: not in the cache"):
+        qabuild.build(pinned)
 
 
 def test_questions_that_change_while_they_are_read_keep_no_fingerprint(folder):
