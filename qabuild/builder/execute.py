@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,7 +164,16 @@ class Execution:
 
         def produce(directory: Path) -> Mapping[str, Any]:
             self.reporter.say(f"{planned.name}: {reason}{expected}")
-            return step.run(context, directory)
+            try:
+                record = step.run(context, directory)
+            finally:
+                changed_file = facts.input_files.changed()
+                if changed_file:  # what was read is not what the key says, so nothing may go on from there
+                    shutil.rmtree(context.work, ignore_errors=True)
+            if changed_file:
+                problem = f"{planned.name}: {changed_file} was changed while this was made"
+                raise QABuildError(problem, "run the same command again")
+            return record
 
         def accepts(entry: Entry) -> bool:
             return artifact is None or measured.is_of(entry, artifact)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qabuild.builder import data_pins
 from qabuild.builder.closure import ImportGraph
+from qabuild.builder.input_files import InputFiles
 from qabuild.builder.keys import Inputs, is_known, step_key
 from qabuild.builder.requirements import requirements
 from qabuild.builder.steps import of_stage, reference
@@ -17,7 +19,7 @@ from qabuild.builder.store.local import Entry, Store, is_intact
 from qabuild.errors import BadTarget, QABuildError, UntrustedInput
 from qabuild.models.support import check
 from qabuild.system import machine, packages
-from qabuild.system.hub import is_id
+from qabuild.system.hub import is_id, is_path
 from qabuild.target.lineage import Derived, Origin, derivations
 from qabuild.target.paths import require_paths
 
@@ -120,6 +122,7 @@ class FactCollector:
         self._owner = target.origin.target if isinstance(target.origin, Derived) else target
         self._versions, self._machine, self._code = versions, machine, ImportGraph()
         self._fetch, self._offline = fetch, offline
+        self._input_files = InputFiles()
         self.tokenizer_packages: dict[str, tuple[str, ...]] = {}
         """What reading the tokenizers takes of the checkpoints looked at so far."""
         self.checkpoint = cache(self._checkpoint)
@@ -144,12 +147,15 @@ class FactCollector:
             versions=self._versions,
             code=self._code,
             machine=self._machine,
+            input_files=self._input_files,
         )
 
     def _data(self, ref: DatasetRef, key: str) -> str | None:
         """What identifies a data set, which is the pinned one as far as is known here; None where it is not known."""
         offline = self._offline or not self._fetch
         identity = None
+        if is_path(ref.dataset):
+            self._input_files.note(Path(ref.dataset))
         try:
             identity = data_pins.identity(ref, offline=offline)
             if ref.fingerprint:
@@ -179,6 +185,8 @@ class FactCollector:
         from qabuild.models.checkpoint.resolve import resolve
 
         model, revision, digest = origin.model, origin.revision, origin.digest
+        if is_path(model):
+            self._input_files.note(Path(model).expanduser())
         if self._fetch or not is_id(model):
             return resolve(model, revision, digest=digest, head=head, offline=self._offline)
         try:

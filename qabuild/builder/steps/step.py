@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from qabuild.builder.closure import ImportGraph
+from qabuild.builder.input_files import InputFiles
 from qabuild.builder.keys import UNKNOWN, Inputs
 from qabuild.builder.store.local import Entry
 from qabuild.system.reporter import Reporter
@@ -41,6 +42,8 @@ class Facts:
     versions: Mapping[str, str]
     code: ImportGraph
     machine: Mapping[str, Any]
+    input_files: InputFiles = field(default_factory=InputFiles, compare=False, repr=False)
+    """What these facts were read from."""
 
     @property
     def identity(self) -> Any:
