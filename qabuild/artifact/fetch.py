@@ -41,6 +41,7 @@ def fetch(
     downloaded = from_hub(repo_id, revision, digest, key)
     if key is not None:
         signature.require(downloaded, key)
+        signature.require_verdict(downloaded)
     with staging.disk_explained(Path(output)):
         if os.path.lexists(goal):
             return _require_same(goal, downloaded)

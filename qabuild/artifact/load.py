@@ -71,6 +71,8 @@ def find(
         opened = from_hub(source, revision, digest, key, any_evidence=allow_unverified)
     if key is not None:
         signature.require(opened, key)
+        if not allow_unverified:
+            signature.require_verdict(opened)
     return opened
 
 

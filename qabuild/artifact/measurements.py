@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from typing import Any, cast
 
 from qabuild.artifact.evidence import Measurement
 from qabuild.artifact.manifest import Artifact
@@ -23,14 +24,27 @@ def register(artifact: Artifact, measurement: Measurement) -> None:
 
 
 def is_registered(artifact: Artifact, measurement: Measurement) -> bool:
-    """Whether that measurement, in every figure, was made here of the artifact's very files."""
+    """Whether that measurement, in every figure, was made here of the artifact's very files, run as they are now."""
     return _REGISTER.holds(digest(artifact, measurement))
 
 
 def digest(artifact: Artifact, measurement: Measurement) -> str:
-    """SHA-256 of the measurement and of what was measured, in hex: the sealed files rather than the manifest, since a
-    changed gate needs no new measurement.
-    """
-    files = {name: file.sha256 for name, file in artifact.manifest.files.items()}
-    text = json.dumps([files, measurement.to_dict()], sort_keys=True, default=str)
+    """SHA-256 of the measurement and of what was measured, in hex."""
+    text = json.dumps([measured(artifact), measurement.to_dict()], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def measured(artifact: Artifact) -> dict[str, Any]:
+    """What a measurement is of, as JSON values: the sealed files, and how they run and answer.
+
+    Not all of the manifest, since a changed gate needs no new measurement.
+    """
+    manifest = artifact.manifest
+    run = {name: getattr(manifest, name) for name in ("checkpoint", "backend", "answer")}
+    subject: dict[str, Any] = {
+        **run,
+        "runtime": manifest.runtime.model_dump(mode="json"),
+        "batch_size": manifest.verify.get("batch_size"),
+        "files": {name: file.sha256 for name, file in manifest.files.items()},
+    }
+    return cast(dict[str, Any], json.loads(json.dumps(subject, default=dict)))

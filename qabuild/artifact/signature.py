@@ -18,7 +18,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from qabuild.artifact import attestation, key_pair
+from qabuild.artifact import attestation, key_pair, measurements
 from qabuild.artifact.manifest import (
     EVIDENCE,
     EVIDENCE_SIGNATURE,
@@ -112,6 +112,21 @@ def require(artifact: Artifact, signer: Signer, *, evidence: bool = True) -> Non
                 f"{artifact.directory}: not signed: it holds no {name}", "ask its author to sign it: `qabuild sign`"
             )
         _require_valid(artifact, name, signer, verifier)
+
+
+def require_verdict(artifact: Artifact) -> None:
+    """Raise UntrustedInput for evidence of an artifact, whose signatures are valid, that anyone may have written.
+
+    It counts if it is signed, or its measurement was made on this machine.
+    """
+    evidence = judged_evidence(artifact)
+    if evidence is None or (artifact.directory / EVIDENCE_SIGNATURE).exists():
+        return
+    if not measurements.is_registered(artifact, evidence.measurement):
+        raise UntrustedInput(
+            f"{artifact.directory / EVIDENCE}: not signed, and not measured on this machine",
+            "verify it with the same key, or ask its author to sign it: `qabuild sign`",
+        )
 
 
 def require_usable(signer: Signer) -> None:

@@ -16,10 +16,11 @@ from qabuild.builder import plan as plans
 from qabuild.builder.plan import Plan
 from qabuild.builder.requirements import missing, requirements
 from qabuild.builder.steps import verify as measured
-from qabuild.builder.steps.step import require_checkpoint
+from qabuild.builder.steps.step import described, require_checkpoint
 from qabuild.builder.store.local import Store
 from qabuild.builder.store.remote import open_store
 from qabuild.errors import BadTarget, QABuildError, UntrustedInput
+from qabuild.models import calibration
 from qabuild.system import packages
 from qabuild.system.reporter import SILENT, Reporter
 from qabuild.system.version import VERSION
@@ -154,6 +155,8 @@ def already_built(goal: Path, plan: Plan, store: Store, compile_only: bool) -> B
         return None
     if any(getattr(artifact.manifest, name) != value for name, value in facts.items()):
         return None
+    if not _is_made_so(artifact, plan, store):
+        return None
     try:
         evidence = judged_evidence(artifact)
     except UntrustedInput:
@@ -168,6 +171,18 @@ def already_built(goal: Path, plan: Plan, store: Store, compile_only: bool) -> B
         return None
     return Built(
         directory=goal, plan=plan, manifest=artifact.digest, verification=evidence if current else None, cached=True
+    )
+
+
+def _is_made_so(artifact: Artifact, plan: Plan, store: Store) -> bool:
+    """Whether the manifest says of the artifact what a build would say now, though the same steps made it."""
+    manifest, target = artifact.manifest, plan.target
+    reference = store.find(plan.step("reference").key or "")
+    return (
+        manifest.checkpoint == described(require_checkpoint(plan.checkpoint))
+        and manifest.backend == calibration.options_record(target.backend)
+        and manifest.runtime == target.runtime
+        and (reference is None or manifest.answer == reference.record["answer"])
     )
 
 

@@ -19,12 +19,11 @@ from qabuild.builder.plan import Plan, PlanStep
 from qabuild.builder.steps import of_stage
 from qabuild.builder.steps import verify as measured
 from qabuild.builder.steps.reference import score
-from qabuild.builder.steps.step import ARTIFACT, VERIFICATION, Context, Facts, Step, require_checkpoint
+from qabuild.builder.steps.step import ARTIFACT, VERIFICATION, Context, Facts, Step, described, require_checkpoint
 from qabuild.builder.store.local import Entry, Store, link_or_copy
 from qabuild.errors import QABuildError
 from qabuild.evaluation.verify import write_evidence
 from qabuild.models import calibration
-from qabuild.models.checkpoint.resolve import Checkpoint
 from qabuild.system.reporter import Reporter
 from qabuild.target.model import Target
 
@@ -79,7 +78,7 @@ class Execution:
         return artifacts.seal(
             stage,
             **facts,
-            checkpoint=_described(require_checkpoint(plan.checkpoint)),
+            checkpoint=described(require_checkpoint(plan.checkpoint)),
             backend=calibration.options_record(target.backend),
             runtime=target.runtime,
             record=compiled.record,
@@ -189,13 +188,13 @@ class Execution:
             return None
         train = derivation.derived.target.training
         record = {
-            "start": _described(require_checkpoint(derivation.facts.checkpoint)),
+            "start": described(require_checkpoint(derivation.facts.checkpoint)),
             "train": train.model_dump(mode="json", exclude=UNRECORDED),
             **self._record_of(derivation),
         }
         if plan.target.distill:
             scores = score(results["original"].directory, plan.target, offline=self.offline)
-            record["teacher"] = {**_described(require_checkpoint(plan.facts.original)), **scores}
+            record["teacher"] = {**described(require_checkpoint(plan.facts.original)), **scores}
         return record
 
     def _stage_records(self, plan: Plan) -> list[dict[str, Any]] | None:
@@ -204,7 +203,7 @@ class Execution:
             {
                 "stage": derivation.derived.stage,
                 "target": derivation.derived.name,
-                "start": _described(require_checkpoint(derivation.facts.checkpoint)),
+                "start": described(require_checkpoint(derivation.facts.checkpoint)),
                 "options": derivation.derived.table.model_dump(mode="json", exclude=UNRECORDED),
                 **self._record_of(derivation),
             }
@@ -233,12 +232,3 @@ def changed(name: str) -> QABuildError:
         f"{name}: qabuild, a package or the data changed while it was made",
         "run it again, and update nothing meanwhile; its result is kept for the earlier versions",
     )
-
-
-def _described(checkpoint: Checkpoint) -> dict[str, Any]:
-    return {
-        "name": checkpoint.name,
-        "revision": checkpoint.revision,
-        "digest": checkpoint.digest,
-        "model_type": checkpoint.config.get("model_type"),
-    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from qabuild.builder.facts import gather
@@ -9,7 +10,7 @@ from qabuild.builder.store.local import Store
 from qabuild.errors import BadTarget
 from qabuild.system import arguments
 from qabuild.target.lineage import derivations
-from qabuild.target.lock import Lock, WidthsPin, chosen_by, path_of, write
+from qabuild.target.lock import Lock, WidthsPin, chosen_by, path_of, read, widths_of, write
 from qabuild.target.lock import make as make_lock
 from qabuild.target.model import Target
 from qabuild.target.read import load
@@ -23,15 +24,24 @@ def lock(target: str | Path, *, offline: bool = False) -> Lock:
     differ from the target's own pins; QABuildError if the Hub or the disk fails.
     """
     path = Path(arguments.path("target", target))
-    pins = make(load(path), offline=offline)
+    pins = pins_of(path, offline=offline)
     write(pins, path_of(path))
     return pins
 
 
-def make(target: Target, *, offline: bool = False, results: Store | None = None) -> Lock:
+def pins_of(path: Path, *, offline: bool = False) -> Lock:
+    """What a lock of the target at that path would pin. Raises as `lock` does."""
+    target, earlier = load(path), None
+    with suppress(BadTarget):  # a damaged one is replaced
+        earlier = read(path_of(path))
+    return make(target, offline=offline, earlier=earlier)
+
+
+def make(target: Target, *, offline: bool = False, results: Store | None = None, earlier: Lock | None = None) -> Lock:
     """`qabuild.target.lock.make`, with the widths that the store's results have for each `prune.speedup`.
 
-    Raises BadTarget also for a speedup that was not built yet.
+    Those of an `earlier` lock stay where builds have used them since. Raises BadTarget also for a speedup that was not
+    built yet.
     """
     pins = make_lock(target, offline=offline)
     if not any(derived.target.prune and derived.target.prune.speedup for derived in derivations(target.origin)):
@@ -43,12 +53,14 @@ def make(target: Target, *, offline: bool = False, results: Store | None = None)
         owner, entry = derivation.derived.target, store.find(derivation.key or "")
         if derivation.derived.stage != "prune" or owner.prune is None or owner.prune.speedup is None:
             continue
-        if entry is None:
+        kept = widths_of(owner, earlier.widths if earlier else ())
+        if entry is None and kept is None:
             raise BadTarget(
                 f"{owner.name}: prune.speedup = {owner.prune.speedup:g} was not built on this machine, which chooses "
                 "its widths",
                 f"build {owner.name} first, then lock it",
             )
-        pin = {"target": owner.name, "chosen_by": chosen_by(owner), "widths": entry.record["widths"]}
+        found = entry.record["widths"] if entry else kept
+        pin = {"target": owner.name, "chosen_by": chosen_by(owner), "widths": found}
         widths.append(WidthsPin.model_validate(pin))
     return pins.model_copy(update={"widths": tuple(widths)})

@@ -125,7 +125,8 @@ def _checkpoint_step(facts: TargetFacts) -> PlanStep:
     if checkpoint is None:
         key, reason = None, UNRESOLVED
     else:
-        key, previous = checkpoint.digest, facts.previous.get(first.derived.stage if first else "compile")
+        follower = f"{first.label}{first.derived.stage}" if first else "compile"
+        key, previous = checkpoint.digest, facts.previous.get(follower)
         changed = previous is not None and previous.inputs.get("checkpoint") != key
         reason = "its bytes changed" if changed else "its bytes are here"
     return PlanStep(name="checkpoint", key=key, cached=key is not None, reason=reason, inputs={}, seconds=None)

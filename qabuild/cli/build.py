@@ -257,12 +257,10 @@ def lock(targets: Sequence[Path], offline: bool, console: Console) -> None:
     `prune.speedup` to the widths that a build on this machine chose. `build` and `plan` use a target's lock file if it
     has one.
     """
-    from qabuild.builder.locking import make
+    from qabuild.builder.locking import pins_of
     from qabuild.target.lock import path_of, write
-    from qabuild.target.read import load
 
-    loaded = [(path_of(path), load(path)) for path in targets]
-    locks = [(path, make(target, offline=offline)) for path, target in loaded]
+    locks = [(path_of(path), pins_of(path, offline=offline)) for path in targets]
     rows, documents = [], []
     for path, pins in locks:
         changed = write(pins, path)

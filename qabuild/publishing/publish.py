@@ -92,6 +92,7 @@ def publish(
     if dry_run and sign is not None:
         reporter.say(f"signing would add {', '.join(signature.would_write(artifact, sign))}")
     if dry_run and (unchecked := _without_hub()):
+        preconditions.require_measured_here(artifact, evidence, dataset, dry_run=True, reporter=reporter)
         changes = compare(local, Snapshot())
         return Published(
             repo=repo,

@@ -219,11 +219,16 @@ def _with_widths(target: Target, pins: Sequence[WidthsPin]) -> Target:
     prune = target.prune
     if prune is None or prune.speedup is None:
         return target
-    digest = chosen_by(target)
-    pin = next((pin for pin in pins if (pin.target, pin.chosen_by) == (target.name, digest)), None)
-    if pin is None:
+    widths = widths_of(target, pins)
+    if widths is None:
         return target
-    return target.model_copy(update={"prune": prune.model_copy(update={"speedup": None, "widths": pin.widths})})
+    return target.model_copy(update={"prune": prune.model_copy(update={"speedup": None, "widths": widths})})
+
+
+def widths_of(target: Target, pins: Sequence[WidthsPin]) -> tuple[Pair, ...] | None:
+    """The widths that are pinned for the target's `prune.speedup`, if they were chosen by what decides them now."""
+    digest = chosen_by(target)
+    return next((pin.widths for pin in pins if (pin.target, pin.chosen_by) == (target.name, digest)), None)
 
 
 def chosen_by(target: Target) -> str:
@@ -236,12 +241,25 @@ def chosen_by(target: Target) -> str:
     assert target.prune
     elsewhere = {"dataset", "revision", "fingerprint", "recover"}
     decided = {
+        "pruned": _made_of(target, elsewhere),
         "prune": {**target.prune.model_dump(mode="json", exclude=elsewhere), "dataset": target.prune.data.shown},
         "backend": briefly(target.backend).model_dump(mode="json"),
         "runtime": target.runtime.model_dump(mode="json"),
         "answer": target.answer.model_dump(mode="json"),
     }
     return hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()
+
+
+def _made_of(target: Target, elsewhere: set[str]) -> list[Any]:
+    """The names of the checkpoints that what is pruned comes from, and the tables of the stages that made it."""
+    made: list[Any] = [_name(source.model) for source in sources(target.origin)]
+    for each in derivations(target.origin):
+        if (each.name, each.stage) == (target.name, "prune"):
+            break
+        distill = each.target.distill if each.stage == "train" else None
+        weights = [distill.alpha, distill.temperature] if distill else None
+        made.append([each.stage, each.table.model_dump(mode="json", exclude=elsewhere), weights])
+    return made
 
 
 def _pin_of(ref: DatasetRef, lock: Lock | None) -> DataPin | None:

@@ -384,6 +384,18 @@ def test_changed_evidence_is_refused(artifact, key):
         is_signed(artifact, key)
 
 
+def test_evidence_that_is_not_signed_counts_where_it_was_measured(artifact, key, tmp_path, monkeypatch):
+    qabuild.sign(artifact, key)
+    (artifact / "verification.sig").unlink()
+    public = key.with_suffix(".pub")
+    assert find(artifact, key=public)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "another machine's"))
+    with pytest.raises(UntrustedInput, match=r"verification\.json: not signed, and not measured on this machine"):
+        find(artifact, key=public)
+    assert find(artifact, key=public, allow_unverified=True)
+    assert find(artifact), "without a key, whoever wrote the evidence is trusted"
+
+
 def test_an_unverified_artifact_is_signed_without_a_test_result(artifact, key):
     (artifact / "verification.json").unlink()
     assert sorted(qabuild.sign(artifact, key)) == ["model.sig", "provenance.sig"]

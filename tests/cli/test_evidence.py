@@ -28,6 +28,8 @@ from qabuild.builder.store.local import Store
 from qabuild.cli import main
 from qabuild.errors import UntrustedInput, VerificationFailed
 from qabuild.evaluation import measure, sealed_questions
+from qabuild.qa import sample
+from qabuild.system import files
 from qabuild.system.sealed import MANIFEST
 
 TARGET = """\
@@ -289,6 +291,42 @@ def test_invented_figures_that_fit_each_other_are_measured_anew_by_a_build(tiny,
 def test_a_build_recognises_evidence_that_its_store_holds_in_another_home(tiny, run, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "another user's"))
     assert "nothing to do" in run("tiny.toml").err
+
+
+def claim(artifact: Path, change: Callable[[Document], object]) -> None:
+    """Change the manifest and seal it again, with evidence that names it."""
+    manifest = json.loads((artifact / MANIFEST).read_text())
+    change(manifest)
+    (artifact / MANIFEST).write_text(json.dumps(manifest))
+    edit(artifact, lambda evidence: evidence.update(manifest=files.sha256(artifact / MANIFEST)))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda manifest: manifest["answer"].update(max_answer_len=1),
+        lambda manifest: manifest["checkpoint"].update(name="deepset/roberta-base-squad2"),
+        lambda manifest: manifest["verify"].update(batch_size=1),
+    ],
+    ids=["answers", "checkpoint", "batch size"],
+)
+def test_a_measurement_is_of_the_files_as_they_run_and_answer(tiny, run, change):
+    sealed, before = (tiny / MANIFEST).read_bytes(), open_artifact(tiny)
+    measurement = judged_evidence(before).measurement
+    assert measurements.is_registered(before, measurement)
+    claim(tiny, change)
+    assert not measurements.is_registered(open_artifact(tiny), measurement)
+    result = run("tiny.toml")
+    assert (result.status, "nothing to do" in result.err) == (0, False), result.err
+    assert (tiny / MANIFEST).read_bytes() == sealed
+
+
+def test_a_checkpoint_under_another_name_is_sealed_under_that(tiny, run, monkeypatch):
+    for name in ("first", "second"):
+        shutil.copytree(sample.CHECKPOINT, name)
+        result = run("tiny.toml", "--set", f"checkpoint.model=./{name}")
+        assert (result.status, "nothing to do" in result.err) == (0, False), result.err
+        assert open_artifact(tiny).manifest.checkpoint["name"] == name
 
 
 def leaves(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:

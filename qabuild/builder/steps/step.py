@@ -113,3 +113,13 @@ def require_checkpoint(checkpoint: Checkpoint | None) -> Checkpoint:
     if checkpoint is None:
         raise AssertionError("a step that runs knows its checkpoint")
     return checkpoint
+
+
+def described(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What the manifest says of a checkpoint."""
+    return {
+        "name": checkpoint.name,
+        "revision": checkpoint.revision,
+        "digest": checkpoint.digest,
+        "model_type": checkpoint.config.get("model_type"),
+    }

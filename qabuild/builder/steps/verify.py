@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+from qabuild.artifact import measurements
 from qabuild.artifact.evidence import Measurement
 from qabuild.artifact.manifest import Artifact
 from qabuild.builder.keys import Inputs, key_or_unknown, package_inputs
@@ -55,15 +56,15 @@ class Verify:
         measurement = measure.measure(context.artifact, questions, baseline, context.reporter)
         document = json.dumps(measurement.to_dict(), ensure_ascii=False)
         (directory / MEASUREMENT).write_text(document, encoding="utf-8")
-        return {"files": _digests(context.artifact)}
+        return {"measured": measurements.measured(context.artifact)}
 
 
 def is_of(entry: Entry, artifact: Artifact) -> bool:
-    """Whether a result of this step was measured on the artifact's very files.
+    """Whether a result of this step was measured on the artifact's very files, run as they are now.
 
     The key says how the files came about; whether they are the very bytes that were measured, only the bytes say.
     """
-    return bool(entry.record["files"] == _digests(artifact))
+    return bool(entry.record["measured"] == measurements.measured(artifact))
 
 
 def read(entry: Entry) -> Measurement:
@@ -73,7 +74,3 @@ def read(entry: Entry) -> Measurement:
         return Measurement.from_dict(documents.read_json(files.read(path)))
     except ValueError as error:
         raise UntrustedInput(f"{path}: damaged: {error}", "remove it: qabuild cache prune --older-than 0h") from None
-
-
-def _digests(artifact: Artifact) -> dict[str, str]:
-    return {name: file.sha256 for name, file in artifact.manifest.files.items()}

@@ -261,6 +261,21 @@ def test_a_build_states_widths_and_speedups_and_its_lock_makes_the_same_model_el
     for override in ("prune.speedup=1.3", "prune.seed=1", "runtime.dtype=bf16"):
         with pytest.raises(BadTarget, match=r"prune\.speedup = 1\..* is not pinned"):
             lock.load(path, [override], locked=True)
+    earlier = lock.read(lock.path_of(path))
+    again = locking.make(load(path), results=Store(path.parent / "another store"), earlier=earlier)
+    assert again == earlier, "where only the pinned widths were built, they stay"
+
+
+def test_widths_belong_to_what_was_pruned(path):
+    text = path.read_text()
+    pin = lock.WidthsPin(target=path.stem, chosen_by=lock.chosen_by(load(path)), widths=((8, 1),))
+    assert lock.widths_of(load(path), [pin]) == ((8, 1),)
+    path.write_text(f'{text}[train]\ndataset = "sample"\n')
+    trained = pin.model_copy(update={"chosen_by": lock.chosen_by(load(path))})
+    assert lock.widths_of(load(path), [pin]) is None
+    for override in ("train.learning_rate=1e-3", "train.samples=64", "checkpoint.model=./elsewhere"):
+        assert lock.widths_of(load(path), [trained]) == ((8, 1),)
+        assert lock.widths_of(load(path, [override]), [trained]) is None, override
 
 
 def test_widths_that_keep_all_heads_are_widths_of_mpnet(tiny_checkpoint, tmp_path):
