@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -186,7 +187,7 @@ class FactCollector:
 
         model, revision, digest = origin.model, origin.revision, origin.digest
         if is_path(model):
-            self._input_files.note(Path(model).expanduser())
+            self._input_files.note_checkpoint(Path(os.path.expanduser(model)))
         if self._fetch or not is_id(model):
             return resolve(model, revision, digest=digest, head=head, offline=self._offline)
         try:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from qabuild.models.checkpoint.resolve import PATTERNS
+
 State = tuple[int, int, int]
 """Inode, size and time of the last change, in nanoseconds."""
 
@@ -16,9 +18,14 @@ class InputFiles:
         self._states: dict[Path, State | None] = {}
 
     def note(self, path: Path) -> None:
-        """Remember the file, or all files of the folder; what was noted before keeps its state."""
-        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-            self._states.setdefault(file, _state(file))
+        """Remember a file; what was noted before keeps its state."""
+        self._states.setdefault(path, _state(path))
+
+    def note_checkpoint(self, folder: Path) -> None:
+        """Remember the files of a checkpoint; others in its folder, such as logs, may change."""
+        for pattern in PATTERNS:
+            for path in folder.glob(pattern):
+                self.note(path)
 
     def changed(self) -> Path | None:
         """A file that is not as it was, if there is one."""

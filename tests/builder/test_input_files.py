@@ -117,7 +117,10 @@ def test_questions_that_were_replaced_meanwhile_are_not_sealed(folder):
     assert again.manifest == qabuild.build("plain.toml", "clean", results=Store(folder / "empty")).manifest
 
 
-def test_a_file_that_is_only_read_meanwhile_changes_nothing(folder):
-    Path("weights/model.safetensors").read_bytes()
+def test_other_files_may_change_meanwhile(folder):
+    """As a log of the build in the checkpoint's folder, or a link to the questions."""
+    Path("weights/build.log").write_text("")
     os.link("questions.json", "link.json")
-    assert qabuild.build("plain.toml").verification.passed
+    swap = Swap("compile", Path("weights/build.log"), b"compile: not built before")
+    assert qabuild.build("plain.toml", reporter=swap).verification.passed
+    assert not swap.content, "it was changed"

@@ -24,6 +24,9 @@ from qabuild.models.checkpoint.weights import PATTERNS as WEIGHT_PATTERNS
 from qabuild.models.checkpoint.weights import examine_weights, refuse_headless
 from qabuild.system import files, hub, hub_files
 
+PATTERNS = (CONFIG, *WEIGHT_PATTERNS, *TOKENIZER_PATTERNS)
+"""Names of the files of a checkpoint; all others in its folder do not matter."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
@@ -137,7 +140,7 @@ def _folder_name(source: str | os.PathLike[str]) -> str:
 
 def _downloaded(name: str, sha: str, offline: bool) -> Path:
     """Download config, safetensors and tokenizer of this commit, nothing else; return the folder in the Hub's cache."""
-    return hub_files.download(name, sha, "model", [CONFIG, *WEIGHT_PATTERNS, *TOKENIZER_PATTERNS], offline=offline)
+    return hub_files.download(name, sha, "model", list(PATTERNS), offline=offline)
 
 
 def _other_hub_files(name: str, sha: str, directory: Path, offline: bool) -> Sequence[str]:
