@@ -37,12 +37,14 @@ def digest(artifact: Artifact, measurement: Measurement) -> str:
 def measured(artifact: Artifact) -> dict[str, Any]:
     """What a measurement is of, as JSON values: the sealed files, and how they run and answer.
 
-    Not all of the manifest, since a changed gate needs no new measurement.
+    Not all of the manifest: a changed gate needs no new measurement, nor does a checkpoint that two targets trained
+    alike under names of their own.
     """
     manifest = artifact.manifest
-    run = {name: getattr(manifest, name) for name in ("checkpoint", "backend", "answer")}
     subject: dict[str, Any] = {
-        **run,
+        "checkpoint": manifest.checkpoint["digest"],
+        "backend": manifest.backend,
+        "answer": manifest.answer,
         "runtime": manifest.runtime.model_dump(mode="json"),
         "batch_size": manifest.verify.get("batch_size"),
         "files": {name: file.sha256 for name, file in manifest.files.items()},
