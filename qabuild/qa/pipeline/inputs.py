@@ -114,11 +114,11 @@ def _example(item: Any) -> Pair | list[Pair]:
     return [_single(_example(pair)) for pair in _zip_examples(question, context)]
 
 
-def _squad_example(item: Any) -> Pair:
-    """The pair of transformers' SquadExample."""
+def _squad_example(item: Any, error: type[Exception] = ValueError) -> Pair:
+    """The pair of transformers' SquadExample; anything else raises `error`."""
     if hasattr(item, "question_text") and hasattr(item, "context_text"):
         return item.question_text, item.context_text
-    raise ValueError(f"an example is a dictionary with `question` and `context`, not {type(item).__name__}")
+    raise error(f"an example is a dictionary with `question` and `context`, not {type(item).__name__}")
 
 
 def _require_keys(item: Mapping[str, Any]) -> None:
@@ -162,4 +162,4 @@ def _stream_pair(item: Any) -> Pair:
     if isinstance(item, Mapping):
         _require_keys(item)
         return _text("question", item["question"]), _text("context", item["context"])
-    return _squad_example(item)
+    return _squad_example(item, AttributeError)  # as the stock pipeline raises for a stream
