@@ -114,6 +114,7 @@ MISTAKES = {
     "answer_file(columns=text)": (lambda: answered(columns="question=frage"), "columns: .* is no dictionary"),
     "answer_file(columns=list)": (lambda: answered(columns=["question"]), "columns: .* is no dictionary"),
     "answer_file(columns=number)": (lambda: answered(columns={"id": 7}), "columns: id: Input should be a valid string"),
+    "answer_file(columns=lists)": (lambda: answered(columns={"x": ["id"]}), "columns: 'x' is no part of a question"),
     "answer_file(parameters)": (lambda: answered(parameters=["top_k"]), "parameters: .* is no dictionary"),
     "answer_dataset(path)": (lambda: answered_in_parts(pipeline="artifacts/x"), "pipeline: .* cannot be called"),
     "answer_dataset(several)": (

@@ -50,7 +50,7 @@ def columns_of(names: Mapping[str, str] | None) -> Columns:
     known = ", ".join(Columns.model_fields)
     for name in given:
         if name not in Columns.model_fields:
-            turned = given[name] in Columns.model_fields
+            turned = given[name] in list(Columns.model_fields)  # which also takes what has no hash
             raise BadTarget(
                 f"columns: '{name}' is no part of a question",
                 f"write it the other way round: {given[name]}={name}" if turned else f"name columns of {known}",
