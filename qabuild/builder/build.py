@@ -179,7 +179,8 @@ def _is_made_so(artifact: Artifact, plan: Plan, store: Store) -> bool:
     manifest, target = artifact.manifest, plan.target
     reference = store.find(plan.step("reference").key or "")
     return (
-        manifest.checkpoint == described(require_checkpoint(plan.checkpoint))
+        plan.checkpoint is not None
+        and manifest.checkpoint == described(plan.checkpoint)
         and manifest.backend == calibration.options_record(target.backend)
         and manifest.runtime == target.runtime
         and (reference is None or manifest.answer == reference.record["answer"])
