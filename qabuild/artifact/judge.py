@@ -11,6 +11,7 @@ from qabuild.artifact import as_built, handler
 from qabuild.artifact import manifest as artifacts
 from qabuild.artifact.evidence import CrossCheck, Gate, Measurement, Original, Verification, describe
 from qabuild.artifact.manifest import Artifact
+from qabuild.system.units import count_of
 from qabuild.target.gates import Gates
 
 MOST_F1_GAIN = 1.0
@@ -159,7 +160,8 @@ def explain_failure(verification: Verification, directory: Path) -> tuple[str, s
             f"  {flip.id}: {flip.checkpoint!r} became {flip.artifact!r}, gold {flip.gold[0] if flip.gold else ''!r}"
         )
     changed = len(verification.measurement.flips)
-    hint = f"{changed} answers changed, {len(losses)} for the worse: see `flips` in {directory / artifacts.EVIDENCE}"
+    hint = f"{count_of(changed, 'answer')} changed, {len(losses)} for the worse: "
+    hint += f"see `flips` in {directory / artifacts.EVIDENCE}"
     if {gate.name for gate in verification.failed_gates} <= OF_TRAINING:
         hint = (
             "the artifact reproduces its checkpoint, but that falls short of its teacher or of what it was made from: "

@@ -7,6 +7,7 @@ from typing import Any
 
 from qabuild.artifact.manifest import Manifest
 from qabuild.artifact.tables import Stage
+from qabuild.system.units import count_of
 
 
 def source(manifest: Manifest) -> Mapping[str, Any]:
@@ -39,7 +40,7 @@ def _pruned(stage: Stage) -> str | None:
         speed = f" Asked for {speedup['asked']:g} times the speed in {form}; measured {speedup['measured']:.2f} times."
     return (
         f"Pruned; its layers keep {' and '.join(parts) or 'all'}, {100 * stage['flops']:.1f} % of their operations. "
-        f"Importance was measured on {examples['questions']} questions of {examples['dataset']}.{speed}"
+        f"Importance was measured on {count_of(examples['questions'], 'question')} of {examples['dataset']}.{speed}"
     )
 
 
@@ -47,7 +48,8 @@ def _recovered(stage: Stage) -> str | None:
     if stage["stage"] != "recover" or "examples" not in stage:
         return None
     examples = stage["examples"]
-    return f"Trained on {examples['questions']} questions of {examples['dataset']} to answer as before it was pruned."
+    questions = count_of(examples["questions"], "question")
+    return f"Trained on {questions} of {examples['dataset']} to answer as before it was pruned."
 
 
 def _plain(stage: Stage) -> str:

@@ -86,6 +86,8 @@ def compare(
     """
     from qabuild.evaluation.compare import tables
 
+    if console.json and layout in ("csv", "markdown"):
+        raise click.UsageError(f"--json and --format {layout} contradict each other: name one of them")
     console.json |= layout == "json"
     comparison = _measure(artifacts, console, batch_sizes=batch_sizes, latency=latency, **measuring)
     layouts = {

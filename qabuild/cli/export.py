@@ -11,7 +11,7 @@ import click
 from qabuild.cli.console import Console, emit, table
 from qabuild.cli.options import common, signer_options, unverified_option
 from qabuild.publishing import layouts
-from qabuild.system.units import size_of
+from qabuild.system.units import count_of, size_of
 
 
 @click.command()
@@ -59,5 +59,5 @@ def export(
         allow_unverified=allow_unverified,
         reporter=console,
     )
-    summary = f"{exported.directory}: {layout}, {size_of(exported.size)} in {len(exported.files)} files"
+    summary = f"{exported.directory}: {layout}, {size_of(exported.size)} in {count_of(len(exported.files), 'file')}"
     console.result(exported.to_dict(), lambda: emit(summary))

@@ -148,7 +148,7 @@ def describe_published(published: Published) -> str:
     """One line: which commit is published where."""
     if published.commit is None:
         sent = [change for change in published.changes if change.does in ("add", "replace")]
-        return f"{published.repo}: {len(sent)} files, {size_of(sum(c.size for c in sent))} would be sent"
+        return f"{published.repo}: {count_of(len(sent), 'file')}, {size_of(sum(c.size for c in sent))} would be sent"
     location = published.pull_request or f"{published.repo} ({published.revision})"
     tag = f", tag {published.tag}" if published.tag else ""
     done = "published" if published.changed else "nothing to do, it is there already"

@@ -11,7 +11,7 @@ import click
 
 from qabuild.cli.console import Console, emit, table
 from qabuild.cli.options import common, output_option, signer_options
-from qabuild.system.units import size_of
+from qabuild.system.units import count_of, size_of
 
 if TYPE_CHECKING:
     from qabuild.artifact.evidence import Gate, Measurement
@@ -62,7 +62,7 @@ def _print(shown: Summary) -> None:
     facts = {
         "artifact": f"{shown.artifact}: {shown.state}",
         "manifest": f"{shown.digest}, written by qabuild {manifest.qabuild}",
-        "size": f"{size_of(shown.size)} in {len(manifest.files)} files",
+        "size": f"{size_of(shown.size)} in {count_of(len(manifest.files), 'file')}",
         "checkpoint": _line(manifest.checkpoint),
         "training": _line(manifest.training or {}),
         "stages": " ".join(described(manifest.stages)),

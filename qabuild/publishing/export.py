@@ -19,6 +19,7 @@ from qabuild.system import arguments
 from qabuild.system.reporter import SILENT, Reporter
 from qabuild.system.sealed import require_outside
 from qabuild.system.terminal import visible
+from qabuild.system.units import count_of
 
 if TYPE_CHECKING:
     from qabuild.artifact.manifest import Artifact
@@ -135,8 +136,9 @@ def _origin(artifact: Artifact) -> list[str]:
     m = verification.measurement
     return [
         *lines,
-        f"  - verified at {verification.verified_at} on {m.questions} questions: EM {m.exact_match:.2f}, F1 {m.f1:.2f} "
-        f"(checkpoint: {m.checkpoint_f1:.2f}), {100 * m.agreement:.2f} % of the answers as the checkpoint's",
+        f"  - verified at {verification.verified_at} on {count_of(m.questions, 'question')}: EM {m.exact_match:.2f}, "
+        f"F1 {m.f1:.2f} (checkpoint: {m.checkpoint_f1:.2f}), {100 * m.agreement:.2f} % of the answers as "
+        "the checkpoint's",
     ]
 
 

@@ -89,7 +89,7 @@ def read(
     questions = data.load(target.verify.data, offline=offline)
     if not any(question.answers for question in questions.questions):
         raise BadTarget(
-            f"{questions.name}: none of its {len(questions)} questions has an answer, so no F1 can be measured",
+            f"{questions.name}: none of the questions has an answer, so no F1 can be measured",
             "name questions with gold answers (--data)",
         )
     gate = FROM_ORIGINAL if target.has_original else "max_f1_drop"

@@ -490,7 +490,7 @@ def test_questions_that_are_here_are_checked_before_they_are_asked(tmp_path):
         return preview(target(checkpoint={"model": "sample"}, **tables), Store(tmp_path), "x")
 
     assert previewed(verify={"dataset": "sample", "samples": 5}).reads_data
-    with pytest.raises(BadTarget, match=r"x: verify\.dataset: 1000 samples are asked for, and there are 135"):
+    with pytest.raises(BadTarget, match=r"x: verify\.dataset: 1000 samples are asked for, of 135 questions"):
         previewed(verify={"dataset": "sample", "samples": 1000})
     with pytest.raises(BadTarget, match="no split 'test'"):
         previewed(verify={"dataset": "sample", "split": "test"})

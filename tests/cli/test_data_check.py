@@ -156,7 +156,7 @@ def test_a_table_with_own_columns_and_a_wrong_offset_verifies_an_artifact(qabuil
     Path("mill.toml").write_text(TARGET.format(max_misplaced=0.25))
     status, _, err = qabuild("mill.toml")
     assert status == 0, err
-    assert "1 questions are left out, since an answer is not at its answer_start" in err
+    assert "left out 1 question, whose answers are not at their answer_start" in err
     artifact = open_artifact(Path("artifacts/mill"))
     assert len(artifact.reference.answers) == 3
     # The artifact knows how its questions are read.

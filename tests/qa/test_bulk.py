@@ -472,7 +472,7 @@ def test_an_interruption_reports_the_saved_rows_and_the_next_run_repeats_bad_row
     (partial,) = tmp_path.glob("*.partial")
     saved = len(read_jsonl(partial))
     assert saved > 1
-    assert first.messages[-1] == f"{saved} rows are saved in {partial}; the same command resumes after them"
+    assert first.messages[-1] == f"saved {saved} rows in {partial}; the same command resumes after them"
     assert answer_file(FirstWord(), questions, answers, reporter=(second := RecordingReporter())).resumed == saved
     assert second.messages == [f"resuming after {saved} rows of an earlier run", first.messages[0]]
     assert "line 1 is not JSON" in first.messages[0]

@@ -17,6 +17,7 @@ from qabuild.models.checkpoint.interface import stated_positions
 from qabuild.qa import ask
 from qabuild.qa.pipeline.parameters import Parameters
 from qabuild.system.hub import is_path
+from qabuild.system.units import count_of
 from qabuild.target.model import Target
 
 if TYPE_CHECKING:
@@ -102,8 +103,8 @@ def _answer(context: Context, checkpoint: Checkpoint, directory: Path) -> dict[s
     questions = questions_of(target, offline=context.offline)
     if questions.misplaced:
         context.reporter.say(
-            f"verify.dataset: {len(questions.misplaced)} questions are left out, since an answer is not at its "
-            "answer_start"
+            f"verify.dataset: left out {count_of(len(questions.misplaced), 'question')}, whose answers are not at "
+            "their answer_start"
         )
     described = {
         "dataset": questions.name,

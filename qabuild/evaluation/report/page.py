@@ -13,6 +13,7 @@ from qabuild.evaluation.compare import tables
 from qabuild.evaluation.compare.result import Comparison, Measured
 from qabuild.evaluation.report import plots
 from qabuild.system import files
+from qabuild.system.units import count_of
 
 HERE = Path(__file__).parent
 MOST_CHANGES = 100
@@ -53,8 +54,9 @@ class Candidates:
                 f"{chosen.original.f1_difference:+.2f} [{least:.2f}, {most:.2f}] points."
             )
         return (
-            f"As verified on {chosen.questions} questions: F1 {chosen.checkpoint_f1:.2f} became {chosen.f1:.2f}, a "
-            f"difference of {chosen.f1_difference:+.2f} [{low:.2f}, {high:.2f}] points{at_batch(chosen.batch_size)}; "
+            f"As verified on {count_of(chosen.questions, 'question')}: F1 {chosen.checkpoint_f1:.2f} became "
+            f"{chosen.f1:.2f}, a difference of {chosen.f1_difference:+.2f} [{low:.2f}, {high:.2f}] points"
+            f"{at_batch(chosen.batch_size)}; "
             f"F1 retention {100 * chosen.f1_retention:.2f} %; answers that changed: {len(chosen.flips)}, {worse} of "
             f"them for the worse and {better} for the better.{original}"
         )

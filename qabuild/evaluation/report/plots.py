@@ -81,7 +81,7 @@ def title(comparison: Comparison) -> Spec:
     machine, main = comparison.machine, comparison.measured[0].throughput[0]
     cores = count_of(machine["cores"], "core")
     hardware = ", ".join([machine["cpu"], cores, *dict.fromkeys(machine.get("gpus") or ())])
-    asked = f"{main.questions} questions of {comparison.data['dataset']}, in batches of {main.batch_size}"
+    asked = f"{count_of(main.questions, 'question')} of {comparison.data['dataset']}, in batches of {main.batch_size}"
     interrupted = ", interrupted" if comparison.interrupted else ""
     lines = [f"{asked}{interrupted}", hardware]
     return {

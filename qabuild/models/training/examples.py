@@ -13,6 +13,7 @@ from qabuild.models.training.vocabulary import require_same_tokens
 from qabuild.qa import data
 from qabuild.qa.data import QuestionSet
 from qabuild.qa.pipeline.windows import Cut, WindowMaker, Windows
+from qabuild.system.units import count_of
 
 if TYPE_CHECKING:
     from qabuild.models.training.request import Request
@@ -105,7 +106,7 @@ def make(
     answerless = int((starts == windows.cls).sum())
     if answerless == len(windows):
         raise BadTarget(
-            f"[{train.table}]: none of the {len(windows)} windows holds an answer",
+            f"[{train.table}]: no window holds an answer",
             "give data with answers, or longer windows",
         )
     counts = {
@@ -153,8 +154,8 @@ def hold_out(questions: Sequence[Question], train: Fit) -> tuple[tuple[Question,
         held_out_questions += sizes[context]
     if not contexts:
         raise BadTarget(
-            f"{train.table}.held_out is {train.held_out}, and there are {len(questions)} questions on "
-            f"{len(sizes)} contexts",
+            f"{train.table}.held_out is {train.held_out}, of {count_of(len(questions), 'question')} on "
+            f"{count_of(len(sizes), 'context')}",
             "hold out fewer, or train on more questions",
         )
     return (

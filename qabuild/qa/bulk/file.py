@@ -38,6 +38,7 @@ from qabuild.system import arguments, files, storage
 from qabuild.system.reporter import SILENT, Reporter
 from qabuild.system.sealed import require_outside
 from qabuild.system.terminal import visible
+from qabuild.system.units import count_of
 
 
 def answer_file(
@@ -133,7 +134,7 @@ class _Run:
             for record in _complete_records(partial):
                 tally.add(record, resumed=True)
             if tally.rows:
-                self.reporter.say(f"resuming after {tally.rows} rows of an earlier run")
+                self.reporter.say(f"resuming after {count_of(tally.rows, 'row')} of an earlier run")
             try:
                 with self._reported(tally):
                     for record in self._records(tally.rows, tally):
@@ -145,7 +146,7 @@ class _Run:
             except KeyboardInterrupt:
                 if digest:
                     self.reporter.say(
-                        f"{tally.rows} rows are saved in {partial_path}; the same command resumes after them"
+                        f"saved {count_of(tally.rows, 'row')} in {partial_path}; the same command resumes after them"
                     )
                 raise
             if form == "jsonl":
@@ -177,7 +178,8 @@ class _Run:
             if ambiguous:
                 tally.bad += len(ambiguous)
                 self.reporter.say(
-                    f"{len(ambiguous)} questions share an id with another, whose answer the predictions hold: "
+                    f"{count_of(len(ambiguous), 'question')} left out: of an id, the predictions "
+                    "hold the first answer only: "
                     f"{', '.join(map(repr, ambiguous[:SHOWN_PROBLEMS]))}"
                 )
             file.write(content)

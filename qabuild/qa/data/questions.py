@@ -12,6 +12,7 @@ from typing import overload
 
 from qabuild.errors import BadTarget, UntrustedInput
 from qabuild.qa.data import placement
+from qabuild.system.units import count_of
 
 _SHOWN = 5  # ids named in a message
 _SHOWN_MISPLACED = 3
@@ -114,7 +115,7 @@ def subset(
         return _part_of(questions, subset(questions.questions, samples, seed))
     if not 1 <= samples <= len(questions):
         raise BadTarget(
-            f"{samples} samples are asked for, and there are {len(questions)} questions",
+            f"{samples} samples are asked for, of {count_of(len(questions), 'question')}",
             f"set `samples` to at most {len(questions)}",
         )
     drawn = sorted(random.Random(seed).sample(range(len(questions)), samples))
@@ -160,7 +161,7 @@ def check(questions: Sequence[Question], where: str, max_misplaced: float = 0.0)
     ids = Counter(question.id for question in questions)
     if shared := [question_id for question_id, count in ids.items() if count > 1]:
         raise UntrustedInput(
-            f"{where}: {len(shared)} questions share an id with another: {_some(shared)}",
+            f"{where}: {count_of(len(shared), 'id')} of more than one question: {_some(shared)}",
             "give each an id of its own, and remove rows that repeat a question: without ids, they get the same. "
             "`qabuild data check FILE --fix OUT.json` does both for a file",
         )

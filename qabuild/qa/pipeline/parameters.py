@@ -121,7 +121,8 @@ def _flag(name: str, value: Any) -> bool | str:
         return value
     number = _number(value)
     if number is None:
-        raise TypeError(f"{name} parameter should be True or False (got {value!r})")
+        others = "".join(f" or {each!r}" for each in CHOICES[name] if isinstance(each, str))
+        raise TypeError(f"{name} parameter should be True or False{others} (got {value!r})")
     return bool(number)
 
 

@@ -639,6 +639,13 @@ def test_bad_usage_is_reported_before_any_work(capfd, arguments, status, message
     assert message in err
 
 
+@pytest.mark.parametrize("layout", ["csv", "markdown"])
+def test_json_and_another_format_contradict_each_other(capfd, layout):
+    status, out, _ = command(capfd, "compare", "nowhere", "--json", "--format", layout)
+    expected = f"--json and --format {layout} contradict each other: name one of them"
+    assert (status, json.loads(out)["error"]) == (2, expected)
+
+
 def test_a_report_does_not_replace_a_pipe_or_device(capfd, tmp_path):
     for option, name in (("-o", "pipe.html"), ("--png", "pipe.png")):
         os.mkfifo(tmp_path / name)

@@ -232,7 +232,7 @@ def test_a_wrong_layout_is_refused_with_its_place(write: Callable[..., Path], ro
     ("change", "problem"),
     [
         (lambda r: r.update(data=[]), "there are no questions"),
-        (lambda r: qas(r)[1].update(id="q1"), "1 questions share an id with another: 'q1'"),
+        (lambda r: qas(r)[1].update(id="q1"), "1 id of more than one question: 'q1'"),
         (lambda r: qas(r)[1].update(question=" "), r"qas\[1\]\.question is blank"),
         (
             lambda r: r["data"][0]["paragraphs"][0].update(context=""),
@@ -438,7 +438,7 @@ def test_a_subset_of_all_is_the_whole_set() -> None:
 
 @pytest.mark.parametrize("samples", [0, -1, 6])
 def test_a_subset_of_impossible_size_is_refused(samples: int) -> None:
-    with pytest.raises(BadTarget, match=f"{samples} samples are asked for, and there are 5 questions"):
+    with pytest.raises(BadTarget, match=f"{samples} samples are asked for, of 5 questions"):
         data.subset(questions(5), samples)
 
 

@@ -102,14 +102,16 @@ def test_a_whole_number_may_be_of_any_type(name: str, kind: Callable[[int], Any]
     assert pipeline(**ONE, **{name: kind(150)}) == pipeline(**ONE, **{name: 150})
 
 
-@pytest.mark.parametrize("name", ["handle_impossible_answer", "align_to_words"])
-def test_a_flag_may_be_0_or_1(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "values"), [("handle_impossible_answer", "True or False"), ("align_to_words", "True or False or 'auto'")]
+)
+def test_a_flag_may_be_0_or_1(name: str, values: str) -> None:
     pipeline = hashing("bert")
     for flag in (True, False):
         expected = pipeline(**ONE, top_k=9, **{name: flag})
         for kind in (int, np.bool_, np.int64):
             assert pipeline(**ONE, top_k=9, **{name: kind(flag)}) == expected
-    with pytest.raises(TypeError, match=name):
+    with pytest.raises(TypeError, match=rf"^{name} parameter should be {values} \(got 'false'\)"):
         pipeline(**ONE, **{name: "false"})
 
 
