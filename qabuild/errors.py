@@ -7,7 +7,16 @@ a defect of the program and keeps its traceback.
 
 from __future__ import annotations
 
+import re
 from typing import ClassVar
+
+_SECRETS = re.compile(
+    r"(?<=://)([^\s/@:]*):[^\s/@]*(?=@)"
+    r"|(?<=[?&])(X-Amz-(?:Signature|Credential|Security-Token)|X-Goog-Signature|sig|(?:access_)?token|password)"
+    r"=[^\s&'\"]+?(?=[:;,.)]*(?:[\s&'\"]|$))",
+    re.IGNORECASE,
+)
+"""In URLs: the password of user:password@host, and what signs a request, as in a presigned URL."""
 
 
 class QABuildError(Exception):
@@ -16,12 +25,17 @@ class QABuildError(Exception):
     exit_status: ClassVar[int] = 5
 
     def __init__(self, message: str, hint: str | None = None) -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message = without_secrets(message)
+        self.hint = hint and without_secrets(hint)
+        super().__init__(self.message)
 
     def __str__(self) -> str:
         return f"{self.message}\n  {self.hint}" if self.hint else self.message
+
+
+def without_secrets(text: str) -> str:
+    """The text with the passwords and signatures of URLs replaced by ***."""
+    return _SECRETS.sub(lambda match: f"{match[1]}:***" if match[2] is None else f"{match[2]}=***", text)
 
 
 class VerificationFailed(QABuildError):

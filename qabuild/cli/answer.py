@@ -12,7 +12,7 @@ import click
 
 from qabuild.cli.console import Console
 from qabuild.cli.options import Finite, column_option, common, native_option, signer_options, unverified_option
-from qabuild.errors import UntrustedInput
+from qabuild.errors import UntrustedInput, without_secrets
 
 
 class _Shard(click.ParamType[tuple[int, int]]):
@@ -161,6 +161,6 @@ def answer(
     counts = f"{summary.answered} answered, {summary.bad} without an answer, {summary.resumed} from an earlier run"
     console.say(f"{counts}, {summary.truncated} with a truncated question" if summary.truncated else counts)
     if console.json:
-        console.result({"answers": output, "manifest": opened.digest, **asdict(summary)}, lambda: None)
+        console.result({"answers": without_secrets(output), "manifest": opened.digest, **asdict(summary)}, lambda: None)
     if summary.bad:
         sys.exit(UntrustedInput.exit_status)

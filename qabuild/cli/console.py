@@ -17,7 +17,7 @@ from typing import Any, TextIO
 
 import click
 
-from qabuild.errors import QABuildError
+from qabuild.errors import QABuildError, without_secrets
 from qabuild.system.reporter import Advance
 from qabuild.system.terminal import visible
 
@@ -155,7 +155,7 @@ def emit(text: str) -> None:
 
 def print_message(text: str) -> None:
     """Print a message on stderr."""
-    click.echo(visible(text), err=True)
+    click.echo(visible(without_secrets(text)), err=True)
 
 
 def _print(text: str) -> None:

@@ -10,6 +10,7 @@ import re
 import resource
 import shutil
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -1378,6 +1379,40 @@ def test_answer_reads_and_writes_pipes(built):
     out, err = running.communicate(json.dumps(row) + "\n", timeout=600)
     assert running.returncode == 0, err
     assert json.loads(out)["id"] == 1
+
+
+# --- passwords in URLs ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("ftp://ann:s3c:ret@h:1/x", "ftp://ann:***@h:1/x"),
+        ("https://:s3cret@h/x?versionId=7", "https://:***@h/x?versionId=7"),
+        (
+            "https://h/x?X-Amz-Credential=s3cret&X-Amz-Date=1&X-Amz-Signature=s3cret",
+            "https://h/x?X-Amz-Credential=***&X-Amz-Date=1&X-Amz-Signature=***",
+        ),
+        ("https://h/x?se=2026&sig=s3cret%3D", "https://h/x?se=2026&sig=***"),
+        ("https://h/x?access_token=s3cret", "https://h/x?access_token=***"),
+        ("s3://bucket/a@b:c/x", "s3://bucket/a@b:c/x"),
+        ("https://h:80/x", "https://h:80/x"),
+    ],
+)
+def test_an_error_names_a_url_without_what_opens_it(url, shown):
+    assert str(QABuildError(f"{url}: gone", f"check '{url}'")) == f"{shown}: gone\n  check '{shown}'"
+
+
+def test_a_command_does_not_print_the_password_of_a_url(built, qabuild, monkeypatch):
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        place = f"127.0.0.1:{closed.getsockname()[1]}"
+    failed = qabuild("answer", "artifacts/tiny", f"http://ann:s3cret@{place}/q.jsonl")
+    assert_one_error(failed, 5, f"http://ann:***@{place}/q.jsonl: ")
+    monkeypatch.setenv("QABUILD_REMOTE_CACHE", f"ftp://ann:s3cret@{place}/cache")
+    went_on = qabuild("build", "tiny.toml", "--set", "verify.samples=7")
+    assert f"remote cache ftp://ann:***@{place}/cache" in went_on.err
+    assert "s3cret" not in failed.out + failed.err + went_on.out + went_on.err
 
 
 # --- the remote cache -------------------------------------------------------------------------------------------------
