@@ -26,9 +26,10 @@ CALIBRATION = 0.1
 class QABuildExtractiveReader:
     """Extracts answers to a query from documents, with a verified artifact.
 
-    It takes and returns what Haystack's extractive reader does: after a retriever, connect `documents`. Scores do not
-    depend on other spans, so that the answers of several documents can be compared: a score is the sigmoid of a tenth
-    of the span's two logits, as Haystack's reader computes it by default.
+    It takes and returns what Haystack's extractive reader does: after a retriever, connect `documents`. A score does
+    not depend on what else the document holds, so that the answers of several can be compared: it is the sigmoid of a
+    tenth of the span's two logits, as Haystack's reader computes it by default. Spans with the same text count
+    together, as in the stock pipeline; a larger `top_k` finds more of them, and can raise a score.
     """
 
     def __init__(

@@ -6,6 +6,7 @@ Triton imports it, as 1/model.py of the model; only there does `triton_python_ba
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -64,15 +65,17 @@ class TritonPythonModel:
         return [self._respond(request) for request in requests]
 
     def _respond(self, request: Any) -> Any:
-        questions, contexts = (
-            [text.decode() for text in triton.get_input_tensor_by_name(request, name).as_numpy().ravel()]
-            for name in ("question", "context")
-        )
         try:
+            questions, contexts = (
+                [text.decode() for text in triton.get_input_tensor_by_name(request, name).as_numpy().ravel()]
+                for name in ("question", "context")
+            )
             pairs = zip(questions, contexts, strict=True)
             asked = ({"question": question, "context": context} for question, context in pairs)
             results = list(self._pipeline(asked))
-        except ValueError as error:  # more questions than contexts, say
+            if not all(math.isfinite(result["score"]) for result in results):
+                raise ValueError("the model's scores are not finite")
+        except ValueError as error:  # more questions than contexts, say, or bytes that are not UTF-8
             return triton.InferenceResponse(output_tensors=[], error=triton.TritonError(str(error)))
         columns = {name: [result.get(name, False) for result in results] for name in DTYPES}
         columns["answer"] = [answer.encode() for answer in columns["answer"]]

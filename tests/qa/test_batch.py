@@ -175,6 +175,17 @@ def test_columns_that_make_no_rows_are_refused(batch: Any, problem: str) -> None
         answer_batch(FirstWord(), batch)
 
 
+@pytest.mark.parametrize("index", [[7, 3], ["a", "b"], pandas.RangeIndex(5, 7)])
+def test_the_answers_of_a_data_frame_have_its_index(index: Any) -> None:
+    batch = pandas.DataFrame({"question": ["a?", "b?"], "context": ["Ann", "Bo"]}, index=index)
+    answers = answer_batch(FirstWord(), batch)
+    assert answers.index.equals(batch.index)
+    assert batch.assign(answer=answers["answer"])["answer"].tolist() == ["Ann", "Bo"]
+    several = answer_batch(FirstWord(), batch.assign(context="one two"), parameters={"top_k": 2})
+    assert several["answer"].tolist() == ["one", "two"] * 2
+    assert several.index.equals(pandas.RangeIndex(4))
+
+
 def test_an_id_column_that_is_named_and_absent_is_refused() -> None:
     with pytest.raises(BadTarget, match="has no column 'nr'"):
         answer_batch(FirstWord(), {"question": ["a?"], "context": ["c"], "id": [1]}, Columns(id="nr"))

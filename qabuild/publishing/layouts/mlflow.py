@@ -45,7 +45,7 @@ import qabuild
 
 
 class Answerer(mlflow.pyfunc.PythonModel):
-    """From a table with the columns question and context, one with the columns answer, score, start and end."""
+    """Answers each row of a table with the columns question and context, in a table with the same index."""
 
     def load_context(self, context):
         self.answer = qabuild.load(
@@ -56,7 +56,9 @@ class Answerer(mlflow.pyfunc.PythonModel):
     def predict(self, context, model_input: pandas.DataFrame, params=None):
         columns = zip(model_input["question"], model_input["context"])
         results = self.answer({"question": question, "context": context} for question, context in columns)
-        return pandas.DataFrame(list(results), columns=["answer", "score", "start", "end"])
+        rows = [{"question_truncated": False, **result} for result in results]
+        names = ["answer", "score", "start", "end", "question_truncated"]
+        return pandas.DataFrame(rows, columns=names, index=model_input.index)
 
 
 mlflow.models.set_model(Answerer())
@@ -89,7 +91,7 @@ Over HTTP:
 
 Texts, places and scores of the answers are those of `qabuild.load`, with the artifact's parameters; a request sets no
 others. An empty question or context, which `qabuild.load` refuses, gets an answer. `start` and `end` are characters of
-the context.
+the context; `question_truncated` tells whether the question has more tokens than are read.
 """
 )
 
@@ -140,7 +142,8 @@ def _signature() -> ModelSignature:
     asked = [ColSpec(DataType.string, name) for name in ("question", "context")]
     answered = [ColSpec(DataType.string, "answer"), ColSpec(DataType.double, "score")]
     places = [ColSpec(DataType.long, name) for name in ("start", "end")]
-    return ModelSignature(inputs=Schema(asked), outputs=Schema([*answered, *places]))
+    truncated = ColSpec(DataType.boolean, "question_truncated")
+    return ModelSignature(inputs=Schema(asked), outputs=Schema([*answered, *places, truncated]))
 
 
 def _requirements(artifact: Artifact) -> list[str]:

@@ -143,7 +143,8 @@ class _FrameBatch:
         nullable = {pyarrow.int64(): pandas.Int64Dtype(), pyarrow.bool_(): pandas.BooleanDtype()}
         answers = table.to_pandas(types_mapper=nullable.get)
         answers.insert(0, "id", ids)
-        return answers
+        # With several answers to a question, rows are none of the batch's.
+        return answers.set_axis(self._batch.index) if numbers == list(range(len(self._batch))) else answers
 
 
 class _DictBatch:

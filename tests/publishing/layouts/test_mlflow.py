@@ -38,7 +38,8 @@ def model(artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def verified(artifact: Path) -> list[dict[str, Any]]:
     """The answers of the artifact, with scores that other batches may round differently."""
     results = list(qabuild.load(artifact)(question for question in QUESTIONS))
-    return [{**result, "score": pytest.approx(result["score"], abs=1e-5)} for result in results]
+    exact = [{**result, "question_truncated": False} for result in results]
+    return [{**result, "score": pytest.approx(result["score"], abs=1e-5)} for result in exact]
 
 
 def test_mlflow_loads_it_and_it_answers_as_verified(model, artifact):
@@ -63,10 +64,23 @@ def test_mlflow_loads_it_and_it_answers_as_verified(model, artifact):
     assert Path(code) == model / "code" / "qabuild" / "__init__.py"
 
 
+def test_a_frame_keeps_its_index_and_a_truncated_question_is_marked(model):
+    program = (
+        "import pandas, sys, mlflow; model = mlflow.pyfunc.load_model(sys.argv[1]); "
+        "frame = pandas.DataFrame({'question': ['Who?', 'who ' * 3000], 'context': ['Ann.', 'Bo.']}, index=[7, 3]); "
+        "print(model.predict(frame)['question_truncated'].to_dict())"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    process = subprocess.run(
+        [sys.executable, "-P", "-c", program, model], capture_output=True, text=True, env=environment, cwd=model.parent
+    )
+    assert process.stdout.splitlines()[-1] == "{7: False, 3: True}", process.stderr
+
+
 def test_its_signature_and_requirements_are_recorded(model, artifact):
     described = mlflow.models.Model.load(str(model))
     assert described.signature.inputs.input_names() == ["question", "context"]
-    assert described.signature.outputs.input_names() == ["answer", "score", "start", "end"]
+    assert described.signature.outputs.input_names() == ["answer", "score", "start", "end", "question_truncated"]
     required = (model / "requirements.txt").read_text().splitlines()
     assert set((artifact / handler.REQUIREMENTS).read_text().splitlines()) <= set(required)
     assert open_artifact(model / "artifacts" / "artifact").digest == open_artifact(artifact).digest

@@ -65,8 +65,12 @@ def started(models: Path, digest: str) -> TritonPythonModel:
 
 
 def request(questions: list[str], contexts: list[str]) -> Any:
+    return request_of_bytes(*([text.encode() for text in texts] for texts in (questions, contexts)))
+
+
+def request_of_bytes(questions: list[bytes], contexts: list[bytes]) -> Any:
     texts = {"question": questions, "context": contexts}
-    tensors = [triton.Tensor(name, np.array([t.encode() for t in each], object)) for name, each in texts.items()]
+    tensors = [triton.Tensor(name, np.array(each, object)) for name, each in texts.items()]
     return triton.InferenceRequest(tensors)
 
 
@@ -93,6 +97,13 @@ def test_a_bad_request_gets_an_error_and_the_others_their_answers(answerer):
     assert bad.has_error()
     assert bad.error().message()
     assert not good.has_error()
+
+
+def test_bytes_that_are_not_utf8_fail_their_own_request_only(answerer):
+    bad = request_of_bytes([b"Who?"], [b"\xff built the mill."])
+    first, second = answerer.execute([bad, request(["Who?"], ["Ann built the mill."])])
+    assert "utf-8" in first.error().message()
+    assert not second.has_error()
 
 
 def test_another_artifact_in_its_place_is_refused(models):
