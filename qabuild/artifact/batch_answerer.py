@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from qabuild.artifact.artifact_ref import ArtifactRef
+from qabuild.artifact.manifest import stated_digest
 from qabuild.qa.bulk.batch import answer_batch
 from qabuild.qa.data.dataset_ref import columns_of
 from qabuild.system import arguments
@@ -31,10 +32,12 @@ class BatchAnswerer:
     The other arguments are those of `qabuild.load`, and `parameters` those of the pipeline's calls; with a `top_k`
     above 1, each answer is a row. An answerer can be pickled. The first call in a process loads the artifact, from its
     path or from the Hub, and all answerers of that artifact in this process share it. `digest` requires the same
-    artifact on every machine.
+    artifact on every machine; by default it is that of the artifact at a path of this machine, so that a job never
+    mixes two.
 
-    A call raises what `qabuild.load` raises, BadTarget for a batch without the columns, TypeError for what is no batch,
-    and the pipeline's exception if it fails on every row.
+    Raises BadTarget for a path of this machine that is no artifact. A call raises what `qabuild.load` raises,
+    BadTarget for a batch without the columns, TypeError for what is no batch, and the pipeline's exception if it fails
+    on every row.
     """
 
     def __init__(
@@ -51,7 +54,9 @@ class BatchAnswerer:
     ) -> None:
         # Another process can have another working directory.
         source = arguments.path("artifact", artifact)
-        source = os.path.abspath(source) if Path(source).exists() else source
+        if Path(source).exists():
+            source = os.path.abspath(source)
+            digest = digest or stated_digest(Path(source))
         self._artifact = ArtifactRef(
             source=source,
             revision=revision,

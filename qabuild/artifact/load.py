@@ -99,7 +99,9 @@ def load_pipeline(
     from qabuild.qa.pipeline import QuestionAnsweringPipeline
 
     model, tokenizer = load_model(artifact, allow_native=allow_native, allow_unverified=allow_unverified)
-    return QuestionAnsweringPipeline(model, tokenizer, **parameters(artifact))
+    pipeline = QuestionAnsweringPipeline(model, tokenizer, **parameters(artifact))
+    pipeline.digest = artifact.digest
+    return pipeline
 
 
 def parameters(artifact: Artifact) -> dict[str, Any]:

@@ -68,11 +68,22 @@ def predictions(records: Iterable[Record]) -> tuple[bytes, list[str]]:
 def write_csv(file: IO[bytes], records: Iterable[Record], delimiter: str) -> None:
     text = io.TextIOWrapper(file, encoding="utf-8", errors="backslashreplace", newline="", write_through=True)
     try:
-        writer = csv.DictWriter(text, COLUMNS, delimiter=delimiter, lineterminator="\n")
+        # It puts cells with characters of the terminator in quotes, and of line breaks only these: both.
+        writer = csv.DictWriter(_Lines(text), COLUMNS, delimiter=delimiter, lineterminator="\r\n")
         writer.writeheader()
         writer.writerows(_rows(records))
     finally:
         text.detach()
+
+
+class _Lines:
+    """Rows of CSV, each ended by a line feed."""
+
+    def __init__(self, text: io.TextIOWrapper) -> None:
+        self._text = text
+
+    def write(self, row: str) -> int:
+        return self._text.write(row.removesuffix("\r\n") + "\n")
 
 
 def write_parquet(file: IO[bytes], records: Iterable[Record], whole_ids: bool) -> None:

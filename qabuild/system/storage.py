@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -29,16 +30,21 @@ READ_BYTES = 1 << 20
 """Size of a read; a request to an object store takes as long as the transfer of a few hundred KiB."""
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
-_VERSIONS = ("ETag", "etag", "md5Hash", "checksum", "blob_id", "mtime", "LastModified", "last_modified", "created")
+_VERSIONS = (
+    *("ETag", "etag", "md5Hash", "Content-MD5", "Digest", "checksum", "blob_id", "sha"),
+    *("mtime", "LastModified", "last_modified", "Last-Modified", "modify", "last_write_time", "modificationTime"),
+    "created",
+)
 """What stores call a file's hash or, where they have none, the time of its last change; the first counts."""
 
 
 @dataclass(frozen=True)
 class FileState:
-    """What tells, without reading it, whether a file has changed."""
+    """What tells whether a file has changed."""
 
     size: int
     version: str
+    """Its hash or the time of its last change, as its store tells; of a store that tells neither, a hash of it."""
 
 
 @dataclass(frozen=True)
@@ -79,12 +85,28 @@ class Location:
 
     def state(self) -> FileState | None:
         """The file's state, asked for anew; None if there is no such file."""
+        info = self._info()
+        if info is None:
+            return None
+        state = state_of(info)
+        return state if state.version else replace(state, version=f"sha256 {self._sha256()}")
+
+    def exists(self) -> bool:
+        """Whether there is such a file or folder, asked for anew."""
+        return self._info() is not None
+
+    def _info(self) -> Mapping[str, Any] | None:
         with explained(self.shown):
             try:
                 self.filesystem.invalidate_cache()
-                return state_of(self._ask(lambda _: self.filesystem.info(self.path)))
+                found: Mapping[str, Any] = self._ask(lambda _: self.filesystem.info(self.path))
+                return found
             except FileNotFoundError:
                 return None
+
+    def _sha256(self) -> str:
+        with opened(self.shown) as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]
 
     def is_folder(self) -> bool:
         with explained(self.shown):
@@ -241,8 +263,8 @@ def _remedy(name: str, error: ImportError) -> str:
     return str(error) if module == "fsspec" else f"pip install {module}"
 
 
-def state_of(info: dict[str, Any]) -> FileState:
-    """The state in what a file system tells about a file."""
+def state_of(info: Mapping[str, Any]) -> FileState:
+    """The state in what a file system tells about a file; its version is empty where that tells none."""
     key = next((key for key in _VERSIONS if info.get(key) is not None), "")
     value = info.get(key, "")
     if isinstance(value, datetime):  # a listing may have the timestamp instead
@@ -257,7 +279,7 @@ def opened(name: str) -> Iterator[IO[bytes]]:
     with explained(name):
         # Columns of a table are read in turns, which a cache that reads ahead would fetch again and again.
         file = within(PATIENCE, lambda _: location.filesystem.open(location.path, "rb", cache_type="none"))
-        with io.BufferedReader(_Blocks(file)) as stream:
+        with io.BufferedReader(_Blocks(file, name)) as stream:
             yield stream
 
 
@@ -267,8 +289,8 @@ class _Blocks(io.RawIOBase):
     A reader of text asks for a few KiB at a time, past any buffer that is put before it.
     """
 
-    def __init__(self, file: Any) -> None:
-        self._file = file
+    def __init__(self, file: Any, name: str) -> None:
+        self._file, self._name = file, name
         self._block, self._used = b"", 0
         """The bytes before the file's position, and how many of them are read."""
 
@@ -294,7 +316,11 @@ class _Blocks(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         if self._used == len(self._block):
             size = max(len(buffer), READ_BYTES)
-            self._block, self._used = within(PATIENCE, lambda _: self._file.read(size)), 0
+            try:
+                self._block, self._used = within(PATIENCE, lambda _: self._file.read(size)), 0
+            except ValueError as error:  # of the driver, as where a server sends whole files only
+                hint = "download it, and name the copy"
+                raise QABuildError(f"{self._name}: {' '.join(str(error).split())}", hint) from error
         content = self._block[self._used : self._used + len(buffer)]
         buffer[: len(content)] = content
         self._used += len(content)

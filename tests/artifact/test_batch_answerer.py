@@ -99,6 +99,29 @@ def test_another_artifact_than_the_required_one_is_refused(artifact: Path, quest
             answerer(questions)
 
 
+def test_an_artifact_that_was_replaced_is_loaded_by_new_answerers_and_refused_by_old_ones(
+    tmp_path: Path, artifact: Path, questions: pyarrow.Table, loads: list[Path]
+) -> None:
+    place = tmp_path / "live"
+    shutil.copytree(artifact, place)
+    used, unused = qabuild.BatchAnswerer(place), qabuild.BatchAnswerer(place, parameters={"top_k": 2})
+    expected = used(questions)
+    manifest = (place / "manifest.json").read_text()
+    (place / "manifest.json").write_text(f"{manifest} ")
+    (place / "verification.json").unlink()
+    assert used(questions).equals(expected)
+    assert qabuild.BatchAnswerer(place, allow_unverified=True)(questions).equals(expected)
+    assert loads == [place, place]
+    artifact_ref._load.cache_clear()  # as in another worker
+    with pytest.raises(qabuild.UntrustedInput, match="its digest is"):
+        unused(questions)
+
+
+def test_a_folder_that_is_no_artifact_is_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(qabuild.BadTarget, match="not an artifact"):
+        qabuild.BatchAnswerer(tmp_path)
+
+
 def test_a_damaged_artifact_is_refused(tmp_path: Path, artifact: Path, questions: pyarrow.Table) -> None:
     damaged = tmp_path / "damaged"
     shutil.copytree(artifact, damaged)

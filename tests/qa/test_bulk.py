@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import io
 import json
@@ -16,11 +17,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pyarrow
 import pytest
 from bulk_files import FirstWord, RecordingReporter, kill_at, read_jsonl, read_table, rows, write_jsonl, write_table
+from pyarrow import parquet
 
 from qabuild.errors import BadTarget, QABuildError, UntrustedInput
-from qabuild.qa.bulk import Summary, answer_file
+from qabuild.qa.bulk import Summary, answer_dataset, answer_file
 
 
 def squad(examples: list[dict[str, Any]]) -> dict[str, Any]:
@@ -213,8 +216,12 @@ def test_a_row_on_which_the_pipeline_raises_becomes_a_bad_row(tmp_path: Path) ->
 
 
 def test_a_pipeline_that_raises_on_every_row_ends_the_run(tmp_path: Path) -> None:
+    calls = 0
+
     def answering(question: str) -> None:
-        if question not in ("What is 0?", "What is 1?", "What is 2?"):
+        nonlocal calls
+        calls += 1
+        if calls > 3:
             raise RuntimeError("the device is gone")
 
     questions = write_jsonl(tmp_path / "q.jsonl", rows(30))
@@ -222,6 +229,18 @@ def test_a_pipeline_that_raises_on_every_row_ends_the_run(tmp_path: Path) -> Non
         answer_file(FirstWord(3, answering), questions, tmp_path / "a.jsonl")
     assert not (tmp_path / "a.jsonl").exists()
     assert answer_file(FirstWord(), questions, tmp_path / "a.jsonl").resumed == 3
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3])
+def test_a_row_that_fails_alone_does_not_end_the_run(tmp_path: Path, at_once: int) -> None:
+    def answering(question: str) -> None:
+        if question == "What is 6?":
+            raise RuntimeError("too long")
+
+    questions = write_jsonl(tmp_path / "q.jsonl", rows(7))
+    summary = answer_file(FirstWord(at_once, answering), questions, tmp_path / "a.jsonl")
+    assert summary == Summary(rows=7, answered=6, bad=1, resumed=0)
+    assert "too long" in read_jsonl(tmp_path / "a.jsonl")[6]["error"]
 
 
 def test_a_permanent_device_failure_ends_the_run_without_bad_rows(tmp_path: Path) -> None:
@@ -345,7 +364,8 @@ def test_a_reader_that_closes_the_pipe_ends_the_run(tmp_path: Path) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     pipeline = FirstWord()
-    assert answer_file(pipeline, questions, f"/dev/fd/{writing}").rows < 2000
+    with pytest.raises(QABuildError, match=r"^the reader of the answers closed its pipe after \d+ rows?$"):
+        answer_file(pipeline, questions, f"/dev/fd/{writing}")
     assert len(pipeline.answered) < 2000
     os.close(writing)
 
@@ -584,6 +604,58 @@ def test_tables_in_and_out(tmp_path: Path, questions: str, answers: str) -> None
         (f"q{number}", f'"q{number}",', 0) for number in range(5)
     ]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([answers, questions])
+
+
+@pytest.mark.parametrize("answers", ["a.csv", "a.tsv"])
+@pytest.mark.parametrize("odd", ["\r", "\n", "\r\n", '"', "\t", ",", "\u2028"])
+def test_a_cell_may_hold_what_separates_cells(tmp_path: Path, answers: str, odd: str) -> None:
+    def pipeline(examples: Iterator[dict[str, str]]) -> Iterator[Any]:
+        for example in examples:
+            yield {"answer": example["context"], "score": 0.5, "start": 0, "end": 1}
+
+    asked = [{**row, "id": f"x{odd}{n}", "context": f"Ann{odd}Vole{odd}"} for n, row in enumerate(rows(3))]
+    answer_file(pipeline, write_jsonl(tmp_path / "q.jsonl", asked), tmp_path / answers)
+    with open(tmp_path / answers, encoding="utf-8", newline="") as file:
+        read = list(csv.DictReader(file, delimiter="\t" if answers.endswith("tsv") else ","))
+    assert [(row["id"], row["answer"]) for row in read] == [(row["id"], row["context"]) for row in asked]
+    assert b"\r\n" not in (tmp_path / answers).read_bytes() or odd == "\r\n"
+
+
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+@pytest.mark.parametrize("name", ["q.tsv", "q.csv"])
+@pytest.mark.parametrize("closing", [3, 4, 5])
+def test_a_quote_of_a_text_that_makes_one_cell_of_several_rows_is_refused(
+    tmp_path: Path, name: str, ending: str, closing: int
+) -> None:
+    lines = ["id\tquestion\tcontext", "1\tWho built it?\tAnn."]
+    lines += [f"{number}\tWho came?\tBob came." for number in range(2, 6)]
+    lines[2] = '2\tWho built the mill?\t"Ann Vole built the mill,'
+    lines[closing] = f'{closing}\tWho left?\tand Ida left."'
+    (tmp_path / name).write_bytes(ending.join([*lines, ""]).encode())
+    with pytest.raises(UntrustedInput, match=f"line 3: a quote begins a cell that ends in line {closing + 1}, with"):
+        answer_file(FirstWord(), tmp_path / name, tmp_path / "a.jsonl")
+
+
+@pytest.mark.parametrize("name", ["q.csv", "q.tsv", "q.parquet"])
+@pytest.mark.parametrize("into", ["a.jsonl", "out/"])
+def test_two_columns_of_the_name_that_is_read_are_refused(tmp_path: Path, name: str, into: str) -> None:
+    names = ["id", "question", "text", "text"]
+    if name.endswith("parquet"):
+        table = pyarrow.Table.from_arrays([pyarrow.array([value]) for value in ("1", "Who?", "Ann", "Bo")], names)
+        parquet.write_table(table, tmp_path / name)
+    else:
+        delimiter = "\t" if name.endswith("tsv") else ","
+        (tmp_path / name).write_text(f"{delimiter.join(names)}\n{delimiter.join(['1', 'Who?', 'Ann', 'Bo'])}\n")
+    answer: Any = answer_dataset if into.endswith("/") else answer_file
+    with pytest.raises(UntrustedInput, match=f"{name}: has several columns 'text'\n  give each a name of its own"):
+        answer(FirstWord(), tmp_path / name, tmp_path / into, columns={"context": "text"})
+
+
+@pytest.mark.parametrize("key", ["data", "paragraphs"])
+def test_a_question_with_a_list_of_its_own_is_answered(tmp_path: Path, key: str) -> None:
+    asked = [{**row, key: []} for row in rows(2)]
+    (tmp_path / "q.json").write_text("\n".join(map(json.dumps, asked)))
+    assert answer_file(FirstWord(), tmp_path / "q.json", tmp_path / "a.jsonl").answered == 2
 
 
 @pytest.mark.parametrize("answers", ["a.csv", "a.parquet"])

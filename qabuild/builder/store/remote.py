@@ -107,7 +107,7 @@ class Remote:
 
     def holds(self, key: str) -> bool:
         """Whether it has a result with that key, of which nothing is read. One request."""
-        return bool(self._attempt(lambda: self._result(key).state()))
+        return bool(self._attempt(lambda: self._result(key).exists()))
 
     def fetch(self, step: str, key: str, stage: Path, scratch: Path) -> bool:
         """Write the result into the empty folder `stage`, every byte checked. Returns whether there was a good one.
@@ -151,7 +151,7 @@ class Remote:
         self._attempt(lambda: self._put(key, result, scratch), writing=True)
 
     def _put(self, key: str, result: Path, scratch: Path) -> None:
-        if key not in self._refused and self._result(key).state():
+        if key not in self._refused and self._result(key).exists():
             return
         if self._is_local:
             self._put_local(Path(self._result(key).path), result)

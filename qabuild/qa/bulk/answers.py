@@ -32,6 +32,7 @@ def _answered(
     row, and a new stream continues with the rest.
     """
     pending: deque[Row] = deque()
+    answered: Row | None = None  # the last one
     more, unreadable = True, False
 
     def examples() -> Iterator[dict[str, str]]:
@@ -54,27 +55,37 @@ def _answered(
             for result in pipeline(examples(), **parameters):
                 while pending[0].problem is not None:
                     yield pending.popleft(), None
-                yield pending.popleft(), result
+                answered = pending.popleft()
+                yield answered, result
         except Exception as error:
             if unreadable:
                 raise
-            yield from _one_by_one(pipeline, pending, parameters, error)
+            yield from _one_by_one(pipeline, pending, parameters, error, answered)
         else:
             yield from ((row, None) for row in pending)
         pending.clear()
 
 
 def _one_by_one(
-    pipeline: Callable[..., Any], rows: Iterable[Row], parameters: Mapping[str, Any], error: Exception
+    pipeline: Callable[..., Any],
+    rows: Iterable[Row],
+    parameters: Mapping[str, Any],
+    error: Exception,
+    answered_before: Row | None,
 ) -> list[tuple[Row, Any]]:
-    """Rows with their results. Raises `error` if all rows or many consecutive ones fail: no single row causes that."""
+    """Rows with their results. Raises `error` if many consecutive ones fail, or all of them and, asked again, the row
+    that was answered before them: no single row causes that."""
+
+    def ask(row: Row) -> Any:
+        return pipeline(question=row.question, context=row.context, **parameters)
+
     answered = []
     failures = 0
     for row in rows:
         result = None
         if row.problem is None:
             try:
-                result = pipeline(question=row.question, context=row.context, **parameters)
+                result = ask(row)
                 failures = 0
             except Exception as problem:
                 row = replace(row, problem=f"{row.at} cannot be answered ({type(problem).__name__}: {problem})")
@@ -83,7 +94,12 @@ def _one_by_one(
         if failures == MAX_CONSECUTIVE_FAILURES:
             raise error
     if all(result is None for _, result in answered):
-        raise error
+        if answered_before is None:
+            raise error
+        try:
+            ask(answered_before)
+        except Exception:
+            raise error from None
     return answered
 
 

@@ -17,6 +17,7 @@ from qabuild.errors import BadTarget
 from qabuild.qa.answer_formats import AnswersFormat
 from qabuild.qa.bulk import run_manifest
 from qabuild.qa.bulk.engine import Engine, ThisProcess
+from qabuild.qa.bulk.file import identity
 from qabuild.qa.bulk.part_writer import PartWriter, UnusableQuestions
 from qabuild.qa.bulk.parts import Part, cut, explained, measure
 from qabuild.qa.bulk.run_manifest import Run, RunManifest
@@ -44,7 +45,7 @@ def answer_dataset(
     columns: Mapping[str, str] | None = None,
     part_rows: int = PART_ROWS,
     shard: tuple[int, int] = (0, 1),
-    answered_by: str = "",
+    answered_by: str | None = None,
     parameters: Mapping[str, Any] | None = None,
     reporter: Reporter = SILENT,
 ) -> Summary:
@@ -72,7 +73,7 @@ def answer_dataset(
     columns_named = columns_of(columns)
     named = arguments.parameters(parameters)
     run = Run(
-        artifact=answered_by,
+        artifact=identity(pipeline, answered_by),
         parameters=json.loads(json.dumps(named, default=repr)),
         columns=dict(columns or {}),
         questions_format=found.format,

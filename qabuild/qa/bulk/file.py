@@ -6,7 +6,7 @@ Either side can be a pipe, written "-".
 Answers are collected in `ANSWERS.<digest>.partial`. The digest covers the questions' bytes, the parameters and the
 model, so that a killed run resumes where it stopped, and only a run with the same inputs does. The complete file is
 renamed to ANSWERS, after it is converted where that is no JSON Lines. Answers at a URL are collected in a temporary
-file and uploaded; those of a killed run are lost.
+file and uploaded; those of a killed run are lost. Questions that change while they are read are refused.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -39,6 +40,7 @@ from qabuild.system.reporter import SILENT, Reporter
 from qabuild.system.sealed import require_outside
 from qabuild.system.terminal import visible
 from qabuild.system.units import count_of
+from qabuild.system.version import VERSION
 
 
 def answer_file(
@@ -49,7 +51,7 @@ def answer_file(
     questions_format: QuestionsFormat | None = None,
     answers_format: AnswersFormat | None = None,
     columns: Mapping[str, str] | None = None,
-    answered_by: str = "",
+    answered_by: str | None = None,
     parameters: Mapping[str, Any] | None = None,
     reporter: Reporter = SILENT,
 ) -> Summary:
@@ -59,15 +61,17 @@ def answer_file(
     a list `answers`. By default the names' endings decide the formats: questions are JSON in SQuAD's layout or flat
     (`.json`), JSON Lines (`.jsonl`), `.csv`, `.tsv` or `.parquet`, answers the same, but SQuAD's predictions in
     `.json`; pipes hold JSON Lines. `columns` maps id, question and context to the columns or keys that hold them under
-    other names. `answered_by` identifies the model, best by a digest, so that only a run with the same model is
-    resumed. Runs that read a pipe, or write to a URL, are not resumed. URLs are what fsspec opens, as s3://bucket/q.csv.
+    other names. `answered_by` identifies the model, so that only a run with the same one is resumed; by default it is
+    the digest of the artifact that `qabuild.load` loaded. Runs that read a pipe, or write to a URL, are not resumed.
+    URLs are what fsspec opens, as s3://bucket/q.csv.
 
     A bad row becomes a line with `error` (predictions have no entry for it), and the run continues; the first ones are
     reported at its end. Memory does not grow with the number of rows, except for a document of JSON and predictions:
     one article of the questions and all predictions are held in memory.
 
-    Raises BadTarget for a missing file or an unknown format, UntrustedInput if the question file cannot be parsed,
-    QABuildError if another run is writing the same answers, and the pipeline's exception if it fails on every row.
+    Raises BadTarget for a missing file or an unknown format, UntrustedInput if the question file cannot be parsed or
+    changes meanwhile, QABuildError if another run is writing the same answers or the reader of a pipe leaves, and the
+    pipeline's exception if it fails on every row.
     """
     source = single(arguments.path("questions", questions))
     target = storage.plain(arguments.path("answers", answers))
@@ -80,6 +84,7 @@ def answer_file(
     run = _Run(
         pipeline=arguments.pipeline(pipeline),
         source=source,
+        state=None if is_pipe(source) else storage.locate(source).state(),
         questions_format=questions_format or records.format_of(source),
         columns=columns_of(columns),
         parameters=arguments.parameters(parameters),
@@ -100,9 +105,26 @@ def answer_file(
         with tempfile.TemporaryDirectory(prefix="qabuild-") as folder:
             path = Path(folder) / "answers"
             summary = run.to_file(path, form, None)
-            storage.locate(target).put(path)
+            _upload(path, target)
         return summary
-    return run.to_file(Path(target).resolve(), form, run.digest(answered_by))
+    return run.to_file(Path(target).resolve(), form, run.digest(identity(pipeline, answered_by)))
+
+
+def identity(pipeline: Any, answered_by: str | None) -> str:
+    """What identifies the model of a run: `answered_by` or else, where `qabuild.load` made the pipeline, its digest."""
+    return str(getattr(pipeline, "digest", None) or "") if answered_by is None else answered_by
+
+
+def _upload(answers: Path, target: str) -> None:
+    """Upload the answers; where that fails, keep them in a local file that the error names."""
+    try:
+        storage.locate(target).put(answers)
+    except QABuildError as error:
+        descriptor, kept = tempfile.mkstemp(prefix="qabuild-answers-", suffix=Path(target).suffix)
+        os.close(descriptor)
+        shutil.move(answers, kept)
+        error.hint = f"{error.hint}; the answers are in {kept}" if error.hint else f"the answers are in {kept}"
+        raise
 
 
 def _answers_format(target: str) -> AnswersFormat:
@@ -113,6 +135,8 @@ def _answers_format(target: str) -> AnswersFormat:
 class _Run:
     pipeline: Callable[..., Any]
     source: str
+    state: storage.FileState | None
+    """Of the source when the run began; None for a pipe."""
     questions_format: QuestionsFormat
     columns: Columns
     parameters: Mapping[str, Any]
@@ -123,8 +147,11 @@ class _Run:
         try:
             with self._reported(tally):
                 self._write(stream, self._records(0, tally), form, tally)
-        except BrokenPipeError:  # the reader closed the pipe; keep the interpreter from flushing to it again at exit
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # the interpreter flushes to it again at exit
+            raise QABuildError(
+                f"the reader of the answers closed its pipe after {count_of(tally.rows, 'row')}"
+            ) from None
         return tally.summary()
 
     def to_file(self, path: Path, form: AnswersFormat, digest: str | None) -> Summary:
@@ -144,7 +171,9 @@ class _Run:
                 partial_path.unlink()
                 raise
             except KeyboardInterrupt:
-                if digest:
+                if digest and self._has_changed():
+                    partial_path.unlink()
+                elif digest:
                     self.reporter.say(
                         f"saved {count_of(tally.rows, 'row')} in {partial_path}; the same command resumes after them"
                     )
@@ -201,7 +230,7 @@ class _Run:
                 self.reporter.say(f"{self.source}: {tally.complaint()}")
 
     def _rows(self) -> Iterator[Row]:
-        for record in records.read_records(self.source, self.questions_format):
+        for record in records.read_records(self.source, self.questions_format, self.columns):
             yield row_of(record, self.columns)
 
     def _records(self, done: int, tally: Tally) -> Iterator[Record]:
@@ -211,17 +240,22 @@ class _Run:
         rows = islice(self._rows(), done, None)
         with self.reporter.progress("answering", total) as advance:
             yield from counted(answer_rows(self.pipeline, rows, self.parameters), tally, advance)
+        if self._has_changed():
+            raise UntrustedInput(f"{self.source}: has changed while it was answered", "run the same command again")
+
+    def _has_changed(self) -> bool:
+        return self.state is not None and storage.locate(self.source).state() != self.state
 
     def digest(self, answered_by: str) -> str | None:
         """Digest of what determines the answers; None for a pipe, which cannot be resumed."""
         if is_pipe(self.source):
             return None
         if storage.is_url(self.source):
-            content = str(storage.locate(self.source).state())
+            content = str(self.state)
         else:
             with opened(self.source, unpack=False) as file:
                 content = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
-        inputs = [content, self.questions_format, self.columns.model_dump(), answered_by, self.parameters]
+        inputs = [VERSION, content, self.questions_format, self.columns.model_dump(), answered_by, self.parameters]
         return hashlib.sha256(json.dumps(inputs, sort_keys=True, default=repr).encode()).hexdigest()[:12]
 
 

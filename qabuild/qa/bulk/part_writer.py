@@ -35,6 +35,8 @@ class UnusableQuestions(UntrustedInput):
 class PartRecord(Frozen):
     """What `_parts/part-NNNNN.json` holds of a complete part."""
 
+    run: str
+    """The digest of the run that it belongs to."""
     questions: FileState
     """The file that they were read from."""
     answers: FileState
@@ -64,14 +66,14 @@ class PartWriter:
         if state != record.answers:
             reporter.say(f"{self._answers(part).shown}: is {'damaged' if state else 'missing'}, and made again")
             return None
-        counts = record.model_dump(exclude={"questions", "answers"})
+        counts = record.model_dump(exclude={"run", "questions", "answers"})
         return Tally(**counts, resumed=record.rows)
 
     def write(self, pipeline: Callable[..., Any], part: Part, advance: Advance, *, wait_seconds: float = 0.0) -> Tally:
         """Answer a part.
 
         Raises UnusableQuestions if its questions cannot be read or have changed, QABuildError if another process writes
-        it for longer than `wait_seconds`.
+        it for longer than `wait_seconds`, BadTarget if the folder belongs to another run by then.
         """
         tally = Tally()
         place = self._answers(part)
@@ -82,11 +84,13 @@ class PartWriter:
                 _write(file, records, self.manifest.run.answers_format, self.manifest.integer_ids)
             finally:  # also where a file that is being replaced could not be read
                 self._require_unchanged(part)
+            self._require_own_folder()
         tally.problems = [f"{self.address(part)}: {problem}" for problem in tally.problems]
         state = _content_state(place)
         if state is None:
             raise QABuildError(f"{place.shown}: was removed", "run the same command again")
         record = PartRecord(
+            run=self.manifest.run_digest,
             questions=self._questions(part),
             answers=state,
             rows=tally.rows,
@@ -109,13 +113,24 @@ class PartWriter:
                 f"{self.folder.shown}: a worker sees another folder there", "name one that all machines share, or a URL"
             )
 
+    def _require_own_folder(self) -> None:
+        """Raise BadTarget if the folder was emptied meanwhile, or taken by another run."""
+        manifest = run_manifest.read(self.folder)
+        if manifest is None or manifest.run_digest != self.manifest.run_digest:
+            raise BadTarget(
+                f"{self.folder.shown}: the answers of another run were begun there, or {run_manifest.NAME} was removed",
+                "run the same command again, with another folder if there is another run",
+            )
+
     def address(self, part: Part) -> str:
         """The file of its questions."""
         return self.files.address(part.file)
 
     def _rows(self, part: Part) -> Iterator[Row]:
         try:
-            for record in read_records(self.address(part), self.files.format, first=part.first, count=part.rows):
+            for record in read_records(
+                self.address(part), self.files.format, self.columns, first=part.first, count=part.rows
+            ):
                 yield row_of(record, self.columns)
         except (BadTarget, UntrustedInput) as error:
             raise UnusableQuestions(error.message, error.hint) from error
@@ -139,13 +154,14 @@ class PartWriter:
         return self.folder.child(f"{part.name}.{self.manifest.run.answers_format}")
 
     def _record(self, part: Part) -> PartRecord | None:
-        """The record of a complete part of these questions; None if there is none, or a damaged one."""
+        """The record of a complete part of this run and of these questions; None if there is none, or a damaged one."""
         content = self._record_place(part).read()
         try:
             record = PartRecord.model_validate_json(content or b"")
         except ValidationError:
             return None
-        return record if record.questions == self._questions(part) else None
+        mine = (self.manifest.run_digest, self._questions(part))
+        return record if (record.run, record.questions) == mine else None
 
     def _record_place(self, part: Part) -> Location:
         return self.folder.child(_PARTS).child(f"{part.name}.json")

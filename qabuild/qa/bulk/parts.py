@@ -58,7 +58,7 @@ def measure(files: QuestionFiles, columns: Columns) -> tuple[dict[str, int | Non
         if files.format == "parquet":
             try:
                 with opened(address) as stream:
-                    outline = parquet_file.outline(stream, address)
+                    outline = parquet_file.outline(stream, address, columns)
             except (BadTarget, UntrustedInput) as error:
                 unreadable[address] = error
                 continue
@@ -67,7 +67,7 @@ def measure(files: QuestionFiles, columns: Columns) -> tuple[dict[str, int | Non
             rows.require_columns(outline.columns, columns, address)
         elif files.format in ("csv", "tsv"):
             try:
-                first = next(records.read_records(address, files.format), None)
+                first = next(records.read_records(address, files.format, columns), None)
             except (BadTarget, UntrustedInput):
                 continue
             if first and first.values:

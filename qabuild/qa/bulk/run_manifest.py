@@ -1,10 +1,12 @@
 """`_manifest.json` in a folder of answers: what they were asked with, of which input, in which parts.
 
-All processes that write to the folder compare their own run with it, so that it never mixes the answers of two.
+All processes that write to the folder compare their own run with it, and each part's record names its run, so that the
+folder never mixes the answers of two.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -50,6 +52,13 @@ class RunManifest(Frozen):
     """Whether the ids of all parts in Parquet are int64, not strings."""
     parts: tuple[Part, ...]
 
+    @property
+    def run_digest(self) -> str:
+        """Of all but the states of the files: of one that changes, the parts alone are made again."""
+        determined = self.model_dump(mode="json")
+        determined["run"]["files"] = sorted(self.run.files)
+        return hashlib.sha256(json.dumps(determined, sort_keys=True).encode()).hexdigest()
+
 
 def new(run: Run, parts: tuple[Part, ...], integer_ids: bool) -> RunManifest:
     return RunManifest(
@@ -66,7 +75,7 @@ def settled(folder: Location, run: Run, planned: Callable[[], RunManifest], repo
     """
     place = folder.child(NAME)
     # Asked first: a process that starts at the same time writes the manifest before its parts.
-    is_used = folder.child(f"part-00000.{run.answers_format}").state() is not None
+    is_used = folder.child(f"part-00000.{run.answers_format}").exists()
     manifest = read(folder)
     if manifest is None:
         if is_used:
@@ -74,6 +83,8 @@ def settled(folder: Location, run: Run, planned: Callable[[], RunManifest], repo
         place.create(_content(planned()))
         manifest = _parsed(place.read() or b"", place.shown)
     different = list(_differences(manifest.run, run))
+    if manifest.qabuild != VERSION:
+        different.insert(0, f"qabuild {manifest.qabuild}, now {VERSION}")
     if not different and (changed := [name for name, state in manifest.run.files.items() if run.files[name] != state]):
         now = planned()
         if (now.parts, now.integer_ids) == (manifest.parts, manifest.integer_ids):

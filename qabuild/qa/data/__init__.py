@@ -100,6 +100,6 @@ def read(path: Path, max_misplaced: float = 0.0, columns: Columns = SAME_NAMES) 
     where = str(path)
     if is_pipe(where):
         raise BadTarget(f"{path}: cannot be read (not a regular file)", "give a file of questions")
-    questions = questions_of(read_records(where, format_of(where)), columns, where)
+    questions = questions_of(read_records(where, format_of(where), columns), columns, where)
     check(questions, where, max_misplaced)
     return questions

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Self
 
 from pydantic import Field, ValidationError
 
-from qabuild.errors import BadTarget
+from qabuild.errors import BadTarget, UntrustedInput
 from qabuild.system import arguments, documents
 from qabuild.system.frozen import Frozen
 from qabuild.system.hub import check_id, is_id, is_path
@@ -39,6 +39,13 @@ class Columns(Frozen):
     answer_text: str | None = Field(None, min_length=1, description="the gold answer, where it has a column of its own")
     answer_start: str | None = Field(None, min_length=1, description="where `answer_text` starts, in characters")
     is_impossible: str | None = Field(None, min_length=1, description="whether the question is unanswerable")
+
+    def require_unambiguous(self, names: Sequence[str], where: str) -> None:
+        """Raise UntrustedInput for a table in which several columns have the name of one of these."""
+        for part in type(self).model_fields:
+            name = getattr(self, part) or part
+            if names.count(name) > 1:
+                raise UntrustedInput(f"{where}: has several columns '{name}'", "give each a name of its own")
 
 
 SAME_NAMES = Columns()

@@ -10,6 +10,7 @@ from itertools import accumulate
 from typing import IO, Any
 
 from qabuild.errors import UntrustedInput
+from qabuild.qa.data.dataset_ref import Columns
 from qabuild.system.storage import READ_BYTES
 
 _BATCH = 1000
@@ -25,11 +26,12 @@ class Outline:
     """The columns that hold an integer of 64 bits in each row."""
 
 
-def outline(stream: IO[bytes], where: str) -> Outline:
-    """Raises UntrustedInput if it is not Parquet."""
+def outline(stream: IO[bytes], where: str, columns: Columns) -> Outline:
+    """Raises UntrustedInput if it is not Parquet, or has two of the `columns` of one name."""
     with _opened(stream, where) as file:
         names = file.schema_arrow.names
-        integers = {name for name in names if _is_integer(file, name)}
+        columns.require_unambiguous(names, where)
+        integers = {name for name in names if names.count(name) == 1 and _is_integer(file, name)}
         return Outline(rows=file.metadata.num_rows, columns=tuple(names), integers=frozenset(integers))
 
 
@@ -49,12 +51,15 @@ def _has_no_nulls(statistics: Any) -> bool:
     return bool(statistics.has_null_count and statistics.null_count == 0)
 
 
-def read_rows(stream: IO[bytes], where: str, first: int = 0, count: int | None = None) -> Iterator[tuple[int, Any]]:
+def read_rows(
+    stream: IO[bytes], where: str, columns: Columns, first: int = 0, count: int | None = None
+) -> Iterator[tuple[int, Any]]:
     """The rows from number `first`, `count` of them or all, each with its number; row groups before are not read.
 
-    Raises UntrustedInput if it is not Parquet.
+    Raises UntrustedInput if it is not Parquet, or has two of the `columns` of one name.
     """
     with _opened(stream, where) as file:
+        columns.require_unambiguous(file.schema_arrow.names, where)
         end = file.metadata.num_rows if count is None else first + count
         ends = list(accumulate(file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)))
         skipped = bisect_right(ends, first)

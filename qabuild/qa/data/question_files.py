@@ -51,7 +51,7 @@ def find(source: str) -> QuestionFiles:
         names = {name: info for name, info in names.items() if _is_visible(name) and _has_format(name)}
     if not names:
         raise BadTarget(f"{source}: there are no questions", "name a file, a folder or a glob that matches some")
-    states = {name: storage.state_of(names[name]) for name in sorted(names)}
+    states = {name: _state(root.child(name), names[name]) for name in sorted(names)}
     return QuestionFiles(root, states, _format(source, states), recursive=is_folder or "**" in source)
 
 
@@ -98,6 +98,12 @@ def _walked(folder: str) -> Iterator[str]:
 
     for path, _, names in os.walk(folder, onerror=refuse):
         yield from (os.path.join(path, name) for name in names)
+
+
+def _state(file: Location, info: Mapping[str, Any]) -> FileState:
+    """The state of a listed file; one of which a store's listing tells too little is asked for."""
+    state = storage.state_of(info)
+    return state if state.version or file.local else file.state() or state
 
 
 def _info(filesystem: Any, path: str) -> dict[str, Any]:

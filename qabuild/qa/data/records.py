@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from qabuild.errors import BadTarget, UntrustedInput
 from qabuild.qa.data import parquet_file
-from qabuild.qa.data.dataset_ref import Columns
+from qabuild.qa.data.dataset_ref import SAME_NAMES, Columns
 from qabuild.qa.data.json_reader import JsonReader
 from qabuild.qa.data.source import decoded, is_pipe, opened
 
@@ -59,20 +59,27 @@ def format_of(name: str) -> QuestionsFormat:
 
 
 def read_records(
-    source: str, form: QuestionsFormat, encoding: str | None = None, *, first: int = 0, count: int | None = None
+    source: str,
+    form: QuestionsFormat,
+    columns: Columns = SAME_NAMES,
+    *,
+    encoding: str | None = None,
+    first: int = 0,
+    count: int | None = None,
 ) -> Iterator[Record]:
     """Read the records of `source`, a file, a URL or a pipe; a JSON document is held in memory one article at a time.
 
     `encoding` is that of text; by default its byte order mark tells, or else it is UTF-8. `first` and `count` choose
     rows of a Parquet file.
 
-    Raises BadTarget for a missing file, UntrustedInput if it cannot be parsed.
+    Raises BadTarget for a missing file, UntrustedInput if it cannot be parsed, or is a table with two of the `columns`
+    of one name.
     """
     with opened(source) as stream:
         if source.endswith(".gz") and not stream.peek(1):  # type: ignore[attr-defined]
             raise UntrustedInput(f"{source}: damaged gzip file (it is empty)", "fetch or compress it again")
         if form == "parquet":
-            for number, row in parquet_file.read_rows(stream, source, first, count):
+            for number, row in parquet_file.read_rows(stream, source, columns, first, count):
                 yield Record(f"row {number}", row, row)
             return
         with decoded(stream, source, "" if form in ("csv", "tsv") else "\n", encoding) as text:
@@ -81,7 +88,7 @@ def read_records(
             elif form == "jsonl":
                 yield from _jsonl(text)
             else:
-                yield from _csv(text, source, "\t" if form == "tsv" else None)
+                yield from _csv(text, source, "\t" if form == "tsv" else None, columns)
 
 
 def _jsonl(lines: Iterable[str]) -> Iterator[Record]:
@@ -97,19 +104,26 @@ def _jsonl(lines: Iterable[str]) -> Iterator[Record]:
             yield Record(at, row, row)
 
 
-def _csv(lines: io.TextIOWrapper, where: str, delimiter: str | None) -> Iterator[Record]:
-    """The rows of a table whose first line names its columns, separated by commas, semicolons or tabs."""
+def _csv(lines: io.TextIOWrapper, where: str, delimiter: str | None, columns: Columns) -> Iterator[Record]:
+    """The rows of a table whose first line names its columns, separated by commas, semicolons or tabs.
+
+    Raises UntrustedInput for a cell of a table with tabs that holds as many tabs as whole rows. Few tools put cells of
+    such a table in quotes, and then a quote that is part of the text makes one cell of the rows up to the next one.
+    """
     csv.field_size_limit(sys.maxsize)  # a context may be longer than the 131,072 characters of the default
     header = lines.readline()
     delimiter = delimiter or max(",;\t", key=header.count)
     reader = csv.DictReader(chain([header], lines), delimiter=delimiter, strict=True)
     first = 1
     try:
-        names = list(reader.fieldnames or ())
-        if twice := [name for name in Columns.model_fields if names.count(name) > 1]:
-            raise UntrustedInput(f"{where}: has several columns '{twice[0]}'", "give each a name of its own")
+        columns.require_unambiguous(reader.fieldnames or (), where)
         for cells in reader:
             at, first = f"line {first + 1}", reader.line_num
+            if delimiter == "\t" and any(_holds_rows(cell, len(cells)) for cell in cells.values()):
+                raise UntrustedInput(
+                    f"{where}: {at}: a quote begins a cell that ends in line {first}, with the rows between",
+                    "double each quote that is part of a text and put its cell in quotes, or write JSON Lines",
+                )
             if None in cells:
                 yield Record(at, problem=f"{at} has more cells than the first line")
                 continue
@@ -119,6 +133,15 @@ def _csv(lines: io.TextIOWrapper, where: str, delimiter: str | None) -> Iterator
         raise UntrustedInput(
             f"{where}: line {first + 1}: not CSV ({error})", "put a cell with quotes or line breaks in quotes"
         ) from None
+
+
+def _holds_rows(cell: Any, width: int) -> bool:
+    """Whether a cell looks like the rows from one quote to another in the same column of a table with `width` columns.
+
+    For each line break, it holds the tabs of one row.
+    """
+    breaks = len(cell.splitlines()) - 1 if isinstance(cell, str) and "\t" in cell else 0
+    return breaks > 0 and cell.count("\t") == breaks * (width - 1)
 
 
 def _json(text: io.TextIOWrapper, where: str) -> Iterator[Record]:
@@ -150,7 +173,7 @@ def _object(reader: JsonReader, at: str) -> Iterator[Record]:
             yield from _articles(reader.items(), "data")
         else:
             row[key] = reader.value()
-    if not is_document:
+    if not is_document or "question" in row:
         yield from _article(row, at)
 
 
@@ -161,7 +184,7 @@ def _articles(values: Iterable[Any], place: str) -> Iterator[Record]:
 
 def _article(value: Any, at: str) -> Iterator[Record]:
     """The questions of an article with `paragraphs`; anything else is a question itself."""
-    if not isinstance(value, dict) or "paragraphs" not in value:
+    if not isinstance(value, dict) or "paragraphs" not in value or "question" in value:
         yield Record(at, value, value)
         return
     for paragraph, at_paragraph in _items(value, "paragraphs", at):

@@ -84,7 +84,7 @@ def examine(path: Path, columns: Columns) -> Examination:
     if encoding and not encoding.certain:
         guess = encoding.name
         problems[ENCODING].append(f"it looks like {encoding.shown}")
-    read = tuple(_readable(read_records(where, form, guess), columns, problems))
+    read = tuple(_readable(read_records(where, form, columns, encoding=guess), columns, problems))
     merged = _merged(read, problems)
     mended = tuple(_in_place(_with_own_ids(merged, problems), problems))
     return Examination(

@@ -98,6 +98,8 @@ class QuestionAnsweringPipeline:
     """
 
     task = "question-answering"
+    digest: str | None = None
+    """Of the manifest of the artifact that `qabuild.load` loaded; None for a pipeline made otherwise."""
 
     def __init__(
         self,
