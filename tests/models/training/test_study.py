@@ -7,8 +7,10 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
+import postgres
 import pytest
 
 pytest.importorskip("optuna")
@@ -58,9 +60,17 @@ def values(lines: list[str], word: str) -> list[str]:
     return [line.split(" ", 1)[1] for line in lines if line.startswith(word)]
 
 
-@pytest.mark.parametrize("scheme", ["journal", "sqlite"])
-def test_workers_share_the_trials_and_agree_on_the_outcome(tmp_path, scheme):
-    storage = f"{scheme}:///{tmp_path}/study".replace("journal:////", "journal:///")
+@pytest.fixture(params=["journal", "sqlite", pytest.param("postgresql", marks=pytest.mark.scale)])
+def storage(request, tmp_path) -> Iterator[str]:
+    """The address of a study that has not begun."""
+    if request.param == "postgresql":
+        with postgres.database() as address:
+            yield address
+    else:
+        yield f"journal://{tmp_path}/study" if request.param == "journal" else f"sqlite:///{tmp_path}/study"
+
+
+def test_workers_share_the_trials_and_agree_on_the_outcome(tmp_path, storage):
     workers = [begin(tmp_path / name, storage) for name in ("one", "two")]
     go(*workers)
     outputs = [worker.communicate(timeout=120) for worker in workers]
@@ -72,8 +82,7 @@ def test_workers_share_the_trials_and_agree_on_the_outcome(tmp_path, scheme):
     assert set(Counter(values(lines[0], "ends") + values(lines[1], "ends")).values()) == {1}, "no trial ran twice"
 
 
-def test_the_trial_of_a_worker_that_was_killed_is_run_by_another(tmp_path):
-    storage = f"journal://{tmp_path}/study"
+def test_the_trial_of_a_worker_that_was_killed_is_run_by_another(tmp_path, storage):
     killed = begin(tmp_path / "killed", storage, trials=2, seconds=600)
     go(killed)
     parameter = killed.stdout.readline().split()[1]
