@@ -2,13 +2,13 @@
 
     python benchmarks/bulk.py --data dev-v1.1.json --json bulk.json
 
-answers the same questions with one process and with two shards, in turns for some --rounds, with two workers of Ray, and
-with one process that is killed with SIGKILL at a quarter, half and three quarters of the parts and started again. It
-prints the questions per second of each, from the start of the first process to the end of the last, the memory of each
-process at a tenth, half and the end of its life, how many times as fast the shards are in each round, Ray's overhead
-over them, and whether all runs gave each id the same answer, once. Of several rounds, the median one is shown. The
-model returns the same random logits for any window, so that the figures are those of reading, tokenising, decoding and
-writing. Each worker has one thread. The questions are those of --data, over and over, with ids of their own. Run
+answers the same questions with one process and with two shards, in turns for some --rounds, with two workers of Ray,
+and with one process that is killed with SIGKILL at a quarter, half and three quarters of the parts and started again.
+It prints the questions per second of each, from the start of the first process to the end of the last, the memory of
+each process at a tenth, half and the end of its life, how many times as fast the shards are in each round, Ray's
+overhead over them, and whether all runs gave each id the same answer, once. Of several rounds, the median one is shown.
+The model returns the same random logits for any window, so that the figures are those of reading, tokenising, decoding
+and writing. Each worker has one thread. The questions are those of --data, over and over, with ids of their own. Run
 nothing else on the machine, which needs two cores; --questions 10000 checks in minutes that it works.
 """
 
