@@ -651,6 +651,19 @@ def test_two_columns_of_the_name_that_is_read_are_refused(tmp_path: Path, name: 
         answer(FirstWord(), tmp_path / name, tmp_path / into, columns={"context": "text"})
 
 
+@pytest.mark.parametrize("name", ["q.csv", "q.parquet"])
+@pytest.mark.parametrize("into", ["a.jsonl", "out/"])
+def test_two_columns_of_a_name_that_is_not_read_are_ignored(tmp_path: Path, name: str, into: str) -> None:
+    names = ["id", "question", "context", "note", "note"]
+    values = ("1", "Who?", "Ann", "a", "b")
+    if name.endswith("parquet"):
+        parquet.write_table(pyarrow.Table.from_arrays([pyarrow.array([v]) for v in values], names), tmp_path / name)
+    else:
+        (tmp_path / name).write_text(f"{','.join(names)}\n{','.join(values)}\n")
+    answer: Any = answer_dataset if into.endswith("/") else answer_file
+    assert answer(FirstWord(), tmp_path / name, tmp_path / into).answered == 1
+
+
 @pytest.mark.parametrize("key", ["data", "paragraphs"])
 def test_a_question_with_a_list_of_its_own_is_answered(tmp_path: Path, key: str) -> None:
     asked = [{**row, key: []} for row in rows(2)]

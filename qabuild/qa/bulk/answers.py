@@ -73,8 +73,11 @@ def _one_by_one(
     error: Exception,
     answered_before: Row | None,
 ) -> list[tuple[Row, Any]]:
-    """Rows with their results. Raises `error` if many consecutive ones fail, or all of them and, asked again, the row
-    that was answered before them: no single row causes that."""
+    """Rows with their results.
+
+    Raises `error` if many consecutive rows fail, or if all rows fail and the pipeline fails on `answered_before` too,
+    which it answered earlier: no single row causes that.
+    """
 
     def ask(row: Row) -> Any:
         return pipeline(question=row.question, context=row.context, **parameters)

@@ -171,7 +171,7 @@ class _Run:
                 partial_path.unlink()
                 raise
             except KeyboardInterrupt:
-                if digest and self._has_changed():
+                if digest and not storage.is_url(self.source) and self._has_changed():  # a store may not answer
                     partial_path.unlink()
                 elif digest:
                     self.reporter.say(

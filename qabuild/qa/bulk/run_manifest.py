@@ -6,6 +6,7 @@ folder never mixes the answers of two.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -52,7 +53,7 @@ class RunManifest(Frozen):
     """Whether the ids of all parts in Parquet are int64, not strings."""
     parts: tuple[Part, ...]
 
-    @property
+    @functools.cached_property  # asked for each part
     def run_digest(self) -> str:
         """Of all but the states of the files: of one that changes, the parts alone are made again."""
         determined = self.model_dump(mode="json")
