@@ -42,24 +42,27 @@ def verified(artifact: Path) -> list[dict[str, Any]]:
     return [{**result, "score": pytest.approx(result["score"], abs=1e-5)} for result in exact]
 
 
+def run_elsewhere(program: str, model: Path, given: str = "") -> str:
+    """The last line of a program in a process without this qabuild: the one in the model's folder answers."""
+    process = subprocess.run(
+        [sys.executable, "-P", "-c", program, model],
+        input=given,
+        capture_output=True,
+        text=True,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+        cwd=model.parent,
+    )
+    assert process.returncode == 0, process.stderr
+    return process.stdout.splitlines()[-1]
+
+
 def test_mlflow_loads_it_and_it_answers_as_verified(model, artifact):
-    """In a process without this qabuild: the one in the folder answers."""
     program = (
         "import json, sys, mlflow; model = mlflow.pyfunc.load_model(sys.argv[1]); "
         "frame = model.predict(json.load(sys.stdin)); import qabuild; "
         "print(json.dumps([qabuild.__file__, frame.to_dict('records')]))"
     )
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    process = subprocess.run(
-        [sys.executable, "-P", "-c", program, model],
-        input=json.dumps(QUESTIONS),
-        capture_output=True,
-        text=True,
-        env=environment,
-        cwd=model.parent,
-    )
-    assert process.returncode == 0, process.stderr
-    code, answers = json.loads(process.stdout.splitlines()[-1])
+    code, answers = json.loads(run_elsewhere(program, model, json.dumps(QUESTIONS)))
     assert answers == verified(artifact)
     assert Path(code) == model / "code" / "qabuild" / "__init__.py"
 
@@ -70,11 +73,7 @@ def test_a_frame_keeps_its_index_and_a_truncated_question_is_marked(model):
         "frame = pandas.DataFrame({'question': ['Who?', 'who ' * 3000], 'context': ['Ann.', 'Bo.']}, index=[7, 3]); "
         "print(model.predict(frame)['question_truncated'].to_dict())"
     )
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    process = subprocess.run(
-        [sys.executable, "-P", "-c", program, model], capture_output=True, text=True, env=environment, cwd=model.parent
-    )
-    assert process.stdout.splitlines()[-1] == "{7: False, 3: True}", process.stderr
+    assert run_elsewhere(program, model) == "{7: False, 3: True}"
 
 
 def test_its_signature_and_requirements_are_recorded(model, artifact):
