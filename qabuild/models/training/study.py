@@ -8,6 +8,8 @@ too late and is dropped.
 
 from __future__ import annotations
 
+import math
+import os
 import threading
 import time
 import uuid
@@ -19,7 +21,7 @@ from typing import Any
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import FrozenTrial, TrialState
 
 from qabuild.errors import MissingEnvironment, QABuildError, UntrustedInput
@@ -37,6 +39,9 @@ LOCAL = "trials.log"
 WORKER, ALIVE, GIVEN_UP = "worker", "alive", "given_up"
 """What is known of a trial: who runs it, a count that rises while it is run, and whether nobody runs it any more."""
 JOURNAL = "journal://"
+RECORD = b'{"op_code":'
+"""How each line of a journal begins."""
+BLOCK = 1 << 12  # bytes
 
 
 class Study:
@@ -85,9 +90,12 @@ class Study:
             thread.join()
 
     def finish(self, trial: FrozenTrial, value: float | None) -> None:
-        """Enter the value of a trial; None if it failed. One that was given up meanwhile keeps its state."""
-        state = TrialState.FAIL if value is None else TrialState.COMPLETE
-        self._tell(trial.number, value, state)
+        """Enter the value of a trial; None, or what is not finite, if it failed. One that was given up meanwhile keeps
+        its state."""
+        if value is None or not math.isfinite(value):
+            self._tell(trial.number, None, TrialState.FAIL)
+        else:
+            self._tell(trial.number, value, TrialState.COMPLETE)
 
     def trials(self) -> Sequence[FrozenTrial]:
         """All trials in their order, but those that were given up."""
@@ -167,13 +175,13 @@ def opened(work: Path, options: Search) -> Iterator[Study]:
     """The study of a search whose folder is `work`, in that folder or in the storage of the options.
 
     The folder's name, which is the search's key, is also that of the study in a shared storage. Raises QABuildError
-    where the storage cannot be opened, UntrustedInput for a file that holds no study, and MissingEnvironment where the
-    driver of its database is missing.
+    where the storage cannot be opened, UntrustedInput for a file that is damaged or holds no study, and
+    MissingEnvironment where the driver of its database is missing.
     """
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
-        with _damage_explained(options.storage or ""):
+        with _damage_explained(options.storage, work / LOCAL):
             study = optuna.create_study(
                 storage=_storage(options.storage) if options.storage else _journal(work / LOCAL),
                 study_name=work.name if options.storage else "distill",
@@ -192,17 +200,18 @@ def require_usable(storage: str) -> None:
 
 
 @contextmanager
-def _damage_explained(url: str) -> Iterator[None]:
-    """Turn what Optuna raises in the block for a shared file that it cannot read into UntrustedInput."""
+def _damage_explained(url: str | None, local: Path | None = None) -> Iterator[None]:
+    """Turn what Optuna raises in the block for a file that it cannot read into UntrustedInput: a shared one at `url`,
+    or without one, that of a single host, `local`."""
     try:
         yield
     except (ValueError, LookupError, TypeError, AssertionError) as error:
-        if not url.startswith(JOURNAL):
+        if url and not url.startswith(JOURNAL):
             raise
+        shared = f"distill.search.storage: {(url or '').removeprefix(JOURNAL)}: is damaged, or no study of Optuna"
         raise UntrustedInput(
-            f"distill.search.storage: {url.removeprefix(JOURNAL)}: is damaged, or no study of Optuna "
-            f"({type(error).__name__}: {error})",
-            "name another file, or restore this one",
+            f"{shared if url else f'{local}: is damaged'} ({type(error).__name__}: {error})",
+            "name another file, or restore this one" if url else "remove it: the search begins anew",
         ) from error
 
 
@@ -215,7 +224,46 @@ def _worker(work: Path) -> str:
 
 
 def _journal(path: Path) -> BaseStorage:
-    return JournalStorage(JournalFileBackend(str(path)))
+    lock = _Lock(path)
+    backend = JournalFileBackend(str(path), lock_obj=lock)
+    lock.acquire()  # a file that cannot be appended to is refused now
+    lock.release()
+    return JournalStorage(backend)
+
+
+class _Lock:
+    """The lock of who appends to a journal. It removes the half line that a killed process or a full disk left, since
+    Optuna would append to that, and refuse the journal from then on."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._lock = path, JournalFileSymlinkLock(str(path))
+
+    def acquire(self) -> bool:
+        self._lock.acquire()
+        try:
+            _remove_half_line(self._path)
+        except BaseException:
+            self._lock.release()
+            raise
+        return True
+
+    def release(self) -> None:
+        self._lock.release()
+
+
+def _remove_half_line(journal: Path) -> None:
+    """Raises ValueError where the half line is none of a journal, which is left as it is."""
+    with open(journal, "r+b") as file:
+        end = file.seek(0, os.SEEK_END)
+        begin, tail = end, b""
+        while begin and b"\n" not in tail:
+            begin = max(0, begin - BLOCK)
+            file.seek(begin)
+            tail = file.read(end - begin)
+        line = tail.rpartition(b"\n")[2]
+        if line and line[: len(RECORD)] != RECORD[: len(line)]:
+            raise ValueError(f"its last line is {line[:40]!r}")
+        file.truncate(end - len(line))
 
 
 def _storage(url: str) -> BaseStorage:

@@ -149,7 +149,9 @@ def test_a_storage_that_cannot_be_opened_is_named_without_its_password(tmp_path,
         study.require_usable(storage)
 
 
-@pytest.mark.parametrize("content", ['{"question": "Who?"}\n', "x\ny\n", '{"op_code": 99, "worker_id": "x"}\n'])
+@pytest.mark.parametrize(
+    "content", ['{"question": "Who?"}\n', "x\ny\n", "no line", '{"op_code": 99, "worker_id": "x"}\n']
+)
 def test_a_file_that_is_no_study_is_named_and_left_as_it_is(tmp_path, content):
     (tmp_path / "q.jsonl").write_text(content)
     with (
@@ -160,6 +162,56 @@ def test_a_file_that_is_no_study_is_named_and_left_as_it_is(tmp_path, content):
     with pytest.raises(UntrustedInput, match="is damaged"):
         study.require_usable(f"journal://{tmp_path}/q.jsonl")
     assert (tmp_path / "q.jsonl").read_text() == content
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("lost", [1, 40])
+def test_the_half_line_of_a_killed_worker_is_dropped_before_the_next(tmp_path, shared, lost):
+    journal = tmp_path / (study.LOCAL if not shared else "study.log")
+    options = Search(trials=2, storage=f"journal://{journal}" if shared else None)
+    with study.opened(tmp_path, options) as before:
+        before.finish(before.claim(), 1.0)
+    content = journal.read_bytes()
+    journal.write_bytes(content[:-lost])
+    with study.opened(tmp_path, options) as after:
+        while trial := after.claim():
+            after.finish(trial, 2.0)
+    with study.opened(tmp_path, options) as last:  # it reads all that was written after the half line
+        assert [trial.value for trial in last.trials()] == [2.0, 2.0]
+
+
+def test_a_full_disk_leaves_a_journal_that_others_go_on_with(tmp_path):
+    """A live worker meets the half line, too."""
+    options = Search(trials=2, storage=f"journal://{tmp_path}/study.log")
+    with study.opened(tmp_path, options) as one:
+        one.finish(one.claim(), 1.0)
+        with open(tmp_path / "study.log", "ab") as file:
+            file.write(b'{"op_code":6,"wor')
+        one.finish(one.claim(), 2.0)
+        assert one.claim() is None
+    with study.opened(tmp_path, options) as again:
+        assert [trial.value for trial in again.trials()] == [1.0, 2.0]
+
+
+def test_a_damaged_journal_of_one_host_is_named(tmp_path):
+    with study.opened(tmp_path, Search()) as trials:
+        trials.finish(trials.claim(), 1.0)
+    lines = (tmp_path / study.LOCAL).read_bytes().splitlines(keepends=True)
+    (tmp_path / study.LOCAL).write_bytes(b"".join([lines[0], b"{\n", *lines[1:]]))
+    with (
+        pytest.raises(UntrustedInput, match=r"trials\.log: is damaged") as refused,
+        study.opened(tmp_path, Search()),
+    ):
+        pass
+    assert refused.value.hint == "remove it: the search begins anew"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), None])
+def test_a_trial_without_a_finite_score_has_failed(tmp_path, value):
+    with study.opened(tmp_path, Search(trials=1)) as trials:
+        trials.finish(trials.claim(), value)
+        assert trials.claim() is None
+        assert [trial.state.name for trial in trials.trials()] == ["FAIL"]
 
 
 def test_a_journal_is_the_same_file_on_all_hosts():
