@@ -16,7 +16,7 @@ from qabuild.builder import plan as plans
 from qabuild.builder.facts import Derivation
 from qabuild.builder.keys import package_versions, step_key
 from qabuild.builder.plan import Plan, PlanStep
-from qabuild.builder.steps import of_stage
+from qabuild.builder.steps import of_stage, training
 from qabuild.builder.steps import verify as measured
 from qabuild.builder.steps.reference import score
 from qabuild.builder.steps.step import ARTIFACT, VERIFICATION, Context, Facts, Step, described, require_checkpoint
@@ -177,7 +177,8 @@ class Execution:
         def accepts(entry: Entry) -> bool:
             return artifact is None or measured.is_of(entry, artifact)
 
-        return self.store.make(planned.name, planned.inputs, produce, accepts)
+        together = training.is_shared(step, target)
+        return self.store.make(planned.name, planned.inputs, produce, accepts, together=together)
 
     # --- what the manifest records of the stages --------------------------------------------------------------------
 

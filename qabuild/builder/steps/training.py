@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar, cast
 
 from qabuild.builder.keys import Inputs, flat, key_or_unknown, package_inputs
-from qabuild.builder.steps.step import Context, Facts, Requirements
+from qabuild.builder.steps.step import Context, Facts, Requirements, Step
 from qabuild.errors import BadTarget
 from qabuild.models.training import conditions, options
 from qabuild.models.training.options import Fit, StepName
@@ -144,6 +144,12 @@ class Recover(_TrainingStep):
             **_options(recover),
             **self._shared(target, facts),
         }
+
+
+def is_shared(step: Step, target: Target) -> bool:
+    """Whether several hosts carry out the step at once, each a part of it: a search whose trials they share."""
+    search = target.distill and target.distill.search
+    return step.name == Search.name and bool(search and search.storage)
 
 
 def _step_key(step: Logits | Search, target: Target, facts: Facts) -> Any:

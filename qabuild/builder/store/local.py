@@ -115,12 +115,14 @@ class Store:
         self.drop(key)
         return None
 
-    def make(self, step: str, inputs: Inputs, produce: Produce, accepts: Accepts = _any) -> Entry:
+    def make(
+        self, step: str, inputs: Inputs, produce: Produce, accepts: Accepts = _any, *, together: bool = False
+    ) -> Entry:
         """The result of `inputs`: the cached one, or what `produce` writes into the empty folder it is given.
 
         Two processes that want the same result make it once: the second waits; so it is on several hosts that share a
-        remote cache. Where `produce` raises, or the process is killed, nothing is stored. A result of the remote cache
-        that `accepts` refuses does not count.
+        remote cache, unless they make it `together`. Where `produce` raises, or the process is killed, nothing is
+        stored. A result of the remote cache that `accepts` refuses does not count.
         """
         key = step_key(inputs)
         with self.lock(key), self._explained():
@@ -130,6 +132,7 @@ class Store:
             if self.remote is None or not self.remote.shares(step):
                 return self._produce(step, inputs, produce)
             with self.remote.lease(step, key) as lease:
+                lease.held |= together
                 while (entry := self._fetch(self.remote, step, key, accepts)) is None and not lease.held:
                     lease.acquire()
                 if entry is None:
