@@ -19,14 +19,17 @@ import pytest
 from click.testing import CliRunner
 from processes import SECONDS, assert_ended, wait_for
 
-from qabuild.builder.build import build
+from qabuild.builder.build import Built, build
 from qabuild.builder.farm.farm import differences, make_steps, ready, shares
-from qabuild.builder.farm.worker import View, inputs_from_scratch, view
+from qabuild.builder.farm.planner import Planner
+from qabuild.builder.farm.worker import StepWork, View, inputs_from_scratch, make, packed, receive, view
 from qabuild.builder.preview import preview
+from qabuild.builder.steps.reference import Reference
 from qabuild.builder.store.local import Store
-from qabuild.builder.store.remote import Remote
+from qabuild.builder.store.remote import EVIDENCE, Remote
 from qabuild.cli import cli
 from qabuild.errors import BadTarget, MissingEnvironment, QABuildError
+from qabuild.system.reporter import SILENT
 from qabuild.system.version import VERSION
 from qabuild.target.read import load
 
@@ -112,6 +115,43 @@ def test_a_node_of_like_kind_has_the_same_inputs(tmp_path):
         view("9", b"that is not read")
 
 
+@pytest.fixture
+def reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Built, Store]:
+    """A build with the driver's store, after which nobody may make a reference; and a node's empty store."""
+    driver = Store(tmp_path / "driver")
+    built = build(target(tmp_path, "one", TARGET.format("eager", 4)), tmp_path / "artifacts", results=driver)
+    monkeypatch.setenv("QABUILD_CACHE", str(tmp_path / "node"))
+    monkeypatch.setenv("QABUILD_REMOTE_CACHE", str(tmp_path / "remote"))
+    monkeypatch.setattr(Reference, "run", lambda *arguments: pytest.fail("made again"))
+    return built, driver
+
+
+def test_a_node_is_sent_the_evidence_that_its_step_follows(reference, tmp_path):
+    built, driver = reference
+    shared = Remote(str(tmp_path / "remote"))
+    planner = Planner(output=tmp_path, results=driver, remote=shared, compile_only=False, reporter=SILENT)
+    step = built.plan.step("verify")
+    sent = planner.unshared(built.plan, step)
+    assert sent.keys() == keys(built.plan, "reference")
+    work = StepWork(target=built.plan.target, name="verify", key=step.key, owner="0" * 32, environment={}, results=sent)
+    made = make(VERSION, pickle.dumps(work))
+    assert not made.cached
+    assert made.content
+    driver.drop(step.key)
+    receive(driver, step.key, made.content)
+    assert driver.find_intact(step.key)
+
+
+def test_a_result_that_arrives_damaged_is_an_error(reference, tmp_path):
+    built, driver = reference
+    (key,) = keys(built.plan, "reference")
+    content = bytearray(packed(driver, key))
+    content[len(content) // 2] ^= 1
+    with pytest.raises(QABuildError, match=f"the result {key[:16]} arrived damaged"):
+        receive(Store(tmp_path / "node"), key, bytes(content))
+    assert not Store(tmp_path / "node").find(key)
+
+
 # --- what is refused ------------------------------------------------------------------------------------------------
 
 
@@ -172,8 +212,8 @@ class Cluster:
         """Of the steps at work."""
         return list(self.folder.glob("remote/v1/leases/*"))
 
-    def workers(self, step: str) -> list[tuple[str, int]]:
-        """Node and process of each worker that makes a step of that name."""
+    def workers(self) -> list[tuple[str, int]]:
+        """Node and process of each worker that makes a step."""
         caches = {f"QABUILD_CACHE={path}".encode(): name for name, path in self.nodes.items()}
         found = []
         for process in Path("/proc").glob("[0-9]*"):
@@ -231,7 +271,7 @@ def test_targets_share_their_steps_and_are_those_of_plain_builds(cluster, tmp_pa
     assert len(made) == len(set(made)) == len({step["key"] for step in steps})
     assert {step["node"] for step in steps} == {"left", "right"}
     stored = {path.stem for path in (tmp_path / "remote" / "v1" / "results").iterdir()}
-    assert stored == {step["key"] for step in steps if step["step"] != "verify"}
+    assert stored == {step["key"] for step in steps if step["step"] not in EVIDENCE}
     assert not cluster.leases()
     assert err.count("; left makes it for") + err.count("; right makes it for") == len(made)
 
@@ -262,7 +302,7 @@ def test_a_damaged_result_of_the_remote_cache_is_made_anew_by_a_node(cluster, tm
     again, err = finish(cluster.run(path, options=("--json",)))
     assert f"the result {compiled[:16]} of compile is ignored: " in err
     states = {step["step"]: step["state"] for step in again[0]["steps"]}
-    assert states == {"compile": "made", "reference": "cached", "verify": "made"}
+    assert states == {"compile": "made", "reference": "made", "verify": "made"}
     assert again[0]["manifest"] == first[0]["manifest"]
     names = [step["node"] for step in again[0]["steps"] if step["state"] == "made"]
     assert set(names) <= set(cluster.nodes)
@@ -270,8 +310,9 @@ def test_a_damaged_result_of_the_remote_cache_is_made_anew_by_a_node(cluster, tm
 
 @pytest.mark.scale
 def test_another_worker_makes_the_step_of_one_that_is_killed(cluster, tmp_path):
-    running = cluster.run(target(tmp_path, "one", TARGET.format("eager", 31)), options=("--json",))
-    _, process = wait_for(lambda: cluster.leases() and cluster.workers("reference"), running)[0]
+    text = TARGET.format("eager", 4) + PRUNE.replace("0.65", "0.7")  # that no test before made
+    running = cluster.run(target(tmp_path, "one", text), options=("--json",))
+    _, process = wait_for(lambda: cluster.leases() and cluster.workers(), running)[0]
     os.kill(process, signal.SIGKILL)
     documents, err = finish(running)
     assert documents[0]["verification"]["passed"]
@@ -317,9 +358,9 @@ def test_without_a_node_of_like_kind_nothing_is_made(cluster, tmp_path):
 @pytest.mark.scale
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interruption_ends_the_workers_and_keeps_what_is_done(cluster, tmp_path, number):
-    path = target(tmp_path, "one", TARGET.format("eager", 32 if number == signal.SIGINT else 33))
-    running = cluster.run(path)
-    workers = wait_for(lambda: cluster.leases() and cluster.workers("reference"), running)
+    share = "0.75" if number == signal.SIGINT else "0.8"  # that no test before made
+    running = cluster.run(target(tmp_path, "one", TARGET.format("eager", 4) + PRUNE.replace("0.65", share)))
+    workers = wait_for(lambda: cluster.leases() and cluster.workers(), running)
     running.send_signal(number)
     err = running.communicate(timeout=SECONDS)[1]
     assert running.returncode == 128 + number, err

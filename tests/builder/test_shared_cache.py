@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ import pytest
 
 from qabuild.artifact import measurements
 from qabuild.artifact.key_pair import keygen
-from qabuild.artifact.manifest import open_artifact
+from qabuild.artifact.manifest import measure_files, open_artifact
 from qabuild.builder.build import Built, build
+from qabuild.builder.preview import preview
 from qabuild.builder.steps import STEPS
 from qabuild.builder.steps import verify as measured
-from qabuild.builder.store.local import Store
+from qabuild.builder.store import archive
+from qabuild.builder.store.local import Store, _document
 from qabuild.target.read import load
 
 TARGET = """\
@@ -31,6 +34,29 @@ dataset = "sample"
 samples = 4
 """
 PRUNE = '[prune]\ndataset = "sample"\nffn = 0.65\nround_to = 8\nsamples = 32\n'
+SEARCHED = """\
+[checkpoint]
+model = "sample"
+[train]
+dataset = "sample"
+samples = 32
+held_out = 10
+layers = [0]
+epochs = 1
+dtype = "fp32"
+[distill]
+teacher.model = "sample"
+[distill.search]
+trials = 1
+storage = "{storage}"
+[backend]
+name = "eager"
+[verify]
+dataset = "sample"
+samples = 4
+[verify.gates]
+min_teacher_f1_retention = 0.0
+"""
 TARGETS = {
     "one": TARGET.format(backend="eager"),
     "two": TARGET.format(backend="torchscript"),
@@ -129,12 +155,66 @@ def test_without_signatures_each_machine_measures_for_itself(tmp_path, monkeypat
     first, second = Machine(tmp_path / "first"), Machine(tmp_path / "second")
     manifests = [machine.build("one").manifest for machine in (first, second)]
     assert manifests[0] == manifests[1]
-    assert second.steps(fetched=False) == ["verify"]
+    assert second.steps(fetched=False) == ["reference", "verify"]
     monkeypatch.setenv("XDG_STATE_HOME", str(second.folder / "state"))
     artifact = open_artifact(second.folder / "artifacts" / "one")
     verification = second.build("one").verification
     assert verification
     assert measurements.is_registered(artifact, verification.measurement)
+
+
+@pytest.mark.parametrize("step", ["reference", "original"])
+def test_without_signatures_answers_that_others_put_there_change_no_verdict(tmp_path, monkeypatch, step):
+    """Else who can write there has an artifact pass: its F1 is compared with that of wrong answers."""
+    monkeypatch.setenv("QABUILD_REMOTE_CACHE", f"file://{tmp_path}/remote")
+    first, second = Machine(tmp_path / "first"), Machine(tmp_path / "second")
+    honest = first.build("pruned")
+    key = str(honest.plan.step(step).key)
+    put_wrong_answers(Store(first.folder / "cache"), key, tmp_path / "remote" / "v1" / "results")
+
+    built = second.build("pruned")
+    assert second.steps(fetched=True) == ["prune", "compile"]
+    assert built.manifest == honest.manifest
+    assert honest.verification
+    assert built.verification
+    assert honest.verification.measurement.original
+    assert built.verification.measurement.original == honest.verification.measurement.original
+    assert built.verification.measurement.checkpoint_f1 == honest.verification.measurement.checkpoint_f1
+
+
+def put_wrong_answers(store: Store, key: str, results: Path) -> None:
+    """Put the result with that key into the unsigned remote cache, with other answers that fit its entry."""
+    folder = results / "forged"
+    shutil.copytree(store.folder(key), folder)
+    answers = folder / "files" / "answers.json"
+    document = json.loads(answers.read_text())
+    answers.write_text(json.dumps({**document, "answers": dict.fromkeys(document["answers"], "wrong")}))
+    entry = store.find(key)
+    assert entry
+    forged = replace(entry, files=measure_files(folder / "files"))
+    (folder / "entry.json").write_text(_document(forged))
+    with open(results / f"{key}.tar", "wb") as file:
+        archive.write(folder, file, None)
+    shutil.rmtree(folder)
+
+
+def test_a_search_whose_trials_hosts_share_waits_for_no_other_host(tmp_path, monkeypatch):
+    pytest.importorskip("optuna")
+    monkeypatch.setenv("QABUILD_REMOTE_CACHE", f"file://{tmp_path}/remote")
+    monkeypatch.setitem(TARGETS, "searched", SEARCHED.format(storage=f"journal://{tmp_path}/study.log"))
+    (tmp_path / "searched.toml").write_text(TARGETS["searched"])
+    plan = preview(load(tmp_path / "searched.toml"), Store(tmp_path / "none"), "searched")
+    lease = tmp_path / "remote" / "v1" / "leases" / str(plan.step("search").key)
+    lease.parent.mkdir(parents=True)
+    lease.write_text("gpu-7 0123 5")  # of a host that began the search before
+    first = Machine(tmp_path / "first")
+    first.build("searched")
+    assert {"logits", "search", "train"} <= set(first.steps(fetched=False))
+    assert not [message for message in first.said if "waiting" in message]
+
+    other = Machine(tmp_path / "other")
+    other.build("searched")
+    assert other.steps(fetched=True) == ["train", "compile"]
 
 
 def test_a_measurement_of_other_files_is_made_anew(filled, key, tmp_path, monkeypatch):

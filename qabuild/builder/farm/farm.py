@@ -1,8 +1,8 @@
 """A farm of builds: the nodes of a Ray cluster make the steps of several targets, each step once.
 
 Ray starts the workers and tells when one died; which node makes which step, and when, is decided here. A step begins
-when those that it follows are made. Results travel through the remote cache, but for measurements, which it does not
-share unsigned: these come back from the worker, which this process started, and so trusts.
+when those that it follows are made. Results travel through the remote cache, but for evidence, which it does not share
+unsigned: that comes back from the worker, which this process started, and so trusts; and goes to those that need it.
 
 A node makes a step only if the step has the key there that the plan states, so that node and driver are alike in
 whatever decides the result. It has the node for itself, or an equal share of it for each GPU: a step uses all threads,
@@ -233,7 +233,12 @@ class _Farm:
             node = min(fitting, key=lambda node: node.deaths)
             assert step.key
             work = StepWork(
-                target=plan.target, name=step.name, key=step.key, owner=self.owner, environment=self.environment
+                target=plan.target,
+                name=step.name,
+                key=step.key,
+                owner=self.owner,
+                environment=self.environment,
+                results=self.planner.unshared(plan, step),
             )
             self.reporter.say(f"{step.name}: {step.reason}; {node.name} makes it for {name}")
             self._begin(node, step, make, pickle.dumps(work))

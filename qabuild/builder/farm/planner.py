@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from io import BufferedReader, BytesIO
 from pathlib import Path
-from typing import Any, cast
 
 from qabuild.artifact import staging
 from qabuild.builder import plan as plans
 from qabuild.builder.build import already_built, require_machine
-from qabuild.builder.farm.worker import Made, inputs_from_scratch
+from qabuild.builder.farm.worker import Made, inputs_from_scratch, packed, receive
 from qabuild.builder.keys import Inputs
 from qabuild.builder.plan import NOT_NEEDED, Plan, PlanStep, history_name
-from qabuild.builder.store import archive
+from qabuild.builder.steps.verify import Verify
 from qabuild.builder.store.local import Store
-from qabuild.builder.store.remote import EVIDENCE, Remote
+from qabuild.builder.store.remote import Remote
 from qabuild.errors import QABuildError
 from qabuild.system.reporter import Reporter
 from qabuild.target.model import Target
@@ -65,7 +63,7 @@ class Planner:
     def finish(self, step: PlanStep, node: str, made: Made) -> None:
         """Note that a node made the step. What its checkpoint decides has another key now."""
         if step.key and made.content is not None:
-            self._receive(step.key, made.content)
+            receive(self.results, step.key, made.content)
         elif step.key and not self.remote.holds(step.key):
             raise QABuildError(
                 "its result is not in the remote cache that this machine sees",
@@ -89,6 +87,11 @@ class Planner:
             if each.cached and each.key and each.reason != NOT_NEEDED and each.key not in self.shared:
                 self.results.share(each.name, each.key)
                 self.shared.add(each.key)
+
+    def unshared(self, plan: Plan, step: PlanStep) -> dict[str, bytes]:
+        """By key, what the step follows and the remote cache does not share, packed for the node."""
+        keys = [each.key for each in plan.before(step) if each.key and not self.remote.shares(each.name)]
+        return {key: packed(self.results, key) for key in keys if self.results.find_intact(key)}
 
     def fail(self, step: PlanStep, error: QABuildError | OSError | MemoryError) -> None:
         """Give up the targets that need the step."""
@@ -152,16 +155,9 @@ class Planner:
                     f"{step.name}: its result cannot be fetched from the remote cache",
                     "QABUILD_REMOTE_CACHE must name the same place on all nodes and here",
                 )
-        steps = tuple(step for step in plan.steps if not (self.compile_only and step.name == EVIDENCE))
+        steps = tuple(step for step in plan.steps if not (self.compile_only and step.name == Verify.name))
         self.plans[target.name] = self.last[target.name] = replace(plan, steps=steps)
         return plan
-
-    def _receive(self, key: str, content: bytes) -> None:
-        def unpack(stage: Path) -> None:
-            with BufferedReader(cast(Any, BytesIO(content))) as file:
-                archive.read(file, key, stage, None)
-
-        self.results.receive(key, unpack)
 
     def _attempt(self, name: str, work: Callable[[], object]) -> None:
         try:

@@ -13,18 +13,19 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from io import BytesIO
+from io import BufferedReader, BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from qabuild.builder import plan as plans
 from qabuild.builder.build import require_machine, sealed_facts
 from qabuild.builder.execute import Execution, changed
 from qabuild.builder.keys import Inputs
 from qabuild.builder.plan import Plan
+from qabuild.builder.steps.verify import Verify
 from qabuild.builder.store import archive
 from qabuild.builder.store.local import Entry, Store
-from qabuild.builder.store.remote import EVIDENCE, WITHOUT_IT, Remote, open_store
+from qabuild.builder.store.remote import WITHOUT_IT, Remote, open_store
 from qabuild.errors import QABuildError
 from qabuild.system.reporter import Advance
 from qabuild.system.version import VERSION
@@ -53,6 +54,8 @@ class StepWork:
     """Of the leases."""
     environment: Mapping[str, str | None]
     """Variables to set, or to unset."""
+    results: Mapping[str, bytes]
+    """By key, the packed results that it follows and that the remote cache does not share."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +65,7 @@ class Made:
     seconds: float
     cached: bool
     content: bytes | None
-    """The archived result, if the remote cache does not share those of this step."""
+    """The packed result, if the remote cache does not share those of this step."""
     remarks: tuple[str, ...]
 
 
@@ -84,12 +87,14 @@ def make(version: str, work: bytes) -> Made:
     store = open_store(reporter=remarks, owner=asked.owner)
     remote = store.remote
     assert remote is not None
+    for key, result in asked.results.items():
+        receive(store, key, result)
     cached = store.find(asked.key) is not None or store.fetch(asked.name, asked.key) is not None
     _require_use(remote, remarks)
     entry = _result(asked, store, remarks)
     store.share(asked.name, asked.key)  # it may have been in this node's store all along
     _require_use(remote, remarks)
-    content = None if remote.shares(asked.name) else _archived(store, asked.key)
+    content = None if remote.shares(asked.name) else packed(store, asked.key)
     return Made(seconds=entry.seconds, cached=cached, content=content, remarks=tuple(remarks.messages))
 
 
@@ -98,6 +103,26 @@ def inputs_from_scratch(target: Target) -> dict[str, Inputs]:
     with tempfile.TemporaryDirectory(prefix="qabuild-") as empty:
         plan = plans.current(target, Store(Path(empty)), "", offline=False)
     return {step.name: step.inputs for step in plan.steps if step.inputs}
+
+
+def packed(store: Store, key: str) -> bytes:
+    """The result with that key, which the store has, as it travels between driver and nodes."""
+    content = BytesIO()
+    archive.write(store.folder(key), content, None)
+    return content.getvalue()
+
+
+def receive(store: Store, key: str, content: bytes) -> None:
+    """Take the packed result with that key, unless the store has it. Raises QABuildError for a damaged one."""
+
+    def unpack(stage: Path) -> None:
+        with BufferedReader(cast(Any, BytesIO(content))) as file:
+            archive.read(file, key, stage, None)
+
+    try:
+        store.receive(key, unpack)
+    except archive.Refused as error:
+        raise QABuildError(f"the result {key[:16]} arrived damaged: {error}", "run the same command again") from None
 
 
 def _opened(version: str, work: bytes) -> Any:
@@ -121,7 +146,7 @@ def _result(asked: StepWork, store: Store, remarks: _Remarks) -> Entry:
     execution = Execution(store=store, name=name, offline=False, reporter=remarks)
     plan = plans.current(asked.target, store, name, offline=False)
     remarks.routine = tuple(f"{step.name}: {what}" for step in plan.steps for what in ("cached (", step.reason))
-    if asked.name == EVIDENCE:
+    if asked.name == Verify.name:
         return _measured(asked.key, plan, execution)
     return execution.make_step(plan, asked.name, asked.key)
 
@@ -129,8 +154,8 @@ def _result(asked: StepWork, store: Store, remarks: _Remarks) -> Entry:
 def _measured(key: str, plan: Plan, execution: Execution) -> Entry:
     """The measurement of the artifact, which is assembled here for that time."""
     plan = execution.make_checkpoint(plan)
-    if plan.step(EVIDENCE).key != key:
-        raise changed(EVIDENCE)
+    if plan.step(Verify.name).key != key:
+        raise changed(Verify.name)
     stage = execution.store.work(key) / "artifact"
     with execution.store.lock(f"{key}.artifact"):
         try:
@@ -147,12 +172,6 @@ def _require_use(remote: Remote, remarks: _Remarks) -> None:
             remarks.messages[-1].removesuffix(WITHOUT_IT) if remarks.messages else "the remote cache is read-only here",
             "every node must reach QABUILD_REMOTE_CACHE and may write there",
         )
-
-
-def _archived(store: Store, key: str) -> bytes:
-    content = BytesIO()
-    archive.write(store.folder(key), content, None)
-    return content.getvalue()
 
 
 @dataclass(kw_only=True)

@@ -100,7 +100,7 @@ class Lease:
                 self._name = f"{self._key}.{_successor(content)}"
                 return
             if not self._waiting:
-                self._say(host[:64].decode(errors="replace"))
+                self._say("".join(filter(str.isprintable, host[:64].decode(errors="replace"))))
             self._waiting = True
             time.sleep(self._period / POLLS)
         self._name, self._expired = self._key, []  # its holder released all; if it failed, all begin with the first

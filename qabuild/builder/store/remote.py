@@ -34,9 +34,9 @@ T = TypeVar("T")
 
 URL = "QABUILD_REMOTE_CACHE"
 KEY = "QABUILD_REMOTE_CACHE_KEY"
-EVIDENCE = "verify"
-"""The step whose result is evidence. It says that the others are right, so it is not taken on the word of whoever can
-write to the remote cache: without a signature, each machine measures for itself."""
+EVIDENCE = frozenset({"reference", "original", "deviation", "verify"})
+"""The steps whose results are evidence: what models answered. Gates judge others by them, so they are not taken on the
+word of whoever can write to the remote cache: without signatures, each machine answers and measures for itself."""
 
 PATIENCE = 30.0
 """Seconds without an answer after which the remote cache is given up."""
@@ -103,7 +103,7 @@ class Remote:
 
     def shares(self, step: str) -> bool:
         """Whether results of the step are fetched and put."""
-        return not self._down and (self._signing is not None or step != EVIDENCE)
+        return not self._down and (self._signing is not None or step not in EVIDENCE)
 
     def holds(self, key: str) -> bool:
         """Whether it has a result with that key, of which nothing is read. One request."""
@@ -163,7 +163,8 @@ class Remote:
 
     def _put_local(self, path: Path, result: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial")
+        # A user's own name: what another user's killed build left cannot be written to.
+        partial = path.with_name(f".{path.name}.{os.getuid()}.partial")
         with suppress(BlockingIOError), files.exclusive(partial) as file:  # else another process is putting it
             file.truncate(0)
             archive.write(result, file, self._signing)

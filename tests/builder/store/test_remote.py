@@ -29,9 +29,11 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from qabuild.artifact.key_pair import keygen
 from qabuild.builder.keys import step_key
-from qabuild.builder.store import gc
+from qabuild.builder.steps import of_stage
+from qabuild.builder.steps.step import ARTIFACT, VERIFICATION
+from qabuild.builder.store import archive, gc
 from qabuild.builder.store.local import Entry, Store
-from qabuild.builder.store.remote import Remote, open_store
+from qabuild.builder.store.remote import EVIDENCE, Remote, open_store
 from qabuild.builder.store.signing import EllipticSigning
 from qabuild.errors import BadTarget
 
@@ -330,6 +332,22 @@ def test_without_the_right_to_write_results_are_still_fetched(machine, memory, m
     assert remarks[0].endswith("access is denied; nothing is put there")
 
 
+def test_what_another_users_killed_build_left_does_not_hinder(machine, shared, monkeypatch):
+    first, other = machine("first"), machine("other")
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "getuid", lambda: 4321)
+        patched.setattr(archive, "write", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            first.make()
+    (left,) = shared.parent.iterdir()
+    other.make()
+    assert {path.name for path in shared.parent.iterdir()} == {shared.name, left.name}
+
+
+def interrupt(*arguments: Any) -> None:
+    raise KeyboardInterrupt
+
+
 # --- signatures -----------------------------------------------------------------------------------------------------
 
 
@@ -382,15 +400,23 @@ def test_a_signature_is_of_one_result(machine, keys, shared):
     assert second.made == [1]
 
 
-def test_evidence_is_exchanged_only_where_it_is_signed(machine, keys):
-    machine("first").make(1, step="verify")
+@pytest.mark.parametrize("step", ["reference", "original", "deviation", "verify"])
+def test_evidence_is_exchanged_only_where_it_is_signed(machine, keys, step):
+    machine("first").make(1, step=step)
     second = machine("second")
-    second.make(1, step="verify")
+    second.make(1, step=step)
     assert second.made == [1]
-    machine("third", key=keys[0]).make(2, step="verify")
+    machine("third", key=keys[0]).make(2, step=step)
     fourth = machine("fourth", key=keys[1])
-    fourth.make(2, step="verify")
+    fourth.make(2, step=step)
     assert fourth.made == []
+
+
+def test_what_is_made_from_what_is_fetched_is_evidence_but_for_what_is_compiled():
+    """A new step of these stages has to be thought about."""
+    steps = {step.name for stage in (ARTIFACT, VERIFICATION) for step in of_stage(stage)}
+    assert steps - EVIDENCE == {"compile"}
+    assert steps >= EVIDENCE
 
 
 def test_a_file_that_is_no_key_is_an_error_at_once(tmp_path, monkeypatch):
@@ -609,10 +635,10 @@ def test_who_took_over_and_fails_releases_all_leases(machine, tmp_path):
 def test_who_waits_says_for_whom(machine, tmp_path):
     lease = tmp_path / "remote" / "v1" / "leases" / key()
     lease.parent.mkdir(parents=True)
-    lease.write_text("gpu-7 0123 5")  # of a host that is no more
+    lease.write_text("gpu-7\x1b[2J 0123 5")  # of a host that is no more, and whose name would clear a terminal
     first = machine("first", options={"period": 0.3})
     first.make()
-    assert first.said == ["compile: gpu-7 is making it; waiting for that"]
+    assert first.said == ["compile: gpu-7[2J is making it; waiting for that"]
     assert first.made == [1]
     assert list(lease.parent.iterdir()) == []
 
