@@ -24,18 +24,23 @@ FILE = "curves.jsonl"
 class Curves(TrainerCallback):  # type: ignore[misc]
     """Logs loss and speed at every logging step, EM and F1 on the held-out questions after every epoch, to `path`.
 
-    When an interrupted training resumes, lines of the steps that it repeats are dropped.
+    When an interrupted training resumes, lines of the steps that it repeats are dropped, and the EM and F1 of an epoch
+    that it was interrupted after are added.
     """
 
     def __init__(self, path: Path, held_out: Sequence[Question], tokenizer: Any, tell: Tell) -> None:
         self._path, self._held_out, self._tokenizer, self._tell = path, held_out, tokenizer, tell
         self._since: tuple[float, int] = (0.0, 0)
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any, **_: Any) -> None:
         self._since = time.perf_counter(), state.global_step
         if state.is_world_process_zero:
-            self._drop_after(state.global_step)
+            lines = self._drop_after(state.global_step)
             self._tell({"step": state.global_step, "steps": state.max_steps})
+            # The state of an epoch's last step is saved before its scores are known.
+            ends = state.global_step > 0 and (state.epoch == round(state.epoch) or state.global_step == state.max_steps)
+            if ends and not any("f1" in line for line in lines if line["step"] == state.global_step):
+                self.on_epoch_end(args, state, control, model)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.is_world_process_zero:
@@ -64,9 +69,11 @@ class Curves(TrainerCallback):  # type: ignore[misc]
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
-    def _drop_after(self, step: int) -> None:
+    def _drop_after(self, step: int) -> list[dict[str, Any]]:
+        """Drop what was logged after that step; returns what is left."""
         lines = [line for line in read(self._path) if line["step"] <= step]
         files.write(self._path, "".join(json.dumps(line) + "\n" for line in lines).encode())
+        return lines
 
 
 def read(path: Path) -> list[dict[str, Any]]:

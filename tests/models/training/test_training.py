@@ -342,6 +342,34 @@ def test_a_training_lowers_the_loss_and_writes_curves_and_a_checkpoint(request_o
 
 
 @pytest.mark.both_lines
+@pytest.mark.parametrize("killed_after", [1, 2], ids=["an epoch", "the last epoch"])
+def test_the_scores_of_an_epoch_are_known_after_an_interruption_within_them(request_of, killed_after, monkeypatch):
+    """The state of the epoch's last step was saved, so nothing of it is repeated."""
+    train = TRAIN.model_copy(update={"epochs": 2, "held_out": 20, "samples": 32, "save_steps": 1})
+    request, uninterrupted = (request_of(name=name, train=train) for name in ("interrupted", "uninterrupted"))
+    fit.run(uninterrupted, silent)
+    score, scored = curves.score, []
+
+    def interrupted(*arguments: Any) -> Any:
+        scored.append(arguments)
+        if len(scored) == killed_after:
+            raise KeyboardInterrupt
+        return score(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(curves, "score", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            fit.run(request, silent)
+    fit.run(request, silent)
+    lines, others = (
+        [line for line in curves.read(each.directory / curves.FILE) if "f1" in line]
+        for each in (request, uninterrupted)
+    )
+    assert lines == others
+    assert [line["epoch"] for line in lines] == [1.0, 2.0]
+
+
+@pytest.mark.both_lines
 @pytest.mark.parametrize(("share", "warmed_up_at"), [(0.0, 0), (0.25, 6), (1.0, 21)])
 def test_the_learning_rate_rises_in_its_share_of_the_steps(share, warmed_up_at, request_of):
     """The recorded rates of the schedule: 21 steps, linear up in the first `share`, linear down after it."""
