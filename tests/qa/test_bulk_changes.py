@@ -15,8 +15,10 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import fsspec
 import pytest
-from bulk_files import FirstWord, read_jsonl, rows, write_jsonl
+from bulk_files import FirstWord, RecordingReporter, read_jsonl, rows, write_jsonl
+from fsspec.implementations.memory import MemoryFileSystem
 
 from qabuild.errors import BadTarget, QABuildError, UntrustedInput
 from qabuild.qa.bulk import answer_dataset, answer_file
@@ -172,6 +174,30 @@ def test_a_run_whose_folder_was_emptied_or_taken_by_another_leaves_no_part_there
     assert sorted(path.name for path in out.glob("part*")) == made
     assert answer_dataset(FirstWord(), folder, out).resumed == 3 * len(made)
     assert words(*sorted(out.glob("part*"))) == ["old"] * COUNT
+
+
+def test_an_upload_that_arrives_after_those_of_a_later_run_is_told(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It replaced answers of that run, so neither has all; who runs the same command again has."""
+    filesystem = fsspec.filesystem("memory")
+    put = MemoryFileSystem.put_file
+
+    def late(self: Any, source: str, path: str, **options: Any) -> None:
+        monkeypatch.setattr(MemoryFileSystem, "put_file", put)
+        write_jsonl(sorted(folder.iterdir())[0], new()[1:])
+        answer_dataset(FirstWord(), folder, "memory://late")
+        put(self, source, path, **options)
+
+    monkeypatch.setattr(MemoryFileSystem, "put_file", late)
+    try:
+        with pytest.raises(UntrustedInput, match="has changed since the run began"):
+            answer_dataset(FirstWord(), folder, "memory://late")
+        reporter = RecordingReporter()
+        answer_dataset(FirstWord(), folder, "memory://late", reporter=reporter)
+        assert [message for message in reporter.messages if "is damaged, and made again" in message]
+    finally:
+        filesystem.rm("/late", recursive=True)
 
 
 # --- questions at a plain HTTP server -------------------------------------------------------------------------------

@@ -523,6 +523,7 @@ def test_a_damaged_newer_or_missing_manifest_is_refused(
         ("questions", "questions", "lies in the folder of the questions"),
         ("questions/**/*.parquet", "questions/out", "lies in the folder of the questions"),
         ("questions/day=0/*.parquet", "questions/day=0", "lies in the folder of the questions"),
+        ("questions/*/*.parquet", "questions/out", "lies in the folder of the questions"),
         ("questions", "artifact/out", r"lies in the artifact .*, which is sealed"),
         ("questions", "q.xlsx", "is a file\n.*name a folder"),
         ("q.xlsx", "out", "its ending names no format of questions"),
@@ -623,6 +624,22 @@ def test_a_store_is_answered_into_a_store(tmp_path: Path, questions: Path, memor
     reporter = RecordingReporter()
     assert answer_dataset(FirstWord(), source, "memory://out/", part_rows=4, reporter=reporter).resumed == COUNT - 4
     assert reporter.messages == ["memory:///out/part-00001.parquet: is damaged, and made again"]
+
+
+def test_a_glob_that_does_not_match_the_answers_may_lie_beside_them(tmp_path: Path, questions: Path) -> None:
+    for resumed in (0, COUNT):
+        summary = answer_dataset(FirstWord(), questions / "day=*" / "*.parquet", questions / "out")
+        assert summary.resumed == resumed
+
+
+def test_a_file_of_a_store_whose_name_looks_like_a_glob_is_that_file(tmp_path: Path, memory: Any) -> None:
+    for name, count in (("/odd/a[1].jsonl", 1), ("/odd/a1.jsonl", 3), ("/odd/b?.jsonl", 2), ("/odd/bb.jsonl", 3)):
+        write_jsonl(tmp_path / "q.jsonl", rows(count))
+        memory.put_file(str(tmp_path / "q.jsonl"), name)
+    assert answer_file(FirstWord(), "memory://odd/a[1].jsonl", tmp_path / "a.jsonl").answered == 1
+    assert answer_file(FirstWord(), "memory://odd/b?.jsonl", tmp_path / "b.jsonl").answered == 2
+    assert answer_dataset(FirstWord(), "memory://odd/a[1].jsonl", tmp_path / "out").answered == 1
+    assert answer_file(FirstWord(), "memory://odd/b[b].jsonl", tmp_path / "bb.jsonl").answered == 3
 
 
 def test_a_file_of_a_store_is_answered_into_a_file(tmp_path: Path, memory: Any) -> None:

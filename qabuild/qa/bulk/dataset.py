@@ -77,7 +77,7 @@ def answer_dataset(
         parameters=json.loads(json.dumps(named, default=repr)),
         columns=dict(columns or {}),
         questions_format=found.format,
-        answers_format=answers_format or _FORMATS.get(found.format, "parquet"),
+        answers_format=_format(found, answers_format),
         part_rows=part_rows,
         files=dict(found.states),
     )
@@ -95,6 +95,11 @@ def answer_dataset(
         parameters=named,
     )
     return _make_parts(manifest.parts[shard[0] :: shard[1]], writer, engine, reporter)
+
+
+def _format(questions: QuestionFiles, asked: AnswersFormat | None) -> AnswersFormat:
+    """The format of the answers: by default that of the questions."""
+    return asked or _FORMATS.get(questions.format, "parquet")
 
 
 def _make_parts(parts: Sequence[Part], writer: PartWriter, engine: Engine, reporter: Reporter) -> Summary:
@@ -162,7 +167,9 @@ def require_dataset(
         if folder.local.exists() and not folder.local.is_dir():
             raise BadTarget(f"{target}: is a file", "name a folder for the answers")
         files.require_writable(folder.local, "the folder", "make it writable, or name another for the answers")
-    inside = found.recursive and found.root.contains(folder)
-    if inside or any(found.root.child(name).parent().path == folder.path for name in found.states):
+    form = _format(found, answers_format)
+    written = (run_manifest.NAME, f"part-00000.{form}", "_parts/part-00000.json")
+    beside = any(found.root.child(name).parent().path == folder.path for name in found.states)
+    if beside or found.would_hold(folder, written):
         raise BadTarget(f"{target}: lies in the folder of the questions, as which it would be read", "name another one")
     return found, folder

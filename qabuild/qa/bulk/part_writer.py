@@ -85,6 +85,9 @@ class PartWriter:
             finally:  # also where a file that is being replaced could not be read
                 self._require_unchanged(part)
             self._require_own_folder()
+        if not place.local:  # an upload takes its time, and may have replaced what a later run put there
+            self._require_unchanged(part)
+            self._require_own_folder()
         tally.problems = [f"{self.address(part)}: {problem}" for problem in tally.problems]
         state = _content_state(place)
         if state is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -25,8 +26,21 @@ class QuestionFiles:
     states: Mapping[str, FileState]
     """By name within the root, sorted."""
     format: QuestionsFormat
-    recursive: bool
-    """Whether files of any folder in the root belong to them."""
+    is_folder: bool
+    """Whether all files in the root belong to them."""
+    pattern: str | None
+    """The glob that they match."""
+
+    def would_hold(self, folder: Location, names: Iterable[str]) -> bool:
+        """Whether a file of one of these names in `folder` would belong to them."""
+        if not self.root.contains(folder):
+            return False
+        if self.pattern is None:
+            return self.is_folder
+        from fsspec.utils import glob_translate
+
+        matches = re.compile(glob_translate(self.pattern)).match
+        return any(matches(folder.child(name).path) for name in names)
 
     def address(self, name: str) -> str:
         return self.root.child(name).shown
@@ -42,8 +56,9 @@ def find(source: str) -> QuestionFiles:
         raise BadTarget(f"{source}: is read once, and cannot be cut into parts", "name a file, a folder or a glob")
     location = storage.locate(source)
     with storage.explained(source):
-        is_folder = not _is_glob(location) and location.is_folder()
-        root, infos = _listed(location, is_folder)
+        is_glob = _is_glob(location)
+        is_folder = not is_glob and location.is_folder()
+        root, infos = _listed(location, is_glob, is_folder)
         if location.local:  # a listing tells about links, not about their files
             infos = {path: _info(location.filesystem, path) for path in infos}
     names = {path[len(root.path.rstrip("/")) + 1 :]: info for path, info in infos.items() if info["type"] == "file"}
@@ -52,7 +67,8 @@ def find(source: str) -> QuestionFiles:
     if not names:
         raise BadTarget(f"{source}: there are no questions", "name a file, a folder or a glob that matches some")
     states = {name: _state(root.child(name), names[name]) for name in sorted(names)}
-    return QuestionFiles(root, states, _format(source, states), recursive=is_folder or "**" in source)
+    pattern = location.path if is_glob else None
+    return QuestionFiles(root, states, _format(source, states), is_folder=is_folder, pattern=pattern)
 
 
 def single(source: str) -> str:
@@ -69,17 +85,18 @@ def single(source: str) -> str:
 
 
 def _is_glob(location: Location) -> bool:
-    return glob.has_magic(location.path) and not (location.local and location.local.exists())
+    """Whether it is a pattern; a file or folder of that very name comes first."""
+    return glob.has_magic(location.path) and not location.exists()
 
 
-def _listed(location: Location, is_folder: bool) -> tuple[Location, Mapping[str, dict[str, Any]]]:
+def _listed(location: Location, is_glob: bool, is_folder: bool) -> tuple[Location, Mapping[str, dict[str, Any]]]:
     """The root and, by path, what the file system tells about each file."""
     filesystem, path = location.filesystem, location.path
     if is_folder and location.local:
         return location, {name: {} for name in _walked(path)}
     if is_folder:
         return location, filesystem.find(path, detail=True)
-    if not _is_glob(location):
+    if not is_glob:
         return location.parent(), {path: filesystem.info(path)}
     root = location
     while glob.has_magic(root.path):
