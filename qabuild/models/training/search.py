@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from optuna.trial import FrozenTrial
 
-from qabuild.errors import QABuildError
+from qabuild.errors import QABuildError, UntrustedInput
 from qabuild.models.training import curves, study
 from qabuild.models.training.examples import Examples, examples_of
 from qabuild.models.training.fit import fit
@@ -45,7 +45,7 @@ def search(request: Request, examples: Examples, train: Fit) -> dict[str, Any]:
             with trials.alive(trial):
                 f1 = _run_trial(request, trial, subset, options, train)
             trials.finish(trial, f1)
-        table = [_row(trial) for trial in trials.trials()]
+        table = [_row(trial, options) for trial in trials.trials()]
     finished = [row for row in table if row["f1"] is not None]
     if not finished:
         raise QABuildError(
@@ -88,6 +88,15 @@ def _run_trial(request: Request, trial: FrozenTrial, examples: Examples, options
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _row(trial: FrozenTrial) -> Mapping[str, Any]:
+def _row(trial: FrozenTrial, options: Search) -> Mapping[str, Any]:
+    """Raises UntrustedInput for a trial that no build has made: whoever can write to a shared storage can add some."""
     params = {name: trial.params.get(name) for name in ("alpha", "temperature")}
+    for name, (least, most) in (("alpha", options.alpha), ("temperature", options.temperature)):
+        value = params[name]
+        if value is not None and not least <= value <= most:
+            raise UntrustedInput(
+                f"distill.search.storage: trial {trial.number} has the {name} {value}, and the target searches from "
+                f"{least} to {most}",
+                "name another storage",
+            )
     return {"trial": trial.number, **params, "f1": trial.value, "state": trial.state.name.lower()}

@@ -17,7 +17,7 @@ from qabuild.builder import plan as planning
 from qabuild.builder import preview as previewing
 from qabuild.builder.build import build, train
 from qabuild.builder.store.local import Store
-from qabuild.errors import BadTarget, QABuildError
+from qabuild.errors import BadTarget, QABuildError, UntrustedInput
 from qabuild.models.checkpoint.resolve import resolve
 from qabuild.target.lineage import Derived, derivations
 from qabuild.target.read import load
@@ -295,6 +295,32 @@ def test_an_interrupted_search_resumes_to_the_same_result(search_request):
     best = max(result["trials"], key=lambda row: row["f1"])
     assert result["best"] == {name: best[name] for name in ("alpha", "temperature")}
     assert json.loads((interrupted.directory / TABLE).read_text()) == result["trials"]
+
+
+def test_a_trial_that_no_build_can_have_made_is_refused(search_request):
+    """Whoever can write to a shared storage can add a trial that is the best."""
+    import optuna
+
+    from qabuild.models.checkpoint.load import load_tokenizer
+    from qabuild.models.training import examples, study
+    from qabuild.models.training.search import search
+
+    request = search_request("forged")
+    storage = f"journal://{request.work}/study.log"
+    searched = request.distill.search.model_copy(update={"storage": storage, "trials": 1})
+    request = replace(request, distill=request.distill.model_copy(update={"search": searched}))
+    any_range = optuna.distributions.FloatDistribution(0, 1000)
+    with study.opened(request.work, searched):
+        optuna.load_study(study_name=request.work.name, storage=study._storage(storage)).add_trial(
+            optuna.create_trial(
+                params={"alpha": 0.5, "temperature": 999.0},
+                distributions={"alpha": any_range, "temperature": any_range},
+                value=100.0,
+            )
+        )
+    windows = examples.load(request.train, load_tokenizer(resolve("sample").directory))
+    with pytest.raises(UntrustedInput, match=r"storage: trial 0 has the temperature 999.0, and the target"):
+        search(request, windows, lambda *arguments: pytest.fail("no trial is left"))
 
 
 def test_the_build_uses_the_best_trial(folder):
