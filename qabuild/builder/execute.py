@@ -177,8 +177,14 @@ class Execution:
         def accepts(entry: Entry) -> bool:
             return artifact is None or measured.is_of(entry, artifact)
 
-        together = training.is_shared(step, target)
-        return self.store.make(planned.name, planned.inputs, produce, accepts, together=together)
+        return self.store.make(
+            planned.name,
+            planned.inputs,
+            produce,
+            accepts,
+            follows=[entry.key for entry in results.values()],
+            together=training.is_shared(step, target),
+        )
 
     # --- what the manifest records of the stages --------------------------------------------------------------------
 

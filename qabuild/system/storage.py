@@ -113,12 +113,12 @@ class Location:
             self.filesystem.invalidate_cache()
             return bool(self._ask(lambda _: self.filesystem.isdir(self.path)))
 
-    def read(self) -> bytes | None:
-        """The file's content, asked for anew; None if there is no such file."""
+    def read(self, most: int | None = None) -> bytes | None:
+        """The file's content, asked for anew, or its first bytes, at `most` so many; None if there is no such file."""
         with explained(self.shown):
             try:
                 self.filesystem.invalidate_cache()
-                return bytes(self._ask(lambda _: self.filesystem.cat_file(self.path)))
+                return bytes(self._ask(lambda _: self.filesystem.cat_file(self.path, end=most)))
             except FileNotFoundError:
                 return None
 

@@ -19,13 +19,14 @@ import pytest
 from click.testing import CliRunner
 from processes import SECONDS, assert_ended, wait_for
 
+from qabuild.artifact.manifest import measure_files
 from qabuild.builder.build import Built, build
 from qabuild.builder.farm.farm import differences, make_steps, ready, shares
 from qabuild.builder.farm.planner import Planner
 from qabuild.builder.farm.worker import StepWork, View, inputs_from_scratch, make, packed, receive, view
 from qabuild.builder.preview import preview
 from qabuild.builder.steps.reference import Reference
-from qabuild.builder.store.local import Store
+from qabuild.builder.store.local import Store, _document
 from qabuild.builder.store.remote import EVIDENCE, Remote
 from qabuild.cli import cli
 from qabuild.errors import BadTarget, MissingEnvironment, QABuildError
@@ -140,6 +141,74 @@ def test_a_node_is_sent_the_evidence_that_its_step_follows(reference, tmp_path):
     driver.drop(step.key)
     receive(driver, step.key, made.content)
     assert driver.find_intact(step.key)
+
+
+@pytest.fixture
+def pruned(tmp_path: Path) -> tuple[Path, Store, str]:
+    """A target that was compiled with the driver's store, and the key of its pruning."""
+    driver = Store(tmp_path / "driver", Remote(str(tmp_path / "remote")))
+    path = target(tmp_path, "pruned", TARGET.format("eager", 4) + PRUNE)
+    built = build(path, tmp_path / "artifacts", results=Store(tmp_path / "driver"), compile_only=True)
+    return path, driver, str(built.plan.step("prune").key)
+
+
+def plan(path: Path, driver: Store) -> Planner:
+    """The planner of a farm that is to build the target."""
+    planner = Planner(
+        output=path.parent / "other", results=driver, remote=driver.remote, compile_only=True, reporter=SILENT
+    )
+    planner.begin([load(path)])
+    return planner
+
+
+def test_what_is_damaged_here_is_planned_to_be_made(pruned):
+    path, driver, key = pruned
+    with open(driver.folder(key) / "files" / "model.safetensors", "r+b") as file:
+        file.seek(1000)
+        file.write(b"XXXX")
+    planner = plan(path, driver)
+    assert not planner.errors
+    assert begin(list(planner.plans.values())) == [("pruned", "prune")]
+
+
+def test_what_is_incomplete_here_ends_no_use_of_the_remote_cache(pruned):
+    path, driver, key = pruned
+    reference = preview(load(path), driver, "pruned").step("reference").key
+    (driver.folder(reference) / "files" / "answers.json").unlink()
+    planner = plan(path, driver)
+    assert begin(list(planner.plans.values())) == [("pruned", "reference")]
+    assert driver.remote.holds(key)
+
+
+@pytest.mark.parametrize("who", ["node", "driver"])
+def test_all_go_on_from_the_checkpoint_of_the_remote_cache(pruned, tmp_path, monkeypatch, who):
+    """A training need not give the same bytes on two machines, under the same key."""
+    path, driver, key = pruned
+    monkeypatch.setenv("QABUILD_CACHE", str(tmp_path / "node"))
+    monkeypatch.setenv("QABUILD_REMOTE_CACHE", str(tmp_path / "remote"))
+    node = Store(tmp_path / "node")
+    shutil.copytree(driver.folder(key), node.folder(key))
+    put_other_weights(node if who == "node" else driver, key)
+    if who == "driver":
+        Store(node.root, driver.remote).share("prune", key)
+    planner = plan(path, driver)
+    (planned,) = planner.plans.values()
+    step = planned.step("compile")
+    work = StepWork(target=planned.target, name="compile", key=step.key, owner="0" * 32, environment={}, results={})
+    make(VERSION, pickle.dumps(work))
+    assert driver.remote.holds(step.key)
+    assert node.find_intact(key).files == driver.find_intact(key).files
+
+
+def put_other_weights(store: Store, key: str) -> None:
+    """Change the weights of a result, and what its entry says of them."""
+    path = store.folder(key) / "files" / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.unlink()  # it may be a hard link
+    path.write_bytes(content)
+    entry = replace(store.find(key), files=measure_files(path.parent))
+    (path.parents[1] / "entry.json").write_text(_document(entry))
 
 
 def test_a_result_that_arrives_damaged_is_an_error(reference, tmp_path):

@@ -55,6 +55,8 @@ class Planner:
     done: dict[str, tuple[str | None, Made | None]] = field(default_factory=dict)
     """The node and what it returned, by key; None for what was in the remote cache."""
     shared: set[str] = field(default_factory=set)
+    intact: set[str] = field(default_factory=set)
+    """Keys of results that were cached, and are intact."""
 
     def begin(self, targets: Sequence[Target]) -> None:
         for target in targets:
@@ -142,22 +144,36 @@ class Planner:
     def _plan(self, target: Target) -> Plan:
         """Plan what is left of the target. Checkpoints that the remote cache has are fetched."""
         plan = plans.current(target, self.results, history_name(target, self.output), offline=False)
+        if self._is_any_damaged(plan):
+            return self._plan(target)
         for derivation in plan.facts.derivations:
             step = plan.step(f"{derivation.label}{derivation.derived.stage}")
             if step.cached:
                 if step.key and step.key not in self.shared:
-                    self.results.share(step.name, step.key)
                     self.shared.add(step.key)
+                    # If it is there, of another training with other bytes, then all go on from that one.
+                    self.results.fetch(step.name, step.key, replace=True)
+                    self.results.share(step.name, step.key)
+                    return self._plan(target)
             elif step.key and self.results.fetch(step.name, step.key):
                 return self._plan(target)
             elif step.key in self.done:
                 raise QABuildError(
                     f"{step.name}: its result cannot be fetched from the remote cache",
-                    "QABUILD_REMOTE_CACHE must name the same place on all nodes and here",
+                    "QABUILD_REMOTE_CACHE must name the same place on all nodes and here, and one without results of a "
+                    "newer version of qabuild, which stay there",
                 )
         steps = tuple(step for step in plan.steps if not (self.compile_only and step.name == Verify.name))
         self.plans[target.name] = self.last[target.name] = replace(plan, steps=steps)
         return plan
+
+    def _is_any_damaged(self, plan: Plan) -> bool:
+        """Whether a cached result was damaged, and so is cached no longer. Each is hashed once."""
+        stored = (step for step in plan.steps if step.cached and step.inputs and step.reason != NOT_NEEDED)
+        cached = {step.key for step in stored if step.key}
+        damaged = [key for key in cached - self.intact if not self.results.find_intact(key)]
+        self.intact |= cached.difference(damaged)
+        return bool(damaged)
 
     def _attempt(self, name: str, work: Callable[[], object]) -> None:
         try:

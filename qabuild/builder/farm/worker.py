@@ -144,11 +144,28 @@ def _view(target: Target, compile_only: bool) -> dict[str, Inputs] | str:
 def _result(asked: StepWork, store: Store, remarks: _Remarks) -> Entry:
     name = plans.history_name(asked.target, store.root)
     execution = Execution(store=store, name=name, offline=False, reporter=remarks)
-    plan = plans.current(asked.target, store, name, offline=False)
+    plan = _plan(asked, store, name)
     remarks.routine = tuple(f"{step.name}: {what}" for step in plan.steps for what in ("cached (", step.reason))
     if asked.name == Verify.name:
         return _measured(asked.key, plan, execution)
     return execution.make_step(plan, asked.name, asked.key)
+
+
+def _plan(asked: StepWork, store: Store, name: str) -> Plan:
+    """The plan in which the step has the key that the driver states, if its checkpoint is in the remote cache.
+
+    This node may have made the checkpoint before: a training need not give the same bytes on two machines. All go on
+    from that of the remote cache.
+    """
+    plan = plans.current(asked.target, store, name, offline=False)
+    for number in range(len(plan.facts.derivations)):
+        if plan.step(asked.name).key == asked.key:
+            break
+        derivation = plan.facts.derivations[number]
+        step = f"{derivation.label}{derivation.derived.stage}"
+        if derivation.key and store.fetch(step, derivation.key, replace=True):
+            plan = plans.current(asked.target, store, name, offline=False)
+    return plan
 
 
 def _measured(key: str, plan: Plan, execution: Execution) -> Entry:

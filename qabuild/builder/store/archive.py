@@ -25,7 +25,7 @@ from qabuild.system import documents, files
 
 FORMAT = 1
 HEADER = "result.json"
-LARGEST_HEADER = 1 << 26  # bytes
+LARGEST_HEADER = 1 << 23  # bytes
 CHUNK = 1 << 20
 
 
@@ -59,7 +59,7 @@ class _Header:
 def write(result: Path, file: IO[bytes], signing: Signing | None) -> None:
     """Write the result in the folder `result` of the store, as an object."""
     document = documents.read_json(files.read(result / ENTRY))
-    signature = signing.sign(json_digest(document)) if signing else None
+    signature = signing.sign(_signed_digest(FORMAT, document)) if signing else None
     header = json.dumps({"format": FORMAT, "entry": document, "signature": signature}, ensure_ascii=False).encode()
     with tarfile.open(fileobj=file, mode="w|", format=tarfile.PAX_FORMAT) as archive:
         archive.addfile(_member(HEADER, len(header)), BytesIO(header))
@@ -76,9 +76,7 @@ def read(file: BufferedReader, key: str, stage: Path, signing: Signing | None) -
     """
     try:
         with tarfile.open(fileobj=cast(IO[bytes], _Bounded(file)), mode="r:") as archive:
-            header = _read_header(archive)
-            if signing and not (header.signature and signing.is_signed(json_digest(header.entry), header.signature)):
-                raise Refused("not signed with the key of this cache")
+            header = _read_header(archive, signing)
             entry = entry_of(header.entry, stage / FILES)
             if not key == entry.key == step_key(entry.inputs):
                 raise Refused("the result of another step")
@@ -96,18 +94,26 @@ def read(file: BufferedReader, key: str, stage: Path, signing: Signing | None) -
     (stage / ENTRY).write_text(json.dumps(header.entry, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
-def _read_header(archive: tarfile.TarFile) -> _Header:
+def _read_header(archive: tarfile.TarFile, signing: Signing | None) -> _Header:
     member = archive.next()
     content = archive.extractfile(member) if member and member.name == HEADER and _is_plain(member) else None
     if member is None or content is None or member.size > LARGEST_HEADER:
         raise Refused(f"damaged: it does not begin with {HEADER}")
-    document = documents.read_json(b"".join(_chunks(content)))
-    if isinstance(document, dict) and isinstance(document.get("format"), int) and document["format"] > FORMAT:
+    document = documents.typed(dict[str, Any], documents.read_json(b"".join(_chunks(content))))
+    number, entry, signature = (document.get(name) for name in ("format", "entry", "signature"))
+    if signing and not (isinstance(signature, str) and signing.is_signed(_signed_digest(number, entry), signature)):
+        raise Refused("not signed with the key of this cache")
+    if isinstance(number, int) and number > FORMAT:
         raise Newer
     header = documents.typed(_Header, document)
     if header.format != FORMAT:
         raise Refused(f"damaged: format {header.format}")
     return header
+
+
+def _signed_digest(number: Any, entry: Any) -> str:
+    """What is signed: of every format, so that nobody else can have a result taken for one of a newer version."""
+    return json_digest({"format": number, "entry": entry})
 
 
 def _extract(archive: tarfile.TarFile, name: str, expected: SealedFile, entry: Entry) -> None:

@@ -32,6 +32,10 @@ BEATS = 4
 """How often in a period its holder rewrites a lease."""
 POLLS = 24
 """How often in a period a waiter reads it."""
+MAX_EXPIRED = 3
+"""Leases of others that may expire while one waits for a result; after that it is made without a lease."""
+LARGEST = 1024
+"""Bytes of a lease that are read."""
 
 
 class Attempt(Protocol):
@@ -61,6 +65,7 @@ class Lease:
         self._period, self._attempt, self._say = period, attempt, say
         self._name = key
         self._expired: list[str] = []
+        self._waited_for = 0
         self._owner = owner.encode()
         self._holder = f"{socket.gethostname()} {owner}{secrets.token_hex(16)}"
         self._beats = 0
@@ -96,6 +101,8 @@ class Lease:
             if content != seen:
                 seen, since = content, time.monotonic()
             if self._is_abandoned(content) or time.monotonic() - since > self._period:
+                self._waited_for += not self._is_abandoned(content)
+                self.held = self._waited_for > MAX_EXPIRED  # somebody puts leases there that no build holds
                 self._expired.append(self._name)
                 self._name = f"{self._key}.{_successor(content)}"
                 return
@@ -109,7 +116,7 @@ class Lease:
         """Remove what dead processes of the owner left, which others would wait for, one lease after the other."""
         names, name = [], self._key
         while content := self._attempt(partial(self._read, name)):
-            if not self._is_abandoned(content):
+            if not self._is_abandoned(content) or name in names:
                 break
             names.append(name)
             name = f"{self._key}.{_successor(content)}"
@@ -120,7 +127,7 @@ class Lease:
         return self._owner != b"" and content.partition(b" ")[2].startswith(self._owner)
 
     def _read(self, name: str) -> bytes | None:
-        return self._locate(name).read()
+        return self._locate(name).read(LARGEST)
 
     def _remove(self, name: str) -> None:
         self._locate(name).remove()

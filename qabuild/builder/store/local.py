@@ -3,6 +3,7 @@
     <store>/v1/
         results/<key>/entry.json    the step, its inputs, and its files with size and SHA-256
         results/<key>/files/        the files
+        results/<key>/unsigned      a mark, see `UNSIGNED`
         staging/<key>/              a result in the making; the next build removes what a killed one left
         work/<key>/                 from where a long step resumes after an interruption; removed when it is done
         locks/                      one per key and per artifact
@@ -20,7 +21,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
 ENTRY = "entry.json"
 FILES = "files"
 SUM = "sha256"
+UNSIGNED = "unsigned"
+"""Marks a result of a remote cache without signatures, and what was made of it. Where signatures are demanded, the
+store has no such result, so that nobody signs what others have made."""
 DROPPED, REMOTE = ".dropped", ".remote"
 """Endings of staging folders, beside that of the result itself: what goes, and what is sent or received."""
 
@@ -82,8 +86,15 @@ class Store:
     def keys(self) -> frozenset[str]:
         """Keys of all results. Raises QABuildError where the store cannot be read."""
         with self._explained(), suppress(FileNotFoundError):
-            return frozenset(os.listdir(self._base / "results"))
+            return frozenset(filter(self._counts, os.listdir(self._base / "results")))
         return frozenset()
+
+    def _counts(self, key: str) -> bool:
+        """Whether the result with that key, if there is one, is signed as this store demands."""
+        return self.remote is None or not self.remote.is_signed or not self._is_unsigned(key)
+
+    def _is_unsigned(self, key: str) -> bool:
+        return (self.folder(key) / UNSIGNED).exists()
 
     def folder(self, key: str) -> Path:
         """Where the result with that key is, or would be."""
@@ -100,6 +111,8 @@ class Store:
     def find(self, key: str) -> Entry | None:
         """The result with that key, its entry read and no file hashed; None where there is none that can be read."""
         folder = self.folder(key)
+        if not self._counts(key):
+            return None
         try:
             return entry_of(documents.read_json(files.read(folder / ENTRY)), folder / FILES)
         except (OSError, ValueError):
@@ -116,13 +129,21 @@ class Store:
         return None
 
     def make(
-        self, step: str, inputs: Inputs, produce: Produce, accepts: Accepts = _any, *, together: bool = False
+        self,
+        step: str,
+        inputs: Inputs,
+        produce: Produce,
+        accepts: Accepts = _any,
+        *,
+        follows: Iterable[str] = (),
+        together: bool = False,
     ) -> Entry:
         """The result of `inputs`: the cached one, or what `produce` writes into the empty folder it is given.
 
         Two processes that want the same result make it once: the second waits; so it is on several hosts that share a
         remote cache, unless they make it `together`. Where `produce` raises, or the process is killed, nothing is
-        stored. A result of the remote cache that `accepts` refuses does not count.
+        stored. A result of the remote cache that `accepts` refuses does not count. `produce` reads the results with the
+        keys `follows`.
         """
         key = step_key(inputs)
         with self.lock(key), self._explained():
@@ -130,27 +151,30 @@ class Store:
                 return entry
             self._drop(key)  # an entry that cannot be read
             if self.remote is None or not self.remote.shares(step):
-                return self._produce(step, inputs, produce)
+                return self._produce(step, inputs, produce, follows)
             with self.remote.lease(step, key) as lease:
                 lease.held |= together
                 while (entry := self._fetch(self.remote, step, key, accepts)) is None and not lease.held:
                     lease.acquire()
                 if entry is None:
-                    entry = self._produce(step, inputs, produce)
+                    entry = self._produce(step, inputs, produce, follows)
                     with self._staging(f"{key}{REMOTE}") as scratch:
                         self.remote.put(key, self.folder(key), scratch)
             return entry
 
-    def fetch(self, step: str, key: str) -> Entry | None:
-        """The result with that key where the remote cache has it, now in the store; None where it does not."""
+    def fetch(self, step: str, key: str, *, replace: bool = False) -> Entry | None:
+        """The result with that key where the remote cache has it, now in the store; None where it does not.
+
+        What is in the store already is returned, or with `replace` replaced by what is in the remote cache.
+        """
         if self.remote is None or not self.remote.shares(step):
             return None
         with self.lock(key), self._explained():
-            return self.find(key) or self._fetch(self.remote, step, key, _any)
+            return (None if replace else self.find(key)) or self._fetch(self.remote, step, key, _any)
 
     def share(self, step: str, key: str) -> None:
         """Put the result with that key into the remote cache, if it is here and may be there."""
-        if self.remote is not None and self.remote.shares(step):
+        if self.remote is not None and self.remote.shares(step) and self.find_intact(key):
             with self.lock(key), self._explained(), self._staging(f"{key}{REMOTE}") as scratch:
                 if self.find(key):
                     self.remote.put(key, self.folder(key), scratch)
@@ -165,9 +189,11 @@ class Store:
                     self._promote(stage, key)
 
     def _fetch(self, remote: Remote, step: str, key: str, accepts: Accepts) -> Entry | None:
-        self._drop(key)
         with self._staging(f"{key}{REMOTE}") as scratch, self._staging(key) as stage:
             if remote.fetch(step, key, stage, scratch):
+                if not remote.is_signed:
+                    (stage / UNSIGNED).touch()
+                self._drop(key)
                 self._promote(stage, key)
         entry = self.find(key)
         if entry is None or accepts(entry):
@@ -175,7 +201,7 @@ class Store:
         self._drop(key)
         return None
 
-    def _produce(self, step: str, inputs: Inputs, produce: Produce) -> Entry:
+    def _produce(self, step: str, inputs: Inputs, produce: Produce, follows: Iterable[str]) -> Entry:
         key = step_key(inputs)
         with self._staging(key) as stage:
             started = time.monotonic()
@@ -191,6 +217,8 @@ class Store:
                 record=record,
             )
             (stage / ENTRY).write_text(_document(entry), encoding="utf-8")
+            if any(map(self._is_unsigned, follows)):
+                (stage / UNSIGNED).touch()
             self._promote(stage, key)
         return entry
 

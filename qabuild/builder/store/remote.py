@@ -45,7 +45,7 @@ PERIOD = 120.0
 
 WITHOUT_IT = "; going on without it"
 """How a remark ends that says why the remote cache is not used any more."""
-_MODE = re.compile(r"\?([a-z]+=[^?/]*)$")
+_MODE = re.compile(r"\?([a-z]+=[^?/]*)/*$")
 
 
 def open_store(
@@ -54,17 +54,20 @@ def open_store(
     """The store of this machine, with the remote cache that QABUILD_REMOTE_CACHE names, if it does.
 
     `key` is the file of a private or public key, by default what QABUILD_REMOTE_CACHE_KEY names; `owner` is that of the
-    leases. Raises BadTarget where it holds none or there is no remote cache, and for an unknown mode.
+    leases. Raises BadTarget where it holds none, is named by an empty variable, or there is no remote cache, and for an
+    unknown mode.
     """
     url = os.environ.get(URL)
     if key and not url:
         raise BadTarget(f"{key}: a key, but no remote cache", f"name the remote cache in {URL}")
-    key = key or os.environ.get(KEY)
+    key = key or os.environ.get(KEY)  # one that is empty is a mistake, as by a secret that is not there
     if not url:
         return Store()
     if offline:
         reporter.say(f"remote cache {url}: not used offline")
         return Store()
+    if key == "":
+        raise BadTarget(f"{KEY} is empty", "let it name the file of the key; or unset it, to do without signatures")
     signing = EllipticSigning(Path(key)) if key else None
     return Store(remote=Remote(url, signing=signing, reporter=reporter, owner=owner))
 
@@ -95,6 +98,11 @@ class Remote:
         self._down = False
         self._refused: set[str] = set()
         self._newer = False
+
+    @property
+    def is_signed(self) -> bool:
+        """Whether what is fetched was signed with the key."""
+        return self._signing is not None
 
     @property
     def writes(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
+import json
 import multiprocessing
 import os
 import re
@@ -15,7 +16,7 @@ import tarfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -56,13 +57,13 @@ class Machine:
         signing = EllipticSigning(self.key) if self.key else None
         self.store = Store(self.folder, Remote(self.remote, signing=signing, reporter=self, **self.options))
 
-    def make(self, number: int = 1, step: str = "compile") -> Entry:
+    def make(self, number: int = 1, step: str = "compile", follows: Sequence[str] = ()) -> Entry:
         def produce(folder: Path) -> Mapping[str, Any]:
             self.made.append(number)
             (folder / "model.bin").write_bytes(content(number))
             return {"number": number}
 
-        entry = self.store.make(step, {"number": number}, produce)
+        entry = self.store.make(step, {"number": number}, produce, follows=follows)
         assert (entry.directory / "model.bin").read_bytes() == content(number)
         assert entry.record == {"number": number}
         return entry
@@ -314,6 +315,13 @@ def test_another_mode_is_refused(machine, option):
         machine("first", f"memory://team?{option}")
 
 
+def test_read_only_mode_may_end_in_a_slash(machine, tmp_path):
+    reader = machine("reader", f"file://{tmp_path}/remote?mode=ro/")
+    reader.make()
+    assert not reader.store.remote.writes
+    assert {path.name for path in tmp_path.iterdir()} == {"reader"}
+
+
 def test_without_the_right_to_write_results_are_still_fetched(machine, memory, monkeypatch):
     machine("first", "memory://team").make(2)
 
@@ -417,6 +425,71 @@ def test_what_is_made_from_what_is_fetched_is_evidence_but_for_what_is_compiled(
     steps = {step.name for stage in (ARTIFACT, VERIFICATION) for step in of_stage(stage)}
     assert steps - EVIDENCE == {"compile"}
     assert steps >= EVIDENCE
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_what_is_unsigned_is_replaced_whatever_version_it_claims(machine, keys, shared, number):
+    """Else anyone could keep a key of the cache empty for ever, as if a newer version had taken it."""
+    private, public = keys
+    machine("first", key=private).make(1)
+    change_header(shared, lambda header: {**header, "format": 2})  # signed, but as another format
+    if number == 2:
+        change_header(shared, lambda header: {**header, "signature": None})
+    machine("second", key=private).make(1)
+    third = machine("third", key=public)
+    third.make(1)
+    assert third.made == []
+
+
+def test_what_a_newer_version_has_signed_is_left_alone(machine, keys, shared, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(archive, "FORMAT", 2)
+        machine("first", key=keys[0]).make(1)
+    content = shared.read_bytes()
+    second = machine("second", key=keys[0])
+    second.make(1)
+    assert second.said[-1].endswith("holds results of a newer version of qabuild; they are ignored")
+    assert shared.read_bytes() == content
+
+
+def change_header(path: Path, change: Callable[[Any], Any]) -> None:
+    """Write the object with another header."""
+    with tarfile.open(path) as old:
+        members = [(member.name, old.extractfile(member).read()) for member in old.getmembers()]
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as new:
+        for name, data in members:
+            if name == "result.json":
+                data = json.dumps(change(json.loads(data))).encode()
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            new.addfile(member, io.BytesIO(data))
+
+
+def test_what_came_unsigned_is_made_anew_where_signatures_are_demanded(machine, keys):
+    """So is what was made of it: nobody signs what others have made."""
+    machine("first").make(1)
+    second = machine("second")
+    second.make(1)
+    second.make(2, follows=[key(1)])
+    second.make(3)
+    assert second.made == [2, 3]
+    signing = machine("second", key=keys[0])
+    assert signing.store.keys() == {key(3)}
+    for number in (1, 2, 3):
+        signing.make(number)
+    assert signing.made == [1, 2]
+    third = machine("third", key=keys[1])
+    for number in (1, 2):
+        third.make(number)
+    assert third.made == []
+
+
+def test_an_empty_name_of_the_key_is_an_error(tmp_path, monkeypatch):
+    """A secret that is not there must not mean that no signature is demanded."""
+    monkeypatch.setenv("QABUILD_REMOTE_CACHE", str(tmp_path))
+    monkeypatch.setenv("QABUILD_REMOTE_CACHE_KEY", "")
+    with pytest.raises(BadTarget, match="QABUILD_REMOTE_CACHE_KEY is empty"):
+        open_store()
 
 
 def test_a_file_that_is_no_key_is_an_error_at_once(tmp_path, monkeypatch):
@@ -641,6 +714,33 @@ def test_who_waits_says_for_whom(machine, tmp_path):
     assert first.said == ["compile: gpu-7[2J is making it; waiting for that"]
     assert first.made == [1]
     assert list(lease.parent.iterdir()) == []
+
+
+def test_leases_that_nobody_holds_do_not_hold_up_a_build_for_ever(machine, tmp_path):
+    """The second one is its own successor."""
+    leases = tmp_path / "remote" / "v1" / "leases"
+    leases.mkdir(parents=True)
+    for name in (key(), f"{key()}.{hashlib.sha256(b'gpu-7 0123').hexdigest()[:16]}"):
+        (leases / name).write_text("gpu-7 0123 5")
+    first = machine("first", options={"period": 0.3})
+    first.make()
+    assert first.made == [1]
+    for name in (key(2), f"{key(2)}.{hashlib.sha256(f'gpu-7 {OWNER}'.encode()).hexdigest()[:16]}"):
+        (leases / name).write_text(f"gpu-7 {OWNER} 5")
+    first.store.remote.lease("compile", key(2), OWNER).remove_abandoned()
+    assert not (leases / key(2)).exists()
+
+
+def test_of_a_lease_only_the_beginning_is_read(machine, tmp_path):
+    lease = tmp_path / "remote" / "v1" / "leases" / key()
+    lease.parent.mkdir(parents=True)
+    with open(lease, "wb") as file:
+        file.write(b"gpu-7 0123 5")
+        file.truncate(1 << 40)  # a sparse file, larger than any memory
+    first = machine("first", options={"period": 0.3})
+    first.make()
+    assert first.said == ["compile: gpu-7 is making it; waiting for that"]
+    assert first.made == [1]
 
 
 OWNER = "0123456789abcdef" * 2
