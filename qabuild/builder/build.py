@@ -155,7 +155,7 @@ def already_built(goal: Path, plan: Plan, store: Store, compile_only: bool) -> B
         return None
     if any(getattr(artifact.manifest, name) != value for name, value in facts.items()):
         return None
-    if not _is_made_so(artifact, plan, store):
+    if not _is_made_so(artifact, plan, store) or any(map(store.refuses, facts["steps"].values())):
         return None
     try:
         evidence = judged_evidence(artifact)

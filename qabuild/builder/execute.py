@@ -13,7 +13,7 @@ from qabuild.artifact.evidence import Verification
 from qabuild.artifact.judge import judge
 from qabuild.artifact.manifest import Artifact
 from qabuild.builder import plan as plans
-from qabuild.builder.facts import Derivation
+from qabuild.builder.facts import Derivation, is_checkpoint
 from qabuild.builder.keys import package_versions, step_key
 from qabuild.builder.plan import Plan, PlanStep
 from qabuild.builder.steps import of_stage, training
@@ -112,7 +112,8 @@ class Execution:
         if last.cached and self.store.find_intact(last.key or ""):
             self.reporter.say(f"{last.name}: cached ({last.reason})")
             return plan
-        if not (last.key and self.store.fetch(last.name, last.key)):  # else what leads to it is not needed
+        # Where it is fetched, what leads to it is not needed.
+        if not (last.key and self.store.fetch(last.name, last.key, is_checkpoint)):
             self._carry_out_stage(derivation, plan)
         plan = plans.current(plan.target, self.store, self.name, offline=self.offline)
         if not plan.step(label).cached:
@@ -175,6 +176,8 @@ class Execution:
             return record
 
         def accepts(entry: Entry) -> bool:
+            if step.name == step.stage:
+                return is_checkpoint(entry)
             return artifact is None or measured.is_of(entry, artifact)
 
         return self.store.make(
@@ -182,7 +185,7 @@ class Execution:
             planned.inputs,
             produce,
             accepts,
-            follows=[entry.key for entry in results.values()],
+            follows=[entry.key for entry in results.values() if entry.key in planned.inputs.values()],
             together=training.is_shared(step, target),
         )
 

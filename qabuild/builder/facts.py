@@ -227,6 +227,17 @@ class FactCollector:
         return replace(resolve(entry.directory), name=derived.name)
 
 
+def is_checkpoint(entry: Entry) -> bool:
+    """Whether a result can be read as the checkpoint that a stage has made."""
+    from qabuild.models.checkpoint.resolve import resolve
+
+    try:
+        resolve(entry.directory)
+    except QABuildError:
+        return False
+    return True
+
+
 def _require_unknown(error: QABuildError) -> None:
     """Pass only what a network would mend; an id that is none, or a damaged checkpoint, is wrong now."""
     if isinstance(error, (BadTarget, UntrustedInput)):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from qabuild.builder.facts import gather
 from qabuild.builder.store.local import Store
+from qabuild.builder.store.remote import open_store
 from qabuild.errors import BadTarget
 from qabuild.system import arguments
 from qabuild.target.lineage import derivations
@@ -46,7 +47,7 @@ def make(target: Target, *, offline: bool = False, results: Store | None = None,
     pins = make_lock(target, offline=offline)
     if not any(derived.target.prune and derived.target.prune.speedup for derived in derivations(target.origin)):
         return pins
-    store = results or Store()
+    store = results or open_store(offline=True)
     facts = gather(target, store, target.name, fetch=False, offline=offline)
     widths = []
     for derivation in facts.derivations:

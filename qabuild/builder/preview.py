@@ -10,6 +10,7 @@ from qabuild.artifact.manifest import FOLDER
 from qabuild.builder.facts import gather
 from qabuild.builder.plan import DAMAGED, NOT_NEEDED, Plan, PlanStep, history_name, make
 from qabuild.builder.store.local import Store, is_intact
+from qabuild.builder.store.remote import open_store
 from qabuild.target import lock
 from qabuild.target.model import Target
 
@@ -24,7 +25,7 @@ def plan(
     that this machine cannot read.
     """
     target = target if isinstance(target, Target) else lock.load(target, locked=locked)
-    return preview(target, results or Store(), history_name(target, Path(output)))
+    return preview(target, results or open_store(offline=True), history_name(target, Path(output)))
 
 
 def previews(targets: Iterable[Target], results: Store, output: Path) -> list[Plan]:

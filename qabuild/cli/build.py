@@ -228,9 +228,9 @@ def plan(targets: Sequence[Path], output: Path, overrides: Sequence[str], locked
     loaded = load_all(targets, overrides, locked=locked)
     _require_distinct(loaded)
     from qabuild.builder.preview import previews
-    from qabuild.builder.store.local import Store
+    from qabuild.builder.store.remote import open_store
 
-    plans = previews(loaded, Store(), output)
+    plans = previews(loaded, open_store(offline=True), output)
 
     def show() -> None:
         rows = [

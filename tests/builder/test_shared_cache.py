@@ -21,7 +21,7 @@ from qabuild.builder.preview import preview
 from qabuild.builder.steps import STEPS
 from qabuild.builder.steps import verify as measured
 from qabuild.builder.store import archive
-from qabuild.builder.store.local import Store, _document
+from qabuild.builder.store.local import Store, _document, entry_of
 from qabuild.target.read import load
 
 TARGET = """\
@@ -182,20 +182,45 @@ def test_without_signatures_answers_that_others_put_there_change_no_verdict(tmp_
     assert built.verification.measurement.checkpoint_f1 == honest.verification.measurement.checkpoint_f1
 
 
+def test_an_artifact_of_unsigned_results_is_built_again_where_a_key_is_demanded(tmp_path, monkeypatch, key):
+    monkeypatch.setenv("QABUILD_REMOTE_CACHE", f"file://{tmp_path}/remote")
+    first, second = Machine(tmp_path / "first"), Machine(tmp_path / "second")
+    first.build("one")
+    second.build("one")
+    assert second.build("one").cached
+    monkeypatch.setenv("QABUILD_REMOTE_CACHE_KEY", str(key))
+    assert not second.build("one").cached
+    assert second.steps(fetched=False)[-1] == "compile"  # what it answered and measured itself stands
+    assert second.build("one").cached
+
+
+def test_what_is_no_checkpoint_is_made_anew(tmp_path, monkeypatch):
+    monkeypatch.setenv("QABUILD_REMOTE_CACHE", f"file://{tmp_path}/remote")
+    first, second = Machine(tmp_path / "first"), Machine(tmp_path / "second")
+    honest = first.build("pruned")
+    folder = first.folder / "cache" / "v1" / "results" / str(honest.plan.step("prune").key)
+    (folder / "files" / "config.json").unlink()
+    put_forged(folder, tmp_path / "remote" / "v1" / "results")
+    assert second.build("pruned").manifest == honest.manifest
+    assert "prune" in second.steps(fetched=False)
+
+
+def put_forged(folder: Path, results: Path) -> None:
+    """Put a result whose files were changed into the unsigned remote cache, with an entry that fits them."""
+    entry = entry_of(json.loads((folder / "entry.json").read_text()), folder / "files")
+    (folder / "entry.json").write_text(_document(replace(entry, files=measure_files(folder / "files"))))
+    with open(results / f"{folder.name}.tar", "wb") as file:
+        archive.write(folder, file, None)
+
+
 def put_wrong_answers(store: Store, key: str, results: Path) -> None:
     """Put the result with that key into the unsigned remote cache, with other answers that fit its entry."""
-    folder = results / "forged"
+    folder = results.parent / "forged" / key
     shutil.copytree(store.folder(key), folder)
     answers = folder / "files" / "answers.json"
     document = json.loads(answers.read_text())
     answers.write_text(json.dumps({**document, "answers": dict.fromkeys(document["answers"], "wrong")}))
-    entry = store.find(key)
-    assert entry
-    forged = replace(entry, files=measure_files(folder / "files"))
-    (folder / "entry.json").write_text(_document(forged))
-    with open(results / f"{key}.tar", "wb") as file:
-        archive.write(folder, file, None)
-    shutil.rmtree(folder)
+    put_forged(folder, results)
 
 
 def test_a_search_whose_trials_hosts_share_waits_for_no_other_host(tmp_path, monkeypatch):

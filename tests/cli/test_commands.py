@@ -1410,6 +1410,7 @@ def test_a_command_does_not_print_the_password_of_a_url(built, qabuild, monkeypa
     failed = qabuild("answer", "artifacts/tiny", f"http://ann:s3cret@{place}/q.jsonl")
     assert_one_error(failed, 5, f"http://ann:***@{place}/q.jsonl: ")
     monkeypatch.setenv("QABUILD_REMOTE_CACHE", f"ftp://ann:s3cret@{place}/cache")
+    monkeypatch.setenv("QABUILD_CACHE", str(built / "empty"))
     went_on = qabuild("build", "tiny.toml", "--set", "verify.samples=7")
     assert f"remote cache ftp://ann:***@{place}/cache" in went_on.err
     assert "s3cret" not in failed.out + failed.err + went_on.out + went_on.err

@@ -524,6 +524,8 @@ def test_a_damaged_newer_or_missing_manifest_is_refused(
         ("questions/**/*.parquet", "questions/out", "lies in the folder of the questions"),
         ("questions/day=0/*.parquet", "questions/day=0", "lies in the folder of the questions"),
         ("questions/*/*.parquet", "questions/out", "lies in the folder of the questions"),
+        ("questions/*/*[q1].parquet", "questions/out", "lies in the folder of the questions"),
+        ("questions/**/q.parquet", "linked", "lies in the folder of the questions"),
         ("questions", "artifact/out", r"lies in the artifact .*, which is sealed"),
         ("questions", "q.xlsx", "is a file\n.*name a folder"),
         ("q.xlsx", "out", "its ending names no format of questions"),
@@ -539,8 +541,9 @@ def test_a_damaged_newer_or_missing_manifest_is_refused(
 def test_what_cannot_be_answered_is_refused_before_any_answer(
     working_directory: Path, questions: Path, source: str, target: str, problem: str
 ) -> None:
-    for folder in ("artifact", "mixed", "empty"):
+    for folder in ("artifact", "mixed", "empty", "questions/out"):
         Path(folder).mkdir()
+    Path("linked").symlink_to("questions/out")
     Path("artifact/manifest.json").write_text("{}")
     Path("q.xlsx").touch()
     write_table(Path("mixed/a.csv"), rows(1))

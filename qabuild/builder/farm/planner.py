@@ -10,12 +10,13 @@ from pathlib import Path
 from qabuild.artifact import staging
 from qabuild.builder import plan as plans
 from qabuild.builder.build import already_built, require_machine
+from qabuild.builder.facts import is_checkpoint
 from qabuild.builder.farm.worker import Made, inputs_from_scratch, packed, receive
 from qabuild.builder.keys import Inputs
 from qabuild.builder.plan import NOT_NEEDED, Plan, PlanStep, history_name
 from qabuild.builder.steps.verify import Verify
 from qabuild.builder.store.local import Store
-from qabuild.builder.store.remote import Remote
+from qabuild.builder.store.remote import EVIDENCE, Remote
 from qabuild.errors import QABuildError
 from qabuild.system.reporter import Reporter
 from qabuild.target.model import Target
@@ -92,7 +93,8 @@ class Planner:
 
     def unshared(self, plan: Plan, step: PlanStep) -> dict[str, bytes]:
         """By key, what the step follows and the remote cache does not share, packed for the node."""
-        keys = [each.key for each in plan.before(step) if each.key and not self.remote.shares(each.name)]
+        before = [each for each in plan.before(step) if each.name in EVIDENCE and not self.remote.shares(each.name)]
+        keys = [each.key for each in before if each.key]
         return {key: packed(self.results, key) for key in keys if self.results.find_intact(key)}
 
     def fail(self, step: PlanStep, error: QABuildError | OSError | MemoryError) -> None:
@@ -131,10 +133,10 @@ class Planner:
         require_machine(target, self.compile_only)
         goal = self.output / target.name
         staging.require_ours(goal)
-        plan = self._plan(target)
+        plan = plans.current(target, self.results, history_name(target, self.output), offline=False)
         if already_built(goal, plan, self.results, self.compile_only):
-            del self.plans[target.name], self.last[target.name]
             return
+        plan = self._plan(target)
         if plan.reads_data:
             from qabuild.builder import leakage
 
@@ -152,10 +154,11 @@ class Planner:
                 if step.key and step.key not in self.shared:
                     self.shared.add(step.key)
                     # If it is there, of another training with other bytes, then all go on from that one.
-                    self.results.fetch(step.name, step.key, replace=True)
+                    self.results.fetch(step.name, step.key, is_checkpoint, replace=True)
                     self.results.share(step.name, step.key)
                     return self._plan(target)
-            elif step.key and self.results.fetch(step.name, step.key):
+            elif step.key and self.results.fetch(step.name, step.key, is_checkpoint):
+                self.shared.add(step.key)
                 return self._plan(target)
             elif step.key in self.done:
                 raise QABuildError(

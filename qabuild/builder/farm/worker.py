@@ -20,6 +20,7 @@ from typing import Any, cast
 from qabuild.builder import plan as plans
 from qabuild.builder.build import require_machine, sealed_facts
 from qabuild.builder.execute import Execution, changed
+from qabuild.builder.facts import is_checkpoint
 from qabuild.builder.keys import Inputs
 from qabuild.builder.plan import Plan
 from qabuild.builder.steps.verify import Verify
@@ -113,7 +114,7 @@ def packed(store: Store, key: str) -> bytes:
 
 
 def receive(store: Store, key: str, content: bytes) -> None:
-    """Take the packed result with that key, unless the store has it. Raises QABuildError for a damaged one."""
+    """Take the packed result with that key, in place of the own one. Raises QABuildError for a damaged one."""
 
     def unpack(stage: Path) -> None:
         with BufferedReader(cast(Any, BytesIO(content))) as file:
@@ -163,7 +164,7 @@ def _plan(asked: StepWork, store: Store, name: str) -> Plan:
             break
         derivation = plan.facts.derivations[number]
         step = f"{derivation.label}{derivation.derived.stage}"
-        if derivation.key and store.fetch(step, derivation.key, replace=True):
+        if derivation.key and store.fetch(step, derivation.key, is_checkpoint, replace=True):
             plan = plans.current(asked.target, store, name, offline=False)
     return plan
 

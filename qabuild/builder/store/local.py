@@ -78,20 +78,22 @@ def _any(entry: Entry) -> bool:
 class Store:
     """The results under one folder: `root`, or QABUILD_CACHE, or the platform's cache folder."""
 
-    def __init__(self, root: Path | None = None, remote: Remote | None = None) -> None:
+    def __init__(self, root: Path | None = None, remote: Remote | None = None, *, signed: bool = False) -> None:
+        """With `signed`, results that came unsigned do not count; so it is where `remote` is signed."""
         self.root = root or user_folders.cache()
         self.remote = remote
+        self._signed = signed or (remote is not None and remote.is_signed)
         self._base = self.root / LAYOUT
 
     def keys(self) -> frozenset[str]:
         """Keys of all results. Raises QABuildError where the store cannot be read."""
         with self._explained(), suppress(FileNotFoundError):
-            return frozenset(filter(self._counts, os.listdir(self._base / "results")))
+            return frozenset(key for key in os.listdir(self._base / "results") if not self.refuses(key))
         return frozenset()
 
-    def _counts(self, key: str) -> bool:
-        """Whether the result with that key, if there is one, is signed as this store demands."""
-        return self.remote is None or not self.remote.is_signed or not self._is_unsigned(key)
+    def refuses(self, key: str) -> bool:
+        """Whether there is a result with that key that does not count, since it came unsigned."""
+        return self._signed and self._is_unsigned(key)
 
     def _is_unsigned(self, key: str) -> bool:
         return (self.folder(key) / UNSIGNED).exists()
@@ -111,7 +113,7 @@ class Store:
     def find(self, key: str) -> Entry | None:
         """The result with that key, its entry read and no file hashed; None where there is none that can be read."""
         folder = self.folder(key)
-        if not self._counts(key):
+        if self.refuses(key):
             return None
         try:
             return entry_of(documents.read_json(files.read(folder / ENTRY)), folder / FILES)
@@ -125,7 +127,8 @@ class Store:
             with suppress(OSError):  # of another user, or on a disk that is read-only: its age is of little matter
                 os.utime(self.folder(key) / ENTRY)
             return entry
-        self.drop(key)
+        if not self.refuses(key):
+            self.drop(key)
         return None
 
     def make(
@@ -149,7 +152,6 @@ class Store:
         with self.lock(key), self._explained():
             if entry := self.find(key):
                 return entry
-            self._drop(key)  # an entry that cannot be read
             if self.remote is None or not self.remote.shares(step):
                 return self._produce(step, inputs, produce, follows)
             with self.remote.lease(step, key) as lease:
@@ -162,15 +164,15 @@ class Store:
                         self.remote.put(key, self.folder(key), scratch)
             return entry
 
-    def fetch(self, step: str, key: str, *, replace: bool = False) -> Entry | None:
-        """The result with that key where the remote cache has it, now in the store; None where it does not.
+    def fetch(self, step: str, key: str, accepts: Accepts = _any, *, replace: bool = False) -> Entry | None:
+        """The result with that key where the remote cache has one that `accepts` takes, now in the store.
 
-        What is in the store already is returned, or with `replace` replaced by what is in the remote cache.
+        What is in the store already is returned, or with `replace` replaced by that. None where neither has it.
         """
         if self.remote is None or not self.remote.shares(step):
             return None
         with self.lock(key), self._explained():
-            return (None if replace else self.find(key)) or self._fetch(self.remote, step, key, _any)
+            return (None if replace else self.find(key)) or self._fetch(self.remote, step, key, accepts)
 
     def share(self, step: str, key: str) -> None:
         """Put the result with that key into the remote cache, if it is here and may be there."""
@@ -180,29 +182,25 @@ class Store:
                     self.remote.put(key, self.folder(key), scratch)
 
     def receive(self, key: str, unpack: Callable[[Path], None]) -> None:
-        """Take a result that was made elsewhere, which `unpack` writes into an empty folder, unless it is here."""
-        with self.lock(key), self._explained():
-            if not self.find(key):
-                self._drop(key)
-                with self._staging(key) as stage:
-                    unpack(stage)
-                    self._promote(stage, key)
+        """Take what was made elsewhere, unsigned, in place of the own result: `unpack` writes it into a folder."""
+        with self.lock(key), self._explained(), self._staging(key) as stage:
+            unpack(stage)
+            (stage / UNSIGNED).touch()
+            self._promote(stage, key)
 
     def _fetch(self, remote: Remote, step: str, key: str, accepts: Accepts) -> Entry | None:
         with self._staging(f"{key}{REMOTE}") as scratch, self._staging(key) as stage:
             if remote.fetch(step, key, stage, scratch):
                 if not remote.is_signed:
                     (stage / UNSIGNED).touch()
-                self._drop(key)
-                self._promote(stage, key)
-        entry = self.find(key)
-        if entry is None or accepts(entry):
-            return entry
-        self._drop(key)
-        return None
+                if accepts(entry_of(documents.read_json(files.read(stage / ENTRY)), stage / FILES)):
+                    self._promote(stage, key)
+        return self.find(key)
 
     def _produce(self, step: str, inputs: Inputs, produce: Produce, follows: Iterable[str]) -> Entry:
         key = step_key(inputs)
+        is_unsigned = any(map(self._is_unsigned, follows))
+        self._begin_work(key, is_unsigned)
         with self._staging(key) as stage:
             started = time.monotonic()
             (stage / FILES).mkdir()
@@ -217,13 +215,23 @@ class Store:
                 record=record,
             )
             (stage / ENTRY).write_text(_document(entry), encoding="utf-8")
-            if any(map(self._is_unsigned, follows)):
+            if is_unsigned:
                 (stage / UNSIGNED).touch()
             self._promote(stage, key)
         return entry
 
+    def _begin_work(self, key: str, is_unsigned: bool) -> None:
+        """Mark what a step will go on from, if it follows unsigned results; drop what is marked, if it does not."""
+        work = self.work(key)
+        if is_unsigned:
+            work.mkdir(parents=True, exist_ok=True)
+            (work / UNSIGNED).touch()
+        elif (work / UNSIGNED).exists():
+            shutil.rmtree(work)
+
     def _promote(self, stage: Path, key: str) -> None:
-        """Give the result in the staging folder its name."""
+        """Give the result in the staging folder its name, in place of what is there."""
+        self._drop(key)
         self.folder(key).parent.mkdir(parents=True, exist_ok=True)
         os.rename(stage, self.folder(key))
         shutil.rmtree(self.work(key), ignore_errors=True)

@@ -63,11 +63,11 @@ def open_store(
     key = key or os.environ.get(KEY)  # one that is empty is a mistake, as by a secret that is not there
     if not url:
         return Store()
-    if offline:
-        reporter.say(f"remote cache {url}: not used offline")
-        return Store()
     if key == "":
         raise BadTarget(f"{KEY} is empty", "let it name the file of the key; or unset it, to do without signatures")
+    if offline:
+        reporter.say(f"remote cache {url}: not used offline")
+        return Store(signed=key is not None)
     signing = EllipticSigning(Path(key)) if key else None
     return Store(remote=Remote(url, signing=signing, reporter=reporter, owner=owner))
 

@@ -93,7 +93,7 @@ def _row(trial: FrozenTrial, options: Search) -> Mapping[str, Any]:
     params = {name: trial.params.get(name) for name in ("alpha", "temperature")}
     for name, (least, most) in (("alpha", options.alpha), ("temperature", options.temperature)):
         value = params[name]
-        if value is not None and not least <= value <= most:
+        if value is not None and not (isinstance(value, float) and least <= value <= most):
             raise UntrustedInput(
                 f"distill.search.storage: trial {trial.number} has the {name} {value}, and the target searches from "
                 f"{least} to {most}",

@@ -168,7 +168,8 @@ def require_dataset(
             raise BadTarget(f"{target}: is a file", "name a folder for the answers")
         files.require_writable(folder.local, "the folder", "make it writable, or name another for the answers")
     form = _format(found, answers_format)
-    written = (run_manifest.NAME, f"part-00000.{form}", "_parts/part-00000.json")
+    parts = (f"part-{number:05d}" for number in range(1000))  # enough to tell whether a glob matches some
+    written = [run_manifest.NAME, *(name for part in parts for name in (f"{part}.{form}", f"_parts/{part}.json"))]
     beside = any(found.root.child(name).parent().path == folder.path for name in found.states)
     if beside or found.would_hold(folder, written):
         raise BadTarget(f"{target}: lies in the folder of the questions, as which it would be read", "name another one")

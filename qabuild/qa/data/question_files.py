@@ -35,12 +35,13 @@ class QuestionFiles:
         """Whether a file of one of these names in `folder` would belong to them."""
         if not self.root.contains(folder):
             return False
-        if self.pattern is None:
-            return self.is_folder
+        if self.pattern is None or "**" in self.pattern:
+            return self.is_folder or self.pattern is not None
         from fsspec.utils import glob_translate
 
         matches = re.compile(glob_translate(self.pattern)).match
-        return any(matches(folder.child(name).path) for name in names)
+        paths = {folder.path, os.path.realpath(folder.path)} if folder.local else {folder.path}
+        return any(matches(f"{path.rstrip('/')}/{name}") for path in paths for name in names)
 
     def address(self, name: str) -> str:
         return self.root.child(name).shown

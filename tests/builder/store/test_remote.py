@@ -484,6 +484,52 @@ def test_what_came_unsigned_is_made_anew_where_signatures_are_demanded(machine, 
     assert third.made == []
 
 
+def test_what_an_interrupted_step_made_of_unsigned_results_is_not_gone_on_from(machine, keys):
+    machine("first").make(1)
+    second = machine("second")
+    second.make(1)
+    with pytest.raises(KeyboardInterrupt):
+        second.store.make("train", {"number": 2}, interrupted_in(second.store.work(key(2))), follows=[key(1)])
+    assert (second.store.work(key(2)) / "state").exists()
+    signing = machine("second", key=keys[0])
+    signing.make(1)
+    with pytest.raises(KeyboardInterrupt):
+        signing.store.make("train", {"number": 2}, interrupted_in(second.store.work(key(2))), follows=[key(1)])
+
+
+def interrupted_in(work: Path) -> Callable[[Path], Any]:
+    """A step that goes on from what it finds, and is interrupted."""
+
+    def produce(folder: Path) -> Any:
+        work.mkdir(parents=True, exist_ok=True)
+        assert not (work / "state").exists()
+        (work / "state").touch()
+        raise KeyboardInterrupt
+
+    return produce
+
+
+@pytest.mark.parametrize("offline", [True, False])
+def test_what_came_unsigned_does_not_count_offline_and_in_plans_either(machine, keys, tmp_path, monkeypatch, offline):
+    machine("first").make(1)
+    machine("second").make(1)
+    monkeypatch.setenv("QABUILD_CACHE", str(tmp_path / "second"))
+    monkeypatch.setenv("QABUILD_REMOTE_CACHE", str(tmp_path / "remote"))
+    assert open_store(offline=offline).keys() == {key(1)}
+    monkeypatch.setenv("QABUILD_REMOTE_CACHE_KEY", str(keys[1]))
+    assert open_store(offline=offline).keys() == frozenset()
+    assert Store(tmp_path / "second").keys() == {key(1)}  # `qabuild cache` shows all
+
+
+def test_a_result_that_does_not_fit_does_not_replace_the_own_one(machine):
+    machine("first").make(1)
+    second = machine("second")
+    for _ in range(2):
+        assert second.store.fetch("compile", key(1), lambda entry: False) is None
+    second.store.fetch("compile", key(1))
+    assert second.store.fetch("compile", key(1), lambda entry: False, replace=True)
+
+
 def test_an_empty_name_of_the_key_is_an_error(tmp_path, monkeypatch):
     """A secret that is not there must not mean that no signature is demanded."""
     monkeypatch.setenv("QABUILD_REMOTE_CACHE", str(tmp_path))
@@ -791,7 +837,7 @@ def test_a_result_that_is_here_only_can_be_shared(machine, tmp_path):
     assert second.made == []
 
 
-def test_a_result_that_arrives_by_another_way_is_taken_once_and_whole(tmp_path):
+def test_a_result_that_arrives_by_another_way_is_taken_whole_and_is_unsigned(tmp_path):
     store = Store(tmp_path / "store")
     entry = Store(tmp_path / "other").make("verify", {"number": 1}, lambda folder: {"number": 1})
 
@@ -805,10 +851,13 @@ def test_a_result_that_arrives_by_another_way_is_taken_once_and_whole(tmp_path):
         store.receive(key(), fail)
     assert store.keys() == frozenset()
     store.receive(key(), unpack)
-    store.receive(key(), fail)  # it is here
+    with pytest.raises(RuntimeError, match="boom"):
+        store.receive(key(), fail)
     found = store.find_intact(key())
     assert found
     assert found.record == {"number": 1}
+    assert not Store(tmp_path / "store", signed=True).find(key())
+    assert store.find(key())  # it is refused, and not dropped
 
 
 # --- S3 -------------------------------------------------------------------------------------------------------------
@@ -889,3 +938,14 @@ def test_a_bucket_that_there_is_not_is_told_once(machine, bucket):
     assert first.made == [1, 2]
     assert len(first.said) == 1
     assert "there is no such file, folder or bucket; going on without it" in first.said[0]
+
+
+@pytest.mark.scale
+@pytest.mark.parametrize("content", [b"", b"gpu-7 0123 5" + bytes(10000)])
+def test_a_lease_over_s3_that_no_build_wrote_expires(machine, bucket, content):
+    bucket.pipe_file(f"team/cache/v1/leases/{key()}", content)
+    first = machine("first", "s3://team/cache", options={"period": 0.5})
+    first.make()
+    assert first.made == [1]
+    assert [message for message in first.said if "without it" in message] == []
+    assert first.store.remote.holds(key())
