@@ -161,6 +161,16 @@ def plan(path: Path, driver: Store) -> Planner:
     return planner
 
 
+def test_for_what_is_built_already_the_remote_cache_is_not_asked(pruned, tmp_path):
+    path, driver, _ = pruned
+    planner = Planner(
+        output=tmp_path / "artifacts", results=driver, remote=driver.remote, compile_only=True, reporter=SILENT
+    )
+    planner.begin([load(path)])
+    assert not planner.plans
+    assert not (tmp_path / "remote").exists()
+
+
 def test_what_is_damaged_here_is_planned_to_be_made(pruned):
     path, driver, key = pruned
     with open(driver.folder(key) / "files" / "model.safetensors", "r+b") as file:
