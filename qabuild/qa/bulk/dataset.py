@@ -18,8 +18,8 @@ from qabuild.qa.answer_formats import AnswersFormat
 from qabuild.qa.bulk import run_manifest
 from qabuild.qa.bulk.engine import Engine, ThisProcess
 from qabuild.qa.bulk.file import identity
-from qabuild.qa.bulk.part_writer import PartWriter, UnusableQuestions
-from qabuild.qa.bulk.parts import Part, cut, explained, measure
+from qabuild.qa.bulk.part_writer import PARTS, PartWriter, UnusableQuestions
+from qabuild.qa.bulk.parts import Part, cut, explained, measure, name_of
 from qabuild.qa.bulk.run_manifest import Run, RunManifest
 from qabuild.qa.bulk.tally import Summary, Tally
 from qabuild.qa.data import question_files
@@ -102,6 +102,14 @@ def _format(questions: QuestionFiles, asked: AnswersFormat | None) -> AnswersFor
     return asked or _FORMATS.get(questions.format, "parquet")
 
 
+def _written(form: AnswersFormat) -> Iterator[str]:
+    """Names of what a run writes; of so many parts that a glob which matches any matches one of them."""
+    yield run_manifest.NAME
+    for part in map(name_of, range(1000)):
+        yield f"{part}.{form}"
+        yield f"{PARTS}/{part}.json"
+
+
 def _make_parts(parts: Sequence[Part], writer: PartWriter, engine: Engine, reporter: Reporter) -> Summary:
     tallies: dict[str, Tally] = {}
     unusable: dict[str, UnusableQuestions] = {}
@@ -167,10 +175,7 @@ def require_dataset(
         if folder.local.exists() and not folder.local.is_dir():
             raise BadTarget(f"{target}: is a file", "name a folder for the answers")
         files.require_writable(folder.local, "the folder", "make it writable, or name another for the answers")
-    form = _format(found, answers_format)
-    parts = (f"part-{number:05d}" for number in range(1000))  # enough to tell whether a glob matches some
-    written = [run_manifest.NAME, *(name for part in parts for name in (f"{part}.{form}", f"_parts/{part}.json"))]
     beside = any(found.root.child(name).parent().path == folder.path for name in found.states)
-    if beside or found.would_hold(folder, written):
+    if beside or found.would_hold(folder, _written(_format(found, answers_format))):
         raise BadTarget(f"{target}: lies in the folder of the questions, as which it would be read", "name another one")
     return found, folder

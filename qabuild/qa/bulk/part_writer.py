@@ -25,7 +25,8 @@ from qabuild.system.frozen import Frozen
 from qabuild.system.reporter import Advance, Reporter
 from qabuild.system.storage import FileState, Location
 
-_PARTS = "_parts"
+PARTS = "_parts"
+"""The folder of the parts' records."""
 
 
 class UnusableQuestions(UntrustedInput):
@@ -167,7 +168,7 @@ class PartWriter:
         return record if (record.run, record.questions) == mine else None
 
     def _record_place(self, part: Part) -> Location:
-        return self.folder.child(_PARTS).child(f"{part.name}.json")
+        return self.folder.child(PARTS).child(f"{part.name}.json")
 
 
 def _content_state(place: Location) -> FileState | None:

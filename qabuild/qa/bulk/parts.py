@@ -31,9 +31,14 @@ class Part(Frozen):
 def cut(lengths: Mapping[str, int | None], part_rows: int) -> tuple[Part, ...]:
     """The parts of files with that many rows, in order; None for a file that is not cut."""
     return tuple(
-        Part(name=f"part-{number:05d}", file=file, first=first, rows=count)
+        Part(name=name_of(number), file=file, first=first, rows=count)
         for number, (file, first, count) in enumerate(_pieces(lengths, part_rows))
     )
+
+
+def name_of(number: int) -> str:
+    """The name of a part, counted from 0."""
+    return f"part-{number:05d}"
 
 
 def _pieces(lengths: Mapping[str, int | None], part_rows: int) -> Iterator[tuple[str, int, int | None]]:

@@ -35,8 +35,10 @@ class QuestionFiles:
         """Whether a file of one of these names in `folder` would belong to them."""
         if not self.root.contains(folder):
             return False
-        if self.pattern is None or "**" in self.pattern:
-            return self.is_folder or self.pattern is not None
+        if self.pattern is None:
+            return self.is_folder
+        if "**" in self.pattern:
+            return True
         from fsspec.utils import glob_translate
 
         matches = re.compile(glob_translate(self.pattern)).match
