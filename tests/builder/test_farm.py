@@ -26,7 +26,7 @@ from qabuild.builder.farm.planner import Planner
 from qabuild.builder.farm.worker import StepWork, View, inputs_from_scratch, make, packed, receive, view
 from qabuild.builder.preview import preview
 from qabuild.builder.steps.reference import Reference
-from qabuild.builder.store.local import Store, _document
+from qabuild.builder.store.local import Store, document_of
 from qabuild.builder.store.remote import EVIDENCE, Remote
 from qabuild.cli import cli
 from qabuild.errors import BadTarget, MissingEnvironment, QABuildError
@@ -152,10 +152,10 @@ def pruned(tmp_path: Path) -> tuple[Path, Store, str]:
     return path, driver, str(built.plan.step("prune").key)
 
 
-def plan(path: Path, driver: Store) -> Planner:
+def plan(path: Path, driver: Store, output: str = "other") -> Planner:
     """The planner of a farm that is to build the target."""
     planner = Planner(
-        output=path.parent / "other", results=driver, remote=driver.remote, compile_only=True, reporter=SILENT
+        output=path.parent / output, results=driver, remote=driver.remote, compile_only=True, reporter=SILENT
     )
     planner.begin([load(path)])
     return planner
@@ -163,10 +163,8 @@ def plan(path: Path, driver: Store) -> Planner:
 
 def test_for_what_is_built_already_the_remote_cache_is_not_asked(pruned, tmp_path):
     path, driver, _ = pruned
-    planner = Planner(
-        output=tmp_path / "artifacts", results=driver, remote=driver.remote, compile_only=True, reporter=SILENT
-    )
-    planner.begin([load(path)])
+    planner = plan(path, driver, "artifacts")
+    assert not planner.errors
     assert not planner.plans
     assert not (tmp_path / "remote").exists()
 
@@ -218,7 +216,7 @@ def put_other_weights(store: Store, key: str) -> None:
     path.unlink()  # it may be a hard link
     path.write_bytes(content)
     entry = replace(store.find(key), files=measure_files(path.parent))
-    (path.parents[1] / "entry.json").write_text(_document(entry))
+    (path.parents[1] / "entry.json").write_text(document_of(entry))
 
 
 def test_a_result_that_arrives_damaged_is_an_error(reference, tmp_path):

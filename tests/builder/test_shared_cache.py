@@ -21,7 +21,7 @@ from qabuild.builder.preview import preview
 from qabuild.builder.steps import STEPS
 from qabuild.builder.steps import verify as measured
 from qabuild.builder.store import archive
-from qabuild.builder.store.local import Store, _document, entry_of
+from qabuild.builder.store.local import Store, document_of, entry_of
 from qabuild.target.read import load
 
 TARGET = """\
@@ -208,7 +208,7 @@ def test_what_is_no_checkpoint_is_made_anew(tmp_path, monkeypatch):
 def put_forged(folder: Path, results: Path) -> None:
     """Put a result whose files were changed into the unsigned remote cache, with an entry that fits them."""
     entry = entry_of(json.loads((folder / "entry.json").read_text()), folder / "files")
-    (folder / "entry.json").write_text(_document(replace(entry, files=measure_files(folder / "files"))))
+    (folder / "entry.json").write_text(document_of(replace(entry, files=measure_files(folder / "files"))))
     with open(results / f"{folder.name}.tar", "wb") as file:
         archive.write(folder, file, None)
 

@@ -214,7 +214,7 @@ class Store:
                 seconds=round(time.monotonic() - started, 3),
                 record=record,
             )
-            (stage / ENTRY).write_text(_document(entry), encoding="utf-8")
+            (stage / ENTRY).write_text(document_of(entry), encoding="utf-8")
             if is_unsigned:
                 (stage / UNSIGNED).touch()
             self._promote(stage, key)
@@ -301,7 +301,7 @@ class Store:
         )
 
 
-def _document(entry: Entry) -> str:
+def document_of(entry: Entry) -> str:
     """What entry.json holds: all of the entry but its folder, and a sum over that, so that damage is noticed."""
     fields = {name: value for name, value in asdict(entry).items() if name != "directory"}
     document = json.loads(json.dumps(fields))  # as it will be read: the sum must not know a tuple from a list

@@ -206,12 +206,14 @@ def _damage_explained(url: str | None, local: Path | None = None) -> Iterator[No
     try:
         yield
     except (ValueError, LookupError, TypeError, AssertionError) as error:
-        if url and not url.startswith(JOURNAL):
+        cause = f"({type(error).__name__}: {error})"
+        if url is None:
+            raise UntrustedInput(f"{local}: is damaged {cause}", "remove it: the search begins anew") from error
+        if not url.startswith(JOURNAL):
             raise
-        shared = f"distill.search.storage: {(url or '').removeprefix(JOURNAL)}: is damaged, or no study of Optuna"
         raise UntrustedInput(
-            f"{shared if url else f'{local}: is damaged'} ({type(error).__name__}: {error})",
-            "name another file, or restore this one" if url else "remove it: the search begins anew",
+            f"distill.search.storage: {url.removeprefix(JOURNAL)}: is damaged, or no study of Optuna {cause}",
+            "name another file, or restore this one",
         ) from error
 
 
